@@ -1,0 +1,292 @@
+"""Every knob, on one page without torch.
+
+A field is a flag of the command line, a key of a YAML file and a keyword of the Python functions, under one name;
+its docstring is its help text and its value here is its only default. The groups are what `--help` shows.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What to learn from."""
+
+    dataset: str
+    """Pictures with captions: a folder, a JSONL/CSV/parquet file, a saved `datasets` folder, or a hub id[:split]."""
+
+    dataset_dir: str | None = None
+    """Folder that the file names in a JSONL dataset are relative to (default: the folder of the file)."""
+
+    val_dataset: str | None = None
+    """What to measure on: a dataset like `--dataset`, or a fraction of it such as 0.1 (default: nothing)."""
+
+    image_column: str | None = None
+    """Column of a hub or saved dataset that holds the pictures (default: found by its type)."""
+
+    text_column: str | None = None
+    """Column of a hub or saved dataset that holds the captions (default: `text` or `caption`)."""
+
+    recursive: bool = False
+    """Look for pictures in the folders below, too."""
+
+    caption_extension: str = ".txt"
+    """Extension of the caption beside each picture; `.caption` is tried next."""
+
+    missing: Literal["error", "skip"] = "error"
+    """What to do about pictures that cannot be read or have no caption: stop before training, or leave them out."""
+
+    task: str = "<MORE_DETAILED_CAPTION>"
+    """What the model is asked about each picture: a task by name, or any words (also `--prompt`)."""
+
+    num_workers: int = 0
+    """Processes that read pictures ahead of the model; 0 reads them in the main process."""
+
+
+@dataclass(frozen=True)
+class CaptionSettings:
+    """How captions are varied from epoch to epoch."""
+
+    shuffle_captions: bool = False
+    """Shuffle the comma-separated parts of each caption."""
+
+    frozen_parts: int = 0
+    """Parts at the front of each caption that are neither shuffled nor dropped."""
+
+    caption_dropout: float = 0.0
+    """Probability with which each part of a caption is left out."""
+
+    captions: tuple[str, ...] = ()
+    """More of kohya's caption options, as key=value (`keep_tokens_separator`, `enable_wildcard`, ...)."""
+
+    max_length: int | None = None
+    """Tokens of a caption that are learnt; longer ones are cut (default: as many as the model has positions for)."""
+
+    preview: int = 0
+    """Print what this many pictures' targets look like over three epochs, then stop."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model, and where it runs."""
+
+    model_id: str = "microsoft/Florence-2-base-ft"
+    """Hub id or folder, in Microsoft's layout or transformers', or `demo` for the bundled small model."""
+
+    revision: str | None = None
+    """Branch, tag or commit of the hub repository."""
+
+    offline: bool = False
+    """Use only files that are on this machine."""
+
+    device: str | None = None
+    """`cuda`, `cuda:1`, `mps` or `cpu` (default: the best there is)."""
+
+    dtype: DType = "auto"
+    """Arithmetic: bfloat16 where the device has it, else float16 on a GPU and float32 on a CPU."""
+
+    freeze: Literal["none", "vision", "language"] = "none"
+    """Leave the picture half or the language half of the model as it is."""
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What is trained."""
+
+    rank: int = 4
+    """LoRA rank; 0 trains all weights."""
+
+    alpha: float = 4
+    """LoRA scaling: updates are multiplied by alpha / rank."""
+
+    dropout: float = 0.25
+    """Dropout in front of each LoRA layer."""
+
+    target_modules: tuple[str, ...] = ("qkv", "proj", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
+    """Layers that get LoRA: names, one regular expression, `all-linear`, `vision` or `language`."""
+
+    lora: tuple[str, ...] = ()
+    """More of peft's `LoraConfig`, as key=value (`use_rslora=true`, `use_dora=true`, `init_lora_weights=pissa`, ...)."""
+
+
+@dataclass(frozen=True)
+class LearningSettings:
+    """How it learns."""
+
+    epochs: float = 5
+    """Passes over the dataset."""
+
+    batch_size: int = 1
+    """Pictures per step and device."""
+
+    gradient_accumulation_steps: int = 1
+    """Batches added up into one step."""
+
+    learning_rate: float = 1e-4
+    """Highest learning rate."""
+
+    optim: str = "adamw_torch"
+    """An optimizer of transformers by name, or a class as `package.Class`."""
+
+    optimizer_args: tuple[str, ...] = ()
+    """Arguments of the optimizer, as key=value."""
+
+    scheduler: str = "cosine"
+    """A learning rate schedule of transformers by name, or `onecycle`."""
+
+    lora_plus_ratio: float | None = None
+    """LoRA+: how much faster the B matrices learn than the A matrices, such as 16."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    seed: int = 42
+    """Seed of everything random."""
+
+
+@dataclass(frozen=True)
+class SavingSettings:
+    """What is kept, and shown."""
+
+    output_dir: str
+    """Folder for the adapter, its checkpoints and its records."""
+
+    save_every_n_epochs: int | None = None
+    """Write a checkpoint every so many epochs (default: every epoch, unless steps are given)."""
+
+    save_every_n_steps: int | None = None
+    """Write a checkpoint every so many steps."""
+
+    sample_every_n_epochs: int | None = None
+    """Caption the same few pictures every so many epochs, to watch the model learn."""
+
+    sample_every_n_steps: int | None = None
+    """Caption the same few pictures every so many steps."""
+
+    resume: str = "never"
+    """`auto` goes on from the newest checkpoint in `--output_dir`, if any; or the folder of a checkpoint."""
+
+    log_with: str = "none"
+    """`wandb`, `tensorboard`, `all`, `none`, or another integration of transformers by name."""
+
+    trainer: tuple[str, ...] = ()
+    """Anything else of transformers' `Seq2SeqTrainingArguments`, as key=value (`warmup_steps=10`, ...)."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Fine-tune Florence-2 on your pictures: samples in, an adapter out."""
+
+    data: DataSettings
+    saving: SavingSettings
+    model: ModelSettings = field(default_factory=ModelSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    learning: LearningSettings = field(default_factory=LearningSettings)
+    captions: CaptionSettings = field(default_factory=CaptionSettings)
+
+
+@dataclass(frozen=True)
+class InputSettings:
+    """What is asked, of which pictures."""
+
+    input_path: str
+    """A picture, a folder, a pattern such as `'photos/*.jpg'`, or a JSONL list."""
+
+    task: str | None = None
+    """A task by name, or any words (also `--prompt`; default: what the model was fine-tuned with, else <CAPTION>)."""
+
+    input: str = ""
+    """What the task is asked about: words, or a region as location tokens."""
+
+    recursive: bool = False
+    """Look for pictures in the folders below, too."""
+
+    exact_pixels: bool = False
+    """Decode JPEGs in full before they are made small: slower, and equal to transformers' pixels to the bit."""
+
+    num_workers: int = 2
+    """Threads that read pictures ahead of the model."""
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """Where the answers go."""
+
+    output_path: str = "captions.jsonl"
+    """JSON lines, one for each picture; a run that was interrupted goes on where it stopped."""
+
+    sidecar: str | None = None
+    """Also write each caption beside its picture, with this extension, such as .txt."""
+
+    existing: Literal["skip", "overwrite", "append", "prepend"] = "skip"
+    """What to do about a picture that has a sidecar already."""
+
+    prefix: str = ""
+    """Text put in front of every caption."""
+
+    suffix: str = ""
+    """Text put behind every caption."""
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How an answer is chosen, token by token."""
+
+    max_length: int = 256
+    """Tokens of a caption, at most."""
+
+    num_beams: int = 1
+    """Beams of the search; 1 takes the likeliest token each time."""
+
+    do_sample: bool = False
+    """Draw each token by its probability instead of taking the likeliest."""
+
+    temperature: float = 1.0
+    """Sampling: below 1 keeps closer to the likeliest words, above 1 strays."""
+
+    top_p: float = 1.0
+    """Sampling: draw from the likeliest tokens that make up this much probability."""
+
+    top_k: int = 0
+    """Sampling: draw from this many likeliest tokens; 0 is all of them."""
+
+    no_repeat_ngram_size: int | None = None
+    """Never repeat this many tokens in a row (default: as the checkpoint says for captions, 0 for anything else)."""
+
+    seed: int = 0
+    """Seed of the sampling; each picture draws from its own stream."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How fast it runs, and on what."""
+
+    batch_size: int = 1
+    """Pictures answered at a time."""
+
+    device: str | None = None
+    """`cuda`, `cuda:1`, `mps` or `cpu` (default: the best there is)."""
+
+    dtype: DType = "auto"
+    """Arithmetic: bfloat16 where the device has it, else float16 on a GPU and float32 on a CPU."""
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """Answer a task about every picture: pictures in, `captions.jsonl` out."""
+
+    model_path: str
+    """Fine-tuned model: the `--output_dir` of a training, a checkpoint, an adapter, a hub id, or `demo`."""
+
+    pictures: InputSettings
+    output: OutputSettings = field(default_factory=OutputSettings)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+
+    revision: str | None = None
+    """Branch, tag or commit of the hub repository."""
+
+    offline: bool = False
+    """Use only files that are on this machine."""
