@@ -38,7 +38,7 @@ class DataSettings:
     missing: Literal["error", "skip"] = "error"
     """What to do about pictures that cannot be read or have no caption: stop before training, or leave them out."""
 
-    task: str = "<MORE_DETAILED_CAPTION>"
+    task: str = "more_detailed_caption"
     """What the model is asked about each picture: a task by name, or any words (also `--prompt`)."""
 
     num_workers: int = 0
@@ -108,7 +108,7 @@ class LoraSettings:
     """Layers that get LoRA: names, one regular expression, `all-linear`, `vision` or `language`."""
 
     lora: tuple[str, ...] = ()
-    """More of peft's `LoraConfig`, as key=value (`use_rslora=true`, `use_dora=true`, `init_lora_weights=pissa`, ...)."""
+    """More of peft's `LoraConfig`, as key=value (`use_rslora=true`, `init_lora_weights=pissa`, ...)."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class InputSettings:
     """A picture, a folder, a pattern such as `'photos/*.jpg'`, or a JSONL list."""
 
     task: str | None = None
-    """A task by name, or any words (also `--prompt`; default: what the model was fine-tuned with, else <CAPTION>)."""
+    """A task by name, or any words (also `--prompt`; default: what the model was fine-tuned with, else caption)."""
 
     input: str = ""
     """What the task is asked about: words, or a region as location tokens."""

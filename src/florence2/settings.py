@@ -1,4 +1,4 @@
-"""Settings by name: from a YAML file or keywords to the dataclasses of `config`, and back.
+"""Settings by name: from keywords or a YAML file to the dataclasses of `config`, and back.
 
 Knows no setting; it reads the dataclasses' fields. A name is flat (`rank`, not `lora.rank`), as on the command line.
 """
@@ -15,37 +15,55 @@ Settings = TypeVar("Settings")
 
 
 def build(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """Make settings from flat names, such as the keys of a YAML file; unknown names are refused by name."""
+    """Make settings from flat names; unknown and missing names are refused by name."""
     known = names(cls)
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise UserError(
-                f"`{name}` is not a setting of {cls.__name__}",
-                f"did you mean `{near[0]}`?" if near else f"the settings are {', '.join(sorted(known))}",
-            )
-    return _fill(cls, values)
+            raise UserError(f"`{name}` is not a setting of {cls.__name__}", near(name, known))
+    return typing.cast(Settings, _fill(cls, values))
+
+
+def flat(settings: Any) -> dict[str, Any]:
+    """List all settings under their flat names: the inverse of `build`."""
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(settings):
+        value = getattr(settings, item.name)
+        values |= flat(value) if dataclasses.is_dataclass(value) else {item.name: value}
+    return values
 
 
 def names(cls: type) -> list[str]:
     """List the flat names of all settings of a class."""
-    flat = []
-    for item in dataclasses.fields(cls):
-        inner = typing.get_type_hints(cls)[item.name]
-        flat += names(inner) if dataclasses.is_dataclass(inner) else [item.name]
-    return flat
+    found: list[str] = []
+    for name, hint in typing.get_type_hints(cls).items():
+        found += names(hint) if dataclasses.is_dataclass(hint) else [name]
+    return found
 
 
-def _fill(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
+def near(name: str, known: list[str]) -> str:
+    """Word a hint that names the closest of the known names, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"there are {', '.join(sorted(known))}"
+
+
+def pairs(flag: str, given: tuple[str, ...]) -> dict[str, str]:
+    """Read the `key=value` words of a flag."""
+    for word in given:
+        if "=" not in word:
+            raise UserError(f"`{flag} {word}` is not of the form key=value", f"write `{flag} {word}=...`")
+    return dict(word.split("=", 1) for word in given)
+
+
+def _fill(cls: type, values: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(cls)
-    given = {}
-    for item in dataclasses.fields(cls):  # type: ignore[arg-type]
-        inner = hints[item.name]
-        if dataclasses.is_dataclass(inner):
-            given[item.name] = _fill(inner, values)
+    given: dict[str, Any] = {}
+    for item in dataclasses.fields(cls):
+        hint = hints[item.name]
+        if dataclasses.is_dataclass(hint):
+            given[item.name] = _fill(typing.cast(type, hint), values)
         elif item.name in values:
             value = values[item.name]
             given[item.name] = tuple(value) if isinstance(value, list) else value
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise UserError(f"`{item.name}` is missing", f"pass {item.name}=...")
+            raise UserError(f"`{item.name}` is missing", f"pass `{item.name}`")
     return cls(**given)
