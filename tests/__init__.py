@@ -1,0 +1,1 @@
+"""The tests mirror the tree of the package; `tests.tiny` makes the model they share."""
