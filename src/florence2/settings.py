@@ -32,7 +32,7 @@ def flat(settings: Any) -> dict[str, Any]:
     return values
 
 
-def names(cls: type) -> list[str]:
+def names(cls: Any) -> list[str]:
     """List the flat names of all settings of a class."""
     found: list[str] = []
     for name, hint in typing.get_type_hints(cls).items():

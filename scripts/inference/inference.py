@@ -1,0 +1,9 @@
+"""Caption pictures with a fine-tuned Florence-2: the published command, handed to `florence2 predict`."""
+
+import sys
+
+from florence2.cli import main
+from florence2.published import PREDICT
+
+if __name__ == "__main__":
+    sys.exit(main(["predict", *sys.argv[1:]], published=PREDICT, prog="inference.py"))
