@@ -1,0 +1,173 @@
+"""Picture to pixels, prompt to ids, ids to text: the only place where any of it happens, training and prediction alike.
+
+The settings are those of a `Florence2Processor`; the numbers equal its own. Knows nothing of files.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+
+from florence2.errors import UserError
+from florence2.model.tasks import Task
+
+IGNORED_LABEL = -100  # what padding in labels is marked with
+
+
+@dataclass(frozen=True, eq=False)
+class Processing:
+    """How one checkpoint wants its pictures and words.
+
+    `size` is (height, width) in pixels. Pictures are stretched to it, never cropped; then each byte is multiplied by
+    `rescale`, `mean` is taken away and the rest divided by `std`.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rescale: float
+    resample: Image.Resampling
+    num_image_tokens: int
+    image_token_id: int
+    tokenizer: Any
+
+    @classmethod
+    def of(cls, processor: Any) -> "Processing":
+        """Read the settings of a `Florence2Processor`; refuse those that would need other steps than ours."""
+        images, tokenizer = processor.image_processor, processor.tokenizer
+        _refuse_other_steps(images)
+        return cls(
+            size=_height_and_width(images.size),
+            mean=_three(images.image_mean),
+            std=_three(images.image_std),
+            rescale=float(images.rescale_factor),
+            resample=_filter(images.resample),
+            num_image_tokens=int(processor.num_image_tokens),
+            image_token_id=int(processor.image_token_id),
+            tokenizer=tokenizer,
+        )
+
+    @property
+    def at_least(self) -> tuple[int, int]:
+        """(width, height) below which decoding a picture at a reduced scale would lose detail."""
+        return self.size[1], self.size[0]
+
+    def resize(self, image: Image.Image) -> np.ndarray:
+        """Stretch an RGB picture to the model's size: uint8, height x width x 3."""
+        height, width = self.size
+        return np.array(image.convert("RGB").resize((width, height), resample=self.resample))
+
+    def normalize(self, pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Turn bytes (HWC or BHWC) into the model's float32 (CHW or BCHW), on the device where they lie.
+
+        The memory stays laid out channels-last, as it came.
+        """
+        levels = torch.as_tensor(pixels)
+        scale = torch.tensor([self.rescale / std for std in self.std], device=levels.device)
+        shift = torch.tensor([-mean / std for mean, std in zip(self.mean, self.std, strict=True)], device=levels.device)
+        return (levels.float() * scale + shift).movedim(-1, -3)
+
+    def prompt_ids(self, task: Task, input: str = "", max_length: int | None = None) -> list[int]:  # noqa: A002
+        """Give the encoder's ids: the picture's places, then `<s> sentence </s>`.
+
+        A prompt beyond `max_length` ids, places included, is an error: cut short it would ask something else.
+        """
+        sentence = task.wording(input)
+        self._refuse_layout_tokens(sentence)
+        ids = [self.image_token_id] * self.num_image_tokens + self._ids(sentence)
+        if max_length is not None and len(ids) > max_length:
+            room = max_length - self.num_image_tokens - 2
+            raise UserError(
+                f"the prompt has {len(ids) - self.num_image_tokens - 2} tokens, the model takes {room}",
+                f"shorten the prompt that begins with `{sentence[:40]}`",
+            )
+        return ids
+
+    def target_ids(self, text: str, max_length: int | None = None) -> list[int]:
+        """Give the ids that the model shall learn to say: `<s> text </s>`, cut to `max_length` with `</s>` kept."""
+        return self.target(text, max_length)[0]
+
+    def target(self, text: str, max_length: int | None = None) -> tuple[list[int], bool]:
+        """Give `target_ids`, and whether the text had to be cut."""
+        ids = self._ids(self._without_layout_tokens(text))
+        if max_length is None or len(ids) <= max_length:
+            return ids, False
+        return [*ids[: max_length - 1], ids[-1]], True
+
+    def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
+        """Read ids as text; layout tokens (`<s>`, `</s>`, `<pad>`, picture places) go, location tokens stay."""
+        numbers = ids.tolist() if isinstance(ids, torch.Tensor) else ids
+        layout = {self.image_token_id, IGNORED_LABEL, *self._layout_ids()}
+        kept = [number for number in numbers if number not in layout]
+        text = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return cast(str, text).strip()
+
+    def _ids(self, text: str) -> list[int]:
+        whole = f"{self.tokenizer.bos_token}{text}{self.tokenizer.eos_token}"
+        return cast("list[int]", self.tokenizer(whole, add_special_tokens=False)["input_ids"])
+
+    def _layout_ids(self) -> tuple[int, int, int]:
+        return self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+
+    def _layout_tokens(self) -> list[str]:
+        ids = [*self._layout_ids(), self.image_token_id]
+        return cast("list[str]", self.tokenizer.convert_ids_to_tokens(ids))
+
+    def _refuse_layout_tokens(self, sentence: str) -> None:
+        for token in self._layout_tokens():
+            if token in sentence:
+                raise UserError(f"the prompt holds `{token}`, which the model reads as layout", "leave it out")
+
+    def _without_layout_tokens(self, text: str) -> str:
+        # Captions pasted from raw output of a model often end in </s><pad><pad>.
+        for token in self._layout_tokens():
+            text = text.replace(token, "")
+        return text.strip()
+
+
+def max_target_tokens(model_config: Any) -> int:
+    """Give the most ids a target may have, `<s>` and `</s>` included: the decoder has so many positions."""
+    return int(model_config.text_config.max_position_embeddings)
+
+
+def _refuse_other_steps(images: Any) -> None:
+    wanted = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": False, "do_pad": False}
+    for name, value in wanted.items():
+        if bool(getattr(images, name, value)) != value:
+            raise UserError(
+                f"the processor says `{name}: {str(not value).lower()}`, which Florence-2 was not trained with",
+                f"set `{name}` to {str(value).lower()} in preprocessor_config.json or processor_config.json",
+            )
+
+
+def _height_and_width(size: Any) -> tuple[int, int]:
+    height, width = size.get("height"), size.get("width")
+    if not height or not width:
+        raise UserError(
+            f"the processor's picture size is `{dict(size)}`, not a height and a width",
+            "set `size` to for example {'height': 768, 'width': 768} in preprocessor_config.json",
+        )
+    if height != width:
+        raise UserError(f"the processor's picture size is {height} x {width}", "Florence-2 takes square pictures only")
+    return int(height), int(width)
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    one, two, three = (float(value) for value in values)
+    return one, two, three
+
+
+def _filter(resample: Any) -> Image.Resampling:
+    # Pillow's number, or torchvision's name of the same filter.
+    named = getattr(resample, "value", resample)
+    if isinstance(named, str):
+        named = getattr(Image.Resampling, named.upper(), None)
+    try:
+        return Image.Resampling(named)
+    except ValueError:
+        raise UserError(
+            f"the processor's `resample: {resample}` is no filter of Pillow", "set it to 3, bicubic"
+        ) from None

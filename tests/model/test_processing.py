@@ -1,0 +1,196 @@
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.tiny import tiny_model, tiny_processor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from florence2.errors import UserError
+from florence2.model.processing import Processing, max_target_tokens
+from florence2.model.tasks import TASKS, Takes, find_task
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+@pytest.fixture(scope="module")
+def processing(processor):
+    return Processing.of(processor)
+
+
+def with_images(processor, **settings):
+    processor = pickle.loads(pickle.dumps(processor))
+    for name, value in settings.items():
+        setattr(processor.image_processor, name, value)
+    return processor
+
+
+def noise(width: int, height: int) -> Image.Image:
+    rows = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(rows)
+
+
+SIZES = [(1, 1), (3, 3), (1, 50), (500, 3), (64, 64), (65, 63), (640, 480), (37, 911), (1024, 768)]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "pixels"),
+    [(*size, 96) for size in SIZES] + [(1, 1, 768), (500, 3, 768), (97, 111, 768), (800, 600, 768)],
+)
+def test_pixels_equal_transformers_pil_processor(processor, width, height, pixels):
+    processor = with_images(processor, size={"height": pixels, "width": pixels})
+    ours = Processing.of(processor)
+    image = noise(width, height)
+    theirs = processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+    got = ours.normalize(ours.resize(image))
+    assert got.dtype == torch.float32
+    assert got.shape == (3, pixels, pixels)
+    torch.testing.assert_close(got, theirs, atol=1e-5, rtol=0)
+
+
+def test_pixels_with_microsofts_own_settings(processor):
+    settings = {
+        "do_convert_rgb": None,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "do_center_crop": False,
+        "image_seq_length": 577,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "resample": 3,
+        "size": {"height": 768, "width": 768},
+        "crop_size": {"height": 768, "width": 768},
+    }
+    processor = pickle.loads(pickle.dumps(processor))
+    processor.image_processor = CLIPImageProcessorPil(**settings)
+    ours = Processing.of(processor)
+    image = noise(320, 200)
+    theirs = processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(ours.normalize(ours.resize(image)), theirs, atol=1e-5, rtol=0)
+    assert ours.at_least == (768, 768)
+
+
+def test_other_settings_are_honoured(processor):
+    processor = with_images(
+        processor, resample=2, rescale_factor=1 / 127.5, image_mean=[0.5, 0.4, 0.3], image_std=[0.5, 0.6, 0.7]
+    )
+    ours = Processing.of(processor)
+    image = noise(90, 40)
+    theirs = processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(ours.normalize(ours.resize(image)), theirs, atol=1e-5, rtol=0)
+    assert ours.resample == Image.Resampling.BILINEAR
+
+
+def test_a_batch_is_normalized_like_its_pictures(processing):
+    pixels = [processing.resize(noise(20 + n, 30)) for n in range(3)]
+    batch = processing.normalize(torch.from_numpy(np.stack(pixels)))
+    assert batch.shape == (3, 3, 64, 64)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    for one, alone in zip(batch, pixels, strict=True):
+        assert torch.equal(one, processing.normalize(alone))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"do_center_crop": True}, "do_center_crop: true"),
+        ({"do_pad": True}, "do_pad: true"),
+        ({"do_resize": False}, "do_resize: false"),
+        ({"do_rescale": False}, "do_rescale: false"),
+        ({"do_normalize": False}, "do_normalize: false"),
+        ({"size": {"shortest_edge": 224}}, "shortest_edge"),
+        ({"size": {"height": 64, "width": 96}}, "64 x 96"),
+        ({"resample": 77}, "resample: 77"),
+    ],
+)
+def test_steps_we_do_not_do_are_refused(processor, settings, named):
+    with pytest.raises(UserError, match=named) as error:
+        Processing.of(with_images(processor, **settings))
+    assert error.value.hint
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_prompts_equal_transformers_processor(processor, processing, task):
+    words = {
+        Takes.NOTHING: "",
+        Takes.WORDS: " a red boat, and Straßen in 日本 ",
+        Takes.REGION: "<loc_1><loc_20><loc_300><loc_999>",
+    }
+    said = words[task.takes]
+    theirs = processor(images=noise(8, 8), text=task.token + said, return_tensors="pt")["input_ids"][0].tolist()
+    assert processing.prompt_ids(task, said) == theirs
+
+
+@pytest.mark.parametrize("text", ["a small red boat", "<VQA>how many?", "<GENERATE_TAGS>", "  spaced  ", "é ü 日本"])
+def test_free_prompts_equal_transformers_processor(processor, processing, text):
+    theirs = processor(images=noise(8, 8), text=text, return_tensors="pt")["input_ids"][0].tolist()
+    assert processing.prompt_ids(find_task(text)) == theirs
+
+
+def test_prompt_longer_than_the_encoder_is_an_error(processing):
+    task = find_task("open_vocabulary_detection")
+    ids = processing.prompt_ids(task, "boat " * 10)
+    assert processing.prompt_ids(task, "boat " * 10, max_length=len(ids)) == ids
+    with pytest.raises(UserError, match=r"the prompt has \d+ tokens, the model takes \d+") as error:
+        processing.prompt_ids(task, "boat " * 10, max_length=len(ids) - 1)
+    assert "Locate boat" in error.value.hint
+
+
+@pytest.mark.parametrize("token", ["<image>", "</s>", "<s>", "<pad>"])
+def test_layout_tokens_in_a_prompt_are_refused(processing, token):
+    with pytest.raises(UserError, match=f"the prompt holds `{token}`"):
+        processing.prompt_ids(find_task(f"what {token} is this"))
+
+
+@pytest.mark.parametrize(
+    "text", ["a red plate", "<loc_10><loc_20>car<loc_999>", "é ü 日本", "", "a<sep>b<poly>c</poly>"]
+)
+def test_targets_are_read_back(processing, text):
+    ids = processing.target_ids(text)
+    assert (ids[0], ids[-1]) == (0, 2)
+    assert processing.decode(ids) == text
+    assert processing.decode(torch.tensor([2, *ids, 1, 1])) == text
+    assert processing.decode([*ids, -100, processing.image_token_id]) == text
+
+
+def test_target_too_long_is_cut_before_the_end_token(processing):
+    whole, cut = processing.target("xyz" * 20)
+    assert not cut
+    assert processing.target("xyz" * 20, len(whole)) == (whole, False)
+    ids, cut = processing.target("xyz" * 20, 10)
+    assert cut
+    assert ids == [*whole[:9], 2]
+    assert processing.target_ids("xyz" * 20, 10) == ids
+
+
+def test_layout_tokens_in_a_caption_are_left_out(processing):
+    assert processing.target_ids("<s>a boat</s><pad><pad> ") == processing.target_ids("a boat")
+
+
+def test_decode_equals_transformers_processor(processor, processing):
+    ids = processing.target_ids("two cats<loc_1><loc_2><loc_3><loc_4>a dog , it 's<loc_5>")
+    theirs = processor.batch_decode([ids], skip_special_tokens=False)[0].replace("<s>", "").replace("</s>", "")
+    assert processing.decode(ids) == theirs
+
+
+def test_positions_are_read_from_the_config():
+    model, _ = tiny_model()
+    assert max_target_tokens(model.config) == 128
+
+
+def test_it_travels_to_worker_processes(processing):
+    copy = pickle.loads(pickle.dumps(processing))
+    image = noise(30, 20)
+    assert np.array_equal(copy.resize(image), processing.resize(image))
+    assert copy.target_ids("a boat") == processing.target_ids("a boat")
+
+
+def test_it_cannot_be_changed(processing):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        processing.size = (1, 1)
