@@ -5,6 +5,7 @@ Knows no setting; it reads the dataclasses' fields. A name is flat (`rank`, not 
 
 import dataclasses
 import difflib
+import json
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -52,6 +53,26 @@ def pairs(flag: str, given: tuple[str, ...]) -> dict[str, str]:
         if "=" not in word:
             raise UserError(f"`{flag} {word}` is not of the form key=value", f"write `{flag} {word}=...`")
     return dict(word.split("=", 1) for word in given)
+
+
+def options(flag: str, given: tuple[str, ...], known: list[str]) -> dict[str, Any]:
+    """Read the `key=value` words of a flag as Python values; unknown keys are refused by name."""
+    for name in (words := pairs(flag, given)):
+        if name not in known:
+            raise UserError(f"`{flag}` has no `{name}`", near(name, known))
+    return {name: value(word) for name, word in words.items()}
+
+
+def value(word: str) -> Any:
+    """Read a number, true, false, none, a list or a table in JSON; anything else is text."""
+    if word.lower() in (plain := {"true": True, "false": False, "none": None, "null": None}):
+        return plain[word.lower()]
+    for read in (int, float, json.loads):
+        try:
+            return read(word)
+        except ValueError:
+            continue
+    return word
 
 
 def _fill(cls: type, values: Mapping[str, Any]) -> Any:
