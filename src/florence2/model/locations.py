@@ -1,0 +1,199 @@
+"""Boxes, quads and polygons in pixels, to and from the text that Florence-2 speaks: both directions side by side.
+
+Pure Python: it knows no model, no tokenizer and no picture, only a picture's size. The grammar of the text is in
+`wire.py`. The values have the keys of transformers' `post_process_generation`:
+
+    answers            value, in pixels
+    text               str
+    boxes, phrases     {"bboxes": [[x1, y1, x2, y2]], "labels": [str]}
+    regions            the same, every label ""
+    quads              {"quad_boxes": [[x1, y1, ..., x4, y4]], "labels": [str]}
+    polygons           {"polygons": [[[x, y, x, y, ...], ...]], "labels": [""]}   an object is a list of polygons
+    boxes or polygons  {"bboxes", "bboxes_labels", "polygons", "polygons_labels"}
+
+`read(write(value))` is `value` to half a bin. What the text cannot say is lost: a label's outer white space and any
+special token in it, the labels of regions and polygons, an object without a whole point.
+
+Policy: `write` keeps the order it is given, and duplicates; `reading_order` and `shuffled` give another order.
+
+`read` never raises. On ASCII text it gives what transformers gives, except on purpose:
+
+1. Numbers are the exact middles of bins (floats); transformers cuts them down to whole pixels.
+2. Labels keep every script and inner line breaks; transformers drops non-ASCII letters, and what holds a line break.
+3. A label keeps its `<`; for transformers a label starts after its last `<` (but not in quads).
+4. Special tokens are never part of a label, nor of one that goes on behind them: `<od>cat` is `cat`.
+5. `<loc_1000>` and above, which only ordinary pieces can spell, read as 999; transformers goes past the picture's edge.
+6. Boxes or polygons is settled label by label, not once for the whole text.
+7. Phrases such as "it" and "the image" are kept unless `banned` names them; transformers' list is in its processor.
+8. `<pad>` is stripped from plain text too. A polygon without a whole point is dropped; transformers raises.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from random import Random
+from typing import Any
+
+from florence2.model.tasks import END, NUM_BINS, PAD, START, Answers, Task
+from florence2.model.wire import Placed, find_objects, write_bins, write_objects
+
+Value = str | Mapping[str, Any]
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+# The result keys of each kind: where its objects go, and their labels.
+_KEYS: dict[Answers, dict[str, str]] = {
+    Answers.TEXT: {},
+    Answers.BOXES: {"bboxes": "labels"},
+    Answers.PHRASES: {"bboxes": "labels"},
+    Answers.REGIONS: {"bboxes": "labels"},
+    Answers.QUADS: {"quad_boxes": "labels"},
+    Answers.POLYGONS: {"polygons": "labels"},
+    Answers.BOXES_OR_POLYGONS: {"bboxes": "bboxes_labels", "polygons": "polygons_labels"},
+}
+_UNLABELLED = (Answers.REGIONS, Answers.POLYGONS)
+
+
+def quantize(value: float, size: float) -> int:
+    """Return the bin, 0 to 999, that holds the pixel coordinate `value` of a side `size` pixels long."""
+    return min(max(math.floor(value * NUM_BINS / size), 0), NUM_BINS - 1)
+
+
+def dequantize(bin: int, size: float) -> float:  # noqa: A002  there is no better word
+    """Return the pixel coordinate of the middle of a bin."""
+    return (bin + 0.5) * size / NUM_BINS
+
+
+def write_region(box: Sequence[float], size: Size) -> str:
+    """Return a box (or any run of x, y pixels) as location tokens: the input of the region tasks."""
+    return write_bins(_to_bins(box, size))
+
+
+def _to_bins(points: Sequence[float], size: Size) -> tuple[int, ...]:
+    whole = points[: len(points) // 2 * 2]
+    return tuple(quantize(value, size[i % 2]) for i, value in enumerate(whole))
+
+
+def _to_pixels(bins: Sequence[int], size: Size) -> list[float]:
+    return [dequantize(bin, size[i % 2]) for i, bin in enumerate(bins)]  # noqa: A001
+
+
+def write(asked: Task | Answers, value: Value, size: Size) -> str:
+    """Return the text the model should say for `value`, whose coordinates are pixels of a picture of `size`."""
+    if isinstance(value, str):
+        return _plain(value)
+    answers = asked.answers if isinstance(asked, Task) else asked
+    return write_objects(answers, _to_objects(answers, value, size))
+
+
+def _to_objects(answers: Answers, value: Mapping[str, Any], size: Size) -> Iterator[Placed]:
+    for form, labels_key in _KEYS[answers].items():
+        places = value.get(form, ())
+        labels = [""] * len(places) if answers in _UNLABELLED else value.get(labels_key, value.get("labels", ()))
+        for place, label in zip(places, labels, strict=True):
+            runs = place if form == "polygons" else [place]
+            yield Placed(form, label, tuple(_to_bins(run, size) for run in runs))
+
+
+def read(asked: Task | Answers, text: str, size: Size, *, banned: Collection[str] = ()) -> Any:
+    """Return the value that a model's `text` stands for, in pixels of a picture of `size`: see the table above.
+
+    `banned` are phrases that grounding should leave out. Text that is no answer gives an empty value, never an error.
+    """
+    answers = asked.answers if isinstance(asked, Task) else asked
+    if answers is Answers.TEXT:
+        return _plain(text)
+    value: dict[str, list[Any]] = {key: [] for keys in _KEYS[answers].items() for key in keys}
+    for placed in find_objects(answers, text):
+        if answers is Answers.PHRASES and placed.label in banned:
+            continue
+        runs = [_to_pixels(run, size) for run in placed.bins]
+        value[placed.form].append(runs if placed.form == "polygons" else runs[0])
+        value[_KEYS[answers][placed.form]].append(placed.label)
+    return value
+
+
+def _plain(text: str) -> str:
+    while (shorter := text.replace(START, "").replace(END, "").replace(PAD, "")) != text:
+        text = shorter
+    return text.strip()
+
+
+def reading_order(value: Any) -> Any:
+    """Return the value with its objects in reading order: row by row from the top, each from left to right.
+
+    A row holds the objects whose middle is above the bottom of the row's highest. Boxes and polygons of one value are
+    put in order each among themselves.
+    """
+    return _rearranged(value, lambda places: _rows([_extent(place) for place in places]))
+
+
+def shuffled(value: Any, rng: Random) -> Any:
+    """Return the value with its objects in a random order."""
+    return _rearranged(value, lambda places: rng.sample(range(len(places)), len(places)))
+
+
+def cut(
+    asked: Task | Answers, value: Value, size: Size, max_tokens: int, count_tokens: Callable[[str], int]
+) -> tuple[Value, int]:
+    """Drop whole objects at the end until the written text has at most `max_tokens`, and tell how many were dropped.
+
+    Words are never cut, nor is the bare answer if even no object is too long for `max_tokens`.
+    """
+    if isinstance(value, str):
+        return value, 0
+    total = sum(len(places) for places, _ in _columns(value))
+
+    def length(kept: int) -> int:
+        return count_tokens(write(asked, _first(value, kept), size))
+
+    kept = max(bisect_right(range(total + 1), max_tokens, key=length) - 1, 0)
+    return _first(value, kept), total - kept
+
+
+def _columns(value: Mapping[str, Any]) -> Iterator[tuple[Sequence[Any], list[str]]]:
+    """Yield each list of objects with all the keys whose lists go along with it."""
+    for form in ("bboxes", "quad_boxes", "polygons"):
+        if form in value:
+            own = [f"{form}_labels", f"{form}_scores"]
+            beside = own if own[0] in value else ["labels", "scores"]
+            yield value[form], [form, *(key for key in beside if key in value)]
+
+
+def _rearranged(value: Any, order: Callable[[Sequence[Any]], Iterable[int]]) -> Any:
+    if isinstance(value, str):
+        return value
+    result = dict(value)
+    for places, keys in _columns(value):
+        indices = list(order(places))
+        result |= {key: [value[key][i] for i in indices] for key in keys}
+    return result
+
+
+def _first(value: Mapping[str, Any], kept: int) -> dict[str, Any]:
+    result = dict(value)
+    for places, keys in _columns(value):
+        result |= {key: list(value[key][:kept]) for key in keys}
+        kept = max(kept - len(places), 0)
+    return result
+
+
+def _extent(place: Sequence[Any]) -> tuple[float, float, float]:
+    """Return (left, top, bottom) of a box, a quad or a mask."""
+    runs = place if place and isinstance(place[0], Sequence) else [place]
+    xs = [x for run in runs for x in run[0::2]]
+    ys = [y for run in runs for y in run[1::2]]
+    return min(xs, default=0.0), min(ys, default=0.0), max(ys, default=0.0)
+
+
+def _rows(extents: Sequence[tuple[float, float, float]]) -> list[int]:
+    def middle(i: int) -> float:
+        return (extents[i][1] + extents[i][2]) / 2
+
+    rows: list[list[int]] = []
+    for i in sorted(range(len(extents)), key=lambda i: (extents[i][1], extents[i][0])):
+        if rows and middle(i) < extents[rows[-1][0]][2]:
+            rows[-1].append(i)
+        else:
+            rows.append([i])
+    return [i for row in rows for i in sorted(row, key=lambda i: extents[i][:2])]
