@@ -6,6 +6,7 @@ Knows nothing of folders, captions or the model's picture size.
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_SIDES = (5, 6, 7, 8)
+_PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as `warnings.filters` lists it
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
@@ -108,7 +110,7 @@ def _opened(source: PictureSource) -> Iterator[Image.Image]:
     if isinstance(source, Image.Image):
         yield source
         return
-    _let_large_pictures_pass()
+    _quiet_pillow()
     try:
         image = Image.open(_stream(source))
     except UnidentifiedImageError:
@@ -123,10 +125,11 @@ def _stream(source: Path | bytes) -> Path | io.BytesIO:
     return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
-@cache
-def _let_large_pictures_pass() -> None:
-    # Pillow warns at half of the size it refuses. A 108 megapixel photograph is no attack, and the refusal stays.
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+def _quiet_pillow() -> None:
+    # Pillow warns of damaged EXIF, which we do without, and of pictures at half of the size that it refuses: a
+    # 108 megapixel photograph is no attack. One lasting filter, since `catch_warnings` is not safe between threads.
+    if _PILLOW_WARNINGS not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_PILLOW_WARNINGS[3].pattern)
 
 
 @cache
@@ -156,7 +159,7 @@ def _one_line(source: PictureSource, name: str) -> Iterator[None]:
         raise PictureError(f"{named} may not be read", "check the file's permissions") from None
     except UnidentifiedImageError:
         raise PictureError(f"{named} is not a picture that can be read", _decoder_hint(named)) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise PictureError(f"{named} has more than {limit:,} pixels", "make it smaller first") from None
     except Exception as error:  # decoders raise anything at all on damaged files
