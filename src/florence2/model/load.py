@@ -1,0 +1,231 @@
+"""Load a Florence-2: a name or a folder goes in, a model in eval mode and its processor come out.
+
+Transformers' layout, Microsoft's, exported fine-tunes and adapters for any of them all end as the same two objects
+of transformers. It builds them; it does not know how files are found (`checkpoint.py`) or renamed (`legacy.py`).
+"""
+
+from collections.abc import Iterable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional
+from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor, GenerationConfig
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.roberta.tokenization_roberta import RobertaTokenizer
+
+from florence2.errors import UserError
+from florence2.model import checkpoint, legacy
+from florence2.model.tasks import SPECIAL_TOKENS
+
+IMAGE_TOKEN = "<image>"
+_LAYOUT_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", IMAGE_TOKEN)
+_IMAGE_KEYS = (
+    *("size", "resample", "do_resize", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+    "do_center_crop",
+)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    merge: bool = True,  # noqa: ARG001
+) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
+    """Load a model and its processor from a folder, a hub id, or `demo`, the small model in this package.
+
+    `dtype` is a torch type or its name; without one (or with "auto") it is float32 on a CPU, bfloat16 on a GPU that
+    has it, else float16. `device` is the best there is. Raises UserError for all that can be wrong with the files.
+    """
+    device = pick_device(device)
+    dtype = pick_dtype(dtype, device)
+    folder = checkpoint.find_folder(str(name_or_path), revision, offline)
+    return load_checkpoint(folder, str(name_or_path), dtype, device)
+
+
+def pick_device(device: torch.device | str | None = None) -> torch.device:
+    """Return the device asked for, or the best there is: cuda, then mps, then cpu."""
+    if device is None:
+        found = (name for name in ("cuda", "mps") if getattr(torch, name).is_available())
+        return torch.device(next(found, "cpu"))
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"device `{device}` cannot be used: {reason}", "give `cpu`, `cuda` or `mps`") from None
+    return device
+
+
+def pick_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """Return the floating type asked for, or the one that suits the device."""
+    if isinstance(dtype, str) and dtype != "auto":
+        name = dtype.removeprefix("torch.")
+        if name not in _DTYPES:
+            raise UserError(f"`{dtype}` is no floating type here", f"give one of {', '.join(_DTYPES)}, auto")
+        return _DTYPES[name]
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if device.type == "cpu":
+        return torch.float32
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float16
+
+
+def load_checkpoint(
+    folder: Path, name: str, dtype: torch.dtype, device: torch.device
+) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
+    """Load a whole checkpoint of either layout; `name` is what the model will say it was loaded from."""
+    raw = checkpoint.read_json(folder / checkpoint.CONFIG)
+    if raw.get("model_type") != "florence2":
+        raise UserError(f"`{name}` is a `{raw.get('model_type')}` model", "give a Florence-2")
+    is_legacy = (raw.get("vision_config") or {}).get("model_type") != "florence_vision"
+    options = legacy.config_to_native(raw) if is_legacy else raw
+    processor = build_processor(folder, options["vision_config"])
+    state = checkpoint.read_weights(folder)
+    state, tied = _separate_tied(legacy.to_native(state) if is_legacy else state, folder)
+    if is_legacy:
+        _add_image_row(state, processor)
+    config = _build_config(options, state, processor, tied)
+    config.name_or_path, config.dtype = name, dtype
+    model = _assemble(config, state, folder).to(device)
+    model.generation_config = _generation_config(folder, raw, config, processor, is_legacy)
+    return model, processor
+
+
+def _separate_tied(state: legacy.State, folder: Path) -> tuple[legacy.State, bool]:
+    """Keep each shared matrix once, and say whether the output layer is the embedding.
+
+    Fine-tunes exported by Microsoft's code hold an output layer that has moved away from the embedding: it stays.
+    """
+    state = dict(state)
+    copies = {name: state.pop(name) for name in (legacy.SHARED, *legacy.TIED, legacy.HEAD) if name in state}
+    if not copies:
+        raise _wrong_weights(folder, "missing", [legacy.SHARED])
+    shared = next(iter(copies.values()))
+    moved = [name for name, copy in copies.items() if not _equal(copy, shared)]
+    state[legacy.SHARED] = shared
+    if moved == [legacy.HEAD]:
+        state[legacy.HEAD] = copies[legacy.HEAD]
+    elif moved:
+        raise UserError(f"the weights in `{folder}` tie `{moved[0]}` to the embedding, but they differ")
+    return state, not moved
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() or (a.shape == b.shape and torch.equal(a, b.to(a.dtype)))
+
+
+def _add_image_row(state: legacy.State, processor: Florence2Processor) -> None:
+    """Give `<image>` a row of zeros where the original, which needs no such token, has none."""
+    rows, wanted = state[legacy.SHARED].shape[0], len(processor.tokenizer)
+    if rows == wanted - 1 == processor.image_token_id:
+        for name in (legacy.SHARED, legacy.HEAD):
+            if name in state:
+                state[name] = functional.pad(state[name], (0, 0, 0, 1))
+
+
+def _build_config(
+    options: Mapping[str, Any], state: legacy.State, processor: Florence2Processor, tied: bool
+) -> Florence2Config:
+    rows = state[legacy.SHARED].shape[0]
+    if rows < len(processor.tokenizer):
+        raise UserError(
+            f"the tokenizer has {len(processor.tokenizer)} tokens and the model {rows} rows for them",
+            "take both from the same checkpoint",
+        )
+    vision = {key: value for key, value in options["vision_config"].items() if key != "dtype"}
+    return Florence2Config(
+        vision_config=vision,
+        text_config=dict(options["text_config"]) | {"vocab_size": rows},
+        image_token_id=processor.image_token_id,
+        tie_word_embeddings=tied,
+    )
+
+
+def _assemble(config: Florence2Config, state: legacy.State, folder: Path) -> Florence2ForConditionalGeneration:
+    """Build the model without weights and hand it those of the checkpoint, all of them and no others."""
+    with torch.device("meta"):
+        model = Florence2ForConditionalGeneration(config)
+    expected = model.state_dict()
+    tied = {*legacy.TIED, *([legacy.HEAD] if config.tie_word_embeddings else [])}
+    if missing := expected.keys() - state.keys() - tied:
+        raise _wrong_weights(folder, "missing", missing)
+    if unexpected := state.keys() - expected.keys():
+        raise _wrong_weights(folder, "unexpected", unexpected)
+    if misshapen := [name for name, tensor in state.items() if tensor.shape != expected[name].shape]:
+        raise _wrong_weights(folder, "wrongly shaped", misshapen)
+    # A copy, always: a file that is mapped into memory may be overwritten by the training that loaded it.
+    state = {name: tensor.to(config.dtype, copy=True).contiguous() for name, tensor in state.items()}
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    return model.eval()
+
+
+def _wrong_weights(folder: Path, fault: str, names: Iterable[str]) -> UserError:
+    first = sorted(names)
+    rest = f" and {len(first) - 3} more" if len(first) > 3 else ""
+    listed = ", ".join(f"`{name}`" for name in first[:3])
+    return UserError(
+        f"weights {fault} in `{folder}`: {listed}{rest}", "the files and `config.json` do not belong together"
+    )
+
+
+def _generation_config(
+    folder: Path, raw: Mapping[str, Any], config: Florence2Config, processor: Florence2Processor, is_legacy: bool
+) -> GenerationConfig:
+    """Set generation as the checkpoint's own code does.
+
+    Microsoft's code reads `text_config` and never its `generation_config.json`; transformers does the reverse. Rows
+    that stand for no word, such as `<image>`, are never to be chosen.
+    """
+    path = folder / "generation_config.json"
+    saved = checkpoint.read_json(path) if path.is_file() else {}
+    saved = {key: value for key, value in saved.items() if not key.startswith(("_", "transformers_version"))}
+    text = {key: raw["text_config"][key] for key in legacy.GENERATION_KEYS if key in raw["text_config"]}
+    settings = saved | text if is_legacy else text | saved
+    nameless = {processor.image_token_id, *range(len(processor.tokenizer), config.text_config.vocab_size)}
+    settings["suppress_tokens"] = sorted(nameless | set(settings.get("suppress_tokens") or ()))
+    return GenerationConfig(**settings)
+
+
+def build_processor(folder: Path, vision: Mapping[str, Any]) -> Florence2Processor:
+    """Build the processor of a checkpoint: Pillow for pictures, all task tokens and `<image>` in the tokenizer."""
+    settings: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            settings |= checkpoint.read_json(folder / name)
+    images = settings.get("image_processor") or settings
+    images = CLIPImageProcessorPil(**{key: images[key] for key in _IMAGE_KEYS if key in images})
+    ours = checkpoint.read_json(Path(__file__).with_name("post_processor.json"))
+    # The vision tower leaves one token for each cell of its last grid, and one for their mean.
+    images.image_seq_length = images.size["height"] * images.size["width"] // prod(vision["patch_stride"]) ** 2 + 1
+    return Florence2Processor(
+        images, _build_tokenizer(folder), post_processor_config=settings.get("post_processor_config") or ours
+    )
+
+
+def _build_tokenizer(folder: Path) -> RobertaTokenizer:
+    if (folder / "tokenizer.json").is_file():
+        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    else:
+        backend = RobertaTokenizer.from_pretrained(folder).backend_tokenizer
+    # One call, in the order of the ids; tokens that are there keep theirs.
+    backend.add_special_tokens([*SPECIAL_TOKENS, IMAGE_TOKEN])
+    extra = [token.content for _, token in sorted(backend.get_added_tokens_decoder().items()) if token.special]
+    settings = folder / "tokenizer_config.json"
+    limit = checkpoint.read_json(settings).get("model_max_length") if settings.is_file() else None
+    return RobertaTokenizer(
+        tokenizer_object=backend,
+        image_token=IMAGE_TOKEN,
+        extra_special_tokens=[token for token in extra if token not in _LAYOUT_TOKENS],
+        model_max_length=limit or 1024,
+    )
