@@ -1,1 +1,1 @@
-"""What all tests share. Being here, it also puts the repository's root on the path, for `from tests.tiny import ...`."""
+"""What all tests share; being here, it puts the repository's root on the path, for `from tests.tiny import ...`."""

@@ -19,16 +19,10 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 
+from florence2.model.tasks import SPECIAL_TOKENS
+
 PIXELS = 64
 LAYOUT_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-TASK_TOKENS = (
-    *("<od>", "</od>", "<ocr>", "</ocr>"),
-    *(f"<loc_{n}>" for n in range(1000)),
-    *("<cap>", "</cap>", "<ncap>", "</ncap>", "<dcap>", "</dcap>", "<grounding>", "</grounding>"),
-    *("<seg>", "</seg>", "<sep>", "<region_cap>", "</region_cap>"),
-    *("<region_to_desciption>", "</region_to_desciption>", "<proposal>", "</proposal>"),
-    *("<poly>", "</poly>", "<and>"),
-)
 
 
 def tiny_model(seed: int = 0) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
@@ -72,7 +66,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in LAYOUT_TOKENS])
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in (*TASK_TOKENS, "<image>")])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in (*SPECIAL_TOKENS, "<image>")])
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -83,7 +77,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         unk_token="<unk>",
         mask_token="<mask>",
-        additional_special_tokens=list(TASK_TOKENS),
+        additional_special_tokens=list(SPECIAL_TOKENS),
         extra_special_tokens={"image_token": "<image>"},
         clean_up_tokenization_spaces=False,
     )
@@ -141,3 +135,12 @@ def _roughen(model: Florence2ForConditionalGeneration) -> None:
             weight.data = 0.5 * torch.randn_like(weight)
         else:
             weight.data = torch.randn_like(weight) * (1.5 / weight[0].numel() ** 0.5)
+    _let_answers_end(model)
+
+
+def _let_answers_end(model: Florence2ForConditionalGeneration) -> None:
+    """Lift the odds of eos, so that about half of all greedy answers end by themselves."""
+    language = model.model.language_model
+    bias = language.decoder.layers[-1].final_layer_norm.bias.data
+    bias *= 5
+    language.shared.weight.data[language.config.eos_token_id] += 12 * bias / (bias @ bias)

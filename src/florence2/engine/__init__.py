@@ -1,0 +1,1 @@
+"""How it answers, fast. Knows no paths and no files to write."""

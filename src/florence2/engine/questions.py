@@ -1,0 +1,179 @@
+"""Samples become questions the model can be asked, and the tokens it says become predictions.
+
+Threads open pictures ahead of the model, through a bounded window and in order; a picture that cannot be opened, or a
+prompt that cannot be asked, is a `Prediction` with an error. Knows nothing of how answers are found.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from florence2.data.sample import Prediction, Sample, Size
+from florence2.engine.options import EngineSettings
+from florence2.engine.search import Limits, Rules
+from florence2.errors import UserError
+from florence2.model import locations
+from florence2.model.processing import Processing
+from florence2.model.tasks import Task, find_task
+
+RECENT_VIEWS = 8  # samples this far apart still share one opened picture
+
+
+@dataclass(eq=False)
+class View:
+    """One picture made ready: uint8 pixels of the model's size, and its features once the model has seen it."""
+
+    pixels_HWC: np.ndarray
+    size: Size
+    features_ND: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One sample in the model's terms."""
+
+    sample: Sample
+    task: Task
+    prompt_ids: list[int]
+    view: View
+    limits: Limits
+
+
+@dataclass(frozen=True, eq=False)
+class Said:
+    """One sequence as generated: the tokens after the start token, with eos, and their log-probabilities."""
+
+    ids: list[int]
+    logprobs: list[float]
+
+
+class Questions:
+    """The questions of one run, opened ahead by threads; a context manager that stops them."""
+
+    def __init__(
+        self, processing: Processing, rules: Rules, settings: EngineSettings, samples: Iterable[Sample]
+    ) -> None:
+        self.exhausted = False
+        self._processing, self._rules, self._settings, self._samples = processing, rules, settings, samples
+        self._workers = max(1, settings.num_workers)
+        self._room = threading.Semaphore(2 * self._workers + (settings.batch_size or 1))
+        self._arrived: queue.Queue[tuple[Sample, Future[View]] | Exception | None] = queue.Queue()
+        self._head: deque[tuple[Sample, Future[View]]] = deque()
+        self._stopped = False
+
+    def __enter__(self) -> Self:
+        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="open-pictures")
+        # A daemon, because an endless source of samples may never give it back.
+        threading.Thread(target=self._feed, name="feed-samples", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped = True
+        self._room.release()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __iter__(self) -> Iterator[Question | Prediction]:
+        while (found := self.take(wait=True)) is not None:
+            yield found
+
+    def take(self, *, wait: bool) -> Question | Prediction | None:
+        """Give the next question, or the prediction of one that cannot be asked; None: not yet, or no more."""
+        if not self._head and not self._arrive(wait):
+            return None
+        sample, opening = self._head[0]
+        if not wait and not opening.done():
+            return None
+        self._head.popleft()
+        self._room.release()
+        try:
+            return self._question(sample, opening.result())
+        except UserError as error:
+            return failure(sample, error)
+
+    def _arrive(self, wait: bool) -> bool:
+        """Move the next sample to the head; False where there is none (yet)."""
+        if self.exhausted:
+            return False
+        try:
+            arrived = self._arrived.get(block=wait)
+        except queue.Empty:
+            return False
+        if isinstance(arrived, Exception):
+            raise arrived
+        self.exhausted = arrived is None
+        if arrived is not None:
+            self._head.append(arrived)
+        return not self.exhausted
+
+    def _feed(self) -> None:
+        recent: OrderedDict[Any, tuple[object, Future[View]]] = OrderedDict()
+        try:
+            for sample in self._samples:
+                self._room.acquire()
+                if self._stopped:
+                    return
+                self._arrived.put((sample, self._opening(sample, recent)))
+            self._arrived.put(None)
+        except Exception as error:  # of the source, raised again where the samples are waited for
+            self._arrived.put(error)
+
+    def _opening(self, sample: Sample, recent: OrderedDict[Any, tuple[object, Future[View]]]) -> Future[View]:
+        """Start opening a picture, or find it among those opened just now: several tasks share one view."""
+        key = _identity(sample.picture)
+        if key in recent:
+            recent.move_to_end(key)
+        else:  # the picture is kept beside its view, so that no other object takes its identity
+            recent[key] = sample.picture, self._pool.submit(self._view, sample)
+        if len(recent) > RECENT_VIEWS:
+            recent.popitem(last=False)
+        return recent[key][1]
+
+    def _view(self, sample: Sample) -> View:
+        picture = sample.open(at_least=None if self._settings.exact_pixels else self._processing.at_least)
+        return View(self._processing.resize(picture.image), picture.size)
+
+    def _question(self, sample: Sample, view: View) -> Question:
+        task = find_task(sample.task)
+        ids = self._processing.prompt_ids(task, sample.input, self._rules.positions)
+        length = self._settings.lengths(sample) if self._settings.lengths else None
+        return Question(sample, task, ids, view, self._rules.limits(task, self._settings.generation, length))
+
+
+def answer(processing: Processing, rules: Rules, question: Question, said: Said) -> Prediction:
+    """Read what the model said.
+
+    `score` is exp of the mean log-probability of the tokens the model chose, eos included; tokens that were forced on
+    it (bos, and eos at the longest length) do not count.
+    """
+    caption = rules.caption(said.ids)
+    text = processing.decode(caption)
+    chosen = said.logprobs[rules.chosen(said.ids, question.limits)]
+    return Prediction(
+        file_name=question.sample.id,
+        task=question.sample.task,
+        input=question.sample.input,
+        text=text,
+        answer=locations.read(question.task, text, question.view.size),
+        num_tokens=len(caption),
+        score=math.exp(sum(chosen) / len(chosen)) if chosen else None,
+    )
+
+
+def failure(sample: Sample, error: UserError) -> Prediction:
+    """Say why a sample has no answer."""
+    return Prediction(file_name=sample.id, task=sample.task, input=sample.input, error=error.what)
+
+
+def _identity(picture: object) -> Any:
+    return picture if isinstance(picture, Path | bytes) else id(picture)
