@@ -67,13 +67,15 @@ def test_a_picture_that_is_not_there_stops_nothing(tiny):
     found = answers(tiny, asked)
     assert [p.file_name for p in found] == ["0.png", "gone.jpg", "1.png"]
     assert [p.error for p in found] == [None, "/nowhere/gone.jpg does not exist", None]
-    assert found[1].score is None and found[1].text == ""
+    assert (found[1].score, found[1].text) == (None, "")
 
 
 def test_a_prompt_that_cannot_be_asked_is_its_own_error(tiny):
     asked = [Sample("a.png", picture(0), "w" * 300), Sample("b.png", picture(0), "od", input="dogs"), *samples(1)]
     found = answers(tiny, asked)
-    assert "300 tokens" in found[0].error and "takes no input" in found[1].error and found[2].error is None
+    assert "300 tokens" in found[0].error
+    assert "takes no input" in found[1].error
+    assert found[2].error is None
 
 
 def test_an_error_of_the_source_is_not_swallowed(tiny):

@@ -7,7 +7,7 @@ says about itself.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -98,7 +98,7 @@ class Stats:
     errors: int = 0
     tokens: int = 0
     steps: int = 0
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def count(self, prediction: Prediction) -> None:
         """Add one prediction to the sums."""

@@ -4,16 +4,16 @@ Threads open pictures ahead of the model, through a bounded window and in order;
 prompt that cannot be asked, is a `Prediction` with an error. Knows nothing of how answers are found.
 """
 
+# ruff: noqa: N815 - shape suffixes
 from __future__ import annotations
 
 import math
 import queue
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -176,4 +176,4 @@ def failure(sample: Sample, error: UserError) -> Prediction:
 
 
 def _identity(picture: object) -> Any:
-    return picture if isinstance(picture, Path | bytes) else id(picture)
+    return picture if isinstance(picture, Hashable) else id(picture)

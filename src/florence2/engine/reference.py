@@ -3,6 +3,7 @@
 The engine is tested against it, token for token. Results come in the order of the samples.
 """
 
+# ruff: noqa: N803, N806 - shape suffixes
 from __future__ import annotations
 
 from collections import defaultdict
