@@ -51,7 +51,7 @@ def _run(command: str, words: list[str], prog: str) -> int:
     if command not in COMMANDS:
         raise UserError(f"`{command}` is not a command", settings.near(command, list(COMMANDS)))
     cls, recipe = COMMANDS[command]
-    given = tyro.cli(
+    given: Any = tyro.cli(
         cls,
         args=_expanded(words, cls),
         prog=prog,

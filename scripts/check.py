@@ -1,0 +1,31 @@
+"""Everything a change must pass: format, lint, types, tests and the docs' examples. People and CI run the same."""
+
+import subprocess
+import sys
+import time
+
+CHECKS = {
+    "format": ["ruff", "format", "--check", "."],
+    "lint": ["ruff", "check", "."],
+    "types": ["mypy"],
+    "tests": ["pytest"],
+}
+FIXES = {"format": ["ruff", "format", "."], "lint": ["ruff", "check", "--fix", "."]}
+
+
+def main(arguments: list[str]) -> int:
+    """Run all checks, name the failed ones, and return how many there were."""
+    checks = CHECKS | (FIXES if "--fix" in arguments else {})
+    failed = []
+    for name, command in checks.items():
+        start = time.monotonic()
+        print(f"== {name}: {' '.join(command)}", flush=True)
+        if subprocess.run([sys.executable, "-m", *command], check=False).returncode:
+            failed.append(name)
+        print(f"== {name}: {time.monotonic() - start:.0f} s", flush=True)
+    print(f"failed: {', '.join(failed)}" if failed else "all checks passed")
+    return len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,140 @@
+"""`captions.jsonl`: one line for each answer, written as it comes, so that a run can stop anywhere and go on.
+
+A line belongs to a run: the model and the settings that made it. Started again, a run asks only what it has no line
+for; lines with an error are asked again. A line of another run stays until the same question is answered anew.
+Knows no model and no settings; the caller names the run.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any, Self
+
+from florence2.data.sample import Prediction, Sample
+from florence2.errors import UserError
+
+Key = tuple[str, str, str, str]
+Row = dict[str, Any]
+
+
+def run_name(*parts: object) -> str:
+    """Name a run by everything that shapes its answers."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+class Journal:
+    """A file of predictions, open for writing; a context manager.
+
+    `path` `-` is standard output, which is never read back. `folder` leads from the file to the pictures and is
+    written on each line, so that the file is a dataset wherever it lies. `fresh` forgets this run's earlier lines.
+    """
+
+    def __init__(self, path: str, *, run: str, folder: str = ".", fresh: bool = False) -> None:
+        self.path, self.run, self.folder, self.fresh = Path(path), run, folder, fresh
+        self.resumed = 0
+        self._to_stdout = path == "-"
+        self._answered: set[Key] = set()
+        self._others: set[Key] = set()
+
+    def __enter__(self) -> Self:
+        if self._to_stdout:
+            self._file: IO[str] = sys.stdout
+            return self
+        if self.path.is_dir():
+            raise UserError(f"{self.path} is a folder", "pass a file such as `--output_path captions.jsonl`")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            self._recover()
+        self._file = self.path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.flush()
+        if self._to_stdout:
+            return
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if self._answered & self._others:
+            self._tidy(lambda row: self._is_mine(row) or self._key(row) not in self._answered)
+
+    def missing(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """Pass on the samples that this run has no answer for."""
+        for sample in samples:
+            if (*sample.key, self.folder) in self._answered:
+                self.resumed += 1
+            else:
+                yield sample
+
+    def write(self, prediction: Prediction) -> None:
+        """Add one line, whole and handed to the system when this returns."""
+        row = {**prediction.to_json(self.folder), "run": self.run}
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.flush()
+        if prediction.error is None:
+            self._answered.add(self._key(row))
+
+    def _recover(self) -> None:
+        """Learn what is answered; drop a torn last line, errors to be asked again, and answers given anew since."""
+        stale = _torn(self.path)
+        for row in self._rows():
+            if not self._is_mine(row):
+                self._others.add(self._key(row))
+            elif self._holds(row):
+                self._answered.add(self._key(row))
+            else:
+                stale = True
+        if stale or self._answered & self._others:
+            self._tidy(lambda row: self._holds(row) if self._is_mine(row) else self._key(row) not in self._answered)
+
+    def _is_mine(self, row: Row) -> bool:
+        return bool(row.get("run") == self.run)
+
+    def _holds(self, row: Row) -> bool:
+        return row.get("error") is None and not self.fresh
+
+    def _key(self, row: Row) -> Key:
+        return (*Prediction.from_json(row).key, str(row.get("folder") or "."))
+
+    def _rows(self) -> Iterator[Row]:
+        """Read the whole lines; a line that is no prediction means that the file is somebody else's."""
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    row = json.loads(line)
+                    row["file_name"]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(
+                        f"{self.path} line {number} is no prediction, so the file is left alone",
+                        "pass another `--output_path`",
+                    ) from error
+                yield row
+
+    def _tidy(self, kept: Callable[[Row], bool]) -> None:
+        """Put the kept lines in the file's place, at one stroke."""
+        partial = self.path.with_name(self.path.name + ".partial")
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows() if kept(row))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+
+
+def dressed(prediction: Prediction, prefix: str, suffix: str) -> Prediction:
+    """Put the user's words around a caption; structured answers stay bare."""
+    plain = isinstance(prediction.answer, str) and prediction.error is None
+    return replace(prediction, text=f"{prefix}{prediction.text}{suffix}") if plain else prediction
+
+
+def _torn(path: Path) -> bool:
+    """Tell whether the last line was cut off: no newline at its end."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"

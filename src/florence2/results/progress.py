@@ -1,0 +1,100 @@
+"""How far a run has come: rate and time left while it works, a summary when it ends; all on stderr.
+
+In a terminal it is a bar; elsewhere, a line now and then. Knows no model.
+"""
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from florence2.data.sample import Prediction
+
+LINE_EVERY = 30.0  # seconds, where there is no terminal
+
+
+@dataclass
+class Tally:
+    """What a run has done so far."""
+
+    total: int | None = None
+    answered: int = 0
+    resumed: int = 0
+    tokens: int = 0
+    errors: list[tuple[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 where all was answered and 1 where something was not."""
+        return 1 if self.errors else 0
+
+    def summary(self) -> str:
+        """Say in a few lines what was done and what was not."""
+        rate = self.answered / self.seconds if self.seconds else 0.0
+        per_token = self.tokens / self.seconds if self.seconds else 0.0
+        lines = [f"answered {self.answered} in {self.seconds:.1f} s ({rate:.2f} pictures/s, {per_token:.1f} tokens/s)"]
+        if self.resumed:
+            lines.append(f"{self.resumed} were answered before; pass `--existing overwrite` to ask them again")
+        if self.errors:
+            lines.append(f"{len(self.errors)} failed, the first is {self.errors[0][0]}: {self.errors[0][1]}")
+        return "\n".join(lines)
+
+
+class Meter:
+    """Shows a tally as it grows; a context manager that prints the summary at its end."""
+
+    def __init__(self, tally: Tally) -> None:
+        self.tally = tally
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        self._start = self._spoke = time.monotonic()
+        self._bar.start()
+        self._row = self._bar.add_task("pictures", total=self.tally.total, rate="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tally.seconds = time.monotonic() - self._start
+        self._bar.stop()
+
+    def count(self, prediction: Prediction) -> None:
+        """Add one prediction."""
+        if prediction.error is None:
+            self.tally.answered += 1
+            self.tally.tokens += prediction.num_tokens
+        else:
+            self.tally.errors.append((prediction.file_name, prediction.error))
+        now = time.monotonic()
+        rate = f"{(self.tally.answered + len(self.tally.errors)) / max(now - self._start, 1e-9):.2f}/s"
+        done = self.tally.answered + len(self.tally.errors) + self.tally.resumed
+        self._bar.update(self._row, completed=done, rate=rate)
+        if self._bar.disable and now - self._spoke > LINE_EVERY:
+            self._spoke = now
+            of = f" of {self.tally.total}" if self.tally.total is not None else ""
+            say(f"{done}{of} pictures, {rate}")
+
+
+def say(text: str) -> None:
+    """Tell the user something, on stderr."""
+    sys.stderr.write(f"{text}\n")
+
+
+def shares(seconds: Mapping[str, Any]) -> str:
+    """Word where the time went: `vision 61%, decode 30%, ...`."""
+    total = sum(seconds.values()) or 1.0
+    ranked = sorted(seconds.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{name} {100 * part / total:.0f}%" for name, part in ranked)

@@ -1,0 +1,145 @@
+"""The plan of docs/architecture.md, held against the code."""
+
+import ast
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from florence2 import settings
+from florence2.config import PredictSettings, TrainSettings
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "florence2"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+# Higher rooms may import lower ones, and their own; never the other way.
+LEVELS = {
+    "errors": 0,
+    "config": 1,
+    "settings": 1,
+    "published": 1,
+    "model": 2,
+    "data": 3,
+    "training": 4,
+    "engine": 4,
+    "results": 4,
+    "recipes": 5,
+    "demo": 6,
+    "cli": 7,
+    "__main__": 8,
+}
+# A list of flags is as long as there are flags.
+NO_LENGTH_CAP = {"config.py"}
+TORCHLESS = {"data", "errors", "config", "settings", "published", "cli", "__init__", "__main__"}
+FORBIDDEN_NAMES = {"utils", "common", "core", "base", "helpers", "types"}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if lazy else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield f"{path.name}:{node.name}", (node.end_lineno or 0) - node.lineno + 1
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room(p) != "__init__"], ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_run_down(path: Path) -> None:
+    here = LEVELS[room(path)]
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "florence2" and len(parts) > 1 and parts[1] in LEVELS and parts[1] != room(path):
+            assert LEVELS[parts[1]] < here, f"{path.name} imports {name}, which is not below it"
+
+
+def test_data_and_the_door_know_no_torch() -> None:
+    for path in FILES:
+        if room(path) in TORCHLESS:
+            assert not {n.split(".")[0] for n in imports(path, lazy=False)} & {"torch", "transformers", "peft"}, path
+
+
+def test_results_know_no_model_and_the_engine_no_paths() -> None:
+    for path in FILES:
+        if room(path) == "results":
+            assert not {n for n in imports(path) if n.startswith("florence2.model.load")}, path
+        if room(path) == "engine":
+            assert "pathlib.Path" not in set(imports(path)), path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_files_are_small_named_and_explained(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert path.name in NO_LENGTH_CAP or len(text.splitlines()) <= 260
+    assert path.stem not in FORBIDDEN_NAMES
+    assert ast.get_docstring(ast.parse(text)), f"{path} does not say what it is for"
+
+
+def test_functions_are_short() -> None:
+    lengths = dict(pair for path in FILES for pair in functions(path))
+    longest = max(lengths, key=lambda name: lengths[name])
+    assert lengths[longest] <= 60, f"{longest} has {lengths[longest]} lines"
+    assert statistics.quantiles(lengths.values(), n=10)[8] <= 35
+    assert statistics.median(lengths.values()) <= 12
+
+
+def test_rooms_hold_at_most_eight_files_and_no_name_twice() -> None:
+    names = [p.name for p in FILES if p.name != "__init__.py"]
+    assert len(names) == len(set(names)) or not _twice(names), _twice(names)
+    for folder in {p.parent for p in FILES} - {SOURCE}:
+        modules = [p for p in folder.glob("*.py") if p.name != "__init__.py"]
+        assert len(modules) <= 8, f"{folder.name} holds {len(modules)} files"
+
+
+def _twice(names: list[str]) -> set[str]:
+    """A recipe may be called like the room's verb elsewhere; nothing else may."""
+    return {n for n in names if names.count(n) > 1 and not (SOURCE / "recipes" / n).exists()}
+
+
+def test_the_flags_can_be_read_in_one_sitting() -> None:
+    assert len(settings.names(TrainSettings)) <= 45
+    assert len(settings.names(PredictSettings)) <= 30
+
+
+def test_only_the_model_room_names_tokens() -> None:
+    token = re.compile(r"^</?(?:[A-Z_]{2,}|loc_\d+|od|poly|sep|and|s|pad)>$")
+    for path in FILES:
+        if room(path) in {"model", "demo"}:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not token.match(node.value), f"{path.name} line {node.lineno} names {node.value}"
+
+
+def test_the_readme_shows_the_tree_as_it_is() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^  (\w+)/", text, flags=re.MULTILINE))
+    assert shown == {p.name for p in SOURCE.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["predict", "--help"]], ids=" ".join)
+def test_help_imports_no_torch(words: list[str]) -> None:
+    code = f"""
+import sys
+from florence2.cli import main
+try:
+    main({words!r})
+except SystemExit:
+    pass
+assert not {{"torch", "transformers", "datasets", "numpy"}} & set(sys.modules), "heavy imports"
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
