@@ -26,6 +26,12 @@ def run_name(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+def stamp(folder: Path) -> list[tuple[str, int, int]]:
+    """Tell the weights in a folder from other weights there: names, sizes and times of the files."""
+    files = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
+
 class Journal:
     """A file of predictions, open for writing; a context manager.
 

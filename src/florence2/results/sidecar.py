@@ -14,7 +14,7 @@ Existing = Literal["skip", "overwrite", "append", "prepend"]
 
 
 @dataclass(frozen=True)
-class Sidecars:
+class SidecarWriter:
     """Where captions go: beside the pictures of `folder`, with `extension`."""
 
     folder: Path
