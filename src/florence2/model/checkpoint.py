@@ -20,10 +20,15 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's own, or its successor's
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor
+from transformers.models.roberta.tokenization_roberta import RobertaTokenizer
 
 from florence2.errors import UserError
+from florence2.model.tasks import SPECIAL_TOKENS
 
+IMAGE_TOKEN = "<image>"
+_LAYOUT_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", IMAGE_TOKEN)
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 # One of these holds the weights, the first that exists; `.index.json` lists the files of a checkpoint in several.
@@ -85,6 +90,31 @@ def read_weights(folder: Path, names: tuple[str, ...] = WEIGHTS) -> dict[str, Te
     raise UserError(
         f"`{folder}` has no weights: none of {', '.join(f'`{name}`' for name in names)} is there",
         "copy or download the folder again",
+    )
+
+
+def read_tokenizer(folder: Path) -> RobertaTokenizer:
+    """Read the tokenizer, with all task tokens and `<image>` in it."""
+    path = folder / "tokenizer.json"
+    try:
+        if path.is_file():
+            backend = Tokenizer.from_file(str(path))
+        elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            backend = RobertaTokenizer.from_pretrained(folder).backend_tokenizer
+        else:
+            raise UserError(f"`{folder}` has no `tokenizer.json`", "copy it from the base model")
+    except ValueError as error:
+        raise _damaged(path, error) from None
+    # One call, in the order of the ids; tokens that are there keep theirs.
+    backend.add_special_tokens([*SPECIAL_TOKENS, IMAGE_TOKEN])
+    extra = [token.content for _, token in sorted(backend.get_added_tokens_decoder().items()) if token.special]
+    named = folder / "tokenizer_config.json"
+    limit = read_json(named).get("model_max_length") if named.is_file() else None
+    return RobertaTokenizer(
+        tokenizer_object=backend,
+        image_token=IMAGE_TOKEN,
+        extra_special_tokens=[token for token in extra if token not in _LAYOUT_TOKENS],
+        model_max_length=limit or 1024,
     )
 
 

@@ -175,12 +175,6 @@ def to_legacy(state: Mapping[str, Tensor], vocab_size: int) -> State:
     return legacy
 
 
-def is_legacy_adapter(state: Mapping[str, Tensor]) -> bool:
-    """Say whether an adapter was trained on Microsoft's module names."""
-    paths = [name.removeprefix(_ADAPTER_PREFIX) for name in state]
-    return any(native_name(path) != path for path in paths)
-
-
 def adapter_to_native(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
     """Rename a LoRA trained on Microsoft's modules, and say by full path where it attaches."""
     return _translate_adapter(state, config, native_name)

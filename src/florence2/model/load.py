@@ -4,29 +4,35 @@ Transformers' layout, Microsoft's, exported fine-tunes and adapters for any of t
 of transformers. It builds them; it does not know how files are found (`checkpoint.py`) or renamed (`legacy.py`).
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from tokenizers import Tokenizer
+from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional
 from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor, GenerationConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.roberta.tokenization_roberta import RobertaTokenizer
 
 from florence2.errors import UserError
-from florence2.model import checkpoint, legacy
-from florence2.model.tasks import SPECIAL_TOKENS
+from florence2.model import checkpoint, legacy, lora
 
-IMAGE_TOKEN = "<image>"
-_LAYOUT_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", IMAGE_TOKEN)
+Model: TypeAlias = Florence2ForConditionalGeneration | PeftModel
+_PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 _IMAGE_KEYS = (
-    *("size", "resample", "do_resize", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
-    "do_center_crop",
+    "size",
+    "resample",
+    "do_resize",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
 )
+_BASE_HINT = f"give `base`, or mend `base_model_name_or_path` in its `{checkpoint.ADAPTER_CONFIG}`"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -37,17 +43,50 @@ def load(
     device: torch.device | str | None = None,
     revision: str | None = None,
     offline: bool = False,
-    merge: bool = True,  # noqa: ARG001
-) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
+    merge: bool = True,
+    base: str | Path | None = None,
+) -> tuple[Model, Florence2Processor]:
     """Load a model and its processor from a folder, a hub id, or `demo`, the small model in this package.
 
-    `dtype` is a torch type or its name; without one (or with "auto") it is float32 on a CPU, bfloat16 on a GPU that
-    has it, else float16. `device` is the best there is. Raises UserError for all that can be wrong with the files.
+    An adapter brings its base along, the one it names or `base`, and is merged into it; with `merge=False` the model
+    is a `PeftModel` around the base. `dtype` is a torch type or its name; without one (or with "auto") it is float32
+    on a CPU, bfloat16 on a GPU that has it, else float16. `device` is the best there is. Raises UserError for all
+    that can be wrong with the names and the files.
     """
     device = pick_device(device)
     dtype = pick_dtype(dtype, device)
-    folder = checkpoint.find_folder(str(name_or_path), revision, offline)
-    return load_checkpoint(folder, str(name_or_path), dtype, device)
+    name = str(name_or_path)
+    folder = checkpoint.find_folder(name, revision, offline)
+    if not checkpoint.is_adapter(folder):
+        return _load_checkpoint(folder, name, dtype, device)
+    adapter = lora.read_adapter(folder)
+    # Rounded to a half type first, the weights would lose more to the merge than they must.
+    options = {"dtype": torch.float32 if merge else dtype, "device": device, "offline": offline}
+    model, processor = _load_base(folder, adapter, base, options | {"revision": adapter.revision})
+    wrapped = lora.apply_adapter(model, adapter)
+    if not merge:
+        return wrapped, processor
+    model = lora.merge(wrapped).to(dtype)
+    model.config.dtype = dtype
+    return model.eval(), processor
+
+
+def _load_base(
+    folder: Path, adapter: lora.Adapter, base: str | Path | None, options: Mapping[str, Any]
+) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
+    """Load what an adapter was trained on: by the name it gives, which may also be relative to its folder."""
+    name = str(base or adapter.base or "")
+    if not name:
+        raise UserError(f"the adapter in `{folder}` does not name its base", _BASE_HINT)
+    beside = folder / name
+    if not Path(name).exists() and beside.is_dir():
+        name = str(beside)
+    if Path(name).is_dir() and Path(name).resolve() == folder.resolve():
+        raise UserError(f"the adapter in `{folder}` names itself as its base", _BASE_HINT)
+    try:
+        return load(name, **options)
+    except UserError as error:
+        raise UserError(f"the adapter in `{folder}` needs its base `{name}`: {error.what}", _BASE_HINT) from None
 
 
 def pick_device(device: torch.device | str | None = None) -> torch.device:
@@ -80,7 +119,7 @@ def pick_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.d
     return torch.float16
 
 
-def load_checkpoint(
+def _load_checkpoint(
     folder: Path, name: str, dtype: torch.dtype, device: torch.device
 ) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
     """Load a whole checkpoint of either layout; `name` is what the model will say it was loaded from."""
@@ -89,7 +128,7 @@ def load_checkpoint(
         raise UserError(f"`{name}` is a `{raw.get('model_type')}` model", "give a Florence-2")
     is_legacy = (raw.get("vision_config") or {}).get("model_type") != "florence_vision"
     options = legacy.config_to_native(raw) if is_legacy else raw
-    processor = build_processor(folder, options["vision_config"])
+    processor = _read_processor(folder, prod(options["vision_config"]["patch_stride"]))
     state = checkpoint.read_weights(folder)
     state, tied = _separate_tied(legacy.to_native(state) if is_legacy else state, folder)
     if is_legacy:
@@ -197,35 +236,26 @@ def _generation_config(
     return GenerationConfig(**settings)
 
 
-def build_processor(folder: Path, vision: Mapping[str, Any]) -> Florence2Processor:
-    """Build the processor of a checkpoint: Pillow for pictures, all task tokens and `<image>` in the tokenizer."""
+def _read_processor(folder: Path, stride: int) -> Florence2Processor:
+    """Read the processor, for Pillow; `stride` is the pixels to one cell of the vision tower's last grid.
+
+    A `checkpoint-N` of a trainer that saved none takes its parent's.
+    """
+    if not any((folder / name).is_file() for name in _PROCESSOR) and re.fullmatch(r"checkpoint-\d+", folder.name):
+        folder = folder.parent
     settings: dict[str, Any] = {}
-    for name in ("preprocessor_config.json", "processor_config.json"):
+    for name in _PROCESSOR:
         if (folder / name).is_file():
             settings |= checkpoint.read_json(folder / name)
-    images = settings.get("image_processor") or settings
-    images = CLIPImageProcessorPil(**{key: images[key] for key in _IMAGE_KEYS if key in images})
-    ours = checkpoint.read_json(Path(__file__).with_name("post_processor.json"))
-    # The vision tower leaves one token for each cell of its last grid, and one for their mean.
-    images.image_seq_length = images.size["height"] * images.size["width"] // prod(vision["patch_stride"]) ** 2 + 1
-    return Florence2Processor(
-        images, _build_tokenizer(folder), post_processor_config=settings.get("post_processor_config") or ours
+    given = settings.get("image_processor") or settings
+    if "size" not in given:
+        raise UserError(f"`{folder}` has no `{_PROCESSOR[0]}` that gives a picture size", "copy it from the base model")
+    images = CLIPImageProcessorPil(
+        **({"do_center_crop": False} | {key: given[key] for key in _IMAGE_KEYS if key in given})
     )
-
-
-def _build_tokenizer(folder: Path) -> RobertaTokenizer:
-    if (folder / "tokenizer.json").is_file():
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    else:
-        backend = RobertaTokenizer.from_pretrained(folder).backend_tokenizer
-    # One call, in the order of the ids; tokens that are there keep theirs.
-    backend.add_special_tokens([*SPECIAL_TOKENS, IMAGE_TOKEN])
-    extra = [token.content for _, token in sorted(backend.get_added_tokens_decoder().items()) if token.special]
-    settings = folder / "tokenizer_config.json"
-    limit = checkpoint.read_json(settings).get("model_max_length") if settings.is_file() else None
-    return RobertaTokenizer(
-        tokenizer_object=backend,
-        image_token=IMAGE_TOKEN,
-        extra_special_tokens=[token for token in extra if token not in _LAYOUT_TOKENS],
-        model_max_length=limit or 1024,
+    # The tower leaves one token for each cell of that grid, and one for their mean.
+    images.image_seq_length = (images.size["height"] // stride) * (images.size["width"] // stride) + 1
+    parsing = settings.get("post_processor_config") or checkpoint.read_json(
+        Path(__file__).with_name("post_processor.json")
     )
+    return Florence2Processor(images, checkpoint.read_tokenizer(folder), post_processor_config=parsing)

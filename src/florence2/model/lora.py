@@ -1,0 +1,231 @@
+"""LoRA on a native Florence-2: where it attaches, read, attach, merge and save it.
+
+The work is peft's; this room says where, checks that nothing is left out, and mends what peft does not know about
+this model. It does not fetch a base and does not train.
+"""
+
+import copy
+import math
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import nn
+from transformers import Florence2ForConditionalGeneration
+
+from florence2.config import LoraSettings
+from florence2.errors import UserError
+from florence2.model import checkpoint, legacy
+
+DEFAULT_TARGET_MODULES: tuple[str, ...] = LoraSettings().target_modules
+_PARTS = {"vision": "model.vision_tower.", "language": "model.language_model."}
+_NAME = "default"
+# These change the base's weights at the start, so the adapter alone does not say what the model became.
+_MOVING_INITS = ("pissa", "olora")
+_INITS = (True, False, "gaussian", "orthogonal", *_MOVING_INITS)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA as read from its folder, in transformers' names whatever it was trained on."""
+
+    base: str | None
+    revision: str | None
+    config: dict[str, Any]
+    state: legacy.State
+
+
+def attach(
+    model: Florence2ForConditionalGeneration,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    rslora: bool = False,
+    init: bool | str = True,
+    target_modules: str | Sequence[str] = DEFAULT_TARGET_MODULES,
+    revision: str | None = None,
+    **options: Any,
+) -> PeftModel:
+    """Freeze a model and put a new LoRA on it.
+
+    `target_modules` are names such as `fc1`, regular expressions, `all-linear`, `vision` or `language`; `options` are
+    further fields of peft's `LoraConfig`. Raises UserError for a name that matches nothing.
+    """
+    settings = {
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "use_rslora": rslora,
+        "init_lora_weights": init,
+        "revision": revision,
+        "target_modules": resolve_targets(model, target_modules),
+    } | options
+    if unknown := settings.keys() - {field.name for field in fields(LoraConfig)}:
+        raise UserError(f"`{sorted(unknown)[0]}` is no setting of LoRA", "see peft's `LoraConfig`")
+    _check_init(settings["init_lora_weights"])
+    wrapped = _wrap(model, settings)
+    if settings["init_lora_weights"] not in _INITS[:4]:
+        wrapped.initial_lora = {name: tensor.clone() for name, tensor in _lora_state(wrapped).items()}
+    return wrapped
+
+
+def resolve_targets(model: nn.Module, names: str | Sequence[str]) -> list[str]:
+    """Return the full paths of the layers that `names` mean, sorted; a name that means none is an error."""
+    layers = [name for name, module in model.named_modules() if _can_carry(module)]
+    names = [names] if isinstance(names, str) else list(names)
+    found = {name: _matches(name, layers) for name in names}
+    if lost := [name for name, paths in found.items() if not paths]:
+        known = sorted({layer.rpartition(".")[2] for layer in layers})
+        raise UserError(
+            f"target modules that match no layer: {', '.join(f'`{name}`' for name in lost)}",
+            f"leave them out; there are {', '.join(known)}, all-linear, vision, language",
+        )
+    return sorted({path for paths in found.values() for path in paths})
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read a LoRA trained by us, or by others on either naming of the modules."""
+    config = checkpoint.read_json(folder / checkpoint.ADAPTER_CONFIG)
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"the adapter in `{folder}` is of type `{config.get('peft_type')}`", "only LoRA is supported")
+    state = checkpoint.read_weights(folder, checkpoint.ADAPTER_WEIGHTS)
+    renamed, translated = legacy.adapter_to_native(state, config)
+    return Adapter(config.get("base_model_name_or_path"), config.get("revision"), translated, renamed)
+
+
+def apply_adapter(model: Florence2ForConditionalGeneration, adapter: Adapter) -> PeftModel:
+    """Put a read LoRA on its base; every tensor of it must find its place."""
+    known = {field.name for field in fields(LoraConfig)}
+    settings = {key: value for key, value in adapter.config.items() if key in known and value is not None}
+    init = settings.get("init_lora_weights", True)
+    if init not in (*_INITS, "eva"):
+        raise UserError(
+            f"the adapter was begun with `{init}`, and what that did to the base cannot be repeated",
+            "convert it to plain LoRA where it was trained (peft: `path_initial_model_for_weight_conversion`)",
+        )
+    moving = init in _MOVING_INITS
+    settings |= {"init_lora_weights": init if moving else True, "inference_mode": True}
+    settings.pop("base_model_name_or_path", None)
+    wrapped = _wrap(model, settings, on_meta=not moving)
+    state = legacy.resize_adapter(adapter.state, model.config.text_config.vocab_size)
+    try:
+        result = set_peft_model_state_dict(wrapped, state, low_cpu_mem_usage=not moving)
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
+        raise UserError(f"the adapter does not fit its base: {reason}", "give the base it was trained on") from None
+    missing = [name for name in result.missing_keys if ".lora_" in name or ".modules_to_save." in name]
+    if lost := [*missing, *result.unexpected_keys]:
+        raise UserError(
+            f"{len(lost)} weights of the adapter find no place in its base, the first is `{sorted(lost)[0]}`",
+            "give the base it was trained on",
+        )
+    return wrapped.eval()
+
+
+def merge(model: PeftModel) -> Florence2ForConditionalGeneration:
+    """Add the LoRA to the weights it sits on and return the plain model."""
+    with _quiet():
+        merged = model.merge_and_unload()
+    return merged.requires_grad_(True)
+
+
+def save_adapter(model: PeftModel, folder: Path, base: str | None = None, revision: str | None = None) -> None:
+    """Write the LoRA and its config, naming the base it needs; a local base is named by its full path."""
+    config = copy.copy(model.peft_config[_NAME])
+    state = _lora_state(model)
+    if initial := getattr(model, "initial_lora", None):
+        _make_plain(state, initial, config)
+    base = base or str(model.get_base_model().config.name_or_path)
+    config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
+    config.revision = revision or config.revision
+    config.inference_mode = True
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    save_file(state, folder / checkpoint.ADAPTER_WEIGHTS[0], metadata={"format": "pt"})
+
+
+def _lora_state(model: PeftModel) -> legacy.State:
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _make_plain(state: legacy.State, initial: legacy.State, config: LoraConfig) -> None:
+    """Turn an adapter whose start moved the base into one for the base as it was: twice the rank, B A - B0 A0."""
+    for name, start in initial.items():
+        if ".lora_A" in name:
+            state[name] = torch.cat([state[name], start])
+        elif ".lora_B" in name:
+            state[name] = torch.cat([state[name], -start], dim=1)
+    config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2
+    config.r *= 2
+    config.init_lora_weights = True
+
+
+def _wrap(model: Florence2ForConditionalGeneration, settings: dict[str, Any], on_meta: bool = False) -> PeftModel:
+    touched = {*settings["target_modules"], *(settings.get("modules_to_save") or ())}
+    if any(name.endswith(("embed_tokens", "shared")) for name in touched):
+        raise UserError("the token embedding is shared by three layers and cannot carry LoRA", "leave it out")
+    if any(name.endswith("lm_head") for name in touched):
+        _untie_head(model)
+    revision = settings.pop("revision", None)
+    try:
+        with _quiet():
+            # Without a task type peft passes every argument on as it is; the task classes name arguments of text.
+            return get_peft_model(
+                model,
+                LoraConfig(**settings, task_type=None),
+                low_cpu_mem_usage=on_meta,
+                revision=revision,
+            )
+    except (ValueError, NotImplementedError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise UserError(f"LoRA cannot be attached: {reason}", "change the LoRA settings") from None
+
+
+def _untie_head(model: Florence2ForConditionalGeneration) -> None:
+    """Give the output layer a matrix of its own: what is merged into it must not reach the input embedding."""
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+        model.config.tie_word_embeddings = False
+        model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+
+
+def _can_carry(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+
+
+def _matches(name: str, layers: Iterable[str]) -> list[str]:
+    if name in _PARTS:
+        inside = [layer for layer in layers if layer.startswith(_PARTS[name])]
+        return [layer for layer in inside if layer.rpartition(".")[2] in DEFAULT_TARGET_MODULES]
+    if name == "all-linear":
+        return [layer for layer in layers if layer != "lm_head" and not layer.endswith(".conv")]
+    if plain := [layer for layer in layers if f".{layer}".endswith(f".{name}")]:
+        return plain
+    try:
+        pattern = re.compile(name)
+    except re.error:
+        return []
+    return [layer for layer in layers if pattern.fullmatch(layer)]
+
+
+def _check_init(init: Any) -> None:
+    if init in _INITS or re.fullmatch(r"pissa_niter_\d+", str(init)):
+        return
+    raise UserError(f"LoRA cannot begin with `{init}` here", "use gaussian, orthogonal, pissa, pissa_niter_16 or olora")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what peft says about transformers' newer names; the user can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
