@@ -203,12 +203,6 @@ class InputSettings:
     recursive: bool = False
     """Look for pictures in the folders below, too."""
 
-    exact_pixels: bool = False
-    """Decode JPEGs in full before they are made small: slower, and equal to transformers' pixels to the bit."""
-
-    num_workers: int = 2
-    """Threads that read pictures ahead of the model."""
-
 
 @dataclass(frozen=True)
 class OutputSettings:
@@ -260,11 +254,17 @@ class GenerationSettings:
 
 
 @dataclass(frozen=True)
-class EngineSettings:
-    """How fast it runs, and on what."""
+class WeightsSettings:
+    """Which model answers, and where it runs."""
 
-    batch_size: int = 1
-    """Pictures answered at a time."""
+    model_path: str
+    """Fine-tuned model: the `--output_dir` of a training, a checkpoint, an adapter, a hub id, or `demo`."""
+
+    revision: str | None = None
+    """Branch, tag or commit of the hub repository."""
+
+    offline: bool = False
+    """Use only files that are on this machine."""
 
     device: str | None = None
     """`cuda`, `cuda:1`, `mps` or `cpu` (default: the best there is)."""
@@ -274,19 +274,25 @@ class EngineSettings:
 
 
 @dataclass(frozen=True)
+class SpeedSettings:
+    """How fast it goes."""
+
+    batch_size: int = 1
+    """Pictures answered at a time."""
+
+    num_workers: int = 2
+    """Threads that read pictures ahead of the model."""
+
+    exact_pixels: bool = False
+    """Decode JPEGs in full before they are made small: slower, and equal to transformers' pixels to the bit."""
+
+
+@dataclass(frozen=True)
 class PredictSettings:
     """Answer a task about every picture: pictures in, `captions.jsonl` out."""
 
-    model_path: str
-    """Fine-tuned model: the `--output_dir` of a training, a checkpoint, an adapter, a hub id, or `demo`."""
-
+    model: WeightsSettings
     pictures: InputSettings
     output: OutputSettings = field(default_factory=OutputSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
-    engine: EngineSettings = field(default_factory=EngineSettings)
-
-    revision: str | None = None
-    """Branch, tag or commit of the hub repository."""
-
-    offline: bool = False
-    """Use only files that are on this machine."""
+    speed: SpeedSettings = field(default_factory=SpeedSettings)

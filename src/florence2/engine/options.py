@@ -66,10 +66,10 @@ class EngineSettings:
     batch_size: int | None = None
     """Slots: pictures answered at a time; `None` lets the engine choose by device and memory."""
 
-    num_workers: int = config.InputSettings.num_workers
+    num_workers: int = config.SpeedSettings.num_workers
     """Threads that open pictures ahead of the model."""
 
-    exact_pixels: bool = config.InputSettings.exact_pixels
+    exact_pixels: bool = config.SpeedSettings.exact_pixels
     """Decode JPEGs in full, so that pixels equal transformers' to the bit."""
 
     compile: Literal["auto", "on", "off"] = "auto"
