@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional
@@ -22,15 +23,10 @@ from florence2.model import checkpoint, legacy, lora
 
 Model: TypeAlias = Florence2ForConditionalGeneration | PeftModel
 _PROCESSOR = ("preprocessor_config.json", "processor_config.json")
+_POST_PROCESSOR = Path(__file__).with_name("post_processor.json")
 _IMAGE_KEYS = (
-    "size",
-    "resample",
-    "do_resize",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
+    *("size", "resample", "rescale_factor", "image_mean", "image_std"),
+    *("do_resize", "do_rescale", "do_normalize", "do_center_crop"),
 )
 _BASE_HINT = f"give `base`, or mend `base_model_name_or_path` in its `{checkpoint.ADAPTER_CONFIG}`"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -92,8 +88,7 @@ def _load_base(
 def pick_device(device: torch.device | str | None = None) -> torch.device:
     """Return the device asked for, or the best there is: cuda, then mps, then cpu."""
     if device is None:
-        found = (name for name in ("cuda", "mps") if getattr(torch, name).is_available())
-        return torch.device(next(found, "cpu"))
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
     try:
         device = torch.device(device)
         torch.empty(0, device=device)
@@ -127,17 +122,28 @@ def _load_checkpoint(
     if raw.get("model_type") != "florence2":
         raise UserError(f"`{name}` is a `{raw.get('model_type')}` model", "give a Florence-2")
     is_legacy = (raw.get("vision_config") or {}).get("model_type") != "florence_vision"
-    options = legacy.config_to_native(raw) if is_legacy else raw
-    processor = _read_processor(folder, prod(options["vision_config"]["patch_stride"]))
+    config = _read_config(folder, legacy.config_to_native(raw) if is_legacy else raw)
+    processor = _read_processor(folder, prod(config.vision_config.patch_stride))
     state = checkpoint.read_weights(folder)
-    state, tied = _separate_tied(legacy.to_native(state) if is_legacy else state, folder)
-    if is_legacy:
-        _add_image_row(state, processor)
-    config = _build_config(options, state, processor, tied)
+    state, config.tie_word_embeddings = _separate_tied(legacy.to_native(state) if is_legacy else state, folder)
+    config.text_config.vocab_size = _fit_vocabulary(state, processor)
+    config.image_token_id = processor.image_token_id
     config.name_or_path, config.dtype = name, dtype
     model = _assemble(config, state, folder).to(device)
     model.generation_config = _generation_config(folder, raw, config, processor, is_legacy)
     return model, processor
+
+
+def _read_config(folder: Path, raw: Mapping[str, Any]) -> Florence2Config:
+    parts = {
+        name: {key: value for key, value in (raw.get(name) or {}).items() if key != "dtype"}
+        for name in ("vision_config", "text_config")
+    }
+    try:
+        return Florence2Config(**parts)
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        path, reason = folder / checkpoint.CONFIG, " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"`{path}` cannot be used: {reason}", "copy or download it again") from None
 
 
 def _separate_tied(state: legacy.State, folder: Path) -> tuple[legacy.State, bool]:
@@ -163,31 +169,19 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() or (a.shape == b.shape and torch.equal(a, b.to(a.dtype)))
 
 
-def _add_image_row(state: legacy.State, processor: Florence2Processor) -> None:
-    """Give `<image>` a row of zeros where the original, which needs no such token, has none."""
+def _fit_vocabulary(state: legacy.State, processor: Florence2Processor) -> int:
+    """Return the rows of the embedding; `<image>`, which the original does not know, gets one of zeros."""
     rows, wanted = state[legacy.SHARED].shape[0], len(processor.tokenizer)
     if rows == wanted - 1 == processor.image_token_id:
-        for name in (legacy.SHARED, legacy.HEAD):
-            if name in state:
-                state[name] = functional.pad(state[name], (0, 0, 0, 1))
-
-
-def _build_config(
-    options: Mapping[str, Any], state: legacy.State, processor: Florence2Processor, tied: bool
-) -> Florence2Config:
-    rows = state[legacy.SHARED].shape[0]
-    if rows < len(processor.tokenizer):
+        for name in {legacy.SHARED, legacy.HEAD} & state.keys():
+            state[name] = functional.pad(state[name], (0, 0, 0, 1))
+        return wanted
+    if rows < wanted:
         raise UserError(
-            f"the tokenizer has {len(processor.tokenizer)} tokens and the model {rows} rows for them",
+            f"the tokenizer has {wanted} tokens and the model {rows} rows for them",
             "take both from the same checkpoint",
         )
-    vision = {key: value for key, value in options["vision_config"].items() if key != "dtype"}
-    return Florence2Config(
-        vision_config=vision,
-        text_config=dict(options["text_config"]) | {"vocab_size": rows},
-        image_token_id=processor.image_token_id,
-        tie_word_embeddings=tied,
-    )
+    return int(rows)
 
 
 def _assemble(config: Florence2Config, state: legacy.State, folder: Path) -> Florence2ForConditionalGeneration:
@@ -204,6 +198,9 @@ def _assemble(config: Florence2Config, state: legacy.State, folder: Path) -> Flo
         raise _wrong_weights(folder, "wrongly shaped", misshapen)
     # A copy, always: a file that is mapped into memory may be overwritten by the training that loaded it.
     state = {name: tensor.to(config.dtype, copy=True).contiguous() for name, tensor in state.items()}
+    # What diverged is NaN everywhere, and the small tensors show it at no cost.
+    if sick := [name for name, tensor in state.items() if tensor.dim() == 1 and not tensor.isfinite().all()]:
+        raise _wrong_weights(folder, "not finite", sick)
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     return model.eval()
@@ -213,9 +210,7 @@ def _wrong_weights(folder: Path, fault: str, names: Iterable[str]) -> UserError:
     first = sorted(names)
     rest = f" and {len(first) - 3} more" if len(first) > 3 else ""
     listed = ", ".join(f"`{name}`" for name in first[:3])
-    return UserError(
-        f"weights {fault} in `{folder}`: {listed}{rest}", "the files and `config.json` do not belong together"
-    )
+    return UserError(f"weights {fault} in `{folder}`: {listed}{rest}", "copy or download the whole folder again")
 
 
 def _generation_config(
@@ -229,7 +224,7 @@ def _generation_config(
     path = folder / "generation_config.json"
     saved = checkpoint.read_json(path) if path.is_file() else {}
     saved = {key: value for key, value in saved.items() if not key.startswith(("_", "transformers_version"))}
-    text = {key: raw["text_config"][key] for key in legacy.GENERATION_KEYS if key in raw["text_config"]}
+    text = {key: value for key, value in (raw.get("text_config") or {}).items() if key in legacy.GENERATION_KEYS}
     settings = saved | text if is_legacy else text | saved
     nameless = {processor.image_token_id, *range(len(processor.tokenizer), config.text_config.vocab_size)}
     settings["suppress_tokens"] = sorted(nameless | set(settings.get("suppress_tokens") or ()))
@@ -250,12 +245,9 @@ def _read_processor(folder: Path, stride: int) -> Florence2Processor:
     given = settings.get("image_processor") or settings
     if "size" not in given:
         raise UserError(f"`{folder}` has no `{_PROCESSOR[0]}` that gives a picture size", "copy it from the base model")
-    images = CLIPImageProcessorPil(
-        **({"do_center_crop": False} | {key: given[key] for key in _IMAGE_KEYS if key in given})
-    )
+    known = {key: given[key] for key in _IMAGE_KEYS if key in given}
+    images = CLIPImageProcessorPil(**{"do_center_crop": False} | known)
     # The tower leaves one token for each cell of that grid, and one for their mean.
     images.image_seq_length = (images.size["height"] // stride) * (images.size["width"] // stride) + 1
-    parsing = settings.get("post_processor_config") or checkpoint.read_json(
-        Path(__file__).with_name("post_processor.json")
-    )
+    parsing = settings.get("post_processor_config") or checkpoint.read_json(_POST_PROCESSOR)
     return Florence2Processor(images, checkpoint.read_tokenizer(folder), post_processor_config=parsing)
