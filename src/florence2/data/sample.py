@@ -4,9 +4,9 @@ Knows no torch, no model, and not where samples come from.
 """
 
 import os
-import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,18 @@ from florence2.data.picture import (
 
 __all__ = [
     "PICTURE_EXTENSIONS",
+    "Found",
     "Picture",
     "PictureError",
     "PictureSource",
     "Prediction",
     "Sample",
     "Size",
+    "Skipped",
+    "Why",
     "folder_between",
     "open_picture",
     "picture_size",
-    "split",
 ]
 
 
@@ -132,13 +134,52 @@ def folder_between(written: Path, pictures: Path) -> str:
         return goal.as_posix()
 
 
-def split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Part samples into (training, validation), all of one picture on one side, alike for alike seeds.
+class Why(StrEnum):
+    """Why a picture is no sample; the value reads behind "pictures that"."""
 
-    At least one picture goes to each side where there are two; the order of samples is kept.
+    NO_CAPTION = "have no caption"
+    ABSENT = "do not exist"
+    UNREADABLE = "cannot be read"
+    FAILED = "could not be captioned before"
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A picture that was left out: its id, why, how to name it to the user, and how to mend it."""
+
+    id: str
+    why: Why
+    where: str
+    mend: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a source holds: samples, and what had to be left out.
+
+    `source` is how the user named it, `root` the folder that ids are relative to (none for datasets).
     """
-    ids = sorted({sample.id for sample in samples})
-    if fraction <= 0 or len(ids) < 2:
-        return list(samples), []
-    held = set(random.Random(seed).sample(ids, min(max(round(len(ids) * fraction), 1), len(ids) - 1)))
-    return [s for s in samples if s.id not in held], [s for s in samples if s.id in held]
+
+    source: str
+    root: Path | None
+    samples: list[Sample]
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def num_pictures(self) -> int:
+        """Count the pictures, those left out included."""
+        return len({sample.id for sample in self.samples} | {skipped.id for skipped in self.skipped})
+
+    def summary(self) -> str:
+        """Say in one line what was found and what was left out."""
+        pictures = len({sample.id for sample in self.samples})
+        said = f"{_counted(len(self.samples), 'sample')} from {_counted(pictures, 'picture')} in {self.source}"
+        for why in Why:
+            named = [skipped for skipped in self.skipped if skipped.why is why]
+            if named:
+                said += f"; left out: {len(named)} that {why}, the first is {named[0].where}"
+        return said
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number:,} {word}" + ("" if number == 1 else "s")

@@ -1,0 +1,239 @@
+"""Here is a path or a name: find the pictures it means, or say what it might have meant."""
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+
+from florence2.data import hub
+from florence2.data.check import Missing, settle
+from florence2.data.folder import Listing, Sidecars, captioned_pictures, folder_pictures, no_pictures, shown, walk
+from florence2.data.metadata import METADATA_NAMES, Columns, Locate, Located, fence, table_samples
+from florence2.data.picture import is_picture_name
+from florence2.data.rows import Row, is_table_name, read_rows
+from florence2.data.sample import Found, Sample, Skipped
+from florence2.errors import UserError
+from florence2.model.tasks import split_prompt
+
+_NAME_FOLDER = "name the folder of the pictures with --dataset_dir"
+_ALIKE: dict[str, tuple[str, ...]] = {
+    "val": ("valid", "validation"),
+    "valid": ("val", "validation"),
+    "validation": ("val", "valid"),
+}
+
+
+def resolve_dataset(
+    spec: str | Path,
+    *,
+    task: str,
+    dataset_dir: str | Path | None = None,
+    recursive: bool = False,
+    caption_extension: str = ".txt",
+    caption_suffix: str = "",
+    keep_lines: bool = False,
+    missing: Missing = "error",
+    image_column: str | None = None,
+    text_column: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Found:
+    """Find samples with targets: in a folder, a table of rows, a saved `datasets` folder or a dataset of the hub.
+
+    `spec` may end in `:split`. `task` is asked where a row names none. What cannot be learnt from is an error, or with
+    `missing="skip"` is left out and listed; rows whose prediction failed are always left out.
+    """
+    path, split = _split_off(os.fspath(spec), split)
+    columns = Columns(task, picture=image_column, text=text_column)
+    if path.is_dir() and hub.is_saved(path):
+        found = hub.saved_samples(path, columns, split)
+    elif path.is_dir():
+        sidecars = Sidecars.of(caption_extension, caption_suffix, keep_lines)
+        found = _folder(_split_folder(path, split), columns, sidecars, recursive)
+    elif path.is_file():
+        found = _table(path, columns, dataset_dir)
+    elif _may_be_on_hub(path):
+        found = hub.hub_samples(path.as_posix(), columns, split, revision=revision, offline=offline)
+    else:
+        raise _nothing_there(path)
+    return settle(found, missing)
+
+
+def resolve_pictures(
+    spec: str | Path,
+    *,
+    task: str,
+    input: str = "",  # noqa: A002
+    recursive: bool = False,
+    dataset_dir: str | Path | None = None,
+) -> Found:
+    """Find pictures to ask about: one picture, a folder, a glob pattern, or a table that lists pictures.
+
+    A row of a table may name its own task and input. A question that is listed twice is asked once.
+    """
+    asked, said = split_prompt(task)
+    said = said or input
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return folder_pictures(path, task=asked.token, input=said, recursive=recursive)
+    if path.is_file() and is_picture_name(path.name):
+        return Found(str(path), path.parent, [Sample(path.name, path, asked.token, said)])
+    if path.is_file():
+        found = _table(path, Columns(asked.token, said, with_targets=False), dataset_dir)
+        once = {sample.key: sample for sample in reversed(found.samples)}
+        return Found(found.source, found.root, list(reversed(once.values())))
+    if glob.has_magic(str(path)):
+        return _matching(str(path), asked.token, said)
+    raise _nothing_there(path)
+
+
+def _split_off(spec: str, split: str | None) -> tuple[Path, str | None]:
+    """Part `folder:split` or `user/name:split`, unless there is a file of that very name."""
+    whole = Path(spec).expanduser()
+    if whole.exists() or ":" not in spec:
+        return whole, split
+    before, _, after = spec.rpartition(":")
+    if Path(before).expanduser().is_dir():
+        return Path(before).expanduser(), after
+    before, _, after = spec.partition(":")
+    return (Path(before), after) if hub.is_hub_id(before) else (whole, split)
+
+
+def _split_folder(folder: Path, split: str | None) -> Path:
+    if split is None:
+        return folder
+    for name in (split, *_ALIKE.get(split, ())):
+        if (folder / name).is_dir():
+            return folder / name
+    raise UserError(f"{shown(folder)} has no folder `{split}`", "name the folder that holds the pictures")
+
+
+def _may_be_on_hub(path: Path) -> bool:
+    name = path.as_posix()
+    local = is_picture_name(name) or is_table_name(name) or (path.parent != Path() and path.parent.is_dir())
+    return hub.is_hub_id(name) and not local
+
+
+def _nothing_there(path: Path) -> UserError:
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = get_close_matches(path.name, names, n=1)
+    return UserError(f"{path} does not exist", f"did you mean {path.parent / close[0]}" if close else "")
+
+
+def _folder(folder: Path, columns: Columns, sidecars: Sidecars, recursive: bool) -> Found:
+    """Read the tables that describe a folder, then the sidecars of the pictures that no table names."""
+    listings = list(walk(folder, recursive))
+    samples: list[Sample] = []
+    skipped: list[Skipped] = []
+    for listing in listings:
+        for name in METADATA_NAMES:
+            if name in listing.names:
+                _sort_out(_described(folder, listing, name, columns), samples, skipped)
+    known = {sample.id for sample in samples} | {each.id for each in skipped}
+    if not known and not any(listing.pictures() for listing in listings):
+        raise no_pictures(folder, recursive)
+    more, without = captioned_pictures(listings, task=columns.task, sidecars=sidecars, known=known)
+    mend = _unread_table(listings[0])
+    without = [replace(each, mend=mend or each.mend) for each in without]
+    return Found(shown(folder), folder, samples + more, skipped + without)
+
+
+def _described(folder: Path, listing: Listing, name: str, columns: Columns) -> Iterator[Sample | Skipped]:
+    inside = fence(folder, "a table names pictures in its own folder")
+
+    def locate(_: Row, picture: str, where: str) -> Located:
+        return inside(os.path.join(listing.under, picture), where)  # noqa: PTH118 - relative on purpose
+
+    return table_samples(read_rows(listing.path / name), columns, locate, "mend its row, or put the picture there")
+
+
+def _unread_table(listing: Listing) -> str:
+    """Guess at a table that lies in the folder under a name nobody looks for."""
+    for name in listing.names:
+        path = listing.path / name
+        if name.lower().startswith("metadata.j") and name not in METADATA_NAMES and name != "metadata.json":
+            return f"rename {path} to metadata.jsonl"
+        if is_table_name(name) and name not in METADATA_NAMES:
+            return f"name {path} itself as the dataset"
+    return ""
+
+
+def _sort_out(found: Iterable[Sample | Skipped], samples: list[Sample], skipped: list[Skipped]) -> None:
+    for each in found:
+        if isinstance(each, Sample):
+            samples.append(each)
+        else:
+            skipped.append(each)
+
+
+def _table(path: Path, columns: Columns, dataset_dir: str | Path | None) -> Found:
+    if not is_table_name(path.name):
+        raise _no_list(path, columns)
+    if path.suffix.lower() == ".parquet" and hub.holds_pictures(path):
+        return hub.parquet_samples(path, columns)
+    samples: list[Sample] = []
+    skipped: list[Skipped] = []
+    locate = _beside(path.parent) if dataset_dir is None else _within(Path(dataset_dir).expanduser())
+    _sort_out(table_samples(read_rows(path), columns, locate, _NAME_FOLDER), samples, skipped)
+    if not samples and not skipped:
+        raise UserError(f"{path} holds no rows")
+    root, samples = _rooted(samples, path.parent)
+    return Found(str(path), root, samples, skipped)
+
+
+def _no_list(path: Path, columns: Columns) -> UserError:
+    if columns.with_targets and is_picture_name(path.name):
+        return UserError(f"{path} is one picture, not a dataset", f"name its folder, {shown(path.parent)}")
+    kind = "a dataset" if columns.with_targets else "a picture, nor a list of pictures"
+    return UserError(f"{path} is not {kind}", "lists end in .jsonl, .csv, .parquet or .json")
+
+
+def _within(folder: Path) -> Locate:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder", "--dataset_dir names the folder of the pictures")
+    inside = fence(folder, _NAME_FOLDER)
+    return lambda _, picture, where: inside(picture, where)
+
+
+def _beside(folder: Path) -> Locate:
+    """Look where a row's `folder` leads, as predictions write it, then beside the list itself."""
+    beside = fence(folder, _NAME_FOLDER)
+
+    @cache
+    def led(lead: str) -> Callable[[str, str], Located] | None:
+        root = Path(os.path.normpath(folder.resolve() / lead))
+        return fence(root, _NAME_FOLDER) if root.is_dir() else None
+
+    def locate(row: Row, picture: str, where: str) -> Located:
+        lead = row.get("folder")
+        if isinstance(lead, str) and lead and (inside := led(lead)):
+            located = inside(picture, where)
+            if located.exists:
+                return located
+        return beside(picture, where)
+
+    return locate
+
+
+def _rooted(samples: list[Sample], beside: Path) -> tuple[Path, list[Sample]]:
+    """Find the one folder that all ids are relative to; where there are several, the one that holds them all."""
+    paths = [(sample, sample.picture) for sample in samples if isinstance(sample.picture, Path)]
+    roots = {path.parents[sample.id.count("/")] for sample, path in paths}
+    if len(roots) <= 1:
+        return next(iter(roots), beside), samples
+    root = Path(os.path.commonpath([root.absolute() for root in roots]))
+    return root, [replace(sample, id=path.absolute().relative_to(root).as_posix()) for sample, path in paths]
+
+
+def _matching(pattern: str, task: str, said: str) -> Found:
+    steady = Path(*takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
+    paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if is_picture_name(name)]  # noqa: PTH207
+    samples = [Sample(path.relative_to(steady).as_posix(), path, task, said) for path in paths if path.is_file()]
+    if not samples:
+        raise UserError(f"no picture matches {pattern}", "put the pattern in quotes, so that the shell leaves it alone")
+    return Found(pattern, steady, samples)
