@@ -21,11 +21,12 @@ Policy: `write` keeps the order it is given, and duplicates; `reading_order` and
 1. Numbers are the exact middles of bins (floats); transformers cuts them down to whole pixels.
 2. Labels keep every script and inner line breaks; transformers drops non-ASCII letters, and what holds a line break.
 3. A label keeps its `<`; for transformers a label starts after its last `<` (but not in quads).
-4. Special tokens are never part of a label, nor of one that goes on behind them: `<od>cat` is `cat`.
+4. A special token is never part of a label, nor is half of one: `<od>cat` is `cat`, for transformers `od>cat`. Boxes in
+   front of every label are dropped; transformers may take `loc_5>` for their label and read the rest shifted by one.
 5. `<loc_1000>` and above, which only ordinary pieces can spell, read as 999; transformers goes past the picture's edge.
 6. Boxes or polygons is settled label by label, not once for the whole text.
 7. Phrases such as "it" and "the image" are kept unless `banned` names them; transformers' list is in its processor.
-8. `<pad>` is stripped from plain text too. A polygon without a whole point is dropped; transformers raises.
+8. `<pad>` is stripped from plain text too. A polygon without a whole point is dropped; transformers keeps it, empty.
 """
 
 import math
@@ -34,6 +35,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from random import Random
 from typing import Any
 
+from florence2.errors import UserError
 from florence2.model.tasks import END, NUM_BINS, PAD, START, Answers, Task
 from florence2.model.wire import Placed, find_objects, write_bins, write_objects
 
@@ -79,7 +81,11 @@ def _to_pixels(bins: Sequence[int], size: Size) -> list[float]:
 
 
 def write(asked: Task | Answers, value: Value, size: Size) -> str:
-    """Return the text the model should say for `value`, whose coordinates are pixels of a picture of `size`."""
+    """Return the text the model should say for `value`, whose coordinates are pixels of a picture of `size`.
+
+    A string stands for itself under every task. Where it has one kind of object, "labels" may hold their labels.
+    Raises UserError where `value` holds no object of the kind asked for, or not one label for each.
+    """
     if isinstance(value, str):
         return _plain(value)
     answers = asked.answers if isinstance(asked, Task) else asked
@@ -87,9 +93,15 @@ def write(asked: Task | Answers, value: Value, size: Size) -> str:
 
 
 def _to_objects(answers: Answers, value: Mapping[str, Any], size: Size) -> Iterator[Placed]:
-    for form, labels_key in _KEYS[answers].items():
-        places = value.get(form, ())
-        labels = [""] * len(places) if answers in _UNLABELLED else value.get(labels_key, value.get("labels", ()))
+    wanted = _KEYS[answers]
+    if not any(form in value for form in wanted):
+        names = " or ".join(f"`{form}`" for form in wanted) or "a text"
+        raise UserError(f"the answer holds {', '.join(f'`{key}`' for key in value)}, not {names}", f"give {names}")
+    for form in (form for form in wanted if form in value):
+        places = value[form]
+        labels = [""] * len(places) if answers in _UNLABELLED else value.get(wanted[form], value.get("labels", ()))
+        if len(labels) != len(places):
+            raise UserError(f"{len(labels)} labels for {len(places)} `{form}`", "give one label for each")
         for place, label in zip(places, labels, strict=True):
             runs = place if form == "polygons" else [place]
             yield Placed(form, label, tuple(_to_bins(run, size) for run in runs))

@@ -46,7 +46,8 @@ class Placed:
 
 def write_objects(answers: Answers, objects: Iterable[Placed]) -> str:
     """Return the text that says these objects in this order, neighbours of one label behind one label."""
-    said = [(_label(placed.label), placed.form, text) for placed in objects if (text := _write_bins(placed))]
+    # A space stands for an empty label, lest a box go to the label before it.
+    said = [(_clean(placed.label) or " ", placed.form, text) for placed in objects if (text := _write_bins(placed))]
     match answers:
         case Answers.REGIONS:
             return "".join(text for _, _, text in said)
@@ -72,11 +73,11 @@ def _write_bins(placed: Placed) -> str:
     return "".join(runs)
 
 
-def _label(label: str) -> str:
-    """Return the label as it can stand on the wire; a space where there is none, so that its box finds no other."""
+def _clean(label: str) -> str:
+    """Return the label without special tokens, nor any that comes about when another goes."""
     while (shorter := _TOKEN.sub("", label)) != label:
         label = shorter
-    return label.strip() or " "
+    return label.strip()
 
 
 def find_objects(answers: Answers, text: str) -> Iterator[Placed]:
@@ -90,7 +91,7 @@ def find_objects(answers: Answers, text: str) -> Iterator[Placed]:
         for runs in objects:
             yield Placed(
                 form,
-                label.text.strip() if label else "",
+                _clean(label.text) if label else "",
                 tuple(tuple(mark.bin for mark in marks[first + a : first + b]) for a, b in runs),
                 (label.start, label.end) if label else (marks[first].start, marks[first].start),
                 (marks[first + runs[0][0]].start, marks[first + runs[-1][1] - 1].end),
