@@ -11,8 +11,8 @@ one of the tokens `<loc_0>` to `<loc_999>`, x and y in turn; the rest stands for
                         <poly> nn...n <sep> nn...n </poly> ...          several objects
     boxes or polygons   label nnnn ...  label <poly> nn...n </poly> ...   several of either behind each label
 
-Words between objects are labels; so are words before fewer than four tokens in a row, which are dropped with them. The
-markers `<s>`, `</s>`, `<pad>` are skipped wherever they stand.
+A label is the words right before an object's tokens. What fits no row is skipped: tokens without the label they need,
+fewer than four in a row, words with no tokens behind them. `<s>`, `</s>` and `<pad>` count for nothing anywhere.
 """
 
 import re
