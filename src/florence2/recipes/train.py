@@ -1,0 +1,283 @@
+"""Samples in, an adapter out: fine-tune Florence-2 on pictures and their captions.
+
+Read it top to bottom. Finding samples is `data`, loading is `model`, learning is `training`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from florence2 import settings as by_name
+from florence2.config import TrainSettings
+from florence2.data.check import check_pictures, split
+from florence2.data.resolve import resolve_dataset
+from florence2.data.sample import Sample
+from florence2.errors import UserError
+from florence2.model.load import load, pick_device, pick_dtype
+from florence2.model.processing import Processing, max_target_tokens
+from florence2.model.tasks import find_task
+from florence2.training import memory
+from florence2.training.arguments import Plan, plan, trackers, training_arguments
+from florence2.training.augment import rules_of
+from florence2.training.dataset import Collator, Lessons, preview
+from florence2.training.learner import Keeper, equip, resting, trained
+from florence2.training.optimizer import arguments_of, check_name
+from florence2.training.record import Record, check_alike, command, installed, write_card
+from florence2.training.trainer import LessonTrainer, Method
+from florence2.training.watch import curve
+from florence2.training.watch.callbacks import Watch
+from florence2.training.watch.checkpoints import clear_aside, start_from
+from florence2.training.watch.trackers import opened
+
+
+def main(settings: TrainSettings) -> int:
+    """Run `florence2 train`; return 0, or 130 where it was stopped and can go on."""
+    try:
+        train(settings)
+    except Stopped as stopped:
+        _talk().print(str(stopped), markup=False, soft_wrap=True)
+        return 130
+    return 0
+
+
+class Stopped(UserError):  # noqa: N818  it is no error to have been asked
+    """Training was asked to stop, and did, behind a checkpoint."""
+
+
+def train(settings: TrainSettings | None = None, **values: Any) -> Path:
+    """Fine-tune on pictures and captions, and return the folder with the result.
+
+    Takes settings, or the flags of `florence2 train` as keywords: `train(dataset="photos", output_dir="out")`. With a
+    validation set the result is the checkpoint with the lowest eval loss, without one it is the last state.
+    """
+    settings = settings or by_name.build(TrainSettings, values)
+    output = Path(settings.saving.output_dir).expanduser()
+    checkpoint = _begin(settings, output)
+    samples, held = _samples(settings)
+    model, processor = _load(settings)
+    lessons = _lessons(settings, samples, model, processor)
+    if settings.captions.preview:
+        print(preview(lessons, settings.captions.preview))  # noqa: T201  asked for, so it goes to stdout
+        return output
+
+    learner = equip(model, settings.model, settings.lora)
+    record = _record(settings, model, samples, held)
+    with (
+        Watch(_talk(), output, settings.saving.save_every_n_epochs) as watch,
+        opened(trackers(settings.saving.log_with), output, by_name.flat(settings)),
+        memory.advice(settings.learning.batch_size, settings.learning.gradient_checkpointing),
+    ):
+        trainer = _trainer(settings, learner, lessons, held, Keeper(processor, record), watch)
+        began = time.monotonic()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    _raise_if_stopped(settings, trainer, watch)
+    if trainer.is_world_process_zero():
+        _finish(trainer, output, replace(record, scores=_scores(trainer, watch, began)), processor)
+    return output
+
+
+def _begin(settings: TrainSettings, output: Path) -> Path | None:
+    """Check what can be checked before anything is read, and find the checkpoint to go on from."""
+    find_task(settings.data.task)
+    check_name(settings.learning.optim)
+    checkpoint = start_from(settings.saving.resume, output)
+    if checkpoint is not None:
+        check_alike(checkpoint, settings)
+        _talk().print(f"going on from {checkpoint}")
+    if _rank() == 0:
+        clear_aside(output)
+    return checkpoint
+
+
+def _samples(settings: TrainSettings) -> tuple[list[Sample], list[Sample]]:
+    """Find what to learn from, and what to measure on."""
+    data, val = settings.data, settings.data.val_dataset
+    if (fraction := _fraction(val)) is not None:
+        return split(_found(settings, data.dataset), fraction, settings.learning.seed)
+    return _found(settings, data.dataset), _found(settings, val) if val else []
+
+
+def _found(settings: TrainSettings, spec: str) -> list[Sample]:
+    data = settings.data
+    found = resolve_dataset(
+        spec,
+        task=data.task,
+        dataset_dir=data.dataset_dir,
+        recursive=data.recursive,
+        caption_extension=data.caption_extension,
+        keep_lines=rules_of(settings.captions).enable_wildcard,
+        missing=data.missing,
+        image_column=data.image_column,
+        text_column=data.text_column,
+        offline=settings.model.offline,
+    )
+    found = check_pictures(found, missing=data.missing)
+    _talk().print(found.summary())
+    return found.samples
+
+
+def _fraction(val: str | None) -> float | None:
+    try:
+        fraction = float(val or "")
+    except ValueError:
+        return None
+    if not 0 < fraction < 1:
+        raise UserError(f"`--val_dataset {val}` is no fraction", "give a number between 0 and 1, or a dataset")
+    return fraction
+
+
+def _load(settings: TrainSettings) -> tuple[Any, Any]:
+    chosen = settings.model
+    device = pick_device(chosen.device)
+    # What all learns is held in float32; a base under LoRA may be as small as the arithmetic.
+    dtype = pick_dtype(chosen.dtype, device) if settings.lora.rank > 0 else torch.float32
+    return load(
+        chosen.model_id, dtype=dtype, device=device, revision=chosen.revision, offline=chosen.offline, merge=False
+    )
+
+
+def _lessons(settings: TrainSettings, samples: Sequence[Sample], model: Any, processor: Any) -> Lessons:
+    most = max_target_tokens(model.config)
+    asked = settings.captions.max_length
+    return Lessons(
+        samples,
+        Processing.of(processor),
+        rules_of(settings.captions),
+        seed=settings.learning.seed,
+        max_prompt=most,
+        max_target=most if asked is None else min(asked + 2, most),  # <s> and </s> come on top
+    )
+
+
+def _record(settings: TrainSettings, model: Any, samples: Sequence[Sample], held: Sequence[Sample]) -> Record:
+    task = find_task(settings.data.task)
+    return Record(
+        base=str(model.config.name_or_path),
+        revision=settings.model.revision,
+        task=task.token,
+        prompt=task.prompt,
+        settings=by_name.flat(settings),
+        data={
+            "dataset": settings.data.dataset,
+            "pictures": len({sample.id for sample in samples}),
+            "captions": len(samples),
+            "held_out": len(held),
+            "tasks": sorted({sample.task for sample in samples}),
+        },
+        versions=installed(),
+    )
+
+
+def _trainer(
+    settings: TrainSettings,
+    learner: Any,
+    lessons: Lessons,
+    held: Sequence[Sample],
+    keeper: Keeper,
+    watch: Watch,
+) -> LessonTrainer:
+    device = pick_device(settings.model.device)
+    dtype = pick_dtype(settings.model.dtype, device)
+    args = training_arguments(settings, len(lessons), measured=bool(held), device=device, dtype=dtype)
+    length = plan(settings.learning, len(lessons), args.world_size, args.max_steps)
+    lessons = replace(lessons, rules=lessons.rules.over(length.steps), per_step=length.per_step)
+    if settings.learning.gradient_checkpointing:
+        memory.checkpoint_activations(learner)
+    _announce(settings, learner, lessons, length, dtype)
+    return LessonTrainer(
+        _method(settings, learner, lessons.processing, keeper),
+        model=learner,
+        args=args,
+        data_collator=Collator(lessons.processing.tokenizer.pad_token_id),
+        train_dataset=lessons,
+        eval_dataset=replace(lessons, samples=held, fixed=True) if held else None,
+        callbacks=watch.callbacks(length.per_step),
+    )
+
+
+def _method(settings: TrainSettings, learner: Any, processing: Processing, keeper: Keeper) -> Method:
+    text = learner.config.text_config
+    return Method(
+        processing=processing,
+        # The row of the picture's place is the last, and no word.
+        words=processing.image_token_id
+        if processing.image_token_id + 1 >= len(processing.tokenizer)
+        else text.vocab_size,
+        start=text.decoder_start_token_id,
+        pad=text.pad_token_id,
+        keep=keeper,
+        optim=settings.learning.optim,
+        optimizer_args=arguments_of(settings.learning.optimizer_args),
+        lora_plus_ratio=settings.learning.lora_plus_ratio,
+        one_cycle=settings.learning.scheduler.lower() == "onecycle",
+        resting=resting(learner, settings.model),
+    )
+
+
+def _announce(settings: TrainSettings, learner: Any, lessons: Lessons, length: Plan, dtype: torch.dtype) -> None:
+    """Say what will be trained."""
+    talk, learning, size = _talk(), settings.learning, lessons.processing.size
+    learns, every = trained(learner)
+    need = memory.expect(learner, size, learning.batch_size, dtype, learning.gradient_checkpointing)
+    kind = f"LoRA of rank {settings.lora.rank}" if settings.lora.rank > 0 else "all weights"
+    talk.print(
+        f"{length.pictures:,} captions, {length.steps:,} steps of {length.per_step} over {learning.epochs:g} epochs"
+    )
+    talk.print(f"{kind}: {learns:,} of {every:,} weights learn ({learns / every:.2%}), {str(dtype)[6:]} arithmetic")
+    talk.print(f"about {need.total / memory.GIB:.1f} GiB of memory on {learner.device} beside what is in use")
+    if cut := lessons.cut():
+        talk.print(f"{cut:,} captions are longer than {lessons.max_target} tokens and are cut, see `--max_length`")
+
+
+def _raise_if_stopped(settings: TrainSettings, trainer: LessonTrainer, watch: Watch) -> None:
+    state = trainer.state
+    if watch.broken.too_many:
+        raise UserError(
+            f"{watch.broken.in_a_row} steps in a row had no finite gradient",
+            f"lower `--learning_rate` or pass `--dtype float32`; checkpoint-{state.global_step} is the last good state",
+        )
+    if watch.stop.asked and state.global_step < state.max_steps:
+        raise Stopped(
+            f"stopped at step {state.global_step} of {state.max_steps}",
+            f"go on with: {command(settings, resume='auto')}",
+        )
+
+
+def _scores(trainer: LessonTrainer, watch: Watch, began: float) -> dict[str, Any]:
+    state = trainer.state
+    losses = [row["loss"] for row in state.log_history if "loss" in row]
+    scores: dict[str, Any] = {"steps": state.global_step, "loss": round(losses[-1], 4) if losses else None}
+    if state.best_metric is not None:
+        scores |= {"eval_loss": round(state.best_metric, 4), "best": f"checkpoint-{state.best_global_step}"}
+    scores |= {
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_memory_gib": round(memory.peak(trainer.args.device) / memory.GIB, 2),
+        "skipped_steps": watch.broken.skipped,
+    }
+    return scores
+
+
+def _finish(trainer: LessonTrainer, output: Path, record: Record, processor: Any) -> None:
+    """Write the result and tell how it went."""
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    Keeper(processor, record)(model, output)
+    write_card(output, record)
+    curve.save(output)
+    told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in record.scores.items())
+    _talk().print(f"saved {output} ({told})")
+
+
+def _talk() -> Console:
+    return Console(stderr=True, quiet=_rank() > 0, highlight=False, soft_wrap=True)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))

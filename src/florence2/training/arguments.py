@@ -1,0 +1,159 @@
+"""From our settings to transformers' own: one table of what a flag is called there, and the open door for the rest.
+
+Knows names and values; the model is handed in only where an optimizer asks for its parameters.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Seq2SeqTrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.trainer_utils import SchedulerType
+
+from florence2.config import LearningSettings, SavingSettings, TrainSettings
+from florence2.errors import UserError
+from florence2.settings import near, options
+
+WARMUP = 0.03  # share of the training in which the learning rate grows
+CLIP = 1.0
+ONECYCLE = "onecycle"
+
+# What transformers calls our flags; `--trainer` refuses these names, because a knob has one home.
+FLAGS = {
+    "output_dir": "--output_dir",
+    "num_train_epochs": "--epochs",
+    "per_device_train_batch_size": "--batch_size",
+    "gradient_accumulation_steps": "--gradient_accumulation_steps",
+    "learning_rate": "--learning_rate",
+    "optim": "--optim",
+    "optim_args": "--optimizer_args",
+    "lr_scheduler_type": "--scheduler",
+    "seed": "--seed",
+    "bf16": "--dtype",
+    "fp16": "--dtype",
+    "use_cpu": "--device",
+    "gradient_checkpointing": "--gradient_checkpointing",
+    "activation_checkpointing": "--gradient_checkpointing",
+    "dataloader_num_workers": "--num_workers",
+    "report_to": "--log_with",
+    "resume_from_checkpoint": "--resume",
+}
+# What the trainer counts on.
+OURS = ("remove_unused_columns", "label_names", "disable_tqdm", "predict_with_generate", "group_by_length")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long the training is: steps of the optimizer, all processes together."""
+
+    pictures: int
+    processes: int
+    batch: int
+    accumulation: int
+    steps_per_epoch: int
+    steps: int
+
+    @property
+    def per_step(self) -> int:
+        """Count the samples of one step."""
+        return self.batch * self.accumulation * self.processes
+
+
+def plan(learning: LearningSettings, pictures: int, processes: int, max_steps: int = -1) -> Plan:
+    """Count the steps of a training over so many samples."""
+    batches = math.ceil(pictures / (learning.batch_size * processes))
+    each = max(math.ceil(batches / learning.gradient_accumulation_steps), 1)
+    steps = max_steps if max_steps > 0 else math.ceil(each * learning.epochs)
+    return Plan(pictures, processes, learning.batch_size, learning.gradient_accumulation_steps, each, steps)
+
+
+def training_arguments(
+    settings: TrainSettings, pictures: int, *, measured: bool, device: torch.device, dtype: torch.dtype
+) -> Seq2SeqTrainingArguments:
+    """Word the settings as transformers' training arguments; `measured` says whether there is something to measure."""
+    learning, saving = settings.learning, settings.saving
+    door = _door(saving)
+    values: dict[str, Any] = {
+        "output_dir": saving.output_dir,
+        "num_train_epochs": learning.epochs,
+        "per_device_train_batch_size": learning.batch_size,
+        "per_device_eval_batch_size": learning.batch_size,
+        "gradient_accumulation_steps": learning.gradient_accumulation_steps,
+        "learning_rate": learning.learning_rate,
+        "lr_scheduler_type": _scheduler(learning.scheduler),
+        "warmup_steps": WARMUP,
+        "max_grad_norm": CLIP,
+        "seed": learning.seed,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "use_cpu": device.type == "cpu",
+        "dataloader_num_workers": settings.data.num_workers,
+        "dataloader_pin_memory": device.type == "cuda",
+        "report_to": trackers(saving.log_with),
+        "run_name": Path(saving.output_dir).name,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "prediction_loss_only": True,
+        "disable_tqdm": True,
+    }
+    values |= _rhythm(saving, plan(learning, pictures, 1, int(door.get("max_steps", -1))), measured)
+    try:
+        return Seq2SeqTrainingArguments(**(values | door))
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"transformers refuses these settings: {reason}", "see `--trainer`") from error
+
+
+def trackers(log_with: str) -> list[str]:
+    """Name the trackers that are meant by `--log_with`; refuse what is unknown or not installed."""
+    if log_with == "none":
+        return []
+    if log_with == "all":
+        return list(get_available_reporting_integrations())
+    names = log_with.split(",")
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ["all", "none", *INTEGRATION_TO_CALLBACK]
+            raise UserError(f"`--log_with {name}` is not known", near(name, known))
+        if name not in get_available_reporting_integrations():
+            package = {"comet_ml": "comet_ml", "azure_ml": "azureml-sdk"}.get(name, name)
+            raise UserError(f"`--log_with {name}` needs the package {package}", f"run `pip install {package}`")
+    return names
+
+
+def _door(saving: SavingSettings) -> dict[str, Any]:
+    known = [field.name for field in fields(Seq2SeqTrainingArguments)]
+    given = options("--trainer", saving.trainer, known)
+    for name in given:
+        if name in FLAGS:
+            raise UserError(f"`--trainer {name}` has a flag of its own", f"use `{FLAGS[name]}`")
+        if name in OURS:
+            raise UserError(f"`--trainer {name}` cannot be changed here", "leave it out")
+    return given
+
+
+def _scheduler(name: str) -> str:
+    known = [ONECYCLE, *(kind.value for kind in SchedulerType)]
+    if name.lower() not in known:
+        raise UserError(f"`--scheduler {name}` is not known", near(name.lower(), known))
+    return "constant" if name.lower() == ONECYCLE else name.lower()
+
+
+def _rhythm(saving: SavingSettings, length: Plan, measured: bool) -> dict[str, Any]:
+    """Say how often to log, save and measure; epochs are counted by `Rhythm`."""
+    by_steps = saving.save_every_n_steps is not None
+    asked = by_steps or saving.save_every_n_epochs is not None
+    values: dict[str, Any] = {
+        "logging_strategy": "steps",
+        "logging_steps": max(length.steps // 200, 1),
+        "save_strategy": "steps" if by_steps else "epoch",
+        "save_total_limit": None if asked else 2,
+        "eval_strategy": ("steps" if by_steps else "epoch") if measured else "no",
+        "load_best_model_at_end": measured,
+    }
+    if by_steps:
+        values |= {"save_steps": saving.save_every_n_steps, "eval_steps": saving.save_every_n_steps}
+    return values

@@ -1,0 +1,101 @@
+"""What learns: LoRA or all weights, with one half of the model frozen if so asked, and how it is written to disk.
+
+Knows the model's halves and the settings that choose between them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import nn
+
+from florence2.config import LoraSettings, ModelSettings
+from florence2.errors import UserError
+from florence2.model.lora import attach, resolve_targets, save_adapter
+from florence2.settings import options
+from florence2.training.record import Record, write_record
+
+HALVES = {
+    "vision": ("model.vision_tower.", "model.multi_modal_projector."),
+    "language": ("model.language_model.", "lm_head."),
+}
+
+
+def equip(model: nn.Module, settings: ModelSettings, lora: LoraSettings) -> nn.Module:
+    """Put a new LoRA on a model, or go on with the one it brought, or let all its weights learn; freeze a half.
+
+    What learns is float32, whatever the rest is.
+    """
+    frozen = HALVES.get(settings.freeze, ())
+    if isinstance(model, PeftModel):
+        learner: nn.Module = _go_on(model)
+    elif lora.rank > 0:
+        learner = _with_lora(model, lora, frozen)
+    else:
+        learner = model.requires_grad_(True).float()
+    for name, weight in learner.named_parameters():
+        if name.removeprefix("base_model.model.").startswith(frozen):
+            weight.requires_grad_(False)
+    if not any(weight.requires_grad for weight in learner.parameters()):
+        raise UserError(f"with `--freeze {settings.freeze}` there is nothing left to train", "leave `--freeze` out")
+    return learner
+
+
+def resting(learner: nn.Module, settings: ModelSettings) -> tuple[nn.Module, ...]:
+    """Give the modules that must not drop anything while the rest learns: those of the frozen half."""
+    names = tuple(name.rstrip(".") for name in HALVES.get(settings.freeze, ()))
+    return tuple(module for name, module in learner.named_modules() if name.removeprefix("base_model.model.") in names)
+
+
+def trained(learner: nn.Module) -> tuple[int, int]:
+    """Count the weights that learn, and all."""
+    sizes = [(weight.numel(), weight.requires_grad) for weight in learner.parameters()]
+    return sum(size for size, learns in sizes if learns), sum(size for size, _ in sizes)
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Writes what a prediction needs into a folder: weights, processor, record."""
+
+    processor: Any
+    record: Record
+
+    def __call__(self, model: nn.Module, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write model, processor and record; `state` holds the weights where they had to be gathered."""
+        if isinstance(model, PeftModel):
+            save_adapter(model, folder, self.record.base, self.record.revision)
+        else:
+            whole: Any = model
+            whole.save_pretrained(folder, state_dict=None if state is None else dict(state))
+        self.processor.save_pretrained(folder)
+        write_record(folder, self.record)
+
+
+def _with_lora(model: nn.Module, lora: LoraSettings, frozen: tuple[str, ...]) -> PeftModel:
+    given = options("--lora", lora.lora, [field.name for field in fields(LoraConfig)])
+    targets = [name for name in resolve_targets(model, lora.target_modules) if not f"{name}.".startswith(frozen)]
+    if not targets:
+        raise UserError("all `--target_modules` are in the half that is frozen", "leave `--freeze` out")
+    whole: Any = model
+    return attach(
+        whole,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        target_modules=targets,
+        **given,
+    )
+
+
+def _go_on(model: PeftModel) -> PeftModel:
+    for config in model.peft_config.values():
+        config.inference_mode = False
+    for name, weight in model.named_parameters():
+        learns = ".lora_" in name or ".modules_to_save." in name
+        weight.requires_grad_(learns)
+        if learns:
+            weight.data = weight.data.float()
+    return model

@@ -1,0 +1,188 @@
+"""One step of learning: transformers' `Seq2SeqTrainer` with our loss, our order of pictures and our way of saving.
+
+The loss is the cross entropy of what the decoder says where labels are, computed for those places only: logits of
+padding are never made. It is divided by the number of learnt tokens of the whole step, over all batches and processes,
+so that the way a step is parted changes nothing. Knows neither settings nor where samples come from.
+
+Shapes: B pictures, H and W the model's picture size, T ids of the longest target, D the model's width, N learnt
+tokens of the batch, V words of the vocabulary.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, Seq2SeqTrainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from florence2.model.processing import IGNORED_LABEL, Processing
+from florence2.training.dataset import Lessons, Order, shift_right
+from florence2.training.optimizer import build, one_cycle
+from florence2.training.watch.checkpoints import STATE, aside, settle
+
+RAW = "trained_weights.safetensors"
+
+Keep = Callable[[nn.Module, Path, Mapping[str, torch.Tensor] | None], None]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a step is taken, beyond what transformers' arguments say.
+
+    `words` is the number of vocabulary rows that stand for words: rows behind them, such as that of the picture's
+    place, are never an answer. `resting` modules stay in eval mode. `keep`
+    writes model and processor into a folder.
+    """
+
+    processing: Processing
+    words: int
+    start: int
+    pad: int
+    keep: Keep
+    optim: str
+    optimizer_args: Mapping[str, Any] = field(default_factory=dict)
+    lora_plus_ratio: float | None = None
+    one_cycle: bool = False
+    resting: tuple[nn.Module, ...] = ()
+
+
+class LessonTrainer(Seq2SeqTrainer):  # type: ignore[misc]
+    """Learns `Lessons`; everything that is not overridden here is transformers'."""
+
+    optimizer: Any
+    lr_scheduler: Any
+    _aside: Path | None = None
+
+    def __init__(self, method: Method, **given: Any) -> None:
+        super().__init__(**given)
+        self.method = method
+        self.model_accepts_loss_kwargs = True  # so that a step's tokens are counted for `compute_loss`
+        self.remove_callback(PrinterCallback)
+        self._learnt: torch.Tensor | None = None
+        self.model.get_output_embeddings().register_forward_pre_hook(self._only_learnt)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Give the summed cross entropy divided by the tokens of the whole step."""
+        labels_BT = inputs["labels"]
+        flat = labels_BT.flatten()
+        self._learnt = (flat != IGNORED_LABEL).nonzero().squeeze(1)
+        try:
+            logits_NV = self._answer(model, inputs)
+        finally:
+            learnt, self._learnt = self._learnt, None
+        loss = functional.cross_entropy(
+            logits_NV[:, : self.method.words].float(),
+            flat[learnt],
+            reduction="sum",
+            label_smoothing=self.args.label_smoothing_factor,
+        )
+        loss = loss / (learnt.numel() if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _answer(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        for module in self.method.resting:
+            module.eval()
+        method = self.method
+        output = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            pixel_values=method.processing.normalize(inputs["pixels_BHWC"]),
+            decoder_input_ids=shift_right(inputs["labels"], method.start, method.pad),
+            use_cache=False,
+        )
+        logits: torch.Tensor = output.logits
+        return logits
+
+    def _only_learnt(self, _: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        """Leave out, in front of the output layer, the places where nothing is learnt: (B, T, D) -> (N, D)."""
+        if self._learnt is None:
+            return None
+        return (given[0].flatten(0, 1).index_select(0, self._learnt),)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer with our groups of weights."""
+        if self.optimizer is None:
+            method, learner = self.method, self.model if model is None else model
+            self.optimizer = build(self.args, learner, method.optim, method.optimizer_args, method.lora_plus_ratio)
+        made: torch.optim.Optimizer = super().create_optimizer(model)
+        return made
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Make the schedule, ours or transformers'."""
+        if self.method.one_cycle and self.lr_scheduler is None:
+            self.lr_scheduler = one_cycle(optimizer or self.optimizer, num_training_steps)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
+        lessons: Lessons = self.train_dataset if train_dataset is None else train_dataset
+        grouped = self.args.train_sampling_strategy == "group_by_length"
+        return Order(
+            len(lessons),
+            self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            lessons.lengths() if grouped else None,
+            self.args.train_batch_size,
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        self.method.keep(model, folder, state_dict)
+        if hasattr(model, "initial_lora"):
+            # What is kept for prediction is the difference to the start; going on needs the weights as they are.
+            trained = {name: w.detach().contiguous() for name, w in model.named_parameters() if w.requires_grad}
+            save_file(trained, folder / RAW)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        raw = Path(resume_from_checkpoint) / RAW
+        if raw.exists():
+            (self.model if model is None else model).load_state_dict(load_file(raw), strict=False)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint aside and move it to its place when it is whole."""
+        final = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with aside(Path(self.args.output_dir)) as folder:
+            self._aside = folder
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._aside = None
+            self.accelerator.wait_for_everyone()
+            if self.state.best_global_step:
+                best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+                self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(folder / final.name / STATE))
+                settle(folder / final.name, final)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            rotate_checkpoints(
+                str(self.args.output_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._aside or super()._get_output_dir(trial))
