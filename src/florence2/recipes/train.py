@@ -25,16 +25,17 @@ from florence2.model.load import load, pick_device, pick_dtype
 from florence2.model.processing import Processing, max_target_tokens
 from florence2.model.tasks import find_task
 from florence2.training import memory
-from florence2.training.arguments import Plan, plan, trackers, training_arguments
+from florence2.training.arguments import plan, trackers, training_arguments
 from florence2.training.augment import rules_of
 from florence2.training.dataset import Collator, Lessons, preview
-from florence2.training.learner import Keeper, equip, resting, trained
+from florence2.training.learner import Keeper, equip, introduce, resting
 from florence2.training.optimizer import arguments_of, check_name
 from florence2.training.record import Record, check_alike, command, installed, write_card
 from florence2.training.trainer import LessonTrainer, Method
 from florence2.training.watch import curve
 from florence2.training.watch.callbacks import Watch
 from florence2.training.watch.checkpoints import clear_aside, start_from
+from florence2.training.watch.stops import Stopped
 from florence2.training.watch.trackers import opened
 
 
@@ -46,10 +47,6 @@ def main(settings: TrainSettings) -> int:
         _talk().print(str(stopped), markup=False, soft_wrap=True)
         return 130
     return 0
-
-
-class Stopped(UserError):  # noqa: N818  it is no error to have been asked
-    """Training was asked to stop, and did, behind a checkpoint."""
 
 
 def train(settings: TrainSettings | None = None, **values: Any) -> Path:
@@ -78,7 +75,7 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
         trainer = _trainer(settings, learner, lessons, held, Keeper(processor, record), watch)
         began = time.monotonic()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _raise_if_stopped(settings, trainer, watch)
+    watch.raise_if_stopped(trainer.state, command(settings, resume="auto"))
     if trainer.is_world_process_zero():
         _finish(trainer, output, replace(record, scores=_scores(trainer, watch, began)), processor)
     return output
@@ -191,7 +188,8 @@ def _trainer(
     lessons = replace(lessons, rules=lessons.rules.over(length.steps), per_step=length.per_step)
     if settings.learning.gradient_checkpointing:
         memory.checkpoint_activations(learner)
-    _announce(settings, learner, lessons, length, dtype)
+    for line in introduce(settings, learner, lessons, length, dtype):
+        _talk().print(line)
     return LessonTrainer(
         _method(settings, learner, lessons.processing, keeper),
         model=learner,
@@ -220,35 +218,6 @@ def _method(settings: TrainSettings, learner: Any, processing: Processing, keepe
         one_cycle=settings.learning.scheduler.lower() == "onecycle",
         resting=resting(learner, settings.model),
     )
-
-
-def _announce(settings: TrainSettings, learner: Any, lessons: Lessons, length: Plan, dtype: torch.dtype) -> None:
-    """Say what will be trained."""
-    talk, learning, size = _talk(), settings.learning, lessons.processing.size
-    learns, every = trained(learner)
-    need = memory.expect(learner, size, learning.batch_size, dtype, learning.gradient_checkpointing)
-    kind = f"LoRA of rank {settings.lora.rank}" if settings.lora.rank > 0 else "all weights"
-    talk.print(
-        f"{length.pictures:,} captions, {length.steps:,} steps of {length.per_step} over {learning.epochs:g} epochs"
-    )
-    talk.print(f"{kind}: {learns:,} of {every:,} weights learn ({learns / every:.2%}), {str(dtype)[6:]} arithmetic")
-    talk.print(f"about {need.total / memory.GIB:.1f} GiB of memory on {learner.device} beside what is in use")
-    if cut := lessons.cut():
-        talk.print(f"{cut:,} captions are longer than {lessons.max_target} tokens and are cut, see `--max_length`")
-
-
-def _raise_if_stopped(settings: TrainSettings, trainer: LessonTrainer, watch: Watch) -> None:
-    state = trainer.state
-    if watch.broken.too_many:
-        raise UserError(
-            f"{watch.broken.in_a_row} steps in a row had no finite gradient",
-            f"lower `--learning_rate` or pass `--dtype float32`; checkpoint-{state.global_step} is the last good state",
-        )
-    if watch.stop.asked and state.global_step < state.max_steps:
-        raise Stopped(
-            f"stopped at step {state.global_step} of {state.max_steps}",
-            f"go on with: {command(settings, resume='auto')}",
-        )
 
 
 def _scores(trainer: LessonTrainer, watch: Watch, began: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Knows the model's halves and the settings that choose between them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,13 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import nn
 
-from florence2.config import LoraSettings, ModelSettings
+from florence2.config import LoraSettings, ModelSettings, TrainSettings
 from florence2.errors import UserError
 from florence2.model.lora import attach, resolve_targets, save_adapter
 from florence2.settings import options
+from florence2.training.arguments import Plan
+from florence2.training.dataset import Lessons
+from florence2.training.memory import GIB, expect
 from florence2.training.record import Record, write_record
 
 HALVES = {
@@ -54,6 +57,22 @@ def trained(learner: nn.Module) -> tuple[int, int]:
     """Count the weights that learn, and all."""
     sizes = [(weight.numel(), weight.requires_grad) for weight in learner.parameters()]
     return sum(size for size, learns in sizes if learns), sum(size for size, _ in sizes)
+
+
+def introduce(
+    settings: TrainSettings, learner: nn.Module, lessons: Lessons, length: Plan, dtype: torch.dtype
+) -> Iterator[str]:
+    """Say what will be trained: captions, steps, weights, memory."""
+    learning, lora = settings.learning, settings.lora
+    learns, every = trained(learner)
+    size, recompute = lessons.processing.size, learning.gradient_checkpointing
+    need = expect(learner, size, learning.batch_size, dtype, recompute).total / GIB
+    kind = f"LoRA of rank {lora.rank}" if isinstance(learner, PeftModel) else "all weights"
+    yield f"{length.pictures:,} captions, {length.steps:,} steps of {length.per_step} over {learning.epochs:g} epochs"
+    yield f"{kind}: {learns:,} of {every:,} weights learn ({learns / every:.2%}), {str(dtype)[6:]} arithmetic"
+    yield f"about {need:.1f} GiB of memory on the {next(learner.parameters()).device.type}"
+    if cut := lessons.cut():
+        yield f"{cut:,} captions are longer than {lessons.max_target} tokens and are cut, see `--max_length`"
 
 
 @dataclass(frozen=True)

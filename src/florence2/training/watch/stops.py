@@ -1,0 +1,94 @@
+"""What ends a training, or a step of it: gradients that are not finite, and being asked to stop.
+
+Callbacks of transformers' trainer. Knows neither model nor settings.
+"""
+
+import math
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any, Self
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainingArguments
+
+from florence2.errors import UserError
+
+BROKEN_IN_A_ROW = 20  # steps without a finite gradient, after which training stops
+
+
+class Stopped(UserError):  # noqa: N818  it is no error to have been asked
+    """Training was asked to stop, and did, behind a checkpoint."""
+
+
+class BrokenSteps(TrainerCallback):  # type: ignore[misc]
+    """Leave out steps whose gradients are not finite: weights stay as they were. After too many in a row, stop."""
+
+    def __init__(self, limit: int = BROKEN_IN_A_ROW) -> None:
+        self.limit = limit
+        self.skipped = 0
+        self.in_a_row = 0
+
+    @property
+    def too_many(self) -> bool:
+        """Tell whether training was stopped for this."""
+        return self.in_a_row >= self.limit
+
+    def on_pre_optimizer_step(
+        self,
+        _: Any,
+        __: Any,
+        control: TrainerControl,
+        optimizer: torch.optim.Optimizer,
+        **___: Any,
+    ) -> TrainerControl:
+        """Drop the gradients of a broken step, so that the optimizer moves nothing."""
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        grads = [weight.grad for weight in weights if weight.grad is not None]
+        if math.isfinite(torch.nn.utils.get_total_norm(grads).item()):
+            self.in_a_row = 0
+            return control
+        self.skipped += 1
+        self.in_a_row += 1
+        for weight in weights:
+            weight.grad = None
+        if self.too_many:
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+class StopAsked(TrainerCallback):  # type: ignore[misc]
+    """Turn SIGTERM and Ctrl-C into a checkpoint and an end; a second one ends at once.
+
+    A context manager: the signals are ours inside it, and only where Python lets us have them, in the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        if self.asked:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.asked = True
+
+    def on_step_end(self, args: TrainingArguments, _: Any, control: TrainerControl, **__: Any) -> TrainerControl:
+        """Save and stop, all processes at the same step."""
+        if args.world_size > 1:
+            asked = torch.tensor(float(self.asked), device=args.device)
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+            self.asked = bool(asked.item())
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+        return control
