@@ -20,8 +20,7 @@ import numpy as np
 import torch
 
 from florence2.data.sample import Prediction, Sample, Size
-from florence2.engine.options import EngineSettings
-from florence2.engine.search import Limits, Rules
+from florence2.engine.options import EngineSettings, Limits, Rules
 from florence2.errors import UserError
 from florence2.model import locations
 from florence2.model.processing import Processing
@@ -52,7 +51,7 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Said:
-    """One sequence as generated: the tokens after the start token, with eos, and their log-probabilities."""
+    """One sequence as generated: tokens after the start token, and their log-probabilities; eos ends what counts."""
 
     ids: list[int]
     logprobs: list[float]

@@ -16,9 +16,8 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from florence2.data.sample import Prediction, Sample
-from florence2.engine.options import EngineSettings, Stats
+from florence2.engine.options import EngineSettings, Limits, Rules, Stats, seed_of
 from florence2.engine.questions import Question, Questions, Said, answer
-from florence2.engine.search import Limits, Rules, seed_of
 from florence2.model.processing import Processing
 
 DEFAULT_BATCH = 8
@@ -130,7 +129,7 @@ class Reference:
     def _said(self, sequence_T: torch.Tensor, states_ND: torch.Tensor, mask_N: torch.Tensor) -> Said:
         """Cut one sequence behind its eos and look its log-probabilities up, all tokens at once."""
         ids = sequence_T[1:].tolist()
-        ids = ids[: ids.index(self.rules.eos) + 1] if self.rules.eos in ids else ids
+        ids = ids[: self.rules.end(ids)]
         with self.stats.timed("decode"):
             logits_1TV = self.model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states_ND[None]),

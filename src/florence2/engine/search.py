@@ -1,96 +1,246 @@
 """How the next token is chosen, for every slot at once and on the device.
 
-Knows no pictures, no words and no weights: it gets logits, and what each slot has said so far.
+Greedy, sampling and beams are the arithmetic of transformers' `generate`, operation by operation, so that equal logits
+give equal tokens. Where two candidates tie to the last bit, `torch.topk` (beams) and `torch.argmax` (greedy) decide
+over the same numbers in the same order in both. Knows no pictures, no words and no weights.
+
+Shapes: S slots, W rows of a slot, K candidates of a step, T tokens, V vocabulary.
 """
+
+# ruff: noqa: N803, N806 - shape suffixes
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Protocol
 
-from florence2.data.sample import Sample
-from florence2.engine.options import GenerationSettings
-from florence2.errors import UserError
-from florence2.model.tasks import Answers, Task
+import torch
+from torch import Tensor
 
+from florence2.engine.options import GenerationSettings, Rules
+from florence2.engine.slots import NEVER, Choice, Slots
 
-@dataclass(frozen=True)
-class Limits:
-    """What bounds one answer; `least` and `most` count all tokens, from the start token to eos."""
-
-    least: int
-    most: int
-    ngram: int
+NOTHING = -float("inf")
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What a checkpoint says about generation, and how many positions its decoder has."""
+class Search(Protocol):
+    """A way to choose; `width` is the number of rows it needs in a slot."""
 
-    start: int
-    bos: int
-    eos: int
-    pad: int
-    forced_bos: int | None
-    forced_eos: int | None
-    ngram: int
-    positions: int
+    width: int
 
-    @classmethod
-    def of(cls, model: Any) -> Self:
-        """Read a `Florence2ForConditionalGeneration`."""
-        said, text = model.generation_config, model.config.text_config
-        return cls(
-            start=_first(said.decoder_start_token_id, text.decoder_start_token_id),
-            bos=_first(said.bos_token_id, text.bos_token_id),
-            eos=_first(said.eos_token_id, text.eos_token_id),
-            pad=_first(said.pad_token_id, text.pad_token_id),
-            forced_bos=said.forced_bos_token_id,
-            forced_eos=said.forced_eos_token_id,
-            ngram=said.no_repeat_ngram_size or 0,
-            positions=int(text.max_position_embeddings),
+    def choose(self, slots: Slots, logits_SWV: Tensor) -> Choice:
+        """Choose the next token of every row."""
+
+
+def search_for(settings: GenerationSettings, rules: Rules) -> Search:
+    """Pick the search that the settings describe."""
+    return Beams(settings, rules) if settings.num_beams > 1 else Rows(settings, rules)
+
+
+class Rows:
+    """Greedy search, or sampling: each row goes on by itself."""
+
+    def __init__(self, settings: GenerationSettings, rules: Rules) -> None:
+        self.width = settings.num_return_sequences
+        self._settings, self._rules = settings, rules
+        self._allow = Allow(settings, rules)
+
+    def choose(self, slots: Slots, logits_SWV: Tensor) -> Choice:
+        """Take the likeliest token of each row, or draw one."""
+        rules = self._rules
+        total_SW = logits_SWV.logsumexp(-1)
+        raw_SWV = logits_SWV.clone() if self._settings.repetition_penalty != 1.0 else logits_SWV
+        scores_SWV = self._allow(slots, logits_SWV)
+        if self._settings.do_sample:
+            scores_SWV = draw(slots, warp(scores_SWV, self._settings, least=1))
+        token_SW = scores_SWV.argmax(-1)
+        for is_forced_S, token in forced(slots, rules):
+            token_SW = token_SW.masked_fill(is_forced_S[:, None], token)
+        logprob_SW = raw_SWV.gather(-1, token_SW.unsqueeze(-1)).squeeze(-1) - total_SW
+        token_SW = token_SW.masked_fill(slots.finished_SW, rules.pad)
+        is_last_S1 = (slots.length_S + 1 >= slots.most_S)[:, None]
+        finished_SW = slots.finished_SW | (token_SW == rules.eos) | is_last_S1
+        rows_SW = torch.arange(self.width, device=token_SW.device).expand_as(token_SW)
+        return Choice(
+            parent_SK=rows_SW,
+            token_SK=token_SW,
+            logprob_SK=logprob_SW,
+            pick_SW=rows_SW,
+            score_SW=slots.scores_SW,
+            finished_SW=finished_SW,
+            done_S=finished_SW.all(-1),
         )
 
-    def limits(self, task: Task, settings: GenerationSettings, length: int | None = None) -> Limits:
-        """Bound the answer to a task; `length` forces the number of caption tokens.
 
-        Repeated n-grams are forbidden in captions alone: boxes and tables repeat themselves, and so may whatever a
-        prompt of the user's own asks for.
-        """
-        longest, shortest = (length or settings.max_length), (length or settings.min_length)
-        # Start and bos come on top, and eos where it is forced; the last token is never fed back.
-        most = min(longest + 2 + (self.forced_eos is not None), self.positions + 1)
-        is_caption = task.answers is Answers.TEXT and not task.is_free
-        by_task = self.ngram if is_caption else 0
-        ngram = by_task if settings.no_repeat_ngram_size is None else settings.no_repeat_ngram_size
-        return Limits(least=min(shortest + 2, most - 1) if shortest else 0, most=most, ngram=ngram)
+class Beams:
+    """Beam search as in transformers: twice as many candidates as beams, finished ones kept apart."""
 
-    def caption(self, ids: Sequence[int]) -> list[int]:
-        """Take bos, and eos with all behind it, off the tokens that follow the start token."""
-        end = ids.index(self.eos) if self.eos in ids else len(ids)
-        return list(ids[1 if ids and ids[0] == self.bos else 0 : end])
+    def __init__(self, settings: GenerationSettings, rules: Rules) -> None:
+        self.width = settings.num_beams
+        self._settings, self._rules = settings, rules
+        self._allow = Allow(settings, rules)
 
-    def chosen(self, ids: Sequence[int], limits: Limits) -> slice:
-        """Say which of the tokens behind the start token were the model's own choice."""
-        forced_end = self.forced_eos is not None and len(ids) + 1 == limits.most
-        return slice(0 if self.forced_bos is None else 1, len(ids) - forced_end)
+    def choose(self, slots: Slots, logits_SWV: Tensor) -> Choice:
+        """Choose the candidates, the beams that go on, and those that are kept."""
+        score_SK, parent_SK, token_SK, logprob_SK = self._candidates(slots, logits_SWV)
+        is_last_S1 = (slots.length_S + 1 >= slots.most_S)[:, None]
+        ends_SK = (token_SK == self._rules.eos) | is_last_S1
+        going_on_SK = score_SK + ends_SK.float() * NEVER
+        pick_SW = going_on_SK.topk(self.width).indices
+        running_SW = going_on_SK.gather(1, pick_SW)
+        kept_SW, keep_SW, finished_SW = self._kept(slots, score_SK, ends_SK)
+        is_open_S = self._is_open(slots, running_SW, kept_SW, finished_SW)
+        is_full_S = finished_SW.all(-1) & (self._settings.early_stopping is True)
+        return Choice(
+            parent_SK=parent_SK,
+            token_SK=token_SK,
+            logprob_SK=logprob_SK,
+            pick_SW=pick_SW,
+            score_SW=running_SW,
+            finished_SW=finished_SW,
+            done_S=~is_open_S | is_full_S | ends_SK.all(-1),
+            keep_SW=keep_SW,
+            kept_score_SW=kept_SW,
+            is_open_S=is_open_S,
+        )
+
+    def _candidates(self, slots: Slots, logits_SWV: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Give score, parent, token and log-probability of the 2W best ways to go on."""
+        vocabulary = logits_SWV.shape[-1]
+        raw_SWV = logits_SWV.log_softmax(-1)
+        allowed_SWV = self._allow(slots, raw_SWV.clone() if self._settings.repetition_penalty != 1.0 else raw_SWV)
+        if self._settings.do_sample:
+            allowed_SWV = warp(allowed_SWV, self._settings, least=2)
+        sums_SWV = allowed_SWV + slots.scores_SW.unsqueeze(-1)
+        order_SWV = draw(slots, sums_SWV) if self._settings.do_sample else sums_SWV
+        index_SK = order_SWV.flatten(1).topk(2 * self.width).indices
+        score_SK = sums_SWV.flatten(1).gather(1, index_SK)
+        logprob_SK = raw_SWV.flatten(1).gather(1, index_SK)
+        parent_SK, token_SK = index_SK // vocabulary, index_SK % vocabulary
+        own_SK = torch.arange(2 * self.width, device=index_SK.device).expand_as(index_SK) % self.width
+        forced_SK = torch.cat((slots.scores_SW, torch.full_like(slots.scores_SW, NOTHING)), 1)
+        for is_forced_S, token in forced(slots, self._rules):  # each beam goes on, at no cost
+            is_forced_S1 = is_forced_S[:, None]
+            score_SK = torch.where(is_forced_S1, forced_SK, score_SK)
+            parent_SK = torch.where(is_forced_S1, own_SK, parent_SK)
+            token_SK = token_SK.masked_fill(is_forced_S1, token)
+        return score_SK, parent_SK, token_SK, logprob_SK
+
+    def _kept(self, slots: Slots, score_SK: Tensor, ends_SK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Merge what just finished into what is kept: scores, where they come from, which are finished."""
+        is_top_K = torch.arange(2 * self.width, device=score_SK.device) < self.width
+        just_SK = ends_SK & is_top_K
+        full_S1 = slots.finished_SW.all(-1, keepdim=True) & (self._settings.early_stopping is True)
+        ended_SK = score_SK / self._worth(slots.length_S)
+        ended_SK = ended_SK + full_S1.float() * NEVER
+        ended_SK = ended_SK + (~slots.is_open_S)[:, None].float() * NEVER
+        ended_SK = ended_SK + (~just_SK) * NEVER
+        kept_SW, keep_SW = torch.cat((slots.kept_scores_SW, ended_SK), 1).topk(self.width)
+        return kept_SW, keep_SW, torch.cat((slots.finished_SW, just_SK), 1).gather(1, keep_SW)
+
+    def _is_open(self, slots: Slots, running_SW: Tensor, kept_SW: Tensor, finished_SW: Tensor) -> Tensor:
+        """Tell whether the best running beam might still beat the worst kept one."""
+        settings = self._settings
+        hopes_to_be_long = settings.early_stopping == "never" and settings.length_penalty > 0
+        hoped_S = slots.most_S - 1 if hopes_to_be_long else slots.length_S
+        best_S1 = running_SW[:, :1] / self._worth(hoped_S)
+        worst_SW = torch.where(finished_SW, kept_SW.min(1, keepdim=True).values, NEVER)
+        return slots.is_open_S & (best_S1 > worst_SW).any(-1)
+
+    def _worth(self, tokens_S: Tensor) -> Tensor:
+        """Give what sums of so many log-probabilities are divided by."""
+        return (tokens_S.double() ** self._settings.length_penalty).float()[:, None]
 
 
-def seed_of(sample: Sample, seed: int) -> int:
-    """Give each sample its own stream of random numbers, wherever in a run it comes."""
-    name = "\x00".join((str(seed), *sample.key))
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest())
+class Allow:
+    """Takes away, in place, what may not be said: transformers' logits processors, in their order."""
+
+    def __init__(self, settings: GenerationSettings, rules: Rules) -> None:
+        self._penalty, self._eos = settings.repetition_penalty, rules.eos
+        self._ngram = rules.ngram if settings.no_repeat_ngram_size is None else settings.no_repeat_ngram_size
+
+    def __call__(self, slots: Slots, scores_SWV: Tensor) -> Tensor:
+        """Change scores and give them back."""
+        if self._penalty != 1.0:
+            self._penalise(slots, scores_SWV)
+        if self._ngram > 0:
+            self._forbid_ngrams(slots, scores_SWV)
+        too_short_S1 = (slots.length_S < slots.least_S)[:, None]
+        scores_SWV[..., self._eos] = scores_SWV[..., self._eos].masked_fill(too_short_S1, NOTHING)
+        return scores_SWV
+
+    def _penalise(self, slots: Slots, scores_SWV: Tensor) -> None:
+        """Make what was said less likely; the start token counts as said."""
+        said_SWT = torch.where(_is_said(slots), slots.tokens_SWT, slots.tokens_SWT[..., :1])
+        found_SWT = scores_SWV.gather(-1, said_SWT)
+        found_SWT = torch.where(found_SWT < 0, found_SWT * self._penalty, found_SWT / self._penalty)
+        scores_SWV.scatter_(-1, said_SWT, found_SWT)
+
+    def _forbid_ngrams(self, slots: Slots, scores_SWV: Tensor) -> None:
+        """Forbid each token that would make some n tokens in a row come twice."""
+        size, tokens_SWT = self._ngram, slots.tokens_SWT
+        if tokens_SWT.shape[-1] < size:
+            return
+        behind = torch.arange(1 - size, 0, device=tokens_SWT.device)
+        ending = (slots.length_S[:, None] + behind).clamp(min=0)[:, None].expand(-1, tokens_SWT.shape[1], -1)
+        windows = tokens_SWT.unfold(-1, size, 1)
+        repeats = (windows[..., :-1] == tokens_SWT.gather(-1, ending).unsqueeze(2)).all(-1)
+        repeats &= _is_said(slots)[..., size - 1 :] & (slots.ngram_S > 0).view(-1, 1, 1)
+        last = windows[..., -1]
+        values = scores_SWV.gather(-1, last).masked_fill(repeats, NOTHING)
+        scores_SWV.scatter_reduce_(-1, last, values, "amin")
 
 
-def _first(*found: int | list[int] | None) -> int:
-    """Take the first that is given; more than one eos token is nothing Florence-2 has."""
-    for ids in found:
-        if isinstance(ids, int):
-            return ids
-        if ids and len(ids) == 1:
-            return int(ids[0])
-        if ids:
-            raise UserError(f"the checkpoint's generation config has {len(ids)} ids where one is needed", "keep one")
-    raise UserError("the checkpoint's generation config lacks a token id", "add start, bos, eos and pad token ids")
+def forced(slots: Slots, rules: Rules) -> list[tuple[Tensor, int]]:
+    """Say in which slots the next token is not the model's to choose: bos at first, eos at the longest length."""
+    found = []
+    if rules.forced_bos is not None:
+        found.append((slots.length_S == 1, rules.forced_bos))
+    if rules.forced_eos is not None:
+        found.append((slots.length_S == slots.most_S - 1, rules.forced_eos))
+    return found
+
+
+def warp(scores_SWV: Tensor, settings: GenerationSettings, least: int) -> Tensor:
+    """Shape the odds before drawing: temperature, then the `top_k` likeliest, then the `top_p` nucleus."""
+    if settings.temperature != 1.0:
+        scores_SWV = scores_SWV / settings.temperature
+    if settings.top_k:
+        count = min(max(settings.top_k, least), scores_SWV.shape[-1])
+        smallest = scores_SWV.topk(count).values[..., -1:]
+        scores_SWV = scores_SWV.masked_fill(scores_SWV < smallest, NOTHING)
+    if settings.top_p < 1.0:
+        ranked, index = scores_SWV.sort(descending=False)
+        is_tail = ranked.softmax(-1).cumsum(-1) <= 1 - settings.top_p
+        is_tail[..., -least:] = False
+        scores_SWV = scores_SWV.masked_fill(is_tail.scatter(-1, index, is_tail), NOTHING)
+    return scores_SWV
+
+
+def draw(slots: Slots, scores_SWV: Tensor) -> Tensor:
+    """Add Gumbel noise: the largest sum is then a draw by softmax, the k largest a draw without replacement.
+
+    The noise is a hash of the slot's seed, the position, the row and the token: no state, no order of draws, and so
+    the same for a picture whatever else is being answered.
+    """
+    _, rows, vocabulary = scores_SWV.shape
+    device = scores_SWV.device
+    row_W1 = torch.arange(rows, device=device)[:, None]
+    token_WV = row_W1 * vocabulary + torch.arange(vocabulary, device=device)
+    stream_S11 = _mix(slots.seed_S * 1_000_003 + slots.length_S).view(-1, 1, 1)
+    bits_SWV = _mix(stream_S11 + token_WV) & 0x7FFFFF
+    uniform_SWV = (bits_SWV.float() + 0.5) / 2**23
+    return scores_SWV - (-uniform_SWV.log()).log()
+
+
+def _mix(numbers: Tensor) -> Tensor:
+    """Hash 64-bit numbers (splitmix64's finisher, on signed numbers that wrap)."""
+    numbers = numbers + -7046029254386353131
+    numbers = (numbers ^ (numbers >> 30 & 0x3FFFFFFFF)) * -4658895280553007687
+    numbers = (numbers ^ (numbers >> 27 & 0x1FFFFFFFFF)) * -7723592293110705685
+    return numbers ^ (numbers >> 31 & 0x1FFFFFFFF)
+
+
+def _is_said(slots: Slots) -> Tensor:
+    """Tell for each place in the table whether a token has been said there: (S, 1, T)."""
+    places_T = torch.arange(slots.tokens_SWT.shape[-1], device=slots.length_S.device)
+    return (places_T < slots.length_S[:, None])[:, None]

@@ -1,0 +1,188 @@
+"""The decoder, one token at a time for all slots, against caches that never move.
+
+Keys and values of what was said stay in the row where they were computed; the slots' `origin` table says whose past a
+row looks at. Keys and values of the picture are computed once for all rows of a slot, and lie heads first, as the
+batched products want them. Knows nothing of how tokens are chosen.
+
+Shapes: S slots, W rows of a slot, T tokens, N encoder positions, H heads, E head size, D model size, V vocabulary.
+"""
+
+# ruff: noqa: N803, N806 - shape suffixes
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from florence2.engine.slots import Slots, whole_strides
+
+Weights = tuple[Tensor, Tensor]
+
+
+class Cache:
+    """Keys and values of every slot, layer by layer.
+
+    `mask` keeps out what lies behind a question's own positions; `reach` is how many of them count for any slot.
+    """
+
+    def __init__(self, decoder: Decoder, slots: int, width: int, tokens: int) -> None:
+        """Set the memory for words aside; that for pictures comes with the first picture."""
+        words = (slots, decoder.heads, tokens, width, decoder.head_size)
+        self._new = {"dtype": decoder.dtype, "device": decoder.device}
+        layers = range(len(decoder.layers))
+        self.keys_SHTWE = [torch.zeros(words, **self._new) for _ in layers]
+        self.values_SHTWE = [torch.zeros(words, **self._new) for _ in layers]
+        self.picture_keys_SHNE = [self.keys_SHTWE[0][:, :, 0, :0] for _ in layers]
+        self.picture_values_SHNE = [self.keys_SHTWE[0][:, :, 0, :0] for _ in layers]
+        self.mask_S1N = torch.zeros(slots, 1, 0, **self._new)
+        self.reach = 0
+
+    def grow(self, positions: int) -> None:
+        """Make room for questions of so many positions."""
+        if positions <= self.reach:
+            return
+        self.reach = whole_strides(positions)
+        self.picture_keys_SHNE = [self._wider(whole, 2) for whole in self.picture_keys_SHNE]
+        self.picture_values_SHNE = [self._wider(whole, 2) for whole in self.picture_values_SHNE]
+        self.mask_S1N = self._wider(self.mask_S1N, 2, -float("inf"))
+
+    def move(self, source: int, target: int) -> None:
+        """Let one slot take over from another."""
+        words, pictures = self.keys_SHTWE + self.values_SHTWE, self.picture_keys_SHNE + self.picture_values_SHNE
+        for whole in (*words, *pictures, self.mask_S1N):
+            whole[target] = whole[source]
+
+    def _wider(self, whole: Tensor, dim: int, fill: float = 0.0) -> Tensor:
+        shape = list(whole.shape)
+        shape[dim] = self.reach
+        wider = torch.full(shape, fill, **self._new)
+        wider.narrow(dim, 0, whole.shape[dim]).copy_(whole)
+        return wider
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """The weights of one decoder layer, as (weight, bias); query, key and value of self-attention in one."""
+
+    qkv: Weights
+    out: Weights
+    norm: Any
+    picture_query: Weights
+    picture_out: Weights
+    picture_norm: Any
+    up: Weights
+    down: Weights
+    last_norm: Any
+
+    @classmethod
+    def of(cls, layer: Any) -> Self:
+        """Take the weights of transformers' layer; only query, key and value are copied."""
+        own, cross = layer.self_attn, layer.encoder_attn
+        return cls(
+            qkv=_joined([own.q_proj, own.k_proj, own.v_proj]),
+            out=_weights(own.out_proj),
+            norm=layer.self_attn_layer_norm,
+            picture_query=_weights(cross.q_proj),
+            picture_out=_weights(cross.out_proj),
+            picture_norm=layer.encoder_attn_layer_norm,
+            up=_weights(layer.fc1),
+            down=_weights(layer.fc2),
+            last_norm=layer.final_layer_norm,
+        )
+
+
+class Decoder:
+    """The decoder of a `Florence2ForConditionalGeneration`, made for one-token steps."""
+
+    def __init__(self, model: Any) -> None:
+        decoder = model.model.language_model.decoder
+        attention = decoder.layers[0].self_attn
+        self.heads, self.head_size, self._scale = attention.num_heads, attention.head_dim, attention.scaling
+        self.dtype, self.device = model.lm_head.weight.dtype, model.lm_head.weight.device
+        self.layers = [Layer.of(layer) for layer in decoder.layers]
+        self._activation = decoder.layers[0].activation_fn
+        self._words, self._norm = decoder.embed_tokens, decoder.layernorm_embedding
+        self._places = decoder.embed_positions.weight[decoder.embed_positions.offset :]
+        self._picture = _joined([p for layer in decoder.layers for p in _picture_projections(layer)])
+        self._head = model.lm_head.weight
+
+    def look(self, cache: Cache, slots: Sequence[int], states_BND: Tensor, lengths: Sequence[int]) -> None:
+        """Put what the encoder saw into slots: states of B questions, of which `lengths` positions count."""
+        batch, positions, _ = states_BND.shape
+        cache.grow(positions)
+        both = F.linear(states_BND, *self._picture)
+        both_LKBHNE = both.view(batch, positions, len(self.layers), 2, self.heads, -1).permute(2, 3, 0, 4, 1, 5)
+        for row, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
+            for layer, (keys_BHNE, values_BHNE) in enumerate(both_LKBHNE):
+                cache.picture_keys_SHNE[layer][slot, :, :length] = keys_BHNE[row, :, :length]
+                cache.picture_values_SHNE[layer][slot, :, :length] = values_BHNE[row, :, :length]
+            cache.mask_S1N[slot] = -float("inf")
+            cache.mask_S1N[slot, :, :length] = 0
+
+    def step(self, cache: Cache, slots: Slots) -> Tensor:
+        """Read each row's last token and give the logits of its next, (S, W, V) in float32."""
+        place_S = slots.length_S - 1
+        last_SW = slots.tokens_SWT.gather(2, place_S.view(-1, 1, 1).expand(*slots.scores_SW.shape, 1)).squeeze(-1)
+        hidden_SWD = self._norm(self._words(last_SW) + self._places[place_S].unsqueeze(1))
+        mask_SWK = self._past(slots, place_S)
+        for number, layer in enumerate(self.layers):
+            hidden_SWD = layer.norm(hidden_SWD + self._recall(cache, number, place_S, mask_SWK, hidden_SWD))
+            hidden_SWD = layer.picture_norm(hidden_SWD + self._see(cache, number, hidden_SWD))
+            widened = self._activation(F.linear(hidden_SWD, *layer.up))
+            hidden_SWD = layer.last_norm(hidden_SWD + F.linear(widened, *layer.down))
+        return F.linear(hidden_SWD, self._head).float()
+
+    def _past(self, slots: Slots, place_S: Tensor) -> Tensor:
+        """Say which cached tokens each row may look at: 0 or -inf, (S, W, T x W), tokens outside."""
+        width, tokens = slots.origin_SWT.shape[1:]
+        rows_W = torch.arange(width, device=self.device)
+        is_said_S1T1 = (torch.arange(tokens, device=self.device) <= place_S[:, None])[:, None, :, None]
+        is_own_SWTV = (slots.origin_SWT.unsqueeze(-1) == rows_W) & is_said_S1T1
+        mask = torch.zeros((), dtype=self.dtype, device=self.device).masked_fill(~is_own_SWTV, -float("inf"))
+        return mask.flatten(2)
+
+    def _recall(self, cache: Cache, number: int, place_S: Tensor, mask_SWK: Tensor, hidden_SWD: Tensor) -> Tensor:
+        """Attend to what was said, after adding the last token to it."""
+        slots, width, _ = hidden_SWD.shape
+        tokens = mask_SWK.shape[-1] // width
+        layer, keys, values = self.layers[number], cache.keys_SHTWE[number], cache.values_SHTWE[number]
+        qkv = F.linear(hidden_SWD, *layer.qkv).view(slots, width, 3, self.heads, self.head_size)
+        query_SHWE, key_SHWE, value_SHWE = qkv.permute(2, 0, 3, 1, 4)
+        every_S = torch.arange(slots, device=self.device)
+        keys[every_S, :, place_S] = key_SHWE
+        values[every_S, :, place_S] = value_SHWE
+        past_SHKE = keys[:slots, :, :tokens].flatten(2, 3), values[:slots, :, :tokens].flatten(2, 3)
+        return self._attend(query_SHWE, past_SHKE, mask_SWK, layer.out)
+
+    def _see(self, cache: Cache, number: int, hidden_SWD: Tensor) -> Tensor:
+        """Attend to the picture and the prompt."""
+        slots, width, _ = hidden_SWD.shape
+        layer = self.layers[number]
+        query_SWHE = F.linear(hidden_SWD, *layer.picture_query).view(slots, width, self.heads, self.head_size)
+        picture_SHNE = cache.picture_keys_SHNE[number][:slots], cache.picture_values_SHNE[number][:slots]
+        return self._attend(query_SWHE.transpose(1, 2), picture_SHNE, cache.mask_S1N[:slots], layer.picture_out)
+
+    def _attend(self, query_SHWE: Tensor, known: tuple[Tensor, Tensor], mask: Tensor, out: Weights) -> Tensor:
+        """Weigh the values of what is known by how well its keys answer; the rows of a slot share one product."""
+        keys, values = known
+        scores = (query_SHWE * self._scale) @ keys.transpose(2, 3) + mask.unsqueeze(1)
+        seen_SHWE = scores.softmax(-1) @ values
+        return F.linear(seen_SHWE.transpose(1, 2).flatten(2), *out)
+
+
+def _weights(linear: Any) -> Weights:
+    return linear.weight.detach(), linear.bias.detach()
+
+
+def _joined(linears: Sequence[Any]) -> Weights:
+    weights, biases = zip(*map(_weights, linears), strict=True)
+    return torch.cat(weights), torch.cat(biases)
+
+
+def _picture_projections(layer: Any) -> tuple[Any, Any]:
+    return layer.encoder_attn.k_proj, layer.encoder_attn.v_proj

@@ -1,0 +1,157 @@
+"""Pictures by the thousand: slots that never wait for each other.
+
+A question takes a free slot as soon as its picture is open, moves by one token with all others, and leaves when it is
+done. Answers come out as they finish, in no order; token for token they are those of `reference.py` in float32.
+Knows no files: samples in, predictions out.
+"""
+
+# ruff: noqa: N806 - shape suffixes
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self
+
+import torch
+
+from florence2.data.sample import Prediction, Sample
+from florence2.engine.decoder import Cache, Decoder
+from florence2.engine.encoder import Encoder
+from florence2.engine.options import EngineSettings, Rules, Stats, seed_of
+from florence2.engine.questions import Question, Questions, Said, answer
+from florence2.engine.search import search_for
+from florence2.engine.slots import Slots, Watch, whole_strides
+from florence2.errors import UserError
+from florence2.model.processing import Processing
+
+CPU_SLOTS, CPU_BATCH = 16, 1  # batching the vision tower gains nothing on a CPU
+GPU_SLOTS, GPU_BATCH, GPU_LOOKS = 64, 16, 8  # not measured
+
+
+class Engine:
+    """Answers samples through slots; a context manager, for it holds memory on the device."""
+
+    def __init__(self, model: Any, processor: Any, settings: EngineSettings | None = None) -> None:
+        """Take a model in eval mode with any LoRA merged, and its processor or the `Processing` made of it."""
+        if hasattr(model, "peft_config"):
+            raise UserError("the engine cannot run an adapter that is not merged", "load the model with `merge=True`")
+        self.settings = settings or EngineSettings()
+        self.model = model
+        self.processing = processor if isinstance(processor, Processing) else Processing.of(processor)
+        self.rules = Rules.of(model)
+        self.search = search_for(self.settings.generation, self.rules)
+        self.stats = Stats(slots=self.settings.batch_size or (CPU_SLOTS if model.device.type == "cpu" else GPU_SLOTS))
+
+    @torch.inference_mode()
+    def __enter__(self) -> Self:
+        count, width, longest = self.stats.slots, self.search.width, self.rules.most(self.settings.generation)
+        self.encoder = Encoder(self.model, self.processing, self.rules, self.stats)
+        self.decoder = Decoder(self.model)
+        self.cache = Cache(self.decoder, count, width, longest)
+        self.slots = Slots.empty(count, width, longest, self.model.device)
+        self.watch = Watch(1 if self.model.device.type == "cpu" else GPU_LOOKS)
+        self._questions: list[Question | None] = [None] * count
+        self._lengths = [0] * count  # the slots' lengths, known here without asking the device
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self.encoder, self.decoder, self.cache, self.slots, self.watch
+
+    def run(self, samples: Iterable[Sample]) -> Iterator[Prediction]:
+        """Answer every sample; one that cannot be answered gives a prediction with `error`."""
+        with Questions(self.processing, self.rules, self.settings, samples) as asked:
+            try:
+                while not asked.exhausted or self.in_use:
+                    for prediction in self.step(asked):
+                        self.stats.count(prediction)
+                        with self.stats.timed("write"):
+                            yield prediction
+            finally:
+                self._clear()
+
+    @torch.inference_mode()
+    def step(self, asked: Questions) -> list[Prediction]:
+        """Let every slot move by one token, and give what is done."""
+        predictions = self.admit(asked)
+        if self.in_use:
+            with self.stats.timed("decode"):
+                slots = self._part()
+                logits_SWV = self.decoder.step(self.cache, slots)
+                slots.append(self.search.choose(slots, logits_SWV))
+                predictions += [each for slot in self._done() for each in self.finish(slot)]
+        return predictions
+
+    def admit(self, asked: Questions) -> list[Prediction]:
+        """Fill free slots with questions whose pictures are open; give back those that failed."""
+        taken: list[Question] = []
+        failed: list[Prediction] = []
+        free = [slot for slot, question in enumerate(self._questions) if question is None]
+        with self.stats.timed("read"):
+            while len(taken) < len(free):
+                found = asked.take(wait=not (taken or failed or self.in_use))
+                if found is None:
+                    break
+                if isinstance(found, Question):
+                    taken.append(found)
+                else:
+                    failed.append(found)
+        size = CPU_BATCH if self.model.device.type == "cpu" else GPU_BATCH
+        for first in range(0, len(taken), size):
+            self._place(free[first : first + size], taken[first : first + size])
+        return failed
+
+    def finish(self, slot: int) -> list[Prediction]:
+        """Read the answers of a slot that is done, and free it."""
+        question = self._questions[slot]
+        assert question is not None
+        self._questions[slot] = None
+        count = self.settings.generation.num_return_sequences
+        tokens_WT, logprobs_WT = self.slots.answers(slot, question.limits.most)
+        said = [
+            Said(ids, odds)
+            for ids, odds in zip(tokens_WT[:count, 1:].tolist(), logprobs_WT[:count, 1:].tolist(), strict=True)
+        ]
+        self.stats.tokens += sum(self.rules.end(each.ids) for each in said)
+        return [answer(self.processing, self.rules, question, each) for each in said]
+
+    @property
+    def in_use(self) -> int:
+        """Count the slots that are being answered."""
+        return sum(question is not None for question in self._questions)
+
+    def _place(self, free: Sequence[int], questions: Sequence[Question]) -> None:
+        """Encode a few questions and put them into slots."""
+        states_BND = self.encoder.encode(questions)
+        slots = free[: len(questions)]
+        with self.stats.timed("encode"):
+            self.decoder.look(self.cache, slots, states_BND, [len(question.prompt_ids) for question in questions])
+        for slot, question in zip(slots, questions, strict=True):
+            self._questions[slot], self._lengths[slot] = question, 1
+            seed = seed_of(question.sample, self.settings.generation.seed)
+            self.slots.take(slot, question.limits, self.rules, seed)
+
+    def _part(self) -> Slots:
+        """Close the gaps between the slots in use, and look at no more than them and what they have said."""
+        count = self.in_use
+        holes = [slot for slot in range(count) if self._questions[slot] is None]
+        behind = [slot for slot in range(count, len(self._questions)) if self._questions[slot] is not None]
+        for source, target in zip(behind, holes, strict=True):
+            for table in (self.slots, self.cache):
+                table.move(source, target)
+            self._questions[target], self._lengths[target] = self._questions[source], self._lengths[source]
+            self._questions[source] = None
+        self.stats.steps += 1
+        self.stats.slots_in_use = count
+        return self.slots.part(count, whole_strides(max(self._lengths[:count]) + 1))
+
+    def _done(self) -> list[int]:
+        for slot, question in enumerate(self._questions):
+            if question is not None:
+                self._lengths[slot] = min(self._lengths[slot] + 1, question.limits.most)
+        return self.watch.done(self.slots.busy_S, self._questions)
+
+    @torch.inference_mode()
+    def _clear(self) -> None:
+        """Forget what was not finished, when a run is left early."""
+        self._questions = [None] * self.stats.slots
+        self.slots.busy_S.zero_()

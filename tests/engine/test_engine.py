@@ -1,0 +1,207 @@
+import itertools
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from florence2.data.sample import Prediction, Sample
+from florence2.engine.engine import Engine
+from florence2.engine.options import EngineSettings, GenerationSettings
+from florence2.engine.reference import Reference
+from florence2.engine.slots import Watch
+from florence2.errors import UserError
+from tests.engine.pictures import missing, picture, samples
+from tests.tiny import tiny_model
+
+SEARCHES = {
+    "greedy": {},
+    "long enough": {"min_length": 5},
+    "no repeats": {"repetition_penalty": 1.7},
+    "2 beams, short": {"num_beams": 2, "length_penalty": 0.3},
+    "3 beams": {"num_beams": 3},
+    "3 beams, never early": {"num_beams": 3, "early_stopping": "never", "length_penalty": 2.0, "min_length": 4},
+    "3 beams, no repeats": {"num_beams": 3, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+    "5 beams, early by chance": {"num_beams": 5, "early_stopping": False},
+    "4 beams, 3 answers": {"num_beams": 4, "num_return_sequences": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_model(1)
+
+
+def answers(tiny, asked, kind=Engine, slots: int | None = 3, late: int = 1, **generation) -> list[Prediction]:
+    """Answer all samples, and give the predictions in the order of the samples."""
+    settings = EngineSettings(generation=GenerationSettings(**{"max_length": 20} | generation), batch_size=slots)
+    with kind(*tiny, settings) as engine:
+        if kind is Engine:
+            engine.watch = Watch(late)
+        return sorted(engine.run(asked), key=lambda prediction: prediction.file_name)
+
+
+def texts(predictions: list[Prediction]) -> list[tuple[str, str, str | None]]:
+    return [(p.file_name, p.text, p.error) for p in predictions]
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_engine_says_what_the_reference_says(tiny, name: str):
+    asked = [*samples(9), missing(), *samples(2, first=9)]
+    wanted = answers(tiny, asked, Reference, 8, **SEARCHES[name])
+    assert len({len(p.text) for p in wanted}) > 3
+    for slots, order in ((1, asked), (3, asked[::-1]), (16, asked[5:] + asked[:5])):
+        found = answers(tiny, order, slots=slots, **SEARCHES[name])
+        assert texts(found) == texts(wanted)
+        assert [p.num_tokens for p in found] == [p.num_tokens for p in wanted]
+        assert [p.score or 0 for p in found] == pytest.approx([p.score or 0 for p in wanted], rel=1e-4)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_checkpoint_that_forces_nothing(tiny, num_beams: int):
+    model, processor = tiny_model(1)
+    model.generation_config.forced_bos_token_id = None
+    model.generation_config.forced_eos_token_id = None
+    asked, search = samples(8), {"num_beams": num_beams}
+    wanted = answers((model, processor), asked, Reference, **search)
+    assert texts(answers((model, processor), asked, **search)) == texts(wanted)
+    assert texts(wanted) != texts(answers(tiny, asked, **search))
+
+
+def test_hearing_late_of_slots_that_are_done_changes_nothing(tiny):
+    asked = samples(10)
+    for search in ({}, {"num_beams": 3}):
+        assert texts(answers(tiny, asked, late=4, **search)) == texts(answers(tiny, asked, **search))
+
+
+@pytest.mark.parametrize("search", [{"top_p": 0.9}, {"top_k": 20, "num_return_sequences": 2}, {"num_beams": 2}])
+def test_sampling_does_not_depend_on_company(tiny, search: dict):
+    asked, search = samples(8, ("what is this?", "od")), {"do_sample": True, "temperature": 1.2} | search
+    wanted = answers(tiny, asked, slots=1, **search)
+    for slots, order in ((3, asked[::-1]), (16, asked)):
+        assert texts(answers(tiny, order, slots=slots, **search)) == texts(wanted)
+    assert texts(answers(tiny, asked, seed=1, **search)) != texts(wanted)
+
+
+def test_sampling_from_the_likeliest_token_alone_is_greedy(tiny):
+    asked = samples(6)
+    assert texts(answers(tiny, asked, do_sample=True, top_k=1)) == texts(answers(tiny, asked))
+
+
+def test_several_questions_about_one_picture_look_at_it_once(tiny):
+    shared = picture(0)
+    asked = [Sample(f"{n}.png", shared, task) for n, task in enumerate(("od", "caption", "ocr", "what?", "why?"))]
+    looked: list[int] = []
+    hook = tiny[0].model.vision_tower.register_forward_hook(lambda _m, args, _o: looked.append(len(args[0])))
+    try:
+        found = answers(tiny, asked, slots=2)
+    finally:
+        hook.remove()
+    assert sum(looked) == 1
+    apart = [Sample(s.id, picture(0), s.task) for s in asked]
+    assert texts(found) == texts(answers(tiny, apart, Reference))
+
+
+def test_a_longer_prompt_may_come_in_the_middle(tiny):
+    asked = [*samples(3), Sample("long.png", picture(3), "tell me all of it, " * 4), *samples(3, first=3)]
+    assert texts(answers(tiny, asked)) == texts(answers(tiny, asked, Reference))
+
+
+def test_length_is_cut_to_the_positions_of_the_model(tiny):
+    asked, search = samples(2, ("what is this?",)), {"max_length": 100_000, "min_length": 90_000}
+    found = answers(tiny, asked, **search)
+    assert [p.num_tokens for p in found] == [126, 126]
+    assert texts(found) == texts(answers(tiny, asked, Reference, **search))
+
+
+def test_forced_lengths_are_met(tiny):
+    lengths = {"0.png": 3, "1.png": 20, "2.png": 1}
+    settings = EngineSettings(
+        generation=GenerationSettings(max_length=20), batch_size=2, lengths=lambda sample: lengths[sample.id]
+    )
+    with Engine(*tiny, settings) as engine:
+        assert {p.file_name: p.num_tokens for p in engine.run(samples(3))} == lengths
+
+
+def test_answers_come_before_the_source_is_at_its_end(tiny):
+    go_on = threading.Event()
+
+    def slow() -> Iterator[Sample]:
+        yield samples(1)[0]
+        assert go_on.wait(30), "the first answer never came"
+        yield samples(1, first=1)[0]
+
+    with Engine(*tiny, EngineSettings(generation=GenerationSettings(max_length=5))) as engine:
+        run = engine.run(slow())
+        assert next(run).file_name == "0.png"
+        go_on.set()
+        assert [p.file_name for p in run] == ["1.png"]
+
+
+def test_an_endless_source_is_read_no_further_than_needed_and_a_run_may_be_left(tiny):
+    taken = itertools.count()
+
+    def endless() -> Iterator[Sample]:
+        while True:
+            yield samples(1, first=next(taken))[0]
+
+    settings = EngineSettings(generation=GenerationSettings(max_length=5), batch_size=2, num_workers=2)
+    with Engine(*tiny, settings) as engine:
+        run = engine.run(endless())
+        first = [next(run).file_name for _ in range(3)]
+        run.close()
+        assert len(set(first)) == 3
+        assert next(taken) < 20
+        again = sorted(engine.run(samples(4)), key=lambda p: p.file_name)
+    assert texts(again) == texts(answers(tiny, samples(4), max_length=5))
+
+
+def test_an_error_of_the_source_is_not_swallowed(tiny):
+    def broken() -> Iterator[Sample]:
+        yield samples(1)[0]
+        raise UserError("the list ends in the middle of a line")
+
+    with pytest.raises(UserError, match="middle of a line"):
+        answers(tiny, broken())
+
+
+def test_an_adapter_must_be_merged(tiny):
+    class Adapted:
+        peft_config = ("default",)
+
+    with pytest.raises(UserError, match="not merged"):
+        Engine(Adapted(), tiny[1])
+
+
+def test_stats_say_what_happened(tiny):
+    settings = EngineSettings(generation=GenerationSettings(max_length=5, min_length=5), batch_size=2)
+    with Engine(*tiny, settings) as engine:
+        list(engine.run([*samples(4), missing()]))
+        stats = engine.stats
+    assert (stats.pictures, stats.errors, stats.slots) == (5, 1, 2)
+    assert stats.tokens == 4 * 7  # with bos and eos
+    assert 14 <= stats.steps <= 28  # two by two, unless pictures came late
+    assert {"read", "vision", "encode", "decode", "write"} == set(stats.seconds)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where a step would make a device wait for the host: values read back, shapes that depend on values."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item", "equal", "is_nonzero", "bincount")
+
+    def __torch_dispatch__(self, func, _types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in self.WAITS, func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("search", [{}, {"num_beams": 3}, {"do_sample": True, "top_p": 0.9, "repetition_penalty": 1.2}])
+def test_a_step_never_waits_for_the_device(tiny, search: dict):
+    settings = EngineSettings(generation=GenerationSettings(max_length=9, **search), batch_size=2)
+    with Engine(*tiny, settings) as engine, torch.inference_mode():
+        run = engine.run(samples(2))
+        next(run)
+        part = engine.slots.part(2, 12)
+        with NoWaiting():
+            part.append(engine.search.choose(part, engine.decoder.step(engine.cache, part)))
+        run.close()
