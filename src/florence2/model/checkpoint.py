@@ -47,7 +47,7 @@ def find_folder(name: str, revision: str | None = None, offline: bool = False) -
     A trainer's output folder that holds only `checkpoint-N` folders answers with the last of them.
     """
     path = _DEMO if name == "demo" else Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return _find_checkpoint(path)
     if path.is_file():
         raise UserError(f"`{name}` is a file", f"give the folder it is in: `{path.parent}`")
@@ -96,14 +96,15 @@ def read_weights(folder: Path, names: tuple[str, ...] = WEIGHTS) -> dict[str, Te
 def read_tokenizer(folder: Path) -> RobertaTokenizer:
     """Read the tokenizer, with all task tokens and `<image>` in it."""
     path = folder / "tokenizer.json"
+    if not path.is_file() and not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+        raise UserError(f"`{folder}` has no `{path.name}`", "copy it from the base model")
     try:
-        if path.is_file():
-            backend = Tokenizer.from_file(str(path))
-        elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            backend = RobertaTokenizer.from_pretrained(folder).backend_tokenizer
-        else:
-            raise UserError(f"`{folder}` has no `tokenizer.json`", "copy it from the base model")
-    except ValueError as error:
+        backend = (
+            Tokenizer.from_file(str(path))
+            if path.is_file()
+            else RobertaTokenizer.from_pretrained(folder).backend_tokenizer
+        )
+    except Exception as error:  # tokenizers raises nothing narrower
         raise _damaged(path, error) from None
     # One call, in the order of the ids; tokens that are there keep theirs.
     backend.add_special_tokens([*SPECIAL_TOKENS, IMAGE_TOKEN])
@@ -159,16 +160,16 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
         ) from None
     except hub.HFValidationError as error:
         raise UserError(f"`{name}` is no hub id: {_first_line(error)}", "give `owner/name` or a folder") from None
-    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) as error:
+        if isinstance(error.__cause__, hub.HfHubHTTPError):
+            raise _refused(name, error.__cause__) from None
         at = f" at revision `{revision}`" if revision else ""
         raise UserError(
             f"there is no folder `{name}`, and the hub's cache has no whole copy of it{at}",
             "connect to the internet, unset `HF_HUB_OFFLINE` and `--offline`, or give a local folder",
         ) from None
     except hub.HfHubHTTPError as error:
-        status = error.response.status_code
-        hint = "`hf auth login` first" if status in (401, 403) else "try again later, or give a local folder"
-        raise UserError(f"the hub refused `{name}` with status {status}", hint) from None
+        raise _refused(name, error) from None
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise UserError(f"`{name}` cannot be fetched: {_first_line(error)}", "try again") from None
@@ -179,6 +180,12 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
         raise UserError(
             f"the connection to the hub broke while fetching `{name}`: {_first_line(error)}", "try again"
         ) from None
+
+
+def _refused(name: str, error: hub.HfHubHTTPError) -> UserError:
+    status = error.response.status_code
+    hint = "`hf auth login` first" if status in (401, 403) else "try again later, or give a local folder"
+    return UserError(f"the hub refused `{name}` with status {status}", hint)
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -201,8 +208,9 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error):
-            raise _damaged(path, error) from None
+        # A whole archive whose table is refused, or a table that names a function; all else is no table at all.
+        if not zipfile.is_zipfile(path) and "GLOBAL" not in str(error):
+            raise _damaged(path, ValueError("it is no file of torch")) from None
         raise UserError(
             f"`{path}` holds more than tensors, and reading it could run its code",
             "use a `.safetensors` copy of these weights",
