@@ -67,6 +67,10 @@ def hub_samples(name: str, columns: Columns, split: str | None, *, revision: str
     """Read a dataset from the hub or, `offline`, from what was downloaded before."""
     import datasets
 
+    if offline and revision:
+        raise UserError(
+            f"offline, the revision of dataset `{name}` cannot be chosen", "leave the revision out, or --offline"
+        )
     with _offline(datasets) if offline else _online():
         try:
             dataset = datasets.load_dataset(name, split=split, revision=revision)
@@ -92,14 +96,14 @@ def _offline(datasets: Any) -> Iterator[None]:
 
 def _unloaded(name: str, split: str | None, offline: bool, error: Exception) -> UserError:
     nowhere = f"`{name}` is no file or folder here, and as a dataset of the hub it"
+    if isinstance(error, ValueError) and "unknown split" in str(error).lower():
+        return UserError(f"dataset `{name}` has no split `{split}`: {_said(error)}", "name one of these")
     if offline:
         return UserError(f"{nowhere} was not downloaded before", "check the spelling, or leave --offline out once")
     if isinstance(error, ConnectionError):
         return UserError(f"{nowhere} cannot be reached", "check the spelling and the network, or name a local folder")
     if isinstance(error, FileNotFoundError):
         return UserError(f"{nowhere} cannot be found: {_said(error)}", "check the spelling; private ones need a login")
-    if isinstance(error, ValueError) and split is not None and "split" in str(error).lower():
-        return UserError(f"dataset `{name}` has no split `{split}`: {_said(error)}")
     return UserError(f"dataset `{name}` cannot be loaded: {_said(error)}")
 
 

@@ -113,9 +113,12 @@ def answer_text(task: Task, answer: Any, where: str, size: Callable[[], Size]) -
             f"{where} has an `answer` that `{task.token}` does not give",
             "name the task in `task`, and give " + " or ".join(f"`{key}`" for key in _PLACES) + " with `labels`",
         )
-    ordered = answer if task.answers is Answers.PHRASES else reading_order(answer)
+    whole = size()
     try:
-        return write(task, ordered, size())
+        as_given = write(task, answer, whole)  # this refuses labels that do not match the places
+        return as_given if task.answers is Answers.PHRASES else write(task, reading_order(answer), whole)
+    except UserError as error:
+        raise UserError(f"{where} has an `answer` that cannot be written: {error.what}", error.hint) from None
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise UserError(f"{where} has an `answer` that cannot be written: {error}") from None
 

@@ -48,7 +48,8 @@ def resolve_dataset(
     `spec` may end in `:split`. `task` is asked where a row names none. What cannot be learnt from is an error, or with
     `missing="skip"` is left out and listed; rows whose prediction failed are always left out.
     """
-    path, split = _split_off(os.fspath(spec), split)
+    name, split = _split_off(os.fspath(spec), split)
+    path = Path(name).expanduser()
     columns = Columns(task, picture=image_column, text=text_column)
     if path.is_dir() and hub.is_saved(path):
         found = hub.saved_samples(path, columns, split)
@@ -57,8 +58,8 @@ def resolve_dataset(
         found = _folder(_split_folder(path, split), columns, sidecars, recursive)
     elif path.is_file():
         found = _table(path, columns, dataset_dir)
-    elif _may_be_on_hub(path):
-        found = hub.hub_samples(path.as_posix(), columns, split, revision=revision, offline=offline)
+    elif _may_be_on_hub(name):
+        found = hub.hub_samples(name, columns, split, revision=revision, offline=offline)
     else:
         raise _nothing_there(path)
     return settle(found, missing)
@@ -85,23 +86,24 @@ def resolve_pictures(
         return Found(str(path), path.parent, [Sample(path.name, path, asked.token, said)])
     if path.is_file():
         found = _table(path, Columns(asked.token, said, with_targets=False), dataset_dir)
-        once = {sample.key: sample for sample in reversed(found.samples)}
-        return Found(found.source, found.root, list(reversed(once.values())))
+        once: dict[tuple[str, str, str], Sample] = {}
+        for sample in found.samples:
+            once.setdefault(sample.key, sample)
+        return Found(found.source, found.root, list(once.values()))
     if glob.has_magic(str(path)):
         return _matching(str(path), asked.token, said)
     raise _nothing_there(path)
 
 
-def _split_off(spec: str, split: str | None) -> tuple[Path, str | None]:
+def _split_off(spec: str, split: str | None) -> tuple[str, str | None]:
     """Part `folder:split` or `user/name:split`, unless there is a file of that very name."""
-    whole = Path(spec).expanduser()
-    if whole.exists() or ":" not in spec:
-        return whole, split
+    if ":" not in spec or Path(spec).expanduser().exists():
+        return spec, split
     before, _, after = spec.rpartition(":")
     if Path(before).expanduser().is_dir():
-        return Path(before).expanduser(), after
+        return before, after
     before, _, after = spec.partition(":")
-    return (Path(before), after) if hub.is_hub_id(before) else (whole, split)
+    return (before, after) if hub.is_hub_id(before) and "/" not in after else (spec, split)
 
 
 def _split_folder(folder: Path, split: str | None) -> Path:
@@ -113,9 +115,8 @@ def _split_folder(folder: Path, split: str | None) -> Path:
     raise UserError(f"{shown(folder)} has no folder `{split}`", "name the folder that holds the pictures")
 
 
-def _may_be_on_hub(path: Path) -> bool:
-    name = path.as_posix()
-    local = is_picture_name(name) or is_table_name(name) or (path.parent != Path() and path.parent.is_dir())
+def _may_be_on_hub(name: str) -> bool:
+    local = is_picture_name(name) or is_table_name(name) or ("/" in name and Path(name).parent.is_dir())
     return hub.is_hub_id(name) and not local
 
 

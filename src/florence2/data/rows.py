@@ -94,7 +94,7 @@ def _read_csv(path: Path) -> Iterator[NamedRow]:
                     raise UserError(f"{named} has more fields than the first line", "put text with commas in quotes")
                 yield named, dict(row)
         except csv.Error as error:
-            raise UserError(f"{path} line {reader.line_num} is not CSV: {error}") from None
+            raise UserError(f"{path} is not CSV behind line {reader.line_num}: {error}") from None
         except UnicodeDecodeError:
             raise UserError(f"{path} is not UTF-8 text", "save the file as UTF-8") from None
 

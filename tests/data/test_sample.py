@@ -1,0 +1,86 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from florence2.data.sample import PictureError, Prediction, Sample, folder_between
+from tests.data.pictures import picture
+
+
+def test_a_sample_opens_whatever_holds_its_picture(tmp_path):
+    path = picture(tmp_path / "a.png")
+    for source in (path, path.read_bytes(), Image.new("RGB", (20, 10)), lambda: path, path.read_bytes):
+        sample = Sample("a.png", source, "prompt")
+        assert sample.open().size == sample.size() == (20, 10)
+
+
+def test_a_sample_names_what_cannot_be_read(tmp_path):
+    with pytest.raises(PictureError, match=rf"^{tmp_path}/none\.jpg does not exist"):
+        Sample("none.jpg", tmp_path / "none.jpg", "prompt").open()
+    with pytest.raises(PictureError, match=r"^rows/7 is not a picture"):
+        Sample("rows/7", b"junk", "prompt").open()
+    with pytest.raises(PictureError, match=r"^rows/7 is not a picture"):
+        Sample("rows/7", lambda: b"junk", "prompt").size()
+
+
+def test_keys_tell_questions_apart():
+    sample = Sample("a.jpg", Path("a.jpg"), "<OD>", "boat")
+    assert sample.key == ("a.jpg", "<OD>", "boat")
+    assert sample.key == Prediction("a.jpg", "<OD>", "boat").key
+
+
+def test_a_sample_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Sample("a.jpg", Path("a.jpg"), "<OD>").task = "other"
+
+
+BOXES = {"bboxes": [[1.5, 2, 3, 4]], "labels": ["boat"]}
+
+
+@pytest.mark.parametrize(
+    ("prediction", "keys"),
+    [
+        (Prediction("a.jpg", "<CAPTION>", text="a boat", answer="a boat", num_tokens=3, score=-1.5), []),
+        (Prediction("a.jpg", "<OD>", text="boat<loc_1>", answer=BOXES, num_tokens=5), ["answer"]),
+        (Prediction("a.jpg", "<OCR>", "boat", text="x", answer="x"), ["input"]),
+        (Prediction("a.jpg", "<CAPTION>", error="cannot be read"), ["error"]),
+        (Prediction("é/日本.jpg", "prompt", text="ü", answer="ü"), []),
+    ],
+)
+def test_predictions_are_read_back(prediction, keys):
+    order = ["file_name", "text", "task", "input", "answer", "num_tokens", "score", "folder", "error"]
+    optional = {"input", "answer", "folder", "error"}
+    row = prediction.to_json()
+    assert list(row) == [key for key in order if key not in optional or key in keys]
+    line = json.dumps(prediction.to_json("../photos"), allow_nan=False)
+    assert Prediction.from_json(json.loads(line)) == prediction
+    assert list(json.loads(line)) == [key for key in order if key not in optional or key in [*keys, "folder"]]
+
+
+def test_a_prediction_of_others_is_read():
+    read = Prediction.from_json({"file_name": "a.jpg", "text": "a boat", "model": "x", "score": None})
+    assert (read.text, read.answer, read.task, read.num_tokens) == ("a boat", "a boat", "", 0)
+
+
+@pytest.mark.parametrize(
+    ("written", "pictures", "lead"),
+    [
+        ("photos/captions.jsonl", "photos", "."),
+        ("captions.jsonl", "photos", "photos"),
+        ("out/captions.jsonl", "photos/2024", "../photos/2024"),
+        ("photos/out/captions.jsonl", "photos", ".."),
+    ],
+)
+def test_the_way_to_the_pictures(tmp_path, monkeypatch, written, pictures, lead):
+    monkeypatch.chdir(tmp_path)
+    assert folder_between(Path(written), Path(pictures)) == lead
+    assert folder_between(tmp_path / written, Path(pictures)) == lead
+    assert folder_between(Path(written), tmp_path / pictures) == lead
+
+
+def test_the_way_through_a_link(tmp_path):
+    (tmp_path / "far" / "disk").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "far" / "disk", target_is_directory=True)
+    assert folder_between(tmp_path / "out" / "captions.jsonl", tmp_path / "photos") == "../../photos"
