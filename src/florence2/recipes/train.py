@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from transformers import set_seed
 
 from florence2 import settings as by_name
 from florence2.config import TrainSettings
@@ -65,6 +66,7 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
         print(preview(lessons, settings.captions.preview))  # noqa: T201  asked for, so it goes to stdout
         return output
 
+    set_seed(settings.learning.seed)
     learner = equip(model, settings.model, settings.lora)
     record = _record(settings, model, samples, held)
     with (

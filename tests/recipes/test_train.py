@@ -1,0 +1,225 @@
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from florence2.data.resolve import resolve_pictures
+from florence2.engine.options import EngineSettings
+from florence2.engine.reference import Reference
+from florence2.errors import UserError
+from florence2.model.load import load
+from florence2.training.record import read_record
+from florence2.training.watch.stops import Stopped
+from tests.training.photos import CAPTIONS, run, save_calm, save_photos
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Hold photos, a model without chance, and a short training with LoRA whose chance is all on."""
+    folder = tmp_path_factory.mktemp("train")
+    save_photos(folder / "photos")
+    save_calm(folder / "model")
+    save_calm(folder / "lively", dropout=0.2)
+    run(folder, "whole", **LIVELY, model_id=str(folder / "lively"))
+    return folder
+
+
+LIVELY: dict[str, Any] = {
+    "epochs": 2,
+    "batch_size": 1,
+    "gradient_accumulation_steps": 2,
+    "save_every_n_steps": 3,
+    "shuffle_captions": True,
+    "captions": ["caption_separator= ", "caption_dropout_rate=0.2"],
+    "val_dataset": "0.25",
+    "trainer": ["logging_steps=1"],
+}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def learnt(folder: Path) -> dict[str, torch.Tensor]:
+    name = "adapter_model.safetensors" if (folder / "adapter_config.json").exists() else "model.safetensors"
+    return load_file(folder / name)
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = learnt(one), learnt(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_full_fine_tuning_repeats_all_captions(room: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = run(room, "full", rank=0, batch_size=8, epochs=60, learning_rate=5e-3, save_every_n_epochs=60)
+    model, processor = load(out, device="cpu")
+    found = resolve_pictures(str(room / "photos"), task=read_record(out).task)
+    with Reference(model, processor, EngineSettings(batch_size=8)) as engine:
+        assert [prediction.text for prediction in engine.run(found.samples)] == list(CAPTIONS)
+    assert rows(out)[-1]["loss"] < 0.2
+    assert capfd.readouterr().out == ""  # stdout is data, and there is none
+
+
+def test_lora_lowers_the_loss_and_moves_nothing_else(room: Path) -> None:
+    out = run(room, "lora", batch_size=8, epochs=8, learning_rate=3e-2, dropout=0.0, trainer=["logging_steps=1"])
+    losses = [row["loss"] for row in rows(out)]
+    assert losses[-1] < 0.8 * losses[0]
+    adapter = learnt(out)
+    assert all(".lora_A." in name or ".lora_B." in name for name in adapter)
+    assert all(weight.abs().sum() > 0 for name, weight in adapter.items() if ".lora_B." in name)  # they begin as zeros
+    assert (room / "model" / "model.safetensors").exists()
+
+
+def test_what_is_left_behind(room: Path) -> None:
+    out = room / "whole"
+    record = read_record(out)
+    assert record.base == str(room / "lively")
+    assert (record.task, record.prompt) == (
+        "<MORE_DETAILED_CAPTION>",
+        "Describe with a paragraph what is shown in the image.",
+    )
+    assert record.settings["rank"] == 4
+    assert record.data == {
+        "dataset": str(room / "photos"),
+        "pictures": 6,
+        "captions": 6,
+        "held_out": 2,
+        "tasks": ["<MORE_DETAILED_CAPTION>"],
+    }
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(room / "lively")
+    card = (out / "README.md").read_text()
+    assert "base_model: " in card
+    assert "| eval_loss |" in card
+    with Image.open(out / "training_curve.png") as curve:
+        assert curve.getcolors(1 << 16)[0][0] < 960 * 540
+    assert not (out / ".unfinished").exists()
+    load(out, device="cpu")
+    load(out / "checkpoint-3", device="cpu")
+    assert read_record(out / "checkpoint-3").task == record.task
+
+
+def test_the_result_is_the_best_of_what_was_measured(room: Path) -> None:
+    out = room / "whole"
+    measured = {row["step"]: row["eval_loss"] for row in rows(out) if "eval_loss" in row}
+    assert sorted(measured) == [3, 6]
+    best = min(measured, key=lambda step: measured[step])
+    assert read_record(out).scores["best"] == f"checkpoint-{best}"
+    assert same(out, out / f"checkpoint-{best}")
+
+
+def test_stopped_and_resumed_is_never_stopped(room: Path) -> None:
+    shutil.copytree(room / "whole" / "checkpoint-3", room / "again" / "checkpoint-3")
+    out = run(room, "again", **LIVELY, model_id=str(room / "lively"), resume="auto")
+    assert same(out / "checkpoint-6", room / "whole" / "checkpoint-6")
+    assert same(out, room / "whole")
+    later = [row for row in rows(room / "whole") if row["step"] > 3]
+    for mine, theirs in zip(rows(out), later, strict=True):
+        assert mine["step"] == theirs["step"]
+        assert mine.get("loss") == theirs.get("loss")
+        assert mine.get("eval_loss") == theirs.get("eval_loss")
+
+
+def test_another_seed_is_another_training(room: Path) -> None:
+    out = run(room, "seeded", **LIVELY, model_id=str(room / "lively"), seed=1)
+    assert not same(out, room / "whole")
+
+
+def test_sigterm_saves_and_says_how_to_go_on(room: Path) -> None:
+    out = room / "stopped"
+
+    def stop_after_two_steps() -> None:
+        while not (out / "metrics.jsonl").exists() or len(rows(out)) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=stop_after_two_steps, daemon=True).start()
+    with pytest.raises(Stopped) as caught:
+        run(room, "stopped", epochs=50, trainer=["logging_steps=1"])
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "stopped at step " in caught.value.what
+    assert " --resume auto " in caught.value.hint
+    assert f"--output_dir {out}" in caught.value.hint
+    step = rows(out)[-1]["step"]
+    assert (out / f"checkpoint-{step}" / "optimizer.pt").exists()
+    assert not (out / "adapter_model.safetensors").exists()
+
+
+def test_wandb_keeps_its_files_offline(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    out = run(room, "wandb", log_with="wandb")
+    kept = list((out / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(kept) == 1
+    assert kept[0].stat().st_size > 1000
+
+
+def test_tensorboard_can_be_read_back(room: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = run(room, "board", log_with="tensorboard", trainer=["logging_steps=1"])
+    (events,) = out.rglob("events.out.tfevents.*")
+    read = accumulator.EventAccumulator(str(events.parent))
+    read.Reload()
+    shown = [event.value for event in read.Scalars("train/loss")]
+    assert shown == pytest.approx([row["loss"] for row in rows(out)], rel=1e-5)
+
+
+def test_preview_prints_targets_and_trains_nothing(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(room, "preview", preview=2, shuffle_captions=True, captions=["caption_separator= "])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    assert lines[0].startswith("0.png: Describe")
+    assert {tuple(sorted(line.split(": ")[1].split())) for line in lines[1:4]} == {("red", "sun")}
+    assert not (room / "preview").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"dataset": "/nowhere"}, "/nowhere"),
+        ({"model_id": "/nowhere"}, "/nowhere"),
+        ({"optim": "adamm"}, "`--optim adamm` is not known"),
+        ({"optim": "torch.optim.Nothing"}, "`--optim torch.optim.Nothing` cannot be imported"),
+        ({"optimizer_args": ["beta=1"]}, "`adamw_torch` has no argument `beta`"),
+        ({"scheduler": "cosin"}, "`--scheduler cosin` is not known"),
+        ({"trainer": ["warmup=3"]}, "`--trainer` has no `warmup`"),
+        ({"trainer": ["learning_rate=3"]}, "`--trainer learning_rate` has a flag of its own"),
+        ({"lora": ["rsloraa=true"]}, "`--lora` has no `rsloraa`"),
+        ({"target_modules": ["nothing"]}, "target modules that match no layer: `nothing`"),
+        ({"target_modules": ["vision"], "freeze": "vision"}, "all `--target_modules` are in the half that is frozen"),
+        ({"val_dataset": "2"}, "`--val_dataset 2` is no fraction"),
+        ({"log_with": "tensorbord"}, "`--log_with tensorbord` is not known"),
+        ({"resume": "/nowhere"}, "`--resume /nowhere` is not there"),
+        ({"learn_rate": 1}, "`learn_rate` is not a setting of TrainSettings"),
+        ({"captions": ["shuffle=true"]}, "`--captions` has no `shuffle`"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_refused_before_anything_is_written(room: Path, values: dict[str, Any], what: str) -> None:
+    with pytest.raises(UserError) as caught:
+        run(room, "refused", **values)
+    assert what in caught.value.what
+    assert "\n" not in caught.value.what
+    assert not list((room / "refused").glob("**/*"))
+
+
+def test_an_earlier_training_is_not_overwritten(room: Path) -> None:
+    before = (room / "whole" / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="holds a training already") as caught:
+        run(room, "whole")
+    assert "--resume auto" in caught.value.hint
+    assert (room / "whole" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_other_weights_do_not_go_on(room: Path) -> None:
+    with pytest.raises(UserError, match="was trained with `--rank 4`, not `8`"):
+        run(room, "whole", **LIVELY, model_id=str(room / "lively"), resume="auto", rank=8)

@@ -1,0 +1,206 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from transformers import Seq2SeqTrainingArguments
+
+from florence2.config import LoraSettings, ModelSettings
+from florence2.data.sample import Sample
+from florence2.errors import UserError
+from florence2.model.processing import Processing
+from florence2.training.augment import CaptionRules
+from florence2.training.dataset import Collator, Lessons
+from florence2.training.learner import equip, resting
+from florence2.training.trainer import LessonTrainer, Method
+from florence2.training.watch.stops import BrokenSteps
+from tests.tiny import tiny_model
+
+TARGETS = ("a red sun", "sea", "one long caption of many words, longer than all the others", "cat")
+
+
+def lessons(processing: Processing) -> Lessons:
+    pictures = [Image.new("RGB", (64, 64), (40 * n, 200 - 40 * n, 90)) for n in range(len(TARGETS))]
+    samples = [Sample(f"{n}.png", pictures[n], "<CAPTION>", target=target) for n, target in enumerate(TARGETS)]
+    return Lessons(samples, processing, CaptionRules())
+
+
+class Bench:
+    """A trainer over four samples in memory, its dropout off."""
+
+    def __init__(
+        self, folder: Path, *, rank: int = 0, freeze: str = "none", callbacks: Sequence[Any] = (), **args: Any
+    ) -> None:
+        model, processor = tiny_model()
+        text = model.config.text_config
+        for module in model.modules():
+            for name in ("dropout", "attention_dropout", "activation_dropout", "drop_prob"):
+                if isinstance(getattr(module, name, None), float):
+                    setattr(module, name, 0.0)
+        self.base = model
+        self.processing = Processing.of(processor)
+        chosen = ModelSettings(freeze=freeze)
+        torch.manual_seed(0)
+        self.learner = equip(model, chosen, LoraSettings(rank=rank, dropout=0.0))
+        optim = args.pop("method", {"optim": "torch.optim.SGD"})
+        method = Method(
+            self.processing,
+            self.processing.image_token_id,
+            text.decoder_start_token_id,
+            text.pad_token_id,
+            keep=lambda *_: None,
+            resting=resting(self.learner, chosen),
+            **optim,
+        )
+        plain = {
+            "per_device_train_batch_size": 4,
+            "num_train_epochs": 1,
+            "learning_rate": 0.1,
+            "lr_scheduler_type": "constant",
+        }
+        self.args = Seq2SeqTrainingArguments(
+            str(folder),
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            remove_unused_columns=False,
+            label_names=["labels"],
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            seed=0,
+            **(plain | args),
+        )
+        self.lessons = lessons(self.processing)
+        self.trainer = LessonTrainer(
+            method,
+            model=self.learner,
+            args=self.args,
+            data_collator=Collator(1),
+            train_dataset=self.lessons,
+            callbacks=list(callbacks),
+        )
+
+    def batch(self, *which: int) -> dict[str, torch.Tensor]:
+        return Collator(1)([self.lessons[n] for n in which])
+
+    def loss(self, *which: int, **more: Any) -> torch.Tensor:
+        return self.trainer.compute_loss(self.learner, self.batch(*which), **more)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: weight.detach().clone() for name, weight in self.learner.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    made = Bench(tmp_path_factory.mktemp("bench"))
+    made.learner.eval()
+    return made
+
+
+def test_the_loss_is_that_of_the_model(bench: Bench) -> None:
+    batch = bench.batch(0, 1, 2)
+    pixels = bench.processing.normalize(batch["pixels_BHWC"])
+    logits = bench.base(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        pixel_values=pixels,
+        labels=batch["labels"],
+    ).logits
+    words = logits[..., : bench.processing.image_token_id].log_softmax(-1)
+    learnt = batch["labels"] != -100
+    chosen = words.gather(-1, batch["labels"].clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(bench.loss(0, 1, 2), -chosen[learnt].mean())
+
+
+def test_padding_does_not_change_the_loss(bench: Bench) -> None:
+    tokens = [len(bench.lessons[n]["labels"]) for n in range(4)]
+    alone = sum(bench.loss(n) * tokens[n] for n in range(4)) / sum(tokens)
+    torch.testing.assert_close(bench.loss(0, 1, 2, 3), alone, rtol=1e-5, atol=1e-6)
+
+
+def test_logits_of_padding_are_never_made(bench: Bench) -> None:
+    made: list[torch.Size] = []
+    hook = bench.base.lm_head.register_forward_hook(lambda _, __, out: made.append(out.shape))
+    bench.loss(1, 2)
+    hook.remove()
+    assert made == [(sum(len(bench.lessons[n]["labels"]) for n in (1, 2)), bench.base.lm_head.out_features)]
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_parting_a_step_changes_nothing(tmp_path: Path, rank: int) -> None:
+    whole = Bench(tmp_path, rank=rank)
+    parted = Bench(tmp_path, rank=rank, per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    whole.trainer.train()
+    parted.trainer.train()
+    before, after = whole.weights(), parted.weights()
+    assert all(torch.allclose(before[name], after[name], atol=2e-6) for name in before)
+    a, b = whole.trainer.state.log_history[-1]["train_loss"], parted.trainer.state.log_history[-1]["train_loss"]
+    assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rank", "freeze", "still"),
+    [
+        (0, "vision", ("model.vision_tower.", "model.multi_modal_projector.")),
+        (0, "language", ("model.language_model.", "lm_head.")),
+        (2, "vision", ("model.vision_tower.",)),
+        (2, "none", ()),
+    ],
+)
+def test_what_is_frozen_stays_and_the_rest_moves(
+    tmp_path: Path, rank: int, freeze: str, still: tuple[str, ...]
+) -> None:
+    bench = Bench(tmp_path, rank=rank, freeze=freeze, num_train_epochs=2)
+    before = bench.weights()
+    bench.trainer.train()
+    moved = {name for name, weight in bench.weights().items() if not torch.equal(weight, before[name])}
+    assert not [name for name in moved if name.removeprefix("base_model.model.").startswith(still)] or not still
+    trained = {name for name, weight in bench.learner.named_parameters() if weight.requires_grad}
+    assert moved <= trained
+    if rank:
+        assert moved == trained
+        assert all(".lora_" in name for name in moved)
+    else:  # tables of positions that no picture and no caption reaches have no gradient
+        assert {name for name in trained - moved if not name.endswith(still_by_nature)} == set()
+
+
+def test_the_frozen_half_drops_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, freeze="vision")
+    tower = bench.base.model.vision_tower
+    bench.trainer.train()
+    assert not any(module.training for module in tower.modules())
+    assert bench.base.model.language_model.training
+
+
+def test_a_broken_step_moves_nothing_and_many_end_the_training(tmp_path: Path) -> None:
+    broken = BrokenSteps(limit=3)
+    bench = Bench(tmp_path, num_train_epochs=9, callbacks=[broken], method={"optim": "adamw_torch"}, weight_decay=0.1)
+    nn.Module.register_forward_hook(bench.base.lm_head, lambda _, __, out: out * float("nan"))
+    before = bench.weights()
+    bench.trainer.train()
+    assert all(torch.equal(before[name], weight) for name, weight in bench.weights().items())
+    assert (broken.skipped, bench.trainer.state.global_step, broken.too_many) == (3, 3, True)
+
+
+def test_one_broken_step_is_passed_over(tmp_path: Path) -> None:
+    broken = BrokenSteps(limit=3)
+    bench = Bench(tmp_path, num_train_epochs=3, callbacks=[broken], logging_steps=1)
+    calls: list[int] = []
+
+    def break_the_second(_: nn.Module, __: Any, out: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return out * float("inf") if len(calls) == 2 else out
+
+    bench.base.lm_head.register_forward_hook(break_the_second)
+    bench.trainer.train()
+    assert (broken.skipped, broken.in_a_row, bench.trainer.state.global_step) == (1, 0, 3)
+    assert all(torch.isfinite(weight).all() for weight in bench.weights().values())
+
+
+def test_nothing_left_to_train(tmp_path: Path) -> None:
+    model, _ = tiny_model()
+    with pytest.raises(UserError, match="half that is frozen"):
+        equip(model, ModelSettings(freeze="vision"), LoraSettings(target_modules=("qkv",)))
