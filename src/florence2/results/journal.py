@@ -53,18 +53,21 @@ class Journal:
         if self.path.is_dir():
             raise UserError(f"{self.path} is a folder", "pass a file such as `--output_path captions.jsonl`")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
+        self._is_file = not self.path.exists() or self.path.is_file()  # and no pipe or device
+        if self.path.is_file():
             self._recover()
         self._file = self.path.open("a", encoding="utf-8")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.flush()
         if self._to_stdout:
+            self._file.flush()
             return
-        os.fsync(self._file.fileno())
-        self._file.close()
-        if self._answered & self._others:
+        with self._file:
+            self._file.flush()
+            if self._is_file:
+                os.fsync(self._file.fileno())
+        if self._is_file and self._answered & self._others:
             self._tidy(lambda row: self._is_mine(row) or self._key(row) not in self._answered)
 
     def missing(self, samples: Iterable[Sample]) -> Iterator[Sample]:
