@@ -164,7 +164,7 @@ def test_what_is_frozen_stays_and_the_rest_moves(
         assert moved == trained
         assert all(".lora_" in name for name in moved)
     else:  # tables of positions that no picture and no caption reaches have no gradient
-        assert {name for name in trained - moved if not name.endswith(still_by_nature)} == set()
+        assert {name for name in trained - moved if not name.endswith(("embeddings.weight", "k_proj.bias"))} == set()
 
 
 def test_the_frozen_half_drops_nothing(tmp_path: Path) -> None:
