@@ -296,3 +296,23 @@ class PredictSettings:
     output: OutputSettings = field(default_factory=OutputSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     speed: SpeedSettings = field(default_factory=SpeedSettings)
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Teach the bundled model a new caption style, offline, in about two minutes, and show what came of it."""
+
+    output_dir: str = "florence2-demo"
+    """Folder for the pictures, the adapter, the captions and the page."""
+
+    make_dataset: str | None = None
+    """Only write pictures to this folder, with a caption beside each and a JSONL for every task."""
+
+    num: int = 64
+    """How many pictures `--make_dataset` writes."""
+
+    style: str = "caption"
+    """What the captions of `--make_dataset` say: caption, detailed_caption, more_detailed_caption or tags."""
+
+    seed: int = 0
+    """Seed of the pictures; another seed gives other pictures."""
