@@ -1,16 +1,22 @@
 import dataclasses
+import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.tiny import tiny_model, tiny_processor
+from safetensors.torch import load_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from florence2.errors import UserError
+from florence2.model.load import load
 from florence2.model.processing import Processing, max_target_tokens
-from florence2.model.tasks import TASKS, Takes, find_task
+from florence2.model.tasks import TASKS, Takes, find_task, split_prompt
+from tests.tiny import tiny_model, tiny_processor
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +200,39 @@ def test_it_travels_to_worker_processes(processing):
 def test_it_cannot_be_changed(processing):
     with pytest.raises(dataclasses.FrozenInstanceError):
         processing.size = (1, 1)
+
+
+# --- against the original code's own processor -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def original():
+    return Processing.of(load(FIXTURES / "tiny-legacy")[1]), json.loads(
+        (FIXTURES / "tiny-legacy" / "expected_processing.json").read_text(encoding="utf-8")
+    )
+
+
+def test_prompts_equal_the_original(original):
+    ours, expected = original
+    places = [ours.image_token_id] * ours.num_image_tokens
+    assert len(expected["prompts"]) == 16
+    for asked in expected["prompts"].values():
+        task, words = split_prompt(asked["text"])
+        assert task.wording(words) == asked["expanded"]
+        assert ours.prompt_ids(task, words) == places + asked["input_ids"]
+
+
+def test_targets_equal_the_original(original):
+    ours, expected = original
+    for text, ids in expected["labels"].items():
+        assert ours.target_ids(text) == ids
+        assert ours.decode(ids) == text
+
+
+def test_pixels_equal_the_original(original):
+    ours, _ = original
+    known = load_file(FIXTURES / "tiny-legacy" / "expected.safetensors")
+    assert (ours.size, ours.num_image_tokens) == ((96, 96), 10)
+    for name, pixels in zip("ab", known["in.pixel_values"], strict=True):
+        image = Image.fromarray(known[f"in.image_{name}"].numpy())
+        torch.testing.assert_close(ours.normalize(ours.resize(image)), pixels, atol=1e-5, rtol=0)
