@@ -16,7 +16,7 @@ from florence2.data.sample import Found, Prediction, Sample
 from florence2.errors import UserError
 from florence2.model.locations import read
 from florence2.model.tasks import Answers, Task, find_task, split_prompt
-from florence2.results.scoring.boxes import Objects
+from florence2.results.scoring.overlaps import Objects
 
 Key = tuple[str, str, str]
 
@@ -83,7 +83,7 @@ class Question:
     @property
     def answer(self) -> Any:
         """Read what was said: text, or places in pixels."""
-        given = self.prediction.answer if self.text and self.prediction else None
+        given = self.prediction.answer if self.prediction and self.prediction.error is None else None
         return given if isinstance(given, dict) else read(self.task, self.text, self._size())
 
     def objects(self) -> tuple[Objects, Objects]:
@@ -196,6 +196,6 @@ def _strangers(said: Sequence[Said], wanted: Found) -> UserError:
         )
     first, other = said[0].prediction.file_name, wanted.samples[0].id
     return UserError(
-        f"no prediction is about a picture of {wanted.source}: the first is about {first}, the first picture is {other}",
+        f"no prediction is about a picture of {wanted.source}: the first is {first}, not {other}",
         "pass the dataset of the pictures that were predicted",
     )

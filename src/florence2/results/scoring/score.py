@@ -11,7 +11,7 @@ import numpy as np
 
 from florence2.errors import UserError
 from florence2.model.tasks import Answers, Task
-from florence2.results.scoring import boxes, shapes, words
+from florence2.results.scoring import boxes, overlaps, shapes, words
 from florence2.results.scoring.measures import Estimate, Scores, difference, estimate
 from florence2.results.scoring.pairing import Question
 
@@ -32,7 +32,7 @@ _TEXT_OF_TASK = {
     "ocr": "ocr",
     "region_to_ocr": "ocr",
 }
-_PLACES: dict[Answers, Callable[[Sequence[boxes.Pair]], Scores]] = {
+_PLACES: dict[Answers, Callable[[Sequence[overlaps.Pair]], Scores]] = {
     Answers.BOXES: boxes.detections,
     Answers.REGIONS: boxes.regions,
     Answers.PHRASES: boxes.groundings,
@@ -99,6 +99,6 @@ def _scores(task: Task, questions: Sequence[Question], text_as: TextAs) -> Score
     return boxes.descriptions(pairs) if task.name == "dense_region_caption" else _PLACES[task.answers](pairs)
 
 
-def _pictures(questions: Sequence[Question]) -> boxes.Ints:
+def _pictures(questions: Sequence[Question]) -> overlaps.Ints:
     numbers: dict[str, int] = {}
     return np.array([numbers.setdefault(question.sample.id, len(numbers)) for question in questions])

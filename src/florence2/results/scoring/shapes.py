@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from florence2.results.scoring.boxes import OVERLAPS, Objects, Pair, assign, folded
 from florence2.results.scoring.measures import Floats, Measure, Scores, counted, mean, ratio
+from florence2.results.scoring.overlaps import OVERLAPS, Objects, Pair, assign, folded
 from florence2.results.scoring.words import similarity
 
 Run = Sequence[float]  # x, y, x, y, ...
