@@ -188,6 +188,8 @@ def test_task_with_its_input(tmp_path):
     captioned(tmp_path / "a.jpg", "yes")
     (sample,) = resolve_dataset(tmp_path, task="is it red?").samples
     assert (sample.task, sample.input) == ("is it red?", "")
+    with pytest.raises(UserError, match="needs words for each picture, which a sidecar cannot hold"):
+        resolve_dataset(tmp_path, task="open_vocabulary_detection")
     (sample,) = resolve_dataset(tmp_path, task="<OPEN_VOCABULARY_DETECTION>boat").samples
     assert (sample.task, sample.input) == ("<OPEN_VOCABULARY_DETECTION>", "boat")
 

@@ -131,6 +131,9 @@ def test_text_goes_before_answer(photos):
         ({"task": "od", "answer": {"bboxes": 5, "labels": 5}}, "cannot be written"),
         ({"task": "region_to_category", "input": [1, 2, 3], "text": "x"}, "neither words nor a box"),
         ({"task": "region_to_category", "input": {"x": 1}, "text": "x"}, "neither words nor a box"),
+        ({"task": "region_to_ocr", "text": "x"}, "asks `region_to_ocr` of no region"),
+        ({"prefix": "<OPEN_VOCABULARY_DETECTION> ", "text": "x"}, "of no words"),
+        ({"task": "od", "input": "boat", "text": "x"}, "`<OD>` takes no input and got `boat`"),
         ({"task": 5, "text": "x"}, "which is no task and no prompt"),
         ({"text": {"a": 1}}, "has no plain words"),
         ({"text": [["a"]]}, "has no plain words"),
@@ -140,7 +143,7 @@ def test_rows_that_make_no_sense(photos, row, words):
     path = jsonl(photos / "list.jsonl", [{"file_name": "in/b.png", "text": "ok"}, {"file_name": "a.jpg", **row}])
     error = refused(path, missing="skip")
     assert words in error.what
-    assert error.what.startswith(f"{path} line 2 ")
+    assert error.what.startswith(f"{path} line 2")
 
 
 def test_size_of_an_unreadable_picture(photos):

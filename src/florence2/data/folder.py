@@ -12,7 +12,7 @@ from pathlib import Path
 from florence2.data.picture import is_picture_name
 from florence2.data.sample import Found, Sample, Skipped, Why
 from florence2.errors import UserError
-from florence2.model.tasks import split_prompt
+from florence2.model.tasks import Takes, split_prompt
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,11 @@ def captioned_pictures(
 ) -> tuple[list[Sample], list[Skipped]]:
     """Pair the pictures of listed folders with their sidecars, but for those whose ids are `known` already."""
     asked, said = split_prompt(task)
+    if asked.takes is not Takes.NOTHING and not said:
+        raise UserError(
+            f"the task `{asked.name}` needs {asked.takes} for each picture, which a sidecar cannot hold",
+            'list the pictures in a JSONL, with "task", "input" and "text"',
+        )
     samples: list[Sample] = []
     skipped: list[Skipped] = []
     for listing in listings:

@@ -25,7 +25,7 @@ from florence2.data.rows import NamedRow, Row
 from florence2.data.sample import Sample, Skipped, Why
 from florence2.errors import UserError
 from florence2.model.locations import reading_order, write, write_region
-from florence2.model.tasks import Answers, Task, split_prompt
+from florence2.model.tasks import Answers, Takes, Task, split_prompt
 
 PICTURE_COLUMNS = ("file_name", "image", "image_path")
 ASKED_COLUMNS = ("task", "prompt", "prefix")
@@ -89,6 +89,7 @@ def row_samples(row: Row, where: str, columns: Columns, picture: Sample) -> list
     """Make the samples of one row about a picture: one for each answer, none if it has no answer."""
     task, said = columns.asked_by(row, where)
     region = said if isinstance(said, str) else _region(said, where, picture.size)
+    _refuse_unasked(task, region, where)
     asked = replace(picture, task=task.token, input=region)
     if not columns.with_targets:
         return [asked]
@@ -96,6 +97,16 @@ def row_samples(row: Row, where: str, columns: Columns, picture: Sample) -> list
     if not texts and row.get("answer") not in (None, ""):
         texts = [answer_text(task, row["answer"], where, picture.size)]
     return [replace(asked, target=text) for text in texts]
+
+
+def _refuse_unasked(task: Task, said: str, where: str) -> None:
+    if task.takes is Takes.NOTHING:
+        try:
+            task.wording(said)
+        except UserError as error:
+            raise UserError(f"{where}: {error.what}", error.hint) from None
+    elif not said.strip():
+        raise UserError(f"{where} asks `{task.name}` of no {task.takes}", f"give it an `input`, the {task.takes}")
 
 
 def _region(box: Any, where: str, size: Callable[[], Size]) -> str:
