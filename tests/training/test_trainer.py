@@ -52,7 +52,7 @@ class Bench:
             text.decoder_start_token_id,
             text.pad_token_id,
             keep=lambda *_: None,
-            resting=resting(self.learner, chosen),
+            resting=resting(self.learner),
             **optim,
         )
         plain = {

@@ -21,6 +21,7 @@ from florence2.config import TrainSettings
 from florence2.data.check import check_pictures, split
 from florence2.data.resolve import resolve_dataset
 from florence2.data.sample import Sample
+from florence2.engine.reference import Reference
 from florence2.errors import UserError
 from florence2.model.load import load, pick_device, pick_dtype
 from florence2.model.processing import Processing, max_target_tokens
@@ -29,15 +30,19 @@ from florence2.training import memory
 from florence2.training.arguments import plan, trackers, training_arguments
 from florence2.training.augment import rules_of
 from florence2.training.dataset import Collator, Lessons, preview
-from florence2.training.learner import Keeper, equip, introduce, resting
-from florence2.training.optimizer import arguments_of, check_name
+from florence2.training.learner import Keeper, equip, introduce, rests
+from florence2.training.optimizer import check_name
 from florence2.training.record import Record, check_alike, command, installed, write_card
 from florence2.training.trainer import LessonTrainer, Method
 from florence2.training.watch import curve
 from florence2.training.watch.callbacks import Watch
 from florence2.training.watch.checkpoints import clear_aside, start_from
+from florence2.training.watch.features import clear, with_features
+from florence2.training.watch.shown import Samples
 from florence2.training.watch.stops import Stopped
 from florence2.training.watch.trackers import opened
+
+SHOWN = 4  # pictures whose captions are shown as the model learns
 
 
 def main(settings: TrainSettings) -> int:
@@ -75,11 +80,12 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
         memory.advice(settings.learning.batch_size, settings.learning.gradient_checkpointing),
     ):
         trainer = _trainer(settings, learner, lessons, held, Keeper(processor, record), watch)
+        _show_samples(settings, trainer, held or samples, processor)
         began = time.monotonic()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     watch.raise_if_stopped(trainer.state, command(settings, resume="auto"))
     if trainer.is_world_process_zero():
-        _finish(trainer, output, replace(record, scores=_scores(trainer, watch, began)), processor)
+        _finish(trainer, output, replace(record, scores=trainer.scores(began) | watch.scores()), processor)
     return output
 
 
@@ -190,50 +196,38 @@ def _trainer(
     lessons = replace(lessons, rules=lessons.rules.over(length.steps), per_step=length.per_step)
     if settings.learning.gradient_checkpointing:
         memory.checkpoint_activations(learner)
+    measured = replace(lessons, samples=held, fixed=True)
+    if rests(learner, "vision") and args.num_train_epochs > 1:
+        folder, base = Path(args.output_dir), (keeper.record.base, keeper.record.revision)
+        with args.main_process_first():
+            lessons, measured = (with_features(each, learner, folder, base, dtype) for each in (lessons, measured))
     for line in introduce(settings, learner, lessons, length, dtype):
         _talk().print(line)
     return LessonTrainer(
-        _method(settings, learner, lessons.processing, keeper),
+        Method.of(settings.learning, learner, lessons.processing, keeper),
         model=learner,
         args=args,
         data_collator=Collator(lessons.processing.tokenizer.pad_token_id),
         train_dataset=lessons,
-        eval_dataset=replace(lessons, samples=held, fixed=True) if held else None,
+        eval_dataset=measured if held else None,
         callbacks=watch.callbacks(length.per_step),
     )
 
 
-def _method(settings: TrainSettings, learner: Any, processing: Processing, keeper: Keeper) -> Method:
-    text = learner.config.text_config
-    return Method(
-        processing=processing,
-        # The row of the picture's place is the last, and no word.
-        words=processing.image_token_id
-        if processing.image_token_id + 1 >= len(processing.tokenizer)
-        else text.vocab_size,
-        start=text.decoder_start_token_id,
-        pad=text.pad_token_id,
-        keep=keeper,
-        optim=settings.learning.optim,
-        optimizer_args=arguments_of(settings.learning.optimizer_args),
-        lora_plus_ratio=settings.learning.lora_plus_ratio,
-        one_cycle=settings.learning.scheduler.lower() == "onecycle",
-        resting=resting(learner, settings.model),
-    )
+def _show_samples(settings: TrainSettings, trainer: LessonTrainer, samples: Sequence[Sample], processor: Any) -> None:
+    """Ask the model about the same few pictures as it learns, if so wished."""
+    saving = settings.saving
+    if not (saving.sample_every_n_epochs or saving.sample_every_n_steps):
+        return
 
+    def say() -> list[tuple[str, str]]:
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).eval()
+        with Reference(model, processor) as engine:
+            return [(said.file_name, said.text) for said in engine.run(samples[:SHOWN])]
 
-def _scores(trainer: LessonTrainer, watch: Watch, began: float) -> dict[str, Any]:
-    state = trainer.state
-    losses = [row["loss"] for row in state.log_history if "loss" in row]
-    scores: dict[str, Any] = {"steps": state.global_step, "loss": round(losses[-1], 4) if losses else None}
-    if state.best_metric is not None:
-        scores |= {"eval_loss": round(state.best_metric, 4), "best": f"checkpoint-{state.best_global_step}"}
-    scores |= {
-        "seconds": round(time.monotonic() - began, 1),
-        "peak_memory_gib": round(memory.peak(trainer.args.device) / memory.GIB, 2),
-        "skipped_steps": watch.broken.skipped,
-    }
-    return scores
+    folder = Path(saving.output_dir).expanduser()
+    every = (saving.sample_every_n_epochs, saving.sample_every_n_steps)
+    trainer.add_callback(Samples(say, trainer.log, folder, *every))
 
 
 def _finish(trainer: LessonTrainer, output: Path, record: Record, processor: Any) -> None:
@@ -242,6 +236,7 @@ def _finish(trainer: LessonTrainer, output: Path, record: Record, processor: Any
     Keeper(processor, record)(model, output)
     write_card(output, record)
     curve.save(output)
+    clear(output)
     told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in record.scores.items())
     _talk().print(f"saved {output} ({told})")
 

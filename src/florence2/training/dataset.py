@@ -13,13 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from florence2.data.sample import Sample
+from florence2.errors import UserError
+from florence2.model import locations
 from florence2.model.processing import IGNORED_LABEL, Processing
-from florence2.model.tasks import find_task
-from florence2.training.augment import CaptionRules, vary
+from florence2.model.tasks import NUM_BINS, find_task
+from florence2.training.augment import CaptionRules, has_layout, vary
 
+BINS = (NUM_BINS, NUM_BINS)  # a picture on which a bin is a pixel
 GROUP = 50  # batches that are sorted together when pictures are grouped by length
 
 
@@ -78,8 +81,8 @@ class Lessons(Dataset[dict[str, Any]]):
     """Samples as the arrays the model learns from.
 
     `max_target` counts ids, `<s>` and `</s>` included; `per_step` is how many samples one optimizer step takes, all
-    processes together. `fixed` leaves chance out of the captions, for measuring. Without `pictures` they stay closed,
-    because their features are at hand.
+    processes together. `fixed` leaves chance out of the captions, for measuring. With `features` (one row
+    of picture features for each sample) pictures stay closed.
     """
 
     samples: Sequence[Sample]
@@ -90,17 +93,27 @@ class Lessons(Dataset[dict[str, Any]]):
     max_target: int | None = None
     per_step: int = 1
     fixed: bool = False
-    pictures: bool = True
+    features: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, at: Draw | int) -> dict[str, Any]:
         draw = Draw(0, 0, at) if isinstance(at, int) else at
-        sample = self.samples[draw.which]
-        item = {"index": draw.which, "input_ids": self._prompt(sample), "labels": self._target(draw)}
-        if self.pictures:
+        try:
+            return self._item(draw)
+        except UserError as error:
+            if get_worker_info() is None:
+                raise
+            # An error that crosses processes arrives with a traceback in its words; this one is raised over there.
+            return {"problem": (error.what, error.hint)}
+
+    def _item(self, draw: Draw) -> dict[str, Any]:
+        item = {"index": draw.which, "input_ids": self._prompt(self.samples[draw.which]), "labels": self._target(draw)}
+        if self.features is None:
             item["pixels_HWC"] = self.pixels(draw.which)
+        else:
+            item["features_ND"] = self.features[draw.which]
         return item
 
     def pixels(self, index: int) -> np.ndarray:
@@ -137,7 +150,19 @@ class Lessons(Dataset[dict[str, Any]]):
         return self.processing.prompt_ids(find_task(sample.task), sample.input, self.max_prompt)
 
     def _target(self, draw: Draw) -> list[int]:
-        return self.processing.target_ids(self.caption(draw), self.max_target)
+        text, most = self.caption(draw), self.max_target
+        ids, is_cut = self.processing.target(text, most)
+        if is_cut and most is not None and has_layout(text):
+            return self.processing.target_ids(self._whole_objects(draw, text, most), most)
+        return ids
+
+    def _whole_objects(self, draw: Draw, text: str, most: int) -> str:
+        """Leave out objects at the end, so that none is cut in the middle."""
+        task = find_task(self.samples[draw.which].task)
+        value, _ = locations.cut(
+            task, locations.read(task, text, BINS), BINS, most, lambda words: len(self.processing.target_ids(words))
+        )
+        return locations.write(task, value, BINS)
 
 
 @dataclass(frozen=True)
@@ -146,8 +171,10 @@ class Collator:
 
     pad: int
 
-    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make the tensors of one batch."""
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Make the tensors of one batch; a problem with one item is passed on instead."""
+        if problems := [item["problem"] for item in items if "problem" in item]:
+            return {"problem": problems[0]}
         prompts = [item["input_ids"] for item in items]
         batch = {
             "input_ids": _padded(prompts, self.pad),
@@ -155,8 +182,9 @@ class Collator:
             "labels": _padded([item["labels"] for item in items], IGNORED_LABEL),
             "index": torch.tensor([item["index"] for item in items]),
         }
-        if "pixels_HWC" in items[0]:
-            batch["pixels_BHWC"] = torch.from_numpy(np.stack([item["pixels_HWC"] for item in items]))
+        for name in ("pixels_HWC", "features_ND"):
+            if name in items[0]:
+                batch[name.replace("_", "_B")] = torch.from_numpy(np.stack([item[name] for item in items]))
         return batch
 
 

@@ -47,9 +47,17 @@ def equip(model: nn.Module, settings: ModelSettings, lora: LoraSettings) -> nn.M
     return learner
 
 
-def resting(learner: nn.Module, settings: ModelSettings) -> tuple[nn.Module, ...]:
-    """Give the modules that must not drop anything while the rest learns: those of the frozen half."""
-    names = tuple(name.rstrip(".") for name in HALVES.get(settings.freeze, ()))
+def rests(learner: nn.Module, half: str) -> bool:
+    """Tell whether nothing learns in a half, `vision` or `language`."""
+    return not any(
+        weight.requires_grad and name.removeprefix("base_model.model.").startswith(HALVES[half])
+        for name, weight in learner.named_parameters()
+    )
+
+
+def resting(learner: nn.Module) -> tuple[nn.Module, ...]:
+    """Give the modules that must not drop anything while the rest learns: those of the half where nothing does."""
+    names = {name.rstrip(".") for half, names in HALVES.items() if rests(learner, half) for name in names}
     return tuple(module for name, module in learner.named_modules() if name.removeprefix("base_model.model.") in names)
 
 
@@ -71,6 +79,8 @@ def introduce(
     yield f"{length.pictures:,} captions, {length.steps:,} steps of {length.per_step} over {learning.epochs:g} epochs"
     yield f"{kind}: {learns:,} of {every:,} weights learn ({learns / every:.2%}), {str(dtype)[6:]} arithmetic"
     yield f"about {need:.1f} GiB of memory on the {next(learner.parameters()).device.type}"
+    if lessons.features is not None:
+        yield "no weight that sees pictures learns: what they look like is computed once and kept on disk"
     if cut := lessons.cut():
         yield f"{cut:,} captions are longer than {lessons.max_target} tokens and are cut, see `--max_length`"
 

@@ -8,6 +8,7 @@ Shapes: B pictures, H and W the model's picture size, T ids of the longest targe
 tokens of the batch, V words of the vocabulary.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +22,14 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Seq2SeqTrainer
 from transformers.trainer_utils import rotate_checkpoints
 
+from florence2.config import LearningSettings
+from florence2.errors import UserError
 from florence2.model.processing import IGNORED_LABEL, Processing
+from florence2.training.arguments import ONECYCLE
 from florence2.training.dataset import Lessons, Order, shift_right
-from florence2.training.optimizer import build, one_cycle
+from florence2.training.learner import resting
+from florence2.training.memory import GIB, peak
+from florence2.training.optimizer import arguments_of, build, one_cycle
 from florence2.training.watch.checkpoints import STATE, aside, settle
 
 RAW = "trained_weights.safetensors"
@@ -50,6 +56,24 @@ class Method:
     lora_plus_ratio: float | None = None
     one_cycle: bool = False
     resting: tuple[nn.Module, ...] = ()
+
+    @classmethod
+    def of(cls, learning: LearningSettings, learner: Any, processing: Processing, keep: Keep) -> "Method":
+        """Read the method from the settings, and its numbers from the model."""
+        text, place = learner.config.text_config, processing.image_token_id
+        return cls(
+            processing=processing,
+            # The row of the picture's place is the last that has a name, and no word.
+            words=place if place + 1 >= len(processing.tokenizer) else text.vocab_size,
+            start=text.decoder_start_token_id,
+            pad=text.pad_token_id,
+            keep=keep,
+            optim=learning.optim,
+            optimizer_args=arguments_of(learning.optimizer_args),
+            lora_plus_ratio=learning.lora_plus_ratio,
+            one_cycle=learning.scheduler.lower() == ONECYCLE,
+            resting=resting(learner),
+        )
 
 
 class LessonTrainer(Seq2SeqTrainer):  # type: ignore[misc]
@@ -93,14 +117,23 @@ class LessonTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
         return (loss, {"loss": loss}) if return_outputs else loss
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if "problem" in inputs:
+            raise UserError(*inputs["problem"])
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        return prepared
+
     def _answer(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         for module in self.method.resting:
             module.eval()
         method = self.method
+        seen = inputs.get("features_BND")
+        if seen is None:
+            seen = method.processing.normalize(inputs["pixels_BHWC"])
         output = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
-            pixel_values=method.processing.normalize(inputs["pixels_BHWC"]),
+            pixel_values=seen,
             decoder_input_ids=shift_right(inputs["labels"], method.start, method.pad),
             use_cache=False,
         )
@@ -112,6 +145,17 @@ class LessonTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         if self._learnt is None:
             return None
         return (given[0].flatten(0, 1).index_select(0, self._learnt),)
+
+    def scores(self, began: float) -> dict[str, Any]:
+        """Say how training went; `began` is when, on the monotonic clock."""
+        state = self.state
+        losses = [row["loss"] for row in state.log_history if "loss" in row]
+        scores: dict[str, Any] = {"steps": state.global_step, "loss": round(losses[-1], 4) if losses else None}
+        if state.best_metric is not None:
+            scores |= {"eval_loss": round(state.best_metric, 4), "best": f"checkpoint-{state.best_global_step}"}
+        scores["seconds"] = round(time.monotonic() - began, 1)
+        scores["peak_memory_gib"] = round(peak(self.args.device) / GIB, 2)
+        return scores
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer with our groups of weights."""

@@ -60,6 +60,10 @@ class Watch:
         self.bar = Bar(self.console, per_step)
         return [self.rhythm, self.broken, self.stop, self.bar, Reports(self.folder, per_step), *more]
 
+    def scores(self) -> dict[str, Any]:
+        """Say what went wrong on the way."""
+        return {"skipped_steps": self.broken.skipped}
+
     def raise_if_stopped(self, state: TrainerState, command: str) -> None:
         """Say why training ended before its time, if it did; `command` goes on from there."""
         if self.broken.too_many:

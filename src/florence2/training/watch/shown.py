@@ -3,6 +3,7 @@
 Callbacks of transformers' trainer. Knows neither model nor settings.
 """
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import TrainerCallback, TrainerState
 
 from florence2.training.watch.curve import METRICS, Metrics, save
 
+SAMPLES = "samples.jsonl"
 PLAIN_EVERY = 10.0  # seconds between lines where no bar can be drawn
 RATE_OVER = 20  # steps
 
@@ -100,9 +102,10 @@ class Reports(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, _: Any, state: TrainerState, *__: Any, logs: Any = None, **___: Any) -> None:
         """Append a report."""
-        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+        logs = {name: _plain(value) for name, value in (logs or {}).items() if not isinstance(value, str)}
+        if not state.is_world_process_zero or "train_runtime" in logs or not logs.keys() - {"epoch"}:
             return
-        row = {"step": state.global_step} | {name: _plain(value) for name, value in logs.items()}
+        row = {"step": state.global_step} | logs
         if "loss" in logs:
             seconds, steps = time.monotonic() - self.began[0], state.global_step - self.began[1]
             row["pictures_per_second"] = round(steps * self.per_step / max(seconds, 1e-9), 3)
@@ -115,22 +118,45 @@ class Reports(TrainerCallback):  # type: ignore[misc]
 
 
 class Samples(TrainerCallback):  # type: ignore[misc]
-    """Show what the model says about the same few pictures, every so many epochs or steps."""
+    """Write what the model says about the same few pictures, every so many epochs or steps, and tell the trackers.
 
-    def __init__(self, show: Callable[[int], None], epochs: int | None, steps: int | None) -> None:
-        self.show = show
+    `say` gives (file name, words) for each; `tell` is the trainer's own way to its trackers.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[], list[tuple[str, str]]],
+        tell: Callable[[dict[str, str]], None],
+        folder: Path,
+        epochs: int | None,
+        steps: int | None,
+    ) -> None:
+        self.say = say
+        self.tell = tell
+        self.path = folder / SAMPLES
         self.epochs = epochs
         self.steps = steps
 
     def on_step_end(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
-        """Show at every so many steps."""
-        if self.steps and state.global_step % self.steps == 0 and state.is_world_process_zero:
-            self.show(state.global_step)
+        """Ask at every so many steps."""
+        if self.steps and state.global_step % self.steps == 0:
+            self._ask(state)
 
     def on_epoch_end(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
-        """Show at every so many epochs."""
-        if self.epochs and round(state.epoch or 0) % self.epochs == 0 and state.is_world_process_zero:
-            self.show(state.global_step)
+        """Ask at every so many epochs."""
+        if self.epochs and round(state.epoch or 0) % self.epochs == 0:
+            self._ask(state)
+
+    def _ask(self, state: TrainerState) -> None:
+        if not state.is_world_process_zero:
+            return
+        with torch.random.fork_rng():
+            said = self.say()
+        with self.path.open("a", encoding="utf-8") as file:
+            for name, text in said:
+                row = {"step": state.global_step, "file_name": name, "text": text}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.tell({f"samples/{name}": text for name, text in said})
 
 
 def _plain(value: Any) -> Any:

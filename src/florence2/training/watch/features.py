@@ -1,0 +1,143 @@
+"""Picture features that are computed once, where nothing that sees pictures learns: a file beside the checkpoints.
+
+One row for each sample, in half precision, with a mark behind each that is whole; a run that was killed goes on where
+it stopped. The file is bounded: where it would be too large there is none. Knows the model's vision half by name only.
+
+Shapes: B pictures, N picture places, D the model's width, H and W the model's picture size.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from florence2.training.dataset import Lessons
+
+FOLDER = ".features"
+LIMIT = 64 * 2**30  # bytes
+BATCH = 8
+SPARE = 0.1  # share of the disk that stays free
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """Features of one set of samples under one model; `name` tells sets apart."""
+
+    folder: Path
+    name: str
+    rows: int
+    shape: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        """Count the bytes of the file."""
+        return self.rows * self.shape[0] * self.shape[1] * 2
+
+    def fits(self) -> bool:
+        """Tell whether the file is within its bounds."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        disk = shutil.disk_usage(self.folder)
+        return self.size <= min(LIMIT, disk.free - SPARE * disk.total) or self._path("f16").exists()
+
+    def open(self) -> tuple[np.memmap, np.memmap]:
+        """Map the features (rows, N, D) and the marks (rows) into memory; what is new is zero."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self._map("f16", np.float16, (self.rows, *self.shape)), self._map("done", np.uint8, (self.rows,))
+
+    def _map(self, ending: str, kind: type, shape: tuple[int, ...]) -> np.memmap:
+        path = self._path(ending)
+        size = int(np.prod(shape)) * np.dtype(kind).itemsize
+        if not path.exists() or path.stat().st_size != size:
+            with path.open("wb") as file:
+                file.truncate(size)
+        return np.memmap(path, dtype=kind, mode="r+", shape=shape)
+
+    def _path(self, ending: str) -> Path:
+        return self.folder / f"{self.name}.{ending}"
+
+
+def name_of(lessons: Lessons, model_name: str, revision: str | None, dtype: torch.dtype) -> str:
+    """Name a set of pictures under a model, safely: by a hash of what both are."""
+    pictures = []
+    for sample in lessons.samples:
+        stamp = sample.picture.stat() if isinstance(sample.picture, Path) else None
+        pictures.append([sample.id, stamp and [stamp.st_size, stamp.st_mtime_ns]])
+    told = json.dumps([model_name, revision, str(dtype), lessons.processing.size, pictures])
+    return hashlib.sha256(told.encode()).hexdigest()[:24]
+
+
+def with_features(
+    lessons: Lessons, learner: Any, folder: Path, base: tuple[str, str | None], dtype: torch.dtype
+) -> Lessons:
+    """Give lessons whose pictures stay closed, their features computed; or the same ones, where the disk is small.
+
+    `base` is the model's name and revision, which tell its features from those of others.
+    """
+    shape = (lessons.processing.num_image_tokens, int(learner.config.text_config.d_model))
+    file = FeatureFile(folder / FOLDER, name_of(lessons, *base, dtype), len(lessons), shape)
+    if not len(lessons) or not file.fits():
+        return lessons
+    take_features(learner)
+    return replace(lessons, features=fill(lessons, file, seer(learner, lessons, dtype), BATCH))
+
+
+def fill(
+    lessons: Lessons,
+    file: FeatureFile,
+    see: Callable[[torch.Tensor], torch.Tensor],
+    batch: int,
+) -> np.memmap:
+    """Compute what is missing, `batch` pictures at a time, and give all features."""
+    features, done = file.open()
+    missing = np.flatnonzero(done == 0)
+    for start in range(0, len(missing), batch):
+        which = missing[start : start + batch]
+        pixels_BHWC = torch.from_numpy(np.stack([lessons.pixels(int(index)) for index in which]))
+        features[which] = see(pixels_BHWC).to(torch.float16).cpu().numpy()
+        features.flush()
+        done[which] = 1
+        done.flush()
+    return features
+
+
+def seer(learner: Any, lessons: Lessons, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Give the function from bytes (B, H, W, 3) to features (B, N, D), as training would compute them."""
+    device = next(learner.parameters()).device
+
+    def see(pixels_BHWC: torch.Tensor) -> torch.Tensor:
+        learner.eval()
+        pixels = lessons.processing.normalize(pixels_BHWC.to(device))
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            features: torch.Tensor = _inner(learner).get_image_features(pixels).pooler_output
+        return features
+
+    return see
+
+
+def take_features(learner: Any) -> None:
+    """Let the model take features in the place of pixels: what has the shape of features is passed through."""
+    inner = _inner(learner)
+    look = inner.get_image_features
+
+    def see(pixel_values: torch.Tensor, **options: Any) -> Any:
+        given = pixel_values.ndim == 3
+        return SimpleNamespace(pooler_output=pixel_values) if given else look(pixel_values, **options)
+
+    inner.get_image_features = see
+
+
+def clear(folder: Path) -> None:
+    """Remove the features of a training that is finished."""
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+
+
+def _inner(learner: Any) -> Any:
+    whole = learner.get_base_model() if hasattr(learner, "get_base_model") else learner
+    return whole.model
