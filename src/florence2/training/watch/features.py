@@ -94,12 +94,16 @@ def fill(
     see: Callable[[torch.Tensor], torch.Tensor],
     batch: int,
 ) -> np.memmap:
-    """Compute what is missing, `batch` pictures at a time, and give all features."""
+    """Compute what is missing, `batch` pictures at a time, and give all features.
+
+    Batches are the same in every run, because in others the last bits would differ.
+    """
     features, done = file.open()
-    missing = np.flatnonzero(done == 0)
-    for start in range(0, len(missing), batch):
-        which = missing[start : start + batch]
-        pixels_BHWC = torch.from_numpy(np.stack([lessons.pixels(int(index)) for index in which]))
+    for start in range(0, len(done), batch):
+        which = slice(start, min(start + batch, len(done)))
+        if done[which].all():
+            continue
+        pixels_BHWC = torch.from_numpy(np.stack([lessons.pixels(at) for at in range(which.start, which.stop)]))
         features[which] = see(pixels_BHWC).to(torch.float16).cpu().numpy()
         features.flush()
         done[which] = 1

@@ -1,0 +1,41 @@
+from pathlib import Path
+
+from florence2.training.watch.curve import COLOURS, Metrics, draw, save
+
+ROWS = [{"step": n, "loss": 1 / n} for n in range(1, 9)] + [
+    {"step": 4, "eval_loss": 0.5},
+    {"step": 8, "eval_loss": 0.4},
+]
+
+
+def test_both_lines_are_drawn() -> None:
+    colours = {colour for _, colour in draw(ROWS).getcolors(1 << 20)}
+    assert set(COLOURS.values()) <= colours
+    assert COLOURS["eval_loss"] not in {colour for _, colour in draw(ROWS[:8]).getcolors(1 << 20)}
+
+
+def test_the_line_falls_with_the_loss() -> None:
+    image = draw(ROWS[:8])
+    blue = [
+        (x, y) for x in range(image.width) for y in range(90, image.height) if image.getpixel((x, y)) == COLOURS["loss"]
+    ]
+    assert min(blue)[1] < max(blue)[1]  # the first point is above the last
+
+
+def test_what_cannot_be_drawn_is_left_out() -> None:
+    assert draw([]) is None
+    assert draw([{"step": 1, "loss": 2.0}]) is None
+    assert draw([{"step": 1, "loss": float("nan")}, {"step": 2, "loss": float("inf")}, {"loss": 1.0}]) is None
+    assert draw([{"step": 1, "loss": 2.0}, {"step": 1, "loss": 2.0}]) is not None
+
+
+def test_going_on_forgets_what_came_later(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    for row in ROWS[:8]:
+        metrics.add(row)
+    with metrics.path.open("a") as file:
+        file.write('{"step": 9, "lo')  # killed while writing
+    metrics.cut(5)
+    assert [row["step"] for row in metrics.rows()] == [1, 2, 3, 4, 5]
+    save(tmp_path)
+    assert (tmp_path / "training_curve.png").exists()

@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from florence2.training.watch.features import FeatureFile, fill, name_of, seer, with_features
+from tests.training.test_trainer import Bench
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "out", freeze="vision")
+
+
+def test_learning_from_features_is_learning_from_pictures(tmp_path: Path, bench: Bench) -> None:
+    plain = bench.loss(0, 1, 2)
+    bench.lessons = with_features(bench.lessons, bench.learner, tmp_path, ("base", None), torch.float32)
+    batch = bench.batch(0, 1, 2)
+    assert "pixels_BHWC" not in batch
+    assert batch["features_BND"].shape == (3, 5, 32)
+    torch.testing.assert_close(bench.loss(0, 1, 2), plain, rtol=1e-3, atol=1e-3)
+    pixels = bench.processing.normalize(bench.lessons.pixels(0))[None]
+    assert bench.base.get_image_features(pixels).pooler_output.shape == (1, 5, 32)  # pictures are still taken
+
+
+def test_what_is_there_is_not_computed_again(tmp_path: Path, bench: Bench) -> None:
+    file = FeatureFile(tmp_path, "a", len(bench.lessons), (5, 32))
+    see, seen = seer(bench.learner, bench.lessons, torch.float32), []
+
+    def count(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(len(pixels))
+        return see(pixels)
+
+    first = np.array(fill(bench.lessons, file, count, 3))
+    assert seen == [3, 1]
+    _, done = file.open()
+    done[2] = 0  # as if killed before the third was whole
+    again = fill(bench.lessons, file, count, 3)
+    assert seen == [3, 1, 3]
+    assert np.array_equal(first, again)
+    assert first.dtype == np.float16
+
+
+def test_other_models_and_pictures_have_other_files(bench: Bench) -> None:
+    names = {
+        name_of(bench.lessons, base, revision, dtype)
+        for base in ("a", "../../b")
+        for revision in (None, "main")
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    assert len(names) == 8
+    assert all(name.isalnum() for name in names)
+
+
+def test_the_file_is_bounded(tmp_path: Path, bench: Bench) -> None:
+    assert not FeatureFile(tmp_path, "a", 10**9, (577, 768)).fits()
+    assert FeatureFile(tmp_path, "a", 4, (5, 32)).fits()
