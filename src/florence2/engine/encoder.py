@@ -1,7 +1,7 @@
 """Pictures and prompts to encoder states, a few questions at a time.
 
-The features of a picture are kept with its view, so that several questions about one picture look at it once. Knows
-nothing of slots.
+The features of a picture are kept with its view, so that several questions about one picture look at it once. This is
+where most of the time goes, so the process's allocator and the compiler are set up here, too. Knows nothing of slots.
 
 Shapes: B questions of a micro-batch, N encoder positions, D model size; pixels are B x C x H x W.
 """
@@ -10,6 +10,9 @@ Shapes: B questions of a micro-batch, N encoder positions, D model size; pixels 
 
 from __future__ import annotations
 
+import ctypes
+import os
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from florence2.engine.options import Rules, Stats
+from florence2.engine.options import EngineSettings, Rules, Stats
 from florence2.engine.questions import Question, View
+from florence2.errors import UserError
 from florence2.model.processing import Processing
+
+# Compiling takes about half a minute on two CPU cores and saves an eighth of a second on each picture of a base model.
+# A GPU saves milliseconds (not measured).
+PAYS_FROM = {"cpu": 500, "cuda": 20_000}
+GPU_BATCH = 16  # not measured
+MIB = 2**20
 
 
 class Encoder:
@@ -27,7 +37,17 @@ class Encoder:
 
     def __init__(self, model: Any, processing: Processing, rules: Rules, stats: Stats) -> None:
         self._model, self._processing, self._rules, self._stats = model, processing, rules, stats
+        self.batch = 1 if model.device.type == "cpu" else GPU_BATCH  # batching gains nothing on a CPU
         self.vision = model.model.vision_tower.to(memory_format=torch.channels_last)
+        self.is_compiled = False
+
+    def prepare(self, settings: EngineSettings, expected: int) -> None:
+        """Compile the vision tower where that was asked for, or where so many pictures pay for it."""
+        if self.is_compiled or not wants_compiler(settings.compile, expected, self._model.device.type):
+            return
+        # Freezing lets the compiler lay the weights out anew; shapes are fixed, for a micro-batch is always full.
+        self.vision = torch.compile(self.vision, dynamic=False, options={"freezing": True})
+        self.is_compiled = True
 
     def encode(self, questions: Sequence[Question]) -> Tensor:
         """Give the states of several questions, (B, N, D); shorter prompts are padded behind."""
@@ -41,11 +61,14 @@ class Encoder:
     def _look(self, views: Sequence[View]) -> None:
         """Compute the features of pictures that were not seen yet."""
         model = self._model
-        levels_BHWC = torch.from_numpy(np.stack([view.pixels_HWC for view in views]))
+        pixels = [view.pixels_HWC for view in views]
+        if self.is_compiled:
+            pixels += [pixels[0]] * (self.batch - len(pixels))
+        levels_BHWC = torch.from_numpy(np.stack(pixels))
         # Bytes travel to the device, numbers are made there; the layout stays channels-last.
         pixels_BCHW = self._processing.normalize(levels_BHWC.to(model.device)).to(model.dtype)
         seen_BCHW = self.vision(pixels_BCHW).last_hidden_state
-        for view, features_ND in zip(views, model.model.multi_modal_projector(seen_BCHW), strict=True):
+        for view, features_ND in zip(views, model.model.multi_modal_projector(seen_BCHW), strict=False):
             view.features_ND = features_ND
 
     def _read(self, questions: Sequence[Question]) -> Tensor:
@@ -63,3 +86,32 @@ class Encoder:
             mask_BN = (torch.arange(longest, device=model.device) < ends[:, None]).long()
         states: Tensor = model.get_encoder()(inputs_embeds=embeds_BND, attention_mask=mask_BN).last_hidden_state
         return states
+
+
+def wants_compiler(asked: str, expected: int, device: str) -> bool:
+    """Decide whether to compile; `auto` needs a compiler and pictures enough, `on` just the compiler."""
+    if asked == "off" or (asked == "auto" and expected < PAYS_FROM.get(device, expected + 1)):
+        return False
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler):
+        return True
+    if asked == "on":
+        raise UserError(f"compiling needs `{compiler}`, which is not installed", "install it, or pass `compile=off`")
+    return False
+
+
+def tune_allocator() -> bool:
+    """Let this process keep the memory it frees; tell whether the C library took the advice (glibc does).
+
+    By default glibc gives every large activation back to the system and faults it in again, which costs a CPU run a
+    fifth to almost half of its speed. Call it before the model runs; it holds for the whole process, so it is left to
+    whoever owns the process.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    # No own mapping for large blocks; give nothing back; grow by 64 MiB.
+    advice = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 * MIB))
+    return all(mallopt(name, value) == 1 for name, value in advice)

@@ -10,6 +10,7 @@ Knows no files: samples in, predictions out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from operator import length_hint
 from typing import Any, Self
 
 import torch
@@ -24,8 +25,8 @@ from florence2.engine.slots import Slots, Watch, whole_strides
 from florence2.errors import UserError
 from florence2.model.processing import Processing
 
-CPU_SLOTS, CPU_BATCH = 16, 1  # batching the vision tower gains nothing on a CPU
-GPU_SLOTS, GPU_BATCH, GPU_LOOKS = 64, 16, 8  # not measured
+CPU_SLOTS = 16
+GPU_SLOTS, GPU_LOOKS = 64, 8  # not measured
 
 
 class Engine:
@@ -59,6 +60,7 @@ class Engine:
 
     def run(self, samples: Iterable[Sample]) -> Iterator[Prediction]:
         """Answer every sample; one that cannot be answered gives a prediction with `error`."""
+        self.encoder.prepare(self.settings, self.settings.expected or length_hint(samples, 0))
         with Questions(self.processing, self.rules, self.settings, samples) as asked:
             try:
                 while not asked.exhausted or self.in_use:
@@ -95,7 +97,7 @@ class Engine:
                     taken.append(found)
                 else:
                     failed.append(found)
-        size = CPU_BATCH if self.model.device.type == "cpu" else GPU_BATCH
+        size = self.encoder.batch
         for first in range(0, len(taken), size):
             self._place(free[first : first + size], taken[first : first + size])
         return failed

@@ -77,6 +77,9 @@ class EngineSettings:
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the vision tower: always, never, or once the run is known to be long enough to pay for it."""
 
+    expected: int | None = None
+    """How many samples there will be, where they do not say it themselves: what `compile="auto"` goes by."""
+
     lengths: Callable[[Sample], int] | None = None
     """Force the number of caption tokens of each sample: for measurements with random weights."""
 

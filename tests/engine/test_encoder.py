@@ -1,0 +1,55 @@
+import subprocess
+import sys
+
+import pytest
+
+from florence2.engine.encoder import PAYS_FROM, wants_compiler
+from florence2.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected", "device", "compiler", "wanted"),
+    [
+        ("auto", PAYS_FROM["cpu"], "cpu", sys.executable, True),
+        ("auto", PAYS_FROM["cpu"] - 1, "cpu", sys.executable, False),
+        ("auto", PAYS_FROM["cpu"], "cuda", sys.executable, False),
+        ("auto", 10**9, "mps", sys.executable, False),  # where nobody has tried
+        ("auto", 10**9, "cpu", "no-such-compiler", False),
+        ("on", 1, "cpu", sys.executable, True),
+        ("off", 10**9, "cpu", sys.executable, False),
+    ],
+)
+def test_compiling_is_for_long_runs(monkeypatch, asked: str, expected: int, device: str, compiler: str, wanted: bool):
+    monkeypatch.setenv("CXX", compiler)
+    assert wants_compiler(asked, expected, device) is wanted
+
+
+def test_compiling_on_request_needs_a_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="no-such-compiler"):
+        wants_compiler("on", 1, "cpu")
+
+
+FAULTS = """
+import resource, sys
+from florence2.engine.encoder import tune_allocator
+if sys.argv[1] == "tuned":
+    assert tune_allocator()
+import torch
+for _ in range(3):
+    torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_the_tuned_allocator_keeps_its_memory():
+    plain, tuned = (
+        int(subprocess.run([sys.executable, "-c", FAULTS, how], check=True, capture_output=True, text=True).stdout)
+        for how in ("plain", "tuned")
+    )
+    assert plain > 100  # five times 64 MiB, in pages of 4 KiB or of 2 MiB
+    assert tuned * 10 < plain
