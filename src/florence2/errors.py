@@ -14,3 +14,6 @@ class UserError(Exception):
         super().__init__(what if not hint else f"{what}\nhint: {hint}")
         self.what = what
         self.hint = hint
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, str]]:
+        return type(self), (self.what, self.hint)  # so that it travels between worker processes

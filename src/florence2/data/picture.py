@@ -64,9 +64,6 @@ def is_picture_name(name: str) -> bool:
 class PictureError(UserError):
     """One picture cannot be read; `what` names it."""
 
-    def __reduce__(self) -> tuple[type["PictureError"], tuple[str, str]]:
-        return type(self), (self.what, self.hint)  # so that it travels between worker processes
-
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Picture:
