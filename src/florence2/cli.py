@@ -14,13 +14,14 @@ from typing import Any
 import tyro
 
 from florence2 import __version__, settings
-from florence2.config import PredictSettings, TrainSettings
+from florence2.config import EvaluateSettings, PredictSettings, TrainSettings
 from florence2.errors import UserError
 from florence2.published import Rewrite, translate
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "train": (TrainSettings, "florence2.recipes.train:main"),
     "predict": (PredictSettings, "florence2.recipes.predict:main"),
+    "evaluate": (EvaluateSettings, "florence2.recipes.evaluate:main"),
 }
 
 ALIASES = {"--prompt": "--task"}

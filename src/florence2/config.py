@@ -316,3 +316,86 @@ class DemoSettings:
 
     seed: int = 0
     """Seed of the pictures; another seed gives other pictures."""
+
+
+@dataclass(frozen=True)
+class ReferenceSettings:
+    """What would have been right."""
+
+    references: str
+    """Pictures with right answers: anything that `--dataset` of `florence2 train` takes."""
+
+    task: str | None = None
+    """What references without a task of their own ask (default: what most predictions answer)."""
+
+    dataset_dir: str | None = None
+    """Folder that the file names in a JSONL of references are relative to (default: the folder of the file)."""
+
+    recursive: bool = False
+    """Look for pictures in the folders below, too."""
+
+    image_column: str | None = None
+    """Column of a hub or saved dataset that holds the pictures (default: found by its type)."""
+
+    text_column: str | None = None
+    """Column of a hub or saved dataset that holds the answers (default: `text` or `caption`)."""
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """How it is scored, and where the scores go."""
+
+    text_as: Literal["auto", "caption", "ocr", "answer"] = "auto"
+    """What answers in words are scored as (default: what the task is; a prompt of your own asks for a short answer)."""
+
+    missing: Literal["wrong", "skip"] = "wrong"
+    """What to do about questions without a prediction: count them as wrong answers, or leave them out."""
+
+    resamples: int = 1000
+    """How often pictures are drawn anew for the 95% intervals; 0 gives none."""
+
+    output_path: str = "-"
+    """File for the scores as JSON; `-` is standard output."""
+
+    html: str | None = None
+    """Also write a page with the table and the worst answers as pictures."""
+
+    worst: int = 12
+    """How many of the worst answers of each task are shown."""
+
+
+@dataclass(frozen=True)
+class AskedSettings:
+    """What was said: files of predictions, or a model that is asked first."""
+
+    predictions: str | None = None
+    """Predictions as `florence2 predict` writes them; with `--model_path`, where to write them."""
+
+    compare: tuple[str, ...] = ()
+    """Two files of predictions, A and B: how the scores change from A to B on the same pictures."""
+
+    model_path: str | None = None
+    """Ask this model first: as in `florence2 predict`."""
+
+    device: str | None = None
+    """`cuda`, `cuda:1`, `mps` or `cpu` (default: the best there is)."""
+
+    dtype: DType = "auto"
+    """Arithmetic: bfloat16 where the device has it, else float16 on a GPU and float32 on a CPU."""
+
+    revision: str | None = None
+    """Branch, tag or commit of the hub repository."""
+
+    offline: bool = False
+    """Use only files that are on this machine."""
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Score predictions against right answers: a table, JSON and a page of the worst."""
+
+    reference: ReferenceSettings
+    prediction: AskedSettings = field(default_factory=AskedSettings)
+    score: ScoreSettings = field(default_factory=ScoreSettings)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    speed: SpeedSettings = field(default_factory=SpeedSettings)

@@ -7,7 +7,7 @@ with the same input. Pictures are the same where their paths are, else where the
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,8 @@ def _objects(answer: dict[str, Any], score: float, name: str) -> Objects:
     labels: list[str] = []
     scores: list[float] = []
     for form, own in _FORMS.items():
-        here = answer.get(form) or []
+        if not (here := answer.get(form)):
+            continue
         names = answer.get(own, answer.get("labels")) or [""] * len(here)
         sure = answer.get(f"{form}_scores", answer.get("scores")) or [score] * len(here)
         if not len(here) == len(names) == len(sure):
@@ -167,10 +168,13 @@ def pair(said: Sequence[Said], wanted: Found) -> Paired:
     return Paired(questions, strays, silent, failed, repeated, [skipped.id for skipped in wanted.skipped])
 
 
-def answered_only(paired: Paired) -> Paired:
-    """Leave out the questions that have no prediction."""
-    kept = [question for question in paired.questions if question.prediction is not None]
-    return Paired(kept, paired.strays, paired.silent, paired.failed, paired.repeated, paired.unlabelled)
+def answered_by_all(sides: Sequence[Paired]) -> list[Paired]:
+    """Leave out the questions that have no prediction on one of the sides, which ask the same questions."""
+    columns = list(zip(*(side.questions for side in sides), strict=True))
+    kept = [column for column in columns if all(question.prediction is not None for question in column)]
+    if not kept:
+        raise UserError("no question has a prediction on both sides", "compare predictions about the same pictures")
+    return [replace(side, questions=[column[i] for column in kept]) for i, side in enumerate(sides)]
 
 
 def _key(name: str, task: str, words: str) -> Key:

@@ -1,0 +1,136 @@
+"""Predictions and right answers in, scores out; no model is loaded unless one is to be asked first.
+
+Read it top to bottom. Right answers come from `data`, scores from `results`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from florence2 import settings as by_name
+from florence2.config import EvaluateSettings, InputSettings, OutputSettings, PredictSettings, WeightsSettings
+from florence2.data.resolve import resolve_dataset
+from florence2.data.sample import Found
+from florence2.errors import UserError
+from florence2.results.gallery import page
+from florence2.results.progress import say
+from florence2.results.report import as_json, notes, tables
+from florence2.results.scoring.pairing import Paired, Said, answered_by_all, pair, read_predictions, task_of
+from florence2.results.scoring.score import Change, Graded, compare, grade
+
+
+def main(settings: EvaluateSettings) -> int:
+    """Run `florence2 evaluate`."""
+    scores = evaluate(settings, show=True)
+    if settings.score.output_path == "-":
+        sys.stdout.write(json.dumps(scores, ensure_ascii=False, indent=2) + "\n")
+    return 0
+
+
+def evaluate(settings: EvaluateSettings | None = None, *, show: bool = False, **values: Any) -> dict[str, Any]:
+    """Score predictions, write what the settings ask for, and return the scores as they stand in the JSON.
+
+    Takes settings, or the flags of `florence2 evaluate` as keywords: `evaluate(predictions="captions.jsonl",
+    references="photos")`. With `show`, the table is put on stderr.
+    """
+    settings = settings or by_name.build(EvaluateSettings, values)
+    files = _files(settings)
+    said = [read_predictions(file) for file in files]
+    wanted = _wanted(settings, said[0])
+    paired = [pair(each, wanted) for each in said]
+    if settings.score.missing == "skip":
+        paired = answered_by_all(paired)
+    tasks = _graded(settings, paired)
+    about = {"references": settings.reference.references, "predictions": files[0] if len(files) == 1 else files}
+    scores = as_json(tasks, paired, about, settings.score.worst)
+    skipped = settings.score.missing == "skip"
+    told = [
+        f"{file}: {note}" for each, file in zip(paired, files, strict=True) for note in notes(each, skipped=skipped)
+    ]
+    _write(settings, tasks, told, scores)
+    if show:
+        console = Console(stderr=True, soft_wrap=True)
+        console.print(*tables(tasks))
+        for note in told:
+            say(note)
+    return scores
+
+
+def _files(settings: EvaluateSettings) -> list[str]:
+    """Name the files of predictions, asking the model first where there is one."""
+    said = settings.prediction
+    if said.compare and (said.predictions or said.model_path):
+        raise UserError("`--compare` names all predictions there are", "leave out `--predictions` and `--model_path`")
+    if said.compare:
+        if len(said.compare) != 2:
+            raise UserError(
+                f"`--compare` takes two files and got {len(said.compare)}", "pass `--compare A.jsonl B.jsonl`"
+            )
+        return list(said.compare)
+    if said.model_path:
+        return [_asked(settings, said.model_path)]
+    if said.predictions is None:
+        raise UserError("there is nothing to score", "pass `--predictions`, `--compare` or `--model_path`")
+    return [said.predictions]
+
+
+def _asked(settings: EvaluateSettings, model_path: str) -> str:
+    """Let a model answer the references' questions."""
+    from florence2.recipes.predict import predict  # loads torch
+
+    said, wanted = settings.prediction, settings.reference
+    written = said.predictions or "predictions.jsonl"
+    predict(
+        PredictSettings(
+            model=WeightsSettings(model_path, said.revision, said.offline, said.device, said.dtype),
+            pictures=InputSettings(wanted.references, task=wanted.task, recursive=wanted.recursive),
+            output=OutputSettings(written),
+            generation=settings.generation,
+            speed=settings.speed,
+        )
+    )
+    return written
+
+
+def _wanted(settings: EvaluateSettings, said: list[Said]) -> Found:
+    wanted = settings.reference
+    return resolve_dataset(
+        wanted.references,
+        task=wanted.task or task_of(said),
+        dataset_dir=wanted.dataset_dir,
+        recursive=wanted.recursive,
+        image_column=wanted.image_column,
+        text_column=wanted.text_column,
+        missing="skip",
+        revision=settings.prediction.revision,
+        offline=settings.prediction.offline,
+    )
+
+
+def _graded(settings: EvaluateSettings, paired: list[Paired]) -> list[Graded] | list[Change]:
+    how = settings.score
+    graded = [grade(each.questions, text_as=how.text_as, times=how.resamples) for each in paired]
+    return graded[0] if len(graded) == 1 else compare(graded[0], graded[1], how.resamples)
+
+
+def _write(settings: EvaluateSettings, tasks: Any, told: list[str], scores: dict[str, Any]) -> None:
+    how = settings.score
+    if how.output_path != "-":
+        _to_file(how.output_path, json.dumps(scores, ensure_ascii=False, indent=2) + "\n")
+    if how.html:
+        title = (
+            " and ".join(settings.prediction.compare)
+            or settings.prediction.predictions
+            or str(settings.prediction.model_path)
+        )
+        _to_file(how.html, page(tasks, told, f"{title} against {settings.reference.references}", how.worst))
+
+
+def _to_file(path: str, text: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text, encoding="utf-8")
