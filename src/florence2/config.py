@@ -277,8 +277,14 @@ class WeightsSettings:
 class SpeedSettings:
     """How fast it goes."""
 
-    batch_size: int = 1
-    """Pictures answered at a time."""
+    batch_size: int | None = None
+    """Pictures answered at a time (default: as many as suit the device); no answer depends on it."""
+
+    engine: Literal["slots", "reference"] = "slots"
+    """`slots` answers pictures through continuous batching; `reference` is transformers' `generate`."""
+
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the vision tower: always, never, or when there are pictures enough to pay for it."""
 
     num_workers: int = 2
     """Threads that read pictures ahead of the model."""

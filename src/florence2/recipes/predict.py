@@ -5,13 +5,16 @@ Read it top to bottom. Opening pictures is `data`, answering is `engine`, keepin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from florence2 import settings as by_name
 from florence2.config import PredictSettings
 from florence2.data.resolve import resolve_pictures
-from florence2.data.sample import folder_between
+from florence2.data.sample import Prediction, Sample, folder_between
+from florence2.engine.encoder import tune_allocator
+from florence2.engine.engine import Engine
 from florence2.engine.options import EngineSettings, GenerationSettings
 from florence2.engine.reference import Reference
 from florence2.errors import UserError
@@ -28,6 +31,7 @@ DEFAULT_TASK = "caption"
 
 def main(settings: PredictSettings) -> int:
     """Run `florence2 predict`; return 0 where all pictures were answered and 1 where some were not."""
+    tune_allocator()
     tally = predict(settings)
     say(tally.summary())
     return tally.exit_code
@@ -51,17 +55,25 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> Tally:
         folder=folder_between(Path(output.output_path), root),
         fresh=output.existing == "overwrite",
     )
-    with journal, _engine(settings) as engine, Meter(Tally(total=len(found.samples))) as meter:
-        wanted = sidecars.wanted(found.samples) if sidecars else found.samples
-        for prediction in engine.run(journal.missing(wanted)):
+    tally = Tally(total=len(found.samples))
+    with journal, Meter(tally) as meter:
+        wanted = list(journal.missing(sidecars.wanted(found.samples) if sidecars else found.samples))
+        tally.resumed = len(found.samples) - len(wanted)
+        for prediction in _answers(settings, wanted):
             caption = dressed(prediction, output.prefix, output.suffix)
             if sidecars:
                 sidecars.write(caption)
             journal.write(caption)
             meter.count(caption)
-            meter.tally.resumed = journal.resumed
-    say(f"time: {shares(engine.stats.seconds)}")
-    return meter.tally
+    return tally
+
+
+def _answers(settings: PredictSettings, wanted: list[Sample]) -> Iterator[Prediction]:
+    """Answer the samples as they finish, and say where the time went; without samples no model is loaded."""
+    if wanted:
+        with _engine(settings, len(wanted)) as engine:
+            yield from engine.run(wanted)
+            say(f"time: {shares(engine.stats.seconds)}")
 
 
 def _question(settings: PredictSettings, folder: Path) -> tuple[str, str]:
@@ -81,7 +93,7 @@ def _run(settings: PredictSettings, folder: Path) -> str:
     return run_name(str(folder), stamp(folder), generation, settings.speed.exact_pixels, output.prefix, output.suffix)
 
 
-def _engine(settings: PredictSettings) -> Reference:
+def _engine(settings: PredictSettings, expected: int) -> Engine | Reference:
     model, processor = load(
         settings.model.model_path,
         dtype=settings.model.dtype,
@@ -89,7 +101,8 @@ def _engine(settings: PredictSettings) -> Reference:
         revision=settings.model.revision,
         offline=settings.model.offline,
     )
-    return Reference(
+    engine = Engine if settings.speed.engine == "slots" else Reference
+    return engine(
         model,
         processor,
         EngineSettings(
@@ -97,5 +110,7 @@ def _engine(settings: PredictSettings) -> Reference:
             batch_size=settings.speed.batch_size,
             num_workers=settings.speed.num_workers,
             exact_pixels=settings.speed.exact_pixels,
+            compile=settings.speed.compile,
+            expected=expected,
         ),
     )

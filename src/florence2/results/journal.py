@@ -5,6 +5,7 @@ for; lines with an error are asked again. A line of another run stays until the 
 Knows no model and no settings; the caller names the run.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -41,14 +42,13 @@ class Journal:
 
     def __init__(self, path: str, *, run: str, folder: str = ".", fresh: bool = False) -> None:
         self.path, self.run, self.folder, self.fresh = Path(path), run, folder, fresh
-        self.resumed = 0
         self._to_stdout = path == "-"
         self._answered: set[Key] = set()
         self._others: set[Key] = set()
 
     def __enter__(self) -> Self:
+        self._file: IO[str] | None = sys.stdout if self._to_stdout else None
         if self._to_stdout:
-            self._file: IO[str] = sys.stdout
             return self
         if self.path.is_dir():
             raise UserError(f"{self.path} is a folder", "pass a file such as `--output_path captions.jsonl`")
@@ -56,12 +56,12 @@ class Journal:
         self._is_file = not self.path.exists() or self.path.is_file()  # and no pipe or device
         if self.path.is_file():
             self._recover()
-        self._file = self.path.open("a", encoding="utf-8")
+        elif not os.access(self.path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path))
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._to_stdout:
-            self._file.flush()
+        if self._to_stdout or self._file is None:
             return
         with self._file:
             self._file.flush()
@@ -73,13 +73,13 @@ class Journal:
     def missing(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Pass on the samples that this run has no answer for."""
         for sample in samples:
-            if (*sample.key, self.folder) in self._answered:
-                self.resumed += 1
-            else:
+            if (*sample.key, self.folder) not in self._answered:
                 yield sample
 
     def write(self, prediction: Prediction) -> None:
         """Add one line, whole and handed to the system when this returns."""
+        if self._file is None:
+            self._file = self.path.open("a", encoding="utf-8")
         row = {**prediction.to_json(self.folder), "run": self.run}
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
