@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -174,7 +173,7 @@ class Stats:
     errors: int = 0
     tokens: int = 0
     steps: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def count(self, prediction: Prediction) -> None:
         """Add one prediction to the sums."""
@@ -188,7 +187,7 @@ class Stats:
         try:
             yield
         finally:
-            self.seconds[what] += time.perf_counter() - start
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
 
 
 def seed_of(sample: Sample, seed: int) -> int:

@@ -1,0 +1,212 @@
+"""Pictures per second, from JPEGs on disk to captions.jsonl: this engine and its rivals, in turns, in one run.
+
+    python -m benchmarks.throughput --beams 3
+    python -m benchmarks.throughput --beams 1 --rival hf-bf16-tuned
+    python -m benchmarks.throughput --device cuda --size large --pictures 512 --rival-pictures 128
+
+Rivals: `hf-fp32` is `generate` as the model card shows it, `hf-bf16` the same in bfloat16, `hf-bf16-tuned` also with
+channels-last weights and a tuned allocator; each at the batch sizes of `--batches`. Weights are random, so lengths of
+captions are forced: normal, mean 40, standard deviation 25, at least 4, the same quantiles for everybody.
+
+Two busy processes on two cores tell nothing: look at the load that is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+RESULTS = Path(__file__).parent / "results"
+RIVALS = {"hf-fp32": "float32", "hf-bf16": "bfloat16", "hf-bf16-tuned": "bfloat16"}
+SIZES = ((1154, 866), (4000, 3000))  # 1 and 12 megapixels
+
+
+def main() -> None:
+    """Run, print a table for people and one line of JSON, and write both down."""
+    options = parse()
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = make_pictures(Path(folder), options.pictures)
+        rounds = compete(options, pictures, Path(folder))
+    report = summary(options, rounds)
+    print(text := table(report))
+    if options.write:
+        RESULTS.mkdir(exist_ok=True)
+        name = f"{report['date'][:10]}-throughput-{options.device}-{options.size}-{options.beams}beams.md"
+        (RESULTS / name).write_text(f"{text}\n\n```json\n{json.dumps(report, indent=1)}\n```\n")
+    print(json.dumps(report))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--size", default="base", choices=("base", "large", "tiny"))
+    parser.add_argument("--beams", type=int, default=3)
+    parser.add_argument("--rival", action="append", choices=tuple(RIVALS), help="may be repeated (default: all)")
+    parser.add_argument("--batches", default="1,8", help="batch sizes of the bfloat16 rivals")
+    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--rival-pictures", type=int, default=16, help="pictures each rival gets in a round")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--slots", type=int, default=0, help="slots of the engine (default: its own choice)")
+    parser.add_argument("--workers", type=int, default=2, help="threads that open pictures for the engine")
+    parser.add_argument("--dtype", default="bfloat16", help="arithmetic of the engine")
+    parser.add_argument("--compile", default="off", choices=("auto", "on", "off"))
+    parser.add_argument("--write", action="store_true", help=f"also write a dated file into {RESULTS.name}/")
+    return parser.parse_args()
+
+
+def make_pictures(folder: Path, count: int) -> list[str]:
+    """Write JPEGs of 1 and 12 megapixels in turns: clouds with some grain, no two alike."""
+    grain = np.random.default_rng(0)
+    paths = []
+    for number in range(count):
+        size = SIZES[number % len(SIZES)]
+        clouds = Image.fromarray(grain.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(
+            size, Image.Resampling.BICUBIC
+        )
+        noise = grain.integers(0, 24, (size[1] // 2, size[0] // 2, 1), dtype=np.uint8)
+        pixels = np.asarray(clouds) // 8 * 7 + noise.repeat(2, 0).repeat(2, 1)
+        paths.append(str(folder / f"{number:04}.jpg"))
+        Image.fromarray(pixels).save(paths[-1], quality=90)
+    return paths
+
+
+def lengths(count: int) -> list[int]:
+    """Spread lengths over the quantiles of the distribution, in a fixed random order."""
+    normal = statistics.NormalDist(40, 25)
+    spread = [max(4, round(normal.inv_cdf((n + 0.5) / count))) for n in range(count)]
+    random.Random(0).shuffle(spread)
+    return spread
+
+
+def contestants(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Describe everybody who takes part, ours first."""
+    shared = {"size": options.size, "beams": options.beams, "device": options.device, "workers": options.workers}
+    plans = [shared | {"name": "ours", "batch": options.slots, "dtype": options.dtype, "compile": options.compile}]
+    for name in options.rival or RIVALS:
+        batches = [1] if name == "hf-fp32" else [int(batch) for batch in options.batches.split(",")]
+        plans += [shared | {"name": name, "batch": n, "dtype": RIVALS[name], "compile": "off"} for n in batches]
+    return plans
+
+
+def compete(options: argparse.Namespace, pictures: list[str], folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Let everybody caption in turns, round after round; each is a process that waits while others work."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "TRANSFORMERS_VERBOSITY": "error"}
+    running = {}
+    for plan in contestants(options):
+        command = [sys.executable, "-m", "benchmarks.contestants", json.dumps(plan)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        running[label(plan)] = plan, process
+        answer(process)
+        ask(process, pictures[:1], [8], folder)  # warm up
+        answer(process)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in running}
+    for number in range(options.rounds):
+        for name, (plan, process) in running.items():
+            count = len(pictures) if plan["name"] == "ours" else min(len(pictures), options.rival_pictures)
+            load = os.getloadavg()[0]
+            ask(process, pictures[:count], lengths(count), folder)
+            found[name].append(answer(process) | {"pictures": count, "load_before": round(load, 2)})
+            rate = found[name][-1]["seconds"] / count
+            print(f"round {number + 1}: {name:18} {rate:8.3f} s/picture (load before {load:.2f})", file=sys.stderr)
+    for _, process in running.values():
+        process.communicate()
+    return found
+
+
+def label(plan: dict[str, Any]) -> str:
+    """Name a contestant with its batch size."""
+    return "ours" if plan["name"] == "ours" else f"{plan['name']} b{plan['batch']}"
+
+
+def ask(process: subprocess.Popen[str], pictures: list[str], wanted: list[int], folder: Path) -> None:
+    """Give a contestant a job."""
+    assert process.stdin
+    job = {"pictures": pictures, "lengths": wanted, "output": str(folder / "captions.jsonl")}
+    print(json.dumps(job), file=process.stdin, flush=True)
+
+
+def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Wait for a contestant's line."""
+    assert process.stdout
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"a contestant ended with exit code {process.wait()}")
+    return dict(json.loads(line))
+
+
+def summary(options: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Boil the rounds down to medians, and to how many times as fast we are as each rival at its best batch size."""
+    per_picture = {
+        name: statistics.median(turn["seconds"] / turn["pictures"] for turn in turns) for name, turns in rounds.items()
+    }
+    best: dict[str, float] = {}
+    for name, seconds in per_picture.items():
+        rival = name.split(" ")[0]
+        best[rival] = min(seconds, best.get(rival, seconds))
+    device = torch.cuda.get_device_name() if options.device == "cuda" else processor_name()
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": "python -m benchmarks.throughput " + " ".join(sys.argv[1:]),
+        "device": device,
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "seconds_per_picture": per_picture,
+        "times_as_fast_as": {rival: seconds / best["ours"] for rival, seconds in best.items() if rival != "ours"},
+        "options": vars(options),
+        "rounds": rounds,
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """Lay the report out for people, in Markdown."""
+    options = report["options"]
+    lines = [
+        f"# Throughput: {options['size']}, {options['beams']} beams, {report['device']}, {report['threads']} threads",
+        "",
+        f"{report['date']}, torch {report['torch']}, transformers {report['transformers']}: `{report['command']}`",
+        "",
+        "| | s/picture | pictures/s | ours is x times as fast | rounds (s/picture) | CPU s/picture | peak MiB | load |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    ours = report["seconds_per_picture"]["ours"]
+    for name, seconds in report["seconds_per_picture"].items():
+        turns = report["rounds"][name]
+        each = ", ".join(f"{turn['seconds'] / turn['pictures']:.3f}" for turn in turns)
+        peak, load = max(turn["peak_mib"] for turn in turns), max(turn["load_before"] for turn in turns)
+        work = statistics.median(turn["cpu_seconds"] / turn["pictures"] for turn in turns)
+        cells = (f"{seconds:.3f} | {1 / seconds:.2f} | {seconds / ours:.2f} | {each}", f"{work:.3f}", f"{peak:.0f}")
+        lines.append(f"| {name} | {' | '.join(cells)} | {load:.1f} |")
+    stats = report["rounds"]["ours"][-1]["stats"]
+    split = ", ".join(f"{what} {spent / options['pictures']:.3f}" for what, spent in stats["seconds"].items())
+    return "\n".join([*lines, "", f"Ours, last round, s/picture: {split}; {stats['steps']} steps."])
+
+
+def processor_name() -> str:
+    """Name the CPU, and what it computes bfloat16 with."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    model = next((line.split(":")[1].strip() for line in text.splitlines() if "model name" in line), platform.machine())
+    units = [unit for unit in ("amx_bf16", "avx512_bf16", "avx512_vnni") if unit in text]
+    return f"{model} ({', '.join(units) or 'no bfloat16 unit'})"
+
+
+if __name__ == "__main__":
+    main()
