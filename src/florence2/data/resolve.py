@@ -12,6 +12,10 @@ from pathlib import Path
 from florence2.data import hub
 from florence2.data.check import Missing, settle
 from florence2.data.folder import Listing, Sidecars, captioned_pictures, folder_pictures, no_pictures, shown, walk
+from florence2.data.formats.dialects import translated
+from florence2.data.formats.objects import alike
+from florence2.data.formats.shards import find_shards
+from florence2.data.formats.source import find_source, found_in
 from florence2.data.metadata import METADATA_NAMES, Columns, Locate, Located, fence, table_samples
 from florence2.data.picture import is_picture_name
 from florence2.data.rows import Row, is_table_name, read_rows
@@ -20,11 +24,6 @@ from florence2.errors import UserError
 from florence2.model.tasks import split_prompt
 
 _NAME_FOLDER = "name the folder of the pictures with --dataset_dir"
-_ALIKE: dict[str, tuple[str, ...]] = {
-    "val": ("valid", "validation"),
-    "valid": ("val", "validation"),
-    "validation": ("val", "valid"),
-}
 
 
 def resolve_dataset(
@@ -43,7 +42,7 @@ def resolve_dataset(
     revision: str | None = None,
     offline: bool = False,
 ) -> Found:
-    """Find samples with targets: in a folder, a table of rows, a saved `datasets` folder or a dataset of the hub.
+    """Find samples with targets: in a folder, a table of rows, COCO, YOLO, VOC, LabelMe, tars, or `datasets`.
 
     `spec` may end in `:split`. `task` is asked where a row names none. What cannot be learnt from is an error, or with
     `missing="skip"` is left out and listed; rows whose prediction failed are always left out.
@@ -53,6 +52,8 @@ def resolve_dataset(
     columns = Columns(task, picture=image_column, text=text_column)
     if path.is_dir() and hub.is_saved(path):
         found = hub.saved_samples(path, columns, split)
+    elif source := find_source(name, split, dataset_dir):
+        found = found_in(source, columns)
     elif path.is_dir():
         sidecars = Sidecars.of(caption_extension, caption_suffix, keep_lines)
         found = _folder(_split_folder(path, split), columns, sidecars, recursive)
@@ -73,7 +74,7 @@ def resolve_pictures(
     recursive: bool = False,
     dataset_dir: str | Path | None = None,
 ) -> Found:
-    """Find pictures to ask about: one picture, a folder, a glob pattern, or a table that lists pictures.
+    """Find pictures to ask about: one picture, a folder, a glob pattern, tars, or a table that lists pictures.
 
     A row of a table may name its own task and input. A question that is listed twice is asked once.
     """
@@ -84,15 +85,21 @@ def resolve_pictures(
         return folder_pictures(path, task=asked.token, input=said, recursive=recursive)
     if path.is_file() and is_picture_name(path.name):
         return Found(str(path), path.parent, [Sample(path.name, path, asked.token, said)])
+    columns = Columns(asked.token, said, with_targets=False)
+    if tars := find_shards(str(path)) if path.suffix == ".tar" else None:
+        return _once(found_in(tars, columns))
     if path.is_file():
-        found = _table(path, Columns(asked.token, said, with_targets=False), dataset_dir)
-        once: dict[tuple[str, str, str], Sample] = {}
-        for sample in found.samples:
-            once.setdefault(sample.key, sample)
-        return Found(found.source, found.root, list(once.values()))
+        return _once(_table(path, columns, dataset_dir))
     if glob.has_magic(str(path)):
         return _matching(str(path), asked.token, said)
     raise _nothing_there(path)
+
+
+def _once(found: Found) -> Found:
+    once: dict[tuple[str, str, str], Sample] = {}
+    for sample in found.samples:
+        once.setdefault(sample.key, sample)
+    return Found(found.source, found.root, list(once.values()))
 
 
 def _split_off(spec: str, split: str | None) -> tuple[str, str | None]:
@@ -100,7 +107,7 @@ def _split_off(spec: str, split: str | None) -> tuple[str, str | None]:
     if ":" not in spec or Path(spec).expanduser().exists():
         return spec, split
     before, _, after = spec.rpartition(":")
-    if Path(before).expanduser().is_dir():
+    if Path(before).expanduser().is_dir() or before.endswith((".yaml", ".yml")):
         return before, after
     before, _, after = spec.partition(":")
     return (before, after) if hub.is_hub_id(before) and "/" not in after else (spec, split)
@@ -109,7 +116,7 @@ def _split_off(spec: str, split: str | None) -> tuple[str, str | None]:
 def _split_folder(folder: Path, split: str | None) -> Path:
     if split is None:
         return folder
-    for name in (split, *_ALIKE.get(split, ())):
+    for name in alike(split):
         if (folder / name).is_dir():
             return folder / name
     raise UserError(f"{shown(folder)} has no folder `{split}`", "name the folder that holds the pictures")
@@ -150,7 +157,8 @@ def _described(folder: Path, listing: Listing, name: str, columns: Columns) -> I
     def locate(_: Row, picture: str, where: str) -> Located:
         return inside(os.path.join(listing.under, picture), where)  # noqa: PTH118 - relative on purpose
 
-    return table_samples(read_rows(listing.path / name), columns, locate, "mend its row, or put the picture there")
+    rows = translated(read_rows(listing.path / name), columns, locate)
+    return table_samples(rows, columns, locate, "mend its row, or put the picture there")
 
 
 def _unread_table(listing: Listing) -> str:
@@ -180,7 +188,8 @@ def _table(path: Path, columns: Columns, dataset_dir: str | Path | None) -> Foun
     samples: list[Sample] = []
     skipped: list[Skipped] = []
     locate = _beside(path.parent) if dataset_dir is None else _within(Path(dataset_dir).expanduser())
-    _sort_out(table_samples(read_rows(path), columns, locate, _NAME_FOLDER), samples, skipped)
+    rows = translated(read_rows(path), columns, locate)
+    _sort_out(table_samples(rows, columns, locate, _NAME_FOLDER), samples, skipped)
     if not samples and not skipped:
         raise UserError(f"{path} holds no rows")
     root, samples = _rooted(samples, path.parent)
