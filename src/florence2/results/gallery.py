@@ -29,7 +29,8 @@ th, td { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd;
 th:nth-child(1), td:nth-child(1) { text-align: left; }
 .case { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 1rem; margin: 1rem 0 2rem; }
 .case h3 { grid-column: 1 / -1; margin: 0; font-size: 1rem; overflow-wrap: anywhere; }
-figure { margin: 0; } img { max-width: 100%; } figcaption { overflow-wrap: anywhere; white-space: pre-wrap; }
+figure { margin: 0; } img { max-width: 100%; max-height: 480px; }
+figcaption { overflow-wrap: anywhere; white-space: pre-wrap; }
 .note { color: #666; }
 """
 
@@ -111,8 +112,8 @@ def _words(case: Case, question: Question | None, answer: Any) -> str:
         return f"({question.prediction.error})" if question.prediction else "(no prediction)"
     if isinstance(answer, str):
         return answer or "(nothing)"
-    labels = answer.get("labels") or [*answer.get("bboxes_labels", []), *answer.get("polygons_labels", [])]
-    return ", ".join(label for label in labels if label) or f"{len(labels)} without labels"
+    labels = [label for key in ("labels", "bboxes_labels", "polygons_labels") for label in answer.get(key, [])]
+    return ", ".join(label for label in labels if label) or (f"({len(labels)} found)" if labels else "(nothing)")
 
 
 def _figure(image: str, words: str) -> str:

@@ -21,15 +21,15 @@ _MOST_NAMES = 10
 
 def notes(paired: Paired, *, skipped: bool = False) -> list[str]:
     """Say what had no partner and how it counts."""
-    counts = "is left out" if skipped else "counts as wrong"
+    counts = "left out" if skipped else "counted as wrong"
     said = [
-        (paired.silent, f"without a prediction, which {counts}", "question"),
-        (paired.failed, "that is an error, which counts as wrong", "prediction"),
-        (paired.strays, "that no reference asks for, which is left out", "prediction"),
-        (paired.repeated, "that was given again further down, where the last one counts", "prediction"),
-        (paired.unlabelled, "without a right answer, which is left out", "picture"),
+        (paired.silent, "question", f"without a prediction, {counts}"),
+        (paired.failed, "prediction", "with an error, counted as wrong"),
+        (paired.strays, "prediction", "that no reference asks for, left out"),
+        (paired.repeated, "prediction", "given again further down, where the last one counts"),
+        (paired.unlabelled, "picture", "without a right answer, left out"),
     ]
-    return [f"{_counted(len(names), word)} {of}, the first about {names[0]}" for names, of, word in said if names]
+    return [f"{_counted(len(names), word)} {of}; the first: {names[0]}" for names, word, of in said if names]
 
 
 def _counted(count: int, word: str) -> str:

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from florence2.results.render import LEAST_SIDE, draw
+
+
+def grey(width=800, height=700):
+    return Image.new("RGB", (width, height), (128, 128, 128))
+
+
+def changed(image, base):
+    """Where a picture differs from its base: left, top, right, bottom."""
+    rows, columns = np.nonzero((np.asarray(image) != np.asarray(base)).any(-1))
+    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+
+
+def colours(image):
+    return {colour for _, colour in image.getcolors(1 << 20)}
+
+
+def test_a_box_is_drawn_where_it_is():
+    base = grey()
+    drawn = draw(base, {"bboxes": [[100, 200, 300, 500]], "labels": [""]})
+    assert changed(drawn, base) == pytest.approx((100, 200, 300, 500), abs=5)
+    assert base.getcolors() == [(800 * 700, (128, 128, 128))]  # the picture itself stays
+    assert drawn.getpixel((200, 350)) == (128, 128, 128)
+
+
+def test_coordinates_may_count_in_other_pixels():
+    base = grey()
+    drawn = draw(base, {"bboxes": [[1000, 2000, 3000, 5000]], "labels": [""]}, size=(8000, 7000))
+    assert changed(drawn, base) == pytest.approx((100, 200, 300, 500), abs=5)
+
+
+def test_small_pictures_are_enlarged_and_large_ones_are_not():
+    assert max(draw(grey(64, 32), {"bboxes": []}).size) == LEAST_SIDE
+    assert draw(grey(1500, 900), {"bboxes": []}).size == (1500, 900)
+
+
+def test_one_label_one_colour_and_another_for_another():
+    def drawn(*labels):
+        boxes = [[100 + 200 * n, 200, 200 + 200 * n, 400] for n in range(len(labels))]
+        return draw(grey(), {"bboxes": boxes, "labels": list(labels)})
+
+    def line(image, n):
+        return {image.getpixel((x, 300)) for x in range(95 + 200 * n, 106 + 200 * n)}
+
+    two, same = drawn("cat", "dog"), drawn("Cat", "cat")
+    assert line(two, 0) != line(two, 1)
+    assert line(same, 0) == line(same, 1) == line(two, 0)
+
+
+def test_a_score_changes_no_colour():
+    plain = draw(grey(), {"bboxes": [[100, 200, 300, 500]], "labels": ["cat"]})
+    scored = draw(grey(), {"bboxes": [[100, 200, 300, 500]], "labels": ["cat"], "scores": [0.5]})
+    assert plain.getpixel((100, 350)) == scored.getpixel((100, 350))
+    assert plain.tobytes() != scored.tobytes()
+
+
+def test_masks_are_filled_and_quads_are_not():
+    ring = [100, 100, 400, 100, 400, 400, 100, 400]
+    filled = draw(grey(), {"polygons": [[ring]], "labels": [""]})
+    outlined = draw(grey(), {"quad_boxes": [ring], "labels": [""]})
+    assert filled.getpixel((250, 250)) != (128, 128, 128)
+    assert outlined.getpixel((250, 250)) == (128, 128, 128)
+    assert changed(outlined, grey()) == pytest.approx((100, 100, 400, 400), abs=6)
+
+
+def test_labels_do_not_cover_each_other():
+    once = draw(grey(), {"bboxes": [[100, 200, 300, 500]], "labels": ["a cat"]})
+    twice = draw(grey(), {"bboxes": [[100, 200, 300, 500]] * 2, "labels": ["a cat", "a dog"]})
+    assert (np.asarray(once) != 128).sum() * 1.1 < (np.asarray(twice) != 128).sum()
+
+
+def test_words_stand_under_the_picture():
+    drawn = draw(grey(), "a cat " * 60)
+    assert drawn.width == 800
+    assert drawn.height > 800
+    assert drawn.crop((0, 0, 800, 700)).tobytes() == grey().tobytes()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"bboxes": [], "labels": []},
+        {"bboxes": [[-50, -50, 2000, 2000]], "labels": ["larger than the picture"]},
+        {"bboxes": [[300, 300, 100, 100]], "labels": ["swapped"]},
+        {"bboxes": [[10, 10, 10, 10]], "labels": ["a point " * 40]},
+        {"polygons": [[[1, 2]], [], [[1, 2, 3, 4]]], "labels": ["", "", ""]},
+        {"quad_boxes": [[1, 2, 3, 4, 5, 6, 7, 8]], "labels": ["猫 émoji 🙂 שלום"]},
+        {
+            "bboxes": [[1, 2, 30, 40]],
+            "bboxes_labels": ["a"],
+            "polygons": [[[1, 2, 3, 4, 5, 6]]],
+            "polygons_labels": [""],
+        },
+        "",
+        None,
+    ],
+    ids=str,
+)
+def test_any_answer_can_be_drawn(answer):
+    assert max(draw(grey(50, 40), answer).size) >= LEAST_SIDE
