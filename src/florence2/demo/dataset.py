@@ -18,8 +18,8 @@ def make_dataset(folder: str | Path, num: int, seed: int = 0, style: str | None 
     """Write `num` pictures, a `.txt` with a caption beside each, and `<task>.jsonl` for every task; return the folder.
 
     Picture `i` shows `scene(seed + i)`. `style` names what the `.txt` files say: `caption` (the default),
-    `detailed_caption`, `more_detailed_caption`, or `tags`, which the bundled model was not taught. A line of JSONL holds
-    `file_name`, `task`, `input`, `text` (what the model should say) and `answer` (what that means, in pixels).
+    `detailed_caption`, `more_detailed_caption`, or `tags`, which the bundled model was not taught. A line of JSONL
+    holds `file_name`, `task`, `input`, `text` (what the model should say) and `answer` (what that means, in pixels).
     """
     folder, say = Path(folder), STYLES.get(style or "caption")
     if say is None:

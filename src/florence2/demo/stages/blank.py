@@ -1,0 +1,125 @@
+"""The bundled model before it knows anything: its shape, its vocabulary, its settings for pictures and generation.
+
+It is Florence-2's own architecture, every part made small. This file knows nothing of how it learns.
+"""
+
+from pathlib import Path
+
+from PIL import Image
+from tokenizers import ByteLevelBPETokenizer
+from torch import nn
+from transformers import (
+    BartConfig,
+    Florence2Config,
+    Florence2ForConditionalGeneration,
+    Florence2Processor,
+    GenerationConfig,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
+
+from florence2 import model as model_room
+from florence2.demo.scenes import scene
+from florence2.demo.stages.cells import GRID
+from florence2.demo.stages.pictures import FIRST_SEED, MEAN, SIDE, STD
+from florence2.demo.targets import all_truths
+from florence2.model.checkpoint import read_json, read_tokenizer
+from florence2.model.tasks import TASKS
+
+WIDTH = 128
+PATCH_STRIDES = (4, 2, 2, 1)  # the last stage keeps 8 x 8 cells
+_LAYOUT = ["<s>", "<pad>", "</s>", "<unk>"]
+
+
+def make_processor(folder: Path) -> Florence2Processor:
+    """Train the byte-level vocabulary on the words of scenes, and save tokenizer and picture settings in `folder`."""
+    texts = {word for task in TASKS for word in _words(task.wording())}
+    for seed in range(FIRST_SEED, FIRST_SEED + 4000):
+        for told in all_truths(scene(seed), seed):
+            texts.update(_words(told.text.split("<loc_")[0]), _words(told.input.split("<loc_")[0]))
+    bpe = ByteLevelBPETokenizer(add_prefix_space=False)
+    # No text is worth a rare split: merging goes on until every word is one token.
+    bpe.train_from_iterator(
+        sorted(texts), vocab_size=4000, min_frequency=1, special_tokens=_LAYOUT, show_progress=False
+    )
+    bpe.add_special_tokens(["<mask>"])
+    folder.mkdir(parents=True, exist_ok=True)
+    bpe.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 256}')
+    pictures = CLIPImageProcessorPil(
+        size={"height": SIDE, "width": SIDE},
+        resample=Image.Resampling.BICUBIC,
+        do_center_crop=False,
+        image_mean=list(MEAN),
+        image_std=list(STD),
+    )
+    pictures.image_seq_length = GRID * GRID + 1
+    parsing = read_json(Path(model_room.__file__).with_name("post_processor.json"))
+    processor = Florence2Processor(pictures, read_tokenizer(folder), post_processor_config=parsing)
+    processor.save_pretrained(folder)
+    return processor
+
+
+def _words(text: str) -> list[str]:
+    """Split as the tokenizer will: a word takes the space before it along."""
+    return [f" {word}" if place else word for place, word in enumerate(text.split(" ")) if word]
+
+
+def blank_model(vocabulary: int, image_token_id: int) -> Florence2ForConditionalGeneration:
+    """Build the model with fresh weights.
+
+    The vision tower starts from PyTorch's default, not from transformers' 0.02: with the latter it did not learn.
+    """
+    vision = Florence2VisionConfig(
+        embed_dim=(32, 64, 128, 256),
+        depths=(1, 1, 3, 1),
+        num_heads=(1, 2, 4, 8),
+        num_groups=(1, 2, 4, 8),
+        patch_stride=PATCH_STRIDES,
+        window_size=8,
+        drop_path_rate=0.0,
+        projection_dim=WIDTH,
+        max_temporal_embeddings=4,
+        max_position_embeddings=8,
+    )
+    text = BartConfig(
+        vocab_size=vocabulary,
+        d_model=WIDTH,
+        encoder_layers=2,
+        decoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=512,
+        decoder_ffn_dim=512,
+        dropout=0.0,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+        forced_eos_token_id=2,
+    )
+    config = Florence2Config(vision_config=vision, text_config=text, image_token_id=image_token_id)
+    config._attn_implementation = "eager"  # faster than the fused kernels at this size
+    model = Florence2ForConditionalGeneration(config)
+    for module in (*model.model.vision_tower.modules(), *model.model.multi_modal_projector.modules()):
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.reset_parameters()
+    return model
+
+
+def generation_settings(image_token_id: int) -> GenerationConfig:
+    """Return Florence-2's own settings; the picture's places are never to be said."""
+    return GenerationConfig(
+        num_beams=3,
+        early_stopping=True,
+        no_repeat_ngram_size=3,
+        max_length=None,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+        forced_bos_token_id=0,
+        forced_eos_token_id=2,
+        suppress_tokens=[image_token_id],
+    )

@@ -1,0 +1,88 @@
+"""Batches of questions about scenes: what is in the cells, what is asked, what should be said.
+
+It tokenizes; it knows nothing of pictures, models and losses.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from florence2.demo.scenes import Scene
+from florence2.demo.stages.cells import NOT_HERE, CellTruth, cell_truth
+from florence2.demo.targets import Truth, truth
+from florence2.model.processing import Processing
+from florence2.model.tasks import find_task
+
+# How often each task is asked; what is harder to learn, or shown off more, is asked more.
+SHARES = {
+    "caption": 3,
+    "detailed_caption": 2,
+    "more_detailed_caption": 2,
+    "ocr": 1,
+    "ocr_with_region": 2,
+    "od": 4,
+    "dense_region_caption": 2,
+    "region_proposal": 1,
+    "caption_to_phrase_grounding": 3,
+    "open_vocabulary_detection": 1,
+    "referring_expression_segmentation": 2,
+    "region_to_segmentation": 2,
+    "region_to_category": 1,
+    "region_to_description": 1,
+    "region_to_ocr": 1,
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one scene, in ids; the picture's places are not among them."""
+
+    prompt: list[int]
+    target: list[int]
+
+
+def ask(made: Scene, processing: Processing, random: Random) -> Question:
+    """Ask one question about a scene, each task as often as `SHARES` says."""
+    told: Truth | None = None
+    while told is None:
+        (task,) = random.choices(list(SHARES), list(SHARES.values()))
+        told = truth(made, task, random.randrange(24))
+    prompt = processing.prompt_ids(find_task(told.task), told.input)[processing.num_image_tokens :]
+    return Question(prompt, processing.target_ids(told.text))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Questions side by side; padding is 1 in `prompt_BP` and not counted in `labels_BT`."""
+
+    prompt_BP: Tensor
+    labels_BT: Tensor
+
+    @classmethod
+    def of(cls, questions: Sequence[Question]) -> "Batch":
+        """Pad prompts and targets."""
+        prompts = [torch.tensor(question.prompt) for question in questions]
+        targets = [torch.tensor(question.target) for question in questions]
+        return cls(
+            pad_sequence(prompts, batch_first=True, padding_value=1),
+            pad_sequence(targets, batch_first=True, padding_value=NOT_HERE),
+        )
+
+    def to(self, device: torch.device) -> "Batch":
+        """Move both to a device."""
+        return Batch(self.prompt_BP.to(device), self.labels_BT.to(device))
+
+
+def cells_of(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor, Tensor]:
+    """Stack what is in the cells of scenes: kinds [B, C, heads], boxes [B, C, 4], counts [B]."""
+    truths: list[CellTruth] = [cell_truth(made) for made in scenes]
+    return (
+        torch.from_numpy(np.stack([one.kinds for one in truths])),
+        torch.from_numpy(np.stack([one.boxes for one in truths])),
+        torch.tensor([one.count for one in truths]),
+    )
