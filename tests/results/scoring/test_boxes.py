@@ -130,8 +130,9 @@ def test_counts_by_hand():
         (NOTHING, objects(([0, 0, 1, 1], "a")), {"map": 0, "f1": 0, "precision": None, "recall": 0}),
         (objects(([0, 0, 1, 1], "a")), NOTHING, {"map": None, "f1": 0, "precision": 0, "recall": None}),
         (objects(([5, 5, 5, 5], "a")), objects(([5, 5, 5, 5], "a")), {"map": 0, "f1": 0}),  # no area
+        (objects(([9, 9, 0, 0], "a")), objects(([0, 0, 9, 9], "a")), {"map": 0, "f1": 0, "precision": 0}),
     ],
-    ids=["nothing", "nothing said", "nothing wanted", "no area"],
+    ids=["nothing", "nothing said", "nothing wanted", "no area", "corners swapped"],
 )
 def test_nothing_is_divided_by_zero(said, wanted, expected):
     found = detections([(said, wanted)]).values()

@@ -111,6 +111,25 @@ def test_polygons_among_boxes_become_boxes(photos):
     assert (mine.places, mine.labels) == ([[5, 5, 9, 20]], ["cat"])
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"bboxes": [[1, 2, 3]], "labels": ["a"]},
+        {"bboxes": [[1, 2, 3, "4"]], "labels": ["a"]},
+        {"bboxes": [[1, 2, 3, float("nan")]], "labels": ["a"]},
+        {"bboxes": [[1, 2, 3, 4]], "labels": ["a"], "scores": [None]},
+        {"quad_boxes": [[1, 2, 3, 4]], "labels": ["a"]},
+        {"polygons": [[1, 2, 3, 4, 5, 6]], "labels": [""]},
+    ],
+    ids=str,
+)
+def test_places_that_are_none_are_named(photos, answer):
+    wanted = write(photos / "wanted.jsonl", row("a.png", "cat<loc_0><loc_0><loc_9><loc_9>", OD))
+    said = write(photos / "said.jsonl", row("a.png", "", OD, answer=answer))
+    with pytest.raises(UserError, match=r"the answer about a.png has `\w+` that are no "):
+        paired(said, wanted).questions[0].objects()
+
+
 def test_a_broken_answer_is_named(photos):
     wanted = write(photos / "wanted.jsonl", row("a.png", "cat<loc_0><loc_0><loc_9><loc_9>", OD))
     said = write(photos / "said.jsonl", row("a.png", "", OD, answer={"bboxes": [[1, 2, 3, 4]], "labels": ["a", "b"]}))

@@ -4,6 +4,7 @@ Knows no scores. Prediction and reference belong together when they are about th
 with the same input. Pictures are the same where their paths are, else where their names relative to their sources are.
 """
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -111,10 +112,22 @@ def _objects(answer: dict[str, Any], score: float, name: str) -> Objects:
         sure = answer.get(f"{form}_scores", answer.get("scores")) or [score] * len(here)
         if not len(here) == len(names) == len(sure):
             raise UserError(f"the answer about {name} has {len(here)} `{form}` and {len(names)} labels")
+        if not all(_is_sound(form, place) for place in here) or not _are_numbers(sure):
+            raise UserError(f"the answer about {name} has `{form}` that are no {form}", "give pixels as numbers")
         places += [_bounds(place) for place in here] if form == "polygons" and "bboxes" in answer else here
         labels += names
         scores += sure
     return Objects(places, labels, scores)
+
+
+def _is_sound(form: str, place: Any) -> bool:
+    if form == "polygons":
+        return isinstance(place, list) and all(_are_numbers(run) for run in place) and any(len(r) > 1 for r in place)
+    return _are_numbers(place) and len(place) == (4 if form == "bboxes" else 8)
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
 
 
 def _bounds(place: Sequence[Sequence[float]]) -> list[float]:
