@@ -8,13 +8,14 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import tyro
 
 from florence2 import __version__, settings
-from florence2.config import EvaluateSettings, PredictSettings, TrainSettings
+from florence2.config import EvaluateSettings, InspectSettings, PredictSettings, TrainSettings
 from florence2.errors import UserError
 from florence2.published import Rewrite, translate
 
@@ -22,9 +23,13 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "train": (TrainSettings, "florence2.recipes.train:main"),
     "predict": (PredictSettings, "florence2.recipes.predict:main"),
     "evaluate": (EvaluateSettings, "florence2.recipes.evaluate:main"),
+    "data": (InspectSettings, "florence2.recipes.data:main"),
 }
 
 ALIASES = {"--prompt": "--task"}
+
+# The flags that may be left out in front of their values, at the start of a command's words.
+BARE = {"data": ("--action", "--dataset", "--output")}
 
 
 def main(
@@ -54,7 +59,7 @@ def _run(command: str, words: list[str], prog: str) -> int:
     cls, recipe = COMMANDS[command]
     given: Any = tyro.cli(
         cls,
-        args=_expanded(words, cls),
+        args=_expanded(_flagged(words, BARE.get(command, ())), cls),
         prog=prog,
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
@@ -63,6 +68,12 @@ def _run(command: str, words: list[str], prog: str) -> int:
     module, function = recipe.split(":")
     run: Callable[[Any], int] = getattr(importlib.import_module(module), function)
     return run(given)
+
+
+def _flagged(words: list[str], flags: Sequence[str]) -> list[str]:
+    """Put flags in front of the values that stand bare at the start."""
+    bare = list(takewhile(lambda word: not word.startswith("-"), words[: len(flags)]))
+    return [each for pair in zip(flags, bare, strict=False) for each in pair] + words[len(bare) :]
 
 
 def _expanded(words: list[str], cls: type) -> list[str]:
@@ -129,6 +140,7 @@ def _overview() -> str:
 def _quieten() -> None:
     """Keep libraries from talking over our own lines, unless the user asked them to."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
