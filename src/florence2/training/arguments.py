@@ -98,6 +98,7 @@ def training_arguments(
         "label_names": ["labels"],
         "prediction_loss_only": True,
         "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,
     }
     values |= _rhythm(saving, plan(learning, pictures, 1, int(door.get("max_steps", -1))), measured)
     try:

@@ -30,7 +30,7 @@ from florence2.training.dataset import Lessons, Order, shift_right
 from florence2.training.learner import resting
 from florence2.training.memory import GIB, peak
 from florence2.training.optimizer import arguments_of, build, one_cycle
-from florence2.training.watch.checkpoints import STATE, aside, settle
+from florence2.training.watch.checkpoints import STATE, aside, clear_aside, settle
 
 RAW = "trained_weights.safetensors"
 
@@ -206,27 +206,23 @@ class LessonTrainer(Seq2SeqTrainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint aside and move it to its place when it is whole."""
-        final = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with aside(Path(self.args.output_dir)) as folder:
-            self._aside = folder
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._aside = None
-            self.accelerator.wait_for_everyone()
-            if self.state.best_global_step:
-                best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
-                self.state.best_model_checkpoint = str(best)
-            if self.args.should_save:
-                self.state.save_to_json(str(folder / final.name / STATE))
-                settle(folder / final.name, final)
-        self.accelerator.wait_for_everyone()
+        output = Path(self.args.output_dir)
+        final = output / f"checkpoint-{self.state.global_step}"
+        self._aside = aside(output)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            written, self._aside = self._aside / final.name, None
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(output / f"checkpoint-{self.state.best_global_step}")
+        self.accelerator.wait_for_everyone()  # all processes write into it
         if self.args.should_save:
-            rotate_checkpoints(
-                str(self.args.output_dir),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
+            self.state.save_to_json(str(written / STATE))
+            settle(written, final)
+            clear_aside(output)
+            limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
+            rotate_checkpoints(str(output), save_total_limit=limit, best_model_checkpoint=best)
+        self.accelerator.wait_for_everyone()
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._aside or super()._get_output_dir(trial))

@@ -8,8 +8,6 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -67,13 +65,11 @@ def is_sound(folder: Path) -> bool:
     return _weights_are_whole(folder) and all(_is_whole_zip(file) for file in folder.glob("*.pt*"))
 
 
-@contextmanager
-def aside(output_dir: Path) -> Iterator[Path]:
-    """Give a folder to write into; what was left of an earlier kill is cleared first."""
+def aside(output_dir: Path) -> Path:
+    """Give a folder to write into; what is whole in it is moved out by `settle`."""
     folder = output_dir / ASIDE
     folder.mkdir(parents=True, exist_ok=True)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 def settle(written: Path, final: Path) -> None:

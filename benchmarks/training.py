@@ -1,0 +1,283 @@
+"""Time and memory of one training step, ours beside its rivals: base architecture, random weights, 768 x 768.
+
+    python benchmarks/training.py                 all rows, each in a process of its own, as a table
+    python benchmarks/training.py --only speed    the rows of one question: speed, memory or features
+    python benchmarks/training.py --small         the same with a tiny model, to try the file itself
+
+Rivals: `transformers` is its Seq2SeqTrainer with peft, as its documentation writes it (bf16 autocast, labels padded
+to the longest, its own gradient checkpointing where asked). `published` is a faithful rendering of the step behind
+the published commands: prompt and labels padded to 1024, padding trained on, bf16 autocast.
+Weights are random, so the words mean nothing; the work does not depend on them.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+ROWS = {
+    "speed": [
+        "transformers",
+        "published",
+        "ours --dtype float32",
+        "ours",
+        "ours --compile",
+    ],
+    "memory": [
+        "transformers --batch 4",
+        "transformers --batch 4 --recompute",
+        "ours --batch 4",
+        "ours --batch 4 --recompute",
+    ],
+    "features": ["ours --frozen", "ours --frozen --features"],
+}
+LABELS = 64
+TARGETS = ("qkv", "proj", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one row measured: seconds of each step after the first, and the process's highest memory."""
+
+    row: str
+    step_s: float
+    spread_s: tuple[float, float]
+    pictures_per_s: float
+    peak_gib: float
+
+
+class Pictures:
+    """Samples made of noise: the shapes of real ones, and no disk."""
+
+    def __init__(self, given: argparse.Namespace, config: Any, pad_to: int | None = None) -> None:
+        import torch
+
+        self.given, self.config, self.pad_to = given, config, pad_to
+        self.size = 64 if given.small else 768
+        self.places = (self.size // 32) ** 2 + 1
+        self.noise = torch.Generator().manual_seed(0)
+
+    def __len__(self) -> int:
+        return int(self.given.batch) * (int(self.given.steps) + 1)
+
+    def ids(self) -> tuple[list[int], list[int]]:
+        """Give a prompt of 16 words and a target, `<s>` and `</s>` included."""
+        import torch
+
+        words = torch.randint(3, 200, (16 + LABELS,), generator=self.noise).tolist()
+        prompt = [self.config.image_token_id] * self.places + [0, *words[:14], 2]
+        return prompt, [0, *words[16 : 16 + LABELS - 2], 2]
+
+
+class OurPictures(Pictures):
+    """As `Lessons` gives them: bytes, or features."""
+
+    def __getitem__(self, at: Any) -> dict[str, Any]:
+        import numpy as np
+
+        prompt, labels = self.ids()
+        item: dict[str, Any] = {"index": 0, "input_ids": prompt, "labels": labels}
+        chance = np.random.default_rng(0)
+        if self.given.features:
+            wide = self.config.text_config.d_model
+            return item | {"features_ND": chance.standard_normal((self.places, wide)).astype(np.float16)}
+        return item | {"pixels_HWC": chance.integers(0, 255, (self.size, self.size, 3), dtype=np.uint8)}
+
+
+class TheirPictures(Pictures):
+    """As transformers' processor gives them; with `pad_to`, as the published trainer pads them."""
+
+    def __getitem__(self, at: Any) -> dict[str, Any]:
+        import torch
+
+        prompt, labels = self.ids()
+        if self.pad_to is not None:  # padding is attended and trained on
+            prompt += [1] * (self.pad_to - len(prompt))
+            labels += [1] * (self.pad_to - len(labels))
+        return {
+            "input_ids": torch.tensor(prompt),
+            "attention_mask": torch.ones(len(prompt), dtype=torch.long),
+            "pixel_values": torch.randn(3, self.size, self.size, generator=self.noise),
+            "labels": torch.tensor(labels),
+        }
+
+
+def build(small: bool) -> Any:
+    """Make the base architecture, or a tiny one, with random weights."""
+    import torch
+    from transformers import BartConfig, Florence2Config, Florence2ForConditionalGeneration
+    from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
+
+    vision = {"embed_dim": (16, 32, 32, 32), "num_heads": (1, 2, 2, 2), "num_groups": (1, 2, 2, 2)} if small else {}
+    depths = (1, 1, 1, 1) if small else (1, 1, 9, 1)
+    wide = 64 if small else 768
+    layers = 1 if small else 6
+    text = BartConfig(
+        vocab_size=51290,
+        d_model=wide,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_attention_heads=wide // 64,
+        decoder_attention_heads=wide // 64,
+        encoder_ffn_dim=4 * wide,
+        decoder_ffn_dim=4 * wide,
+        max_position_embeddings=1024,
+        dropout=0.1,
+    )
+    config = Florence2Config(
+        vision_config=Florence2VisionConfig(depths=depths, projection_dim=wide, drop_path_rate=0.1, **vision),
+        text_config=text,
+        image_token_id=51289,
+    )
+    torch.manual_seed(0)
+    return Florence2ForConditionalGeneration(config)
+
+
+def arguments(given: argparse.Namespace, folder: str, **more: Any) -> Any:
+    """Word what all rivals share."""
+    import torch
+    from transformers import Seq2SeqTrainingArguments
+
+    return Seq2SeqTrainingArguments(
+        folder,
+        per_device_train_batch_size=given.batch,
+        max_steps=given.steps + 1,
+        learning_rate=1e-4,
+        bf16=given.dtype == "bfloat16",
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        torch_compile=given.compile,
+        **more,
+    )
+
+
+def ours(given: argparse.Namespace, folder: str) -> Any:
+    """Make our trainer as `florence2 train` would."""
+    import torch
+    from PIL import Image
+
+    from florence2.config import LoraSettings, ModelSettings
+    from florence2.model.processing import Processing
+    from florence2.training.dataset import Collator
+    from florence2.training.learner import equip, resting
+    from florence2.training.memory import checkpoint_activations
+    from florence2.training.trainer import LessonTrainer, Method
+    from florence2.training.watch.features import take_features
+
+    model = build(given.small).to(torch.bfloat16 if given.dtype == "bfloat16" else torch.float32)
+    learner = equip(model, ModelSettings(freeze="vision" if given.frozen else "none"), LoraSettings())
+    if given.recompute:
+        checkpoint_activations(learner)
+    if given.features:
+        take_features(learner)
+    pictures = OurPictures(given, model.config)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    side = (pictures.size, pictures.size)
+    processing = Processing(side, mean, std, 1 / 255, Image.Resampling.BICUBIC, pictures.places, 51289, None)
+    method = Method(processing, 51289, 2, 1, lambda *_: None, "adamw_torch", resting=resting(learner))
+    return LessonTrainer(
+        method,
+        model=learner,
+        args=arguments(given, folder, label_names=["labels"]),
+        train_dataset=pictures,
+        data_collator=Collator(1),
+    )
+
+
+def theirs(given: argparse.Namespace, folder: str) -> Any:
+    """Make transformers' trainer with peft, as documented; with the published row, its data."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import Seq2SeqTrainer
+
+    model = build(given.small)
+    config = LoraConfig(r=4, lora_alpha=4, lora_dropout=0.25, target_modules=list(TARGETS))
+    recompute = {"activation_checkpointing": True} if given.recompute else {}
+    return Seq2SeqTrainer(
+        model=get_peft_model(model, config),
+        args=arguments(given, folder, **recompute),
+        train_dataset=TheirPictures(given, model.config, 1024 if given.who == "published" else None),
+    )
+
+
+def measure(given: argparse.Namespace) -> Result:
+    """Take the steps and note when each ended; the first, which warms up and compiles, is left out."""
+    from transformers import TrainerCallback
+
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = (ours if given.who == "ours" else theirs)(given, folder)
+        if hasattr(trainer, "_get_train_sampler") and given.who == "ours":
+            import torch
+
+            trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
+        trainer.add_callback(Clock())
+        trainer.train()
+    steps = sorted(b - a for a, b in pairwise(ends))
+    middle = steps[len(steps) // 2]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    row = " ".join(sys.argv[sys.argv.index("--row") + 1 :]) if "--row" in sys.argv else given.who
+    return Result(row, middle, (steps[0], steps[-1]), given.batch / middle, peak)
+
+
+def table(rows: list[str], extra: list[str]) -> None:
+    """Run each row in a process of its own and print what came out, compared with the first."""
+    print("| row | step s | least to most | pictures/s | peak GiB | time / first | memory / first |")
+    print("|---|---|---|---|---|---|---|")
+    first: dict[str, Any] = {}
+    for row in rows:
+        command = [sys.executable, __file__, *extra, "--row", *row.split()]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = done.stderr.strip().splitlines()[-1:] or ["?"]
+            print(f"| {row} | failed: {last[0]} |")
+            continue
+        result = json.loads(done.stdout.splitlines()[-1])
+        first = first or result
+        low, high = result["spread_s"]
+        print(
+            f"| {row} | {result['step_s']:.2f} | {low:.2f} to {high:.2f} | {result['pictures_per_s']:.3f} "
+            f"| {result['peak_gib']:.2f} | {result['step_s'] / first['step_s']:.2f} "
+            f"| {result['peak_gib'] / first['peak_gib']:.2f} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Read the words and run the table, or one row of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=list(ROWS))
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--row", dest="who", choices=["ours", "transformers", "published"])
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    for flag in ("--recompute", "--compile", "--frozen", "--features"):
+        parser.add_argument(flag, action="store_true")
+    given = parser.parse_args()
+    if given.who:
+        print(json.dumps(asdict(measure(given))))
+        return
+    extra = ["--steps", str(given.steps), *(["--small"] if given.small else [])]
+    for name, rows in ROWS.items():
+        if given.only in (None, name):
+            print(f"\n{name}\n")
+            table(rows, extra)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Kill a training at random moments and go on: the result is that of a training that was left alone.
+
+FLORENCE2_KILLS=20 in the environment asks for that many kills; the ordinary run makes two.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from florence2.training.watch.checkpoints import listed
+from tests.training.photos import run, save_calm, save_photos
+
+KILLS = int(os.environ.get("FLORENCE2_KILLS", "2"))
+VALUES: dict[str, Any] = {
+    "epochs": 6,
+    "batch_size": 4,
+    "save_every_n_steps": 1,
+    "shuffle_captions": True,
+    "captions": ("caption_separator= ",),
+    "trainer": ("save_total_limit=3", "logging_steps=1"),
+}
+
+
+def go_on(folder: Path) -> None:
+    """Train in this process, silently, from the newest checkpoint."""
+    torch.set_num_threads(1)
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        run(folder, "killed", **VALUES, resume="auto")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a fork server")
+def test_killed_and_resumed_is_never_killed(tmp_path: Path) -> None:
+    save_photos(tmp_path / "photos")
+    save_calm(tmp_path / "model", dropout=0.2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    whole = run(tmp_path, "whole", **VALUES)
+    torch.set_num_threads(threads)
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.training.photos"])
+    chance, kills = random.Random(), 0
+    while True:
+        process = processes.Process(target=go_on, args=(tmp_path,))
+        process.start()
+        had = listed(tmp_path / "killed")
+        while kills < KILLS and process.is_alive() and listed(tmp_path / "killed") == had:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.15))  # a step and its checkpoint take about this long
+        if kills < KILLS and process.is_alive():
+            process.kill()
+            kills += 1
+        process.join()
+        if process.exitcode == 0:
+            break
+    assert kills > 0
+    mine, theirs = (load_file(out / "adapter_model.safetensors") for out in (tmp_path / "killed", whole))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert (tmp_path / "killed" / "metrics.jsonl").read_text().count("\n") == 12
+    assert not list((tmp_path / "killed").glob(".unfinished/*"))
