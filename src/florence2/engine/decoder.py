@@ -11,7 +11,8 @@ Shapes: S slots, W rows of a slot, T tokens, N encoder positions, H heads, E hea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from florence2.engine.slots import Slots, whole_strides
 
 Weights = tuple[Tensor, Tensor]
+PICTURE_POSITIONS = 600  # 577 for the picture and some for a prompt; more are made room for when they come
 
 
 class Cache:
@@ -41,6 +43,8 @@ class Cache:
         self.picture_values_SHNE = [self.keys_SHTWE[0][:, :, 0, :0] for _ in layers]
         self.mask_S1N = torch.zeros(slots, 1, 0, **self._new)
         self.reach = 0
+        # Finite, so that a slot which was never taken computes no NaN.
+        self._never = torch.finfo(decoder.dtype).min
 
     def grow(self, positions: int) -> None:
         """Make room for questions of so many positions."""
@@ -49,7 +53,12 @@ class Cache:
         self.reach = whole_strides(positions)
         self.picture_keys_SHNE = [self._wider(whole, 2) for whole in self.picture_keys_SHNE]
         self.picture_values_SHNE = [self._wider(whole, 2) for whole in self.picture_values_SHNE]
-        self.mask_S1N = self._wider(self.mask_S1N, 2, -float("inf"))
+        self.mask_S1N = self._wider(self.mask_S1N, 2, self._never)
+
+    def show(self, slot: int, length: int) -> None:
+        """Let a slot look at so many positions."""
+        self.mask_S1N[slot] = self._never
+        self.mask_S1N[slot, :, :length] = 0
 
     def move(self, source: int, target: int) -> None:
         """Let one slot take over from another."""
@@ -121,8 +130,7 @@ class Decoder:
             for layer, (keys_BHNE, values_BHNE) in enumerate(both_LKBHNE):
                 cache.picture_keys_SHNE[layer][slot, :, :length] = keys_BHNE[row, :, :length]
                 cache.picture_values_SHNE[layer][slot, :, :length] = values_BHNE[row, :, :length]
-            cache.mask_S1N[slot] = -float("inf")
-            cache.mask_S1N[slot, :, :length] = 0
+            cache.show(slot, length)
 
     def step(self, cache: Cache, slots: Slots) -> Tensor:
         """Read each row's last token and give the logits of its next, (S, W, V) in float32."""
@@ -173,6 +181,43 @@ class Decoder:
         scores = (query_SHWE * self._scale) @ keys.transpose(2, 3) + mask.unsqueeze(1)
         seen_SHWE = scores.softmax(-1) @ values
         return F.linear(seen_SHWE.transpose(1, 2).flatten(2), *out)
+
+
+class Replay:
+    """Runs a step; on a GPU, from the second time in the same shape on, as a recorded graph.
+
+    The first time is a step like any other and warms up what recording may not meet cold. Not measured yet.
+    """
+
+    def __init__(self, step: Callable[..., None], records: bool) -> None:
+        self._step, self._records = step, records
+        self._graphs: dict[tuple[int, ...], Any] = {}
+
+    def __call__(self, *shape: int) -> None:
+        """Do the step for a shape; whatever lies elsewhere in memory must show in the shape."""
+        if not self._records or shape not in self._graphs:
+            self._graphs[shape] = None
+            self._step(*shape)
+            return
+        if self._graphs[shape] is None:
+            self._graphs[shape] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graphs[shape]):
+                self._step(*shape)
+        self._graphs[shape].replay()
+
+
+def fitting_slots(model: Any, width: int, tokens: int, most: int) -> int:
+    """Count the slots that a quarter of the machine's memory holds, or half of what a GPU has free; `most` at most."""
+    decoder, weight = model.config.text_config, model.lm_head.weight
+    positions = tokens * width + whole_strides(PICTURE_POSITIONS)
+    slot = 2 * decoder.decoder_layers * decoder.d_model * positions * weight.element_size()
+    if weight.is_cuda:
+        memory = torch.cuda.mem_get_info(weight.device)[0] // 2
+    else:
+        memory = (
+            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 if hasattr(os, "sysconf") else most * slot
+        )
+    return max(1, min(most, int(memory // slot)))
 
 
 def _weights(linear: Any) -> Weights:

@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 
 from florence2.data.sample import Prediction, Sample
-from florence2.engine.decoder import Cache, Decoder
+from florence2.engine.decoder import Cache, Decoder, Replay, fitting_slots
 from florence2.engine.encoder import Encoder
 from florence2.engine.options import EngineSettings, Rules, Stats, seed_of
 from florence2.engine.questions import Question, Questions, Said, answer
@@ -41,27 +41,32 @@ class Engine:
         self.processing = processor if isinstance(processor, Processing) else Processing.of(processor)
         self.rules = Rules.of(model)
         self.search = search_for(self.settings.generation, self.rules)
-        self.stats = Stats(slots=self.settings.batch_size or (CPU_SLOTS if model.device.type == "cpu" else GPU_SLOTS))
+        self.stats = Stats()
 
     @torch.inference_mode()
     def __enter__(self) -> Self:
-        count, width, longest = self.stats.slots, self.search.width, self.rules.most(self.settings.generation)
+        device, width, longest = self.model.device, self.search.width, self.rules.most(self.settings.generation)
+        self.is_static = device.type != "cpu"  # few shapes, and no waiting for the device
+        most = GPU_SLOTS if self.is_static else CPU_SLOTS
+        count = self.settings.batch_size or fitting_slots(self.model, width, longest, most)
+        self.stats = Stats(slots=count)
         self.encoder = Encoder(self.model, self.processing, self.rules, self.stats)
         self.decoder = Decoder(self.model)
         self.cache = Cache(self.decoder, count, width, longest)
-        self.slots = Slots.empty(count, width, longest, self.model.device)
-        self.watch = Watch(1 if self.model.device.type == "cpu" else GPU_LOOKS)
+        self.slots = Slots.empty(count, width, longest, device)
+        self.watch = Watch(GPU_LOOKS if self.is_static else 1)
+        self.move = Replay(self._move, records=device.type == "cuda")
         self._questions: list[Question | None] = [None] * count
         self._lengths = [0] * count  # the slots' lengths, known here without asking the device
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self.encoder, self.decoder, self.cache, self.slots, self.watch
+        del self.encoder, self.decoder, self.cache, self.slots, self.watch, self.move
 
     def run(self, samples: Iterable[Sample]) -> Iterator[Prediction]:
         """Answer every sample; one that cannot be answered gives a prediction with `error`."""
         self.encoder.prepare(self.settings, self.settings.expected or length_hint(samples, 0))
-        with Questions(self.processing, self.rules, self.settings, samples) as asked:
+        with Questions(self.processing, self.rules, self.settings, samples, ahead=self.stats.slots) as asked:
             try:
                 while not asked.exhausted or self.in_use:
                     for prediction in self.step(asked):
@@ -77,11 +82,15 @@ class Engine:
         predictions = self.admit(asked)
         if self.in_use:
             with self.stats.timed("decode"):
-                slots = self._part()
-                logits_SWV = self.decoder.step(self.cache, slots)
-                slots.append(self.search.choose(slots, logits_SWV))
+                self.move(self._count(), self._reach(), self.cache.reach)
                 predictions += [each for slot in self._done() for each in self.finish(slot)]
         return predictions
+
+    def _move(self, count: int, tokens: int, _reach: int) -> None:
+        """Let the first slots move by one token, with nothing that makes the host wait."""
+        slots = self.slots.part(count, tokens)
+        logits_SWV = self.decoder.step(self.cache, slots)
+        slots.append(self.search.choose(slots, logits_SWV))
 
     def admit(self, asked: Questions) -> list[Prediction]:
         """Fill free slots with questions whose pictures are open; give back those that failed."""
@@ -132,19 +141,24 @@ class Engine:
             seed = seed_of(question.sample, self.settings.generation.seed)
             self.slots.take(slot, question.limits, self.rules, seed)
 
-    def _part(self) -> Slots:
-        """Close the gaps between the slots in use, and look at no more than them and what they have said."""
+    def _count(self) -> int:
+        """Close the gaps between the slots in use, and say how many slots to look at."""
         count = self.in_use
         holes = [slot for slot in range(count) if self._questions[slot] is None]
         behind = [slot for slot in range(count, len(self._questions)) if self._questions[slot] is not None]
         for source, target in zip(behind, holes, strict=True):
-            for table in (self.slots, self.cache):
-                table.move(source, target)
+            self.slots.move(source, target)
+            self.cache.move(source, target)
             self._questions[target], self._lengths[target] = self._questions[source], self._lengths[source]
             self._questions[source] = None
         self.stats.steps += 1
         self.stats.slots_in_use = count
-        return self.slots.part(count, whole_strides(max(self._lengths[:count]) + 1))
+        return min(2 ** (count - 1).bit_length(), self.stats.slots) if self.is_static else count
+
+    def _reach(self) -> int:
+        """Say how many tokens to look at: one more than the longest answer has."""
+        longest = max(length for length, question in zip(self._lengths, self._questions, strict=True) if question)
+        return whole_strides(longest + 1)
 
     def _done(self) -> list[int]:
         for slot, question in enumerate(self._questions):

@@ -61,12 +61,13 @@ class Questions:
     """The questions of one run, opened ahead by threads; a context manager that stops them."""
 
     def __init__(
-        self, processing: Processing, rules: Rules, settings: EngineSettings, samples: Iterable[Sample]
+        self, processing: Processing, rules: Rules, settings: EngineSettings, samples: Iterable[Sample], ahead: int
     ) -> None:
+        """Take samples; `ahead` questions are ready before they are asked for, besides those being opened."""
         self.exhausted = False
         self._processing, self._rules, self._settings, self._samples = processing, rules, settings, samples
         self._workers = max(1, settings.num_workers)
-        self._room = threading.Semaphore(2 * self._workers + (settings.batch_size or 1))
+        self._room = threading.Semaphore(2 * self._workers + ahead)
         self._arrived: queue.Queue[tuple[Sample, Future[View]] | Exception | None] = queue.Queue()
         self._head: deque[tuple[Sample, Future[View]]] = deque()
         self._stopped = False

@@ -1,6 +1,7 @@
 """The slow engine that is right by definition: transformers' `generate` in batches, behind the engine's signature.
 
-The engine is tested against it, token for token. Results come in the order of the samples.
+The engine is tested against it, token for token; only what they draw in sampling differs, for each has streams of
+random numbers of its own. Results come in the order of the samples.
 """
 
 # ruff: noqa: N803, N806 - shape suffixes
@@ -42,7 +43,7 @@ class Reference:
 
     def run(self, samples: Iterable[Sample]) -> Iterator[Prediction]:
         """Answer every sample, in order; one that cannot be answered gives a prediction with `error`."""
-        with Questions(self.processing, self.rules, self.settings, samples) as questions:
+        with Questions(self.processing, self.rules, self.settings, samples, ahead=self.stats.slots) as questions:
             asked = iter(questions)
             while True:
                 with self.stats.timed("read"):
