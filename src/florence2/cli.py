@@ -15,13 +15,14 @@ from typing import Any
 import tyro
 
 from florence2 import __version__, settings
-from florence2.config import EvaluateSettings, InspectSettings, PredictSettings, TrainSettings
+from florence2.config import DemoSettings, EvaluateSettings, InspectSettings, PredictSettings, TrainSettings
 from florence2.errors import UserError
 from florence2.published import Rewrite, translate
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "train": (TrainSettings, "florence2.recipes.train:main"),
     "predict": (PredictSettings, "florence2.recipes.predict:main"),
+    "demo": (DemoSettings, "florence2.demo.show:main"),
     "evaluate": (EvaluateSettings, "florence2.recipes.evaluate:main"),
     "data": (InspectSettings, "florence2.recipes.data:main"),
 }

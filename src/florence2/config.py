@@ -405,3 +405,53 @@ class EvaluateSettings:
     score: ScoreSettings = field(default_factory=ScoreSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     speed: SpeedSettings = field(default_factory=SpeedSettings)
+
+
+@dataclass(frozen=True)
+class InspectSettings:
+    """Look at a dataset: `data check PATH`, `data show PATH [PAGE]`, `data convert PATH FOLDER --to FORMAT`."""
+
+    action: Literal["check", "show", "convert"]
+    """Name what is wrong, write a page with what will be learnt, or write it in another format."""
+
+    dataset: str
+    """Anything that `--dataset` of `florence2 train` takes."""
+
+    output: str | None = None
+    """`show`: the page (default: data.html); `convert`: the folder to write, which must be new or empty."""
+
+    to: Literal["jsonl", "coco", "yolo", "folder", "shards"] = "jsonl"
+    """What `convert` writes; `folder` is a caption beside each picture, `shards` are tars."""
+
+    pictures: Literal["link", "copy"] = "link"
+    """How `convert` brings the pictures along; what cannot be linked is copied, nothing is ever moved."""
+
+    task: str = DataSettings.task
+    """What is asked where the dataset does not say; lists of objects take any task that asks for objects."""
+
+    dataset_dir: str | None = None
+    """Folder that the file names in a list are relative to (default: found beside the list)."""
+
+    recursive: bool = False
+    """Look for pictures in the folders below, too."""
+
+    image_column: str | None = None
+    """Column of a table or dataset that holds the pictures (default: found)."""
+
+    text_column: str | None = None
+    """Column of a table or dataset that holds the answers (default: `text` or `caption`)."""
+
+    model_id: str | None = None
+    """`check`: the model whose tokenizer counts how long answers are (default: only what is surely too long)."""
+
+    offline: bool = False
+    """Use only files that are on this machine."""
+
+    json: bool = False
+    """`check`: write everything as one JSON object."""
+
+    num: int = 32
+    """How many answers `show` puts on the page, drawn at random."""
+
+    seed: int = 0
+    """Seed of that draw."""

@@ -47,7 +47,7 @@ def resolve_dataset(
     `spec` may end in `:split`. `task` is asked where a row names none. What cannot be learnt from is an error, or with
     `missing="skip"` is left out and listed; rows whose prediction failed are always left out.
     """
-    name, split = _split_off(os.fspath(spec), split)
+    name, split = split_off(os.fspath(spec), split)
     path = Path(name).expanduser()
     columns = Columns(task, picture=image_column, text=text_column)
     if path.is_dir() and hub.is_saved(path):
@@ -102,7 +102,7 @@ def _once(found: Found) -> Found:
     return Found(found.source, found.root, list(once.values()))
 
 
-def _split_off(spec: str, split: str | None) -> tuple[str, str | None]:
+def split_off(spec: str, split: str | None) -> tuple[str, str | None]:
     """Part `folder:split` or `user/name:split`, unless there is a file of that very name."""
     if ":" not in spec or Path(spec).expanduser().exists():
         return spec, split

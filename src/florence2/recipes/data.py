@@ -1,0 +1,103 @@
+"""A dataset in; what is wrong with it, what it teaches, or the same in another format out.
+
+Read it top to bottom. Rows come from `data/formats/` and `data/inspection/`; a model is named only to count tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from florence2 import settings as by_name
+from florence2.config import InspectSettings
+from florence2.data.formats.objects import Entry
+from florence2.data.inspection.contact import contact_page
+from florence2.data.inspection.convert import Converted, convert
+from florence2.data.inspection.entries import entries_of
+from florence2.data.inspection.findings import Length, at_least, look
+from florence2.data.inspection.inventory import Inventory
+from florence2.data.metadata import Columns
+from florence2.data.resolve import split_off
+from florence2.data.sample import Sample
+from florence2.errors import UserError
+from florence2.results.render import draw
+
+POSITIONS = 1024  # tokens of an answer in every checkpoint that Microsoft published
+
+
+def main(settings: InspectSettings) -> int:
+    """Run `florence2 data`; return 0, or 1 where `check` found something wrong."""
+    if settings.action == "check":
+        found = check(settings)
+        text = json.dumps(found.to_json(), ensure_ascii=False) if settings.json else "\n".join(found.lines())
+        sys.stdout.write(f"{text}\n")
+        return 1 if found.findings else 0
+    if settings.action == "show":
+        sys.stdout.write(f"{show(settings)}\n")
+        return 0
+    sys.stdout.write("\n".join(rewrite(settings).lines()) + "\n")
+    return 0
+
+
+def check(settings: InspectSettings | None = None, **values: Any) -> Inventory:
+    """Count what a dataset holds and name what is wrong with it."""
+    settings = settings or by_name.build(InspectSettings, {"action": "check", **values})
+    return Inventory.of(settings.dataset, _entries(settings), _columns(settings), _length(settings))
+
+
+def show(settings: InspectSettings | None = None, **values: Any) -> Path:
+    """Write a page with pictures and what will be learnt about them, and return it."""
+    settings = settings or by_name.build(InspectSettings, {"action": "show", **values})
+    page = Path(settings.output or "data.html").expanduser()
+    samples = _chosen(settings)
+    with page.open("w", encoding="utf-8") as text:
+        text.writelines(
+            contact_page(settings.dataset, samples, lambda image, answer, size: draw(image, answer, size=size))
+        )
+    return page
+
+
+def rewrite(settings: InspectSettings | None = None, **values: Any) -> Converted:
+    """Write a dataset in another format."""
+    settings = settings or by_name.build(InspectSettings, {"action": "convert", **values})
+    if settings.output is None:
+        raise UserError("`florence2 data convert` needs a folder to write to", "name it behind the dataset")
+    folder = Path(settings.output).expanduser()
+    return convert(_entries(settings), _columns(settings), folder, settings.to, settings.pictures)
+
+
+def _entries(settings: InspectSettings) -> Iterator[Entry]:
+    spec, split = split_off(settings.dataset, None)
+    return entries_of(
+        spec, _columns(settings), split=split, pictures=settings.dataset_dir, recursive=settings.recursive
+    )
+
+
+def _columns(settings: InspectSettings) -> Columns:
+    return Columns(settings.task, picture=settings.image_column, text=settings.text_column)
+
+
+def _length(settings: InspectSettings) -> Length:
+    """Count tokens with a model's own tokenizer, or at least as many as any tokenizer would."""
+    if settings.model_id is None:
+        return Length(at_least, POSITIONS)
+    from florence2.model.load import load
+    from florence2.model.processing import Processing, max_target_tokens
+
+    model, processor = load(settings.model_id, offline=settings.offline, device="cpu")
+    processing = Processing.of(processor)
+    return Length(lambda text: len(processing.target_ids(text)), max_target_tokens(model.config))
+
+
+def _chosen(settings: InspectSettings) -> list[Sample]:
+    """Take samples at random, in their order in the dataset."""
+    columns, length = _columns(settings), Length(at_least, POSITIONS)
+    samples = [sample for entry in _entries(settings) for sample in look(entry, columns, length).samples]
+    if not samples:
+        raise UserError(f"{settings.dataset} holds nothing to show", "`florence2 data check` says why")
+    chosen = sorted(random.Random(settings.seed).sample(range(len(samples)), min(settings.num, len(samples))))
+    return [samples[i] for i in chosen]

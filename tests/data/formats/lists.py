@@ -1,0 +1,46 @@
+"""Small lists of objects in other people's formats, for the tests of this room."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.data.pictures import picture
+
+SIZE = (200, 100)
+
+
+def coco(path: Path, annotations: list[dict[str, Any]], images: int = 1) -> Path:
+    """Write a COCO list of pictures 200 x 100, with categories 1 cat and 2 stop-sign."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    named = [{"id": n, "file_name": f"{n}.png", "width": SIZE[0], "height": SIZE[1]} for n in range(images)]
+    rows = [{"id": n, "image_id": 0, "category_id": 1, **row} for n, row in enumerate(annotations)]
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "stop-sign"}]
+    path.write_text(json.dumps({"images": named, "annotations": rows, "categories": categories}))
+    return path
+
+
+def yolo(folder: Path, lines: str, told: str = "train: images\nnames: [cat, stop-sign]\n") -> Path:
+    """Write one picture 200 x 100 and its labels; return `data.yaml`."""
+    picture(folder / "images" / "0.png", SIZE)
+    (folder / "labels").mkdir()
+    (folder / "labels" / "0.txt").write_text(lines)
+    (folder / "data.yaml").write_text(told)
+    return folder / "data.yaml"
+
+
+def voc(folder: Path, objects: str) -> Path:
+    """Write one picture 200 x 100 and its XML in VOC's own folders."""
+    picture(folder / "JPEGImages" / "0.jpg", SIZE)
+    (folder / "Annotations").mkdir()
+    size = "<size><width>200</width><height>100</height></size>"
+    xml = f"<annotation><filename>0.jpg</filename>{size}{objects}</annotation>"
+    (folder / "Annotations" / "0.xml").write_text(xml)
+    return folder
+
+
+def labelme(folder: Path, shapes: list[dict[str, Any]]) -> Path:
+    """Write one picture 200 x 100 with LabelMe's JSON beside it."""
+    picture(folder / "0.png", SIZE)
+    told = {"shapes": shapes, "imagePath": "..\\elsewhere\\0.png", "imageWidth": 200, "imageHeight": 100}
+    (folder / "0.json").write_text(json.dumps(told))
+    return folder
