@@ -106,6 +106,14 @@ def test_words_can_be_scored_as_something_else(photos):
     assert set(scores["tasks"]["caption"]["scores"]) == {"cer", "wer", "anls", "exact_match"}
 
 
+def test_predictions_of_other_tools_need_no_task(photos):
+    said = write(photos / "said.jsonl", {"file_name": "a.png", "text": "EXIT"})
+    wanted = write(photos / "wanted.jsonl", {"file_name": "a.png", "text": "EXIT"})
+    for task, expected in ((None, "caption"), ("ocr", "ocr"), ("What is written there?", "own prompts")):
+        scores = evaluate(predictions=said, references=wanted, task=task)
+        assert scores["tasks"][expected]["scores"]["exact_match"]["value"] == 1
+
+
 def test_two_files_are_compared_on_the_same_pictures(photos, capfd):
     a = captions(photos, "a dog", "a cat on mat number 1 in the sun", "a dog", name="a.jsonl")
     b = captions(photos, *(f"a cat on mat number {n} in the sun" for n in range(3)), name="b.jsonl")
@@ -164,6 +172,7 @@ def test_a_model_is_asked_first(photos):
         ({"compare": ("a.jsonl",)}, "`--compare` takes two files and got 1"),
         ({"compare": ("a", "b"), "predictions": "c"}, "`--compare` names all predictions there are"),
         ({"predictions": "none.jsonl"}, "none.jsonl is not a file"),
+        ({"predictions": "none.jsonl", "html": "photos"}, "photos is a folder"),
     ],
 )
 def test_what_cannot_be_scored_is_said(photos, flags, message):

@@ -40,7 +40,7 @@ def evaluate(settings: EvaluateSettings | None = None, *, show: bool = False, **
     """
     settings = settings or by_name.build(EvaluateSettings, values)
     files = _files(settings)
-    said = [read_predictions(file) for file in files]
+    said = [read_predictions(file, settings.reference.task) for file in files]
     wanted = _wanted(settings, said[0])
     paired = [pair(each, wanted) for each in said]
     if settings.score.missing == "skip":
@@ -64,6 +64,9 @@ def evaluate(settings: EvaluateSettings | None = None, *, show: bool = False, **
 def _files(settings: EvaluateSettings) -> list[str]:
     """Name the files of predictions, asking the model first where there is one."""
     said = settings.prediction
+    for path in (settings.score.output_path, settings.score.html or "-"):
+        if Path(path).is_dir():
+            raise UserError(f"{path} is a folder", "pass a file to `--output_path` and `--html`")
     if said.compare and (said.predictions or said.model_path):
         raise UserError("`--compare` names all predictions there are", "leave out `--predictions` and `--model_path`")
     if said.compare:

@@ -78,7 +78,7 @@ def _worst(graded: Graded, worst: int) -> Iterator[Case]:
 
 def _changed(change: Change, worst: int) -> Iterator[Case]:
     lost = change.after.scores.goodness_Q - change.before.scores.goodness_Q
-    for q in lost.argsort(kind="stable")[:worst]:
+    for q in lost.argsort(kind="stable")[: max(worst, 0)]:
         if lost[q] < 0:
             old, new = change.before.questions[q], change.after.questions[q]
             yield Case(new, f"{_name(new)}: {lost[q]:+.3f}", [("reference", None), ("A", old), ("B", new)])

@@ -17,7 +17,7 @@ from florence2.errors import UserError
 
 Floats = NDArray[np.float64]
 
-_BLOCK = 50  # drawings whose weights are held at a time
+_BLOCK, _MOST_WEIGHTS = 50, 5_000_000  # drawings whose weights are held at a time, and how many weights at most
 
 
 class Measure(Protocol):
@@ -116,7 +116,7 @@ def difference(old: Scores, new: Scores, pictures_Q: NDArray[np.int64], times: i
 
 
 def _resampled(all_scores: Sequence[Scores], pictures_Q: NDArray[np.int64], times: int) -> list[dict[str, Floats]]:
-    if times == 0 or len(np.unique(pictures_Q)) < 2:
+    if times <= 0 or len(np.unique(pictures_Q)) < 2:
         return [{} for _ in all_scores]
     parts: list[dict[str, list[Floats]]] = [{name: [] for name in scores.measures} for scores in all_scores]
     for weights_BQ in _drawings(pictures_Q, times):
@@ -130,8 +130,9 @@ def _drawings(pictures_Q: NDArray[np.int64], times: int) -> Iterator[Floats]:
     rng = np.random.default_rng(0)
     _, index_Q = np.unique(pictures_Q, return_inverse=True)
     count = int(index_Q.max()) + 1
-    for start in range(0, times, _BLOCK):
-        rows = min(_BLOCK, times - start)
+    block = max(1, min(_BLOCK, _MOST_WEIGHTS // len(index_Q)))
+    for start in range(0, times, block):
+        rows = min(block, times - start)
         drawn = [np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(rows)]
         yield np.stack(drawn).astype(float)[:, index_Q]
 

@@ -21,6 +21,8 @@ from florence2.results.scoring.overlaps import Objects
 
 Key = tuple[str, str, str]
 
+UNNAMED_TASK = find_task("caption").token
+
 
 @dataclass(frozen=True)
 class Said:
@@ -35,13 +37,13 @@ class Said:
         return split_prompt(self.prediction.task)[0]
 
 
-def read_predictions(path: str) -> list[Said]:
-    """Read a file of predictions."""
+def read_predictions(path: str, task: str | None = None) -> list[Said]:
+    """Read a file of predictions; `task` is what rows answer that do not say."""
     found: list[Said] = []
     for where, row in read_rows(_table(path)):
         if not isinstance(row.get("file_name"), str):
             raise UserError(f"{where} is no prediction: it has no `file_name`", "pass what `florence2 predict` wrote")
-        prediction = Prediction.from_json(row)
+        prediction = Prediction.from_json({**row, "task": row.get("task") or task or UNNAMED_TASK})
         folder = Path(path).parent / str(row.get("folder") or ".")
         found.append(Said(prediction, folder / prediction.file_name))
     if not found:

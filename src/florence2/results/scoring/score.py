@@ -54,7 +54,7 @@ class Graded:
 
     def worst(self, number: int) -> list[tuple[Question, float]]:
         """Give the questions that went worst, with how good each was, from 0 to 1."""
-        order = np.argsort(self.scores.goodness_Q, kind="stable")[:number]
+        order = np.argsort(self.scores.goodness_Q, kind="stable")[: max(number, 0)]
         return [(self.questions[q], float(self.scores.goodness_Q[q])) for q in order]
 
 
