@@ -173,6 +173,22 @@ def test_tensorboard_can_be_read_back(room: Path) -> None:
     assert shown == pytest.approx([row["loss"] for row in rows(out)], rel=1e-5)
 
 
+def test_samples_are_shown_and_change_nothing(room: Path) -> None:
+    shared = {"epochs": 2, "freeze": "vision", "model_id": str(room / "lively"), "dropout": 0.2}
+    plain, shown = run(room, "plain", **shared), run(room, "shown", **shared, sample_every_n_epochs=1)
+    said = [json.loads(line) for line in (shown / "samples.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["file_name"]) for row in said] == [(s, f"{n}.png") for s in (2, 4) for n in range(4)]
+    assert same(plain, shown)
+    assert not (shown / ".features").exists()  # nothing that sees learns: features were kept, and are cleared
+
+
+def test_an_adapter_can_be_trained_on(room: Path) -> None:
+    out = run(room, "further", model_id=str(room / "whole"), learning_rate=1e-2)
+    assert learnt(out).keys() == learnt(room / "whole").keys()
+    assert not same(out, room / "whole")
+    assert read_record(out).base == str(room / "lively")
+
+
 def test_preview_prints_targets_and_trains_nothing(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(room, "preview", preview=2, shuffle_captions=True, captions=["caption_separator= "])
     lines = capsys.readouterr().out.splitlines()
@@ -194,6 +210,7 @@ def test_preview_prints_targets_and_trains_nothing(room: Path, capsys: pytest.Ca
         ({"trainer": ["warmup=3"]}, "`--trainer` has no `warmup`"),
         ({"trainer": ["learning_rate=3"]}, "`--trainer learning_rate` has a flag of its own"),
         ({"lora": ["rsloraa=true"]}, "`--lora` has no `rsloraa`"),
+        ({"lora": ["r=8"]}, "`--lora r` has a flag of its own"),
         ({"target_modules": ["nothing"]}, "target modules that match no layer: `nothing`"),
         ({"target_modules": ["vision"], "freeze": "vision"}, "all `--target_modules` are in the half that is frozen"),
         ({"val_dataset": "2"}, "`--val_dataset 2` is no fraction"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import upload_folder
 from rich.console import Console
 from transformers import set_seed
 
@@ -237,6 +238,8 @@ def _finish(trainer: LessonTrainer, output: Path, record: Record, processor: Any
     write_card(output, record)
     curve.save(output)
     clear(output)
+    if trainer.args.push_to_hub:
+        upload_folder(repo_id=trainer.hub_model_id, folder_path=output, ignore_patterns=["checkpoint-*", "wandb/*"])
     told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in record.scores.items())
     _talk().print(f"saved {output} ({told})")
 

@@ -98,14 +98,22 @@ def training_arguments(
         "label_names": ["labels"],
         "prediction_loss_only": True,
         "disable_tqdm": True,
+        "hub_strategy": "end",
         "ddp_find_unused_parameters": False,
     }
+    if device.index:
+        raise UserError(
+            f"training runs on the first GPU that it sees, not on `{device}`",
+            f"set CUDA_VISIBLE_DEVICES={device.index} and pass `--device cuda`",
+        )
     values |= _rhythm(saving, plan(learning, pictures, 1, int(door.get("max_steps", -1))), measured)
     try:
-        return Seq2SeqTrainingArguments(**(values | door))
+        made = Seq2SeqTrainingArguments(**(values | door))
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"transformers refuses these settings: {reason}", "see `--trainer`") from error
+    made._n_gpu = min(made.n_gpu, 1)  # more GPUs are more processes, never threads of one
+    return made
 
 
 def trackers(log_with: str) -> list[str]:

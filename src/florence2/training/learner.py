@@ -21,6 +21,8 @@ from florence2.training.dataset import Lessons
 from florence2.training.memory import GIB, expect
 from florence2.training.record import Record, write_record
 
+# What peft calls our flags.
+FLAGS = {"r": "--rank", "lora_alpha": "--alpha", "lora_dropout": "--dropout", "target_modules": "--target_modules"}
 HALVES = {
     "vision": ("model.vision_tower.", "model.multi_modal_projector."),
     "language": ("model.language_model.", "lm_head."),
@@ -105,6 +107,8 @@ class Keeper:
 
 def _with_lora(model: nn.Module, lora: LoraSettings, frozen: tuple[str, ...]) -> PeftModel:
     given = options("--lora", lora.lora, [field.name for field in fields(LoraConfig)])
+    for name in given.keys() & FLAGS.keys():
+        raise UserError(f"`--lora {name}` has a flag of its own", f"use `{FLAGS[name]}`")
     targets = [name for name in resolve_targets(model, lora.target_modules) if not f"{name}.".startswith(frozen)]
     if not targets:
         raise UserError("all `--target_modules` are in the half that is frozen", "leave `--freeze` out")
