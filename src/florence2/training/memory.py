@@ -85,10 +85,12 @@ def vision_activations(model: nn.Module, size: tuple[int, int], dtype: torch.dty
         for hook in hooks:
             hook.remove()
     bytes_each = torch.finfo(dtype).bits // 8
+    # A half block keeps about this many tensors of its own size: norms, qkv, attention, the four times wider MLP, and
+    # with LoRA what its dropout lets through in front of each layer. Measured at 768 x 768, in float32 and bfloat16.
+    kept = 25 if any(".lora_" in name for name, _ in tower.named_parameters()) else 17
     if recompute:
-        return (sum(held.values()) + 16 * max(held.values())) * bytes_each
-    # A half block keeps about 16 tensors of its own size: norms, qkv, attention and the four times wider MLP.
-    return 16 * sum(held.values()) * bytes_each
+        return (sum(held.values()) + kept * max(held.values())) * bytes_each
+    return kept * sum(held.values()) * bytes_each
 
 
 def _note(held: dict[nn.Module, int], block: nn.Module, _: Any, out_BCHW: torch.Tensor) -> None:
