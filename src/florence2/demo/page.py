@@ -12,7 +12,6 @@ from typing import Any
 
 from PIL import Image
 
-from florence2.model.tasks import Answers
 from florence2.results.render import draw
 
 _STYLE = """
@@ -55,7 +54,7 @@ bundled model's answer to another task, object detection.</p>
 
 
 def _figure(shown: Shown) -> str:
-    picture = draw(Image.open(shown.picture).convert("RGB"), shown.boxes, Answers.BOXES)
+    picture = draw(Image.open(shown.picture), shown.boxes)
     judged = "right" if shown.after == shown.truth else "wrong"
     truth = "" if judged == "right" else f"<dt>in truth</dt><dd>{escape(shown.truth)}</dd>"
     return f"""<figure><img alt="" src="{_inline(picture, "JPEG")}"><figcaption><dl>
