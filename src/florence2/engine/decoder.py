@@ -7,8 +7,6 @@ batched products want them. Knows nothing of how tokens are chosen.
 Shapes: S slots, W rows of a slot, T tokens, N encoder positions, H heads, E head size, D model size, V vocabulary.
 """
 
-# ruff: noqa: N803, N806 - shape suffixes
-
 from __future__ import annotations
 
 import os

@@ -6,8 +6,6 @@ where most of the time goes, so the process's allocator and the compiler are set
 Shapes: B questions of a micro-batch, N encoder positions, D model size; pixels are B x C x H x W.
 """
 
-# ruff: noqa: N806 - shape suffixes
-
 from __future__ import annotations
 
 import ctypes

@@ -5,8 +5,6 @@ done. Answers come out as they finish, in no order; token for token they are tho
 Knows no files: samples in, predictions out.
 """
 
-# ruff: noqa: N806 - shape suffixes
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence

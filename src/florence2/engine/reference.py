@@ -4,7 +4,6 @@ The engine is tested against it, token for token; only what they draw in samplin
 random numbers of its own. Results come in the order of the samples.
 """
 
-# ruff: noqa: N803, N806 - shape suffixes
 from __future__ import annotations
 
 from collections import defaultdict

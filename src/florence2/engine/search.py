@@ -7,8 +7,6 @@ over the same numbers in the same order in both. Knows no pictures, no words and
 Shapes: S slots, W rows of a slot, K candidates of a step, T tokens, V vocabulary.
 """
 
-# ruff: noqa: N803, N806 - shape suffixes
-
 from __future__ import annotations
 
 from typing import Protocol

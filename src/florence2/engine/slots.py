@@ -6,8 +6,6 @@ Knows neither how tokens are chosen nor what they mean.
 Shapes: S slots, W rows of a slot, K candidates of a step, T tokens.
 """
 
-# ruff: noqa: N803, N806, N815 - shape suffixes
-
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -2,7 +2,6 @@
 
 Knows no pictures and no tasks: `Objects` on either side, one pair for each question.
 """
-# ruff: noqa: N806 - shape suffixes
 
 from collections.abc import Mapping, Sequence
 

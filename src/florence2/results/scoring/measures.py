@@ -3,7 +3,6 @@
 Knows nothing of pictures or tasks. A measure gives the score of any weighting of the questions; the score itself
 weighs each by 1, the bootstrap by how often its picture was drawn. Shapes: B drawings, Q questions.
 """
-# ruff: noqa: N803, N806, N815 - shape suffixes
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

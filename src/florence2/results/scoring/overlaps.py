@@ -3,7 +3,6 @@
 Knows no pictures and no tasks. Labels are compared without regard to case and white space. Shapes: T overlaps,
 D said objects, G wanted ones.
 """
-# ruff: noqa: N803, N806 - shape suffixes
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,7 +3,6 @@
 The score is faster-coco-eval's. Its interval is computed here, by the same rules, because drawing pictures again and
 again asks for weights. Shapes: B drawings, Q questions, T overlaps, L labels, D said boxes.
 """
-# ruff: noqa: N803, N806, N815 - shape suffixes
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +89,9 @@ def ask_coco(pairs: Sequence[Pair], labels: Sequence[str]) -> tuple[dict[str, fl
             "annotations": _rows([wanted for _, wanted in pairs], ids),
         }
     )
-    said = wanted.loadRes(_rows([said for said, _ in pairs], ids))
+    if not (rows := _rows([said for said, _ in pairs], ids)):  # older releases cannot read an empty list
+        return dict.fromkeys(_THEIRS, 0.0), dict.fromkeys(labels, 0.0)
+    said = wanted.loadRes(rows)
     run = package.COCOeval_faster(wanted, said, "bbox")
     run.evaluate()
     run.accumulate()

@@ -5,7 +5,6 @@ CIDEr, BLEU and ROUGE-L are pycocoevalcap's, error rates jiwer's. Words are told
 goes with pycocoevalcap, whose punctuation is dropped: equal on ordinary sentences, and each character of a script
 without spaces is a word.
 """
-# ruff: noqa: N803, N806, N815 - shape suffixes
 
 import re
 from collections.abc import Sequence
