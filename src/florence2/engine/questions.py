@@ -4,7 +4,6 @@ Threads open pictures ahead of the model, through a bounded window and in order;
 prompt that cannot be asked, is a `Prediction` with an error. Knows nothing of how answers are found.
 """
 
-# ruff: noqa: N815 - shape suffixes
 from __future__ import annotations
 
 import math
