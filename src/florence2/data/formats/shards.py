@@ -131,9 +131,10 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _told(path: Path, tar: tarfile.TarFile, key: str, group: dict[str, tarfile.TarInfo]) -> Iterator[Told]:
-    picture = next((extension for extension in group if is_picture_name(f"a{extension}")), None)
-    if picture is None:
+    pictures = [extension for extension in group if is_picture_name(f"a{extension}")]
+    if not pictures:
         return
+    picture = min(pictures, key=lambda extension: extension.count("."))  # `.jpg` before a mask in `.seg.png`
     rows: list[Row] = [{}]
     if ".json" in group:
         rows = _rows(_text(path, tar, group[".json"]), f"{path}: {key}.json")

@@ -44,6 +44,7 @@ class Told:
     rows: list[Row] = field(default_factory=list)
     things: list[Thing] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
+    about_objects: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ def convert(entries: Iterable[Entry], columns: Columns, folder: Path, to: To, ho
         raise UserError(f"{folder} is there already", "name a new folder")
     left_out: Counter[str] = Counter()
     told = list(_collected(entries, columns, left_out).values())
-    kept = [each for each in told if to not in ("folder",) or each.captions]
+    kept = [each for each in told if to != "folder" or each.captions]
+    if to in ("coco", "yolo") and not any(each.about_objects for each in kept):
+        kept = []
     if not kept:
         raise UserError(f"nothing of it can be written as {to}", "choose another --to, or another --task")
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,6 +109,7 @@ def _add(told: Told, entry: Entry, columns: Columns, size: Callable[[], tuple[in
     things = things_of(task, asked, answer, texts[0] if texts else "", size)
     if things is None and task.takes is Takes.NOTHING:
         told.captions += texts
+    told.about_objects |= things is not None
     told.things += [thing for thing in things or [] if thing not in told.things]
     told.rows.append(row)
 

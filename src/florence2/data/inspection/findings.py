@@ -86,11 +86,14 @@ def look(entry: Entry, columns: Columns, length: Length) -> Looked:
     try:
         size = entry.picture.size()
         task, asked = columns.asked_by(entry.row, where)
-        samples = row_samples(entry.row, where, columns, entry.picture)
+        misfits = [Finding(Kind.INPUT, where, what) for what in _misfits(task, asked)]
+        samples = [] if misfits else row_samples(entry.row, where, columns, entry.picture)
     except PictureError as error:
         return Looked([], [Finding(Kind.UNREADABLE, where, error.what)])
     except UserError as error:
         return Looked([], [Finding(Kind.MALFORMED, where, error.what)])
+    if misfits:
+        return Looked([], misfits)
     found = [Finding(kind, where, what) for kind, what in _wrong(entry.row, task, asked, samples, size)]
     return Looked(samples, found + [Finding(Kind.LONG, where, what) for what in _long(samples, length)], size)
 
@@ -103,10 +106,6 @@ def _wrong(
         yield Kind.SIZE, f"the picture is {size[0]} x {size[1]}, the list says {told[0]} x {told[1]}"
     if hint := _misspelt(task):
         yield Kind.TASK, f"`{task.token}` is no task and would be learnt as a prompt; did you mean `{hint}`"
-    if task.takes is Takes.NOTHING and asked and not task.is_free:
-        yield Kind.INPUT, f"`{task.name}` takes no input and has `{asked}`"
-    if task.takes is not Takes.NOTHING and not asked:
-        yield Kind.INPUT, f"`{task.name}` needs {task.takes} as its input"
     if isinstance(asked, list):
         yield from _places([asked], ["input"], size)
     if not samples:
@@ -116,6 +115,13 @@ def _wrong(
         yield from _objects(answer, task, size)
     else:
         yield from _texts(task, samples)
+
+
+def _misfits(task: Task, asked: Any) -> Iterator[str]:
+    if task.takes is Takes.NOTHING and asked and not task.is_free:
+        yield f"`{task.name}` takes no input and has `{asked}`"
+    if task.takes is not Takes.NOTHING and not asked:
+        yield f"`{task.name}` needs {task.takes} as its input"
 
 
 def _misspelt(task: Task) -> str:

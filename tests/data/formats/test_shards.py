@@ -1,0 +1,100 @@
+import io
+import json
+import pickle
+import tarfile
+
+import pytest
+from PIL import Image
+
+from florence2.data.formats.shards import find_shards, write_shards
+from florence2.data.resolve import resolve_dataset, resolve_pictures
+from florence2.errors import UserError
+from tests.drawn import locs
+
+
+def encoded(size=(20, 10)) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", size, (1, 2, 3)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def tar(path, files, mode="w"):
+    with tarfile.open(path, mode) as written:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            content = content if isinstance(content, bytes) else content.encode()
+            member.size = len(content)
+            written.addfile(member, io.BytesIO(content))
+    return path
+
+
+def said(spec, task="caption"):
+    return [(s.id, s.task, s.input, s.target) for s in resolve_dataset(spec, task=task).samples]
+
+
+def test_captions_and_rows(tmp_path):
+    rows = [{"task": "od", "answer": {"bboxes": [[0, 0, 10, 5]], "labels": ["cat"]}}, {"text": "a cat"}]
+    files = {
+        "0001.png": encoded(),
+        "0001.txt": "a\nboat ",
+        "in/2.txt": "a tree",
+        "in/2.seg.png": b"other words of this name",
+        "in/2.PNG": encoded((30, 10)),
+        "3.png": encoded(),
+        "3.json": json.dumps(rows),
+        "notes.md": "no picture",
+    }
+    made = tar(tmp_path / "a.tar", files)
+    assert said(made) == [
+        ("0001.png", "<CAPTION>", "", "a boat"),
+        ("in/2.png", "<CAPTION>", "", "a tree"),
+        ("3.png", "<OD>", "", "cat" + locs(0, 0, 500, 500)),
+        ("3.png", "<CAPTION>", "", "a cat"),
+    ]
+    samples = resolve_dataset(made, task="caption").samples
+    assert [sample.open().size for sample in samples] == [(20, 10), (30, 10), (20, 10), (20, 10)]
+    assert pickle.loads(pickle.dumps(samples[1])).open().size == (30, 10)  # as it goes to workers
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]  # nothing is unpacked
+
+
+def test_pictures_to_ask_about(tmp_path):
+    made = tar(tmp_path / "a.tar", {"1.png": encoded(), "2.png": encoded()})
+    assert [(s.id, s.task, s.target) for s in resolve_pictures(made, task="od").samples] == [
+        ("1.png", "<OD>", None),
+        ("2.png", "<OD>", None),
+    ]
+    with pytest.raises(UserError, match="have no caption"):
+        said(made)
+
+
+def test_patterns(tmp_path):
+    for name in ("s-08", "s-09", "s-10"):
+        tar(tmp_path / f"{name}.tar", {"1.png": encoded(), "1.txt": name})
+    for pattern in ("s-{08..10}.tar", "s-{08,09,10}.tar", "s-*.tar", ""):
+        assert [row[3] for row in said(tmp_path / pattern)] == ["s-08", "s-09", "s-10"]
+    assert [row[0] for row in said(tmp_path / "s-{08..09}.tar")] == ["s-08.tar/1.png", "s-09.tar/1.png"]
+    with pytest.raises(UserError, match=r"s-11\.tar does not exist"):
+        find_shards(f"{tmp_path}/s-{{10..11}}.tar")
+
+
+def test_tars_that_cannot_be_read(tmp_path):
+    whole = tar(tmp_path / "a.tar", {"1.png": encoded(), "1.txt": "a cat"}).read_bytes()
+    (tmp_path / "a.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(UserError, match="is not a tar that can be read"):
+        said(tmp_path / "a.tar")
+    tar(tmp_path / "b.tar.gz", {"1.png": encoded()}, "w:gz")
+    with pytest.raises(UserError, match="is compressed"):
+        said(tmp_path / "b.tar.gz")
+    assert whole
+
+
+def test_written_tars_are_read(tmp_path):
+    rows = [{"task": "<OD>", "text": "cat" + locs(1, 2, 3, 4)}]
+    pictures = [(f"a.b/{n}.x.PNG", encoded(), rows * (n + 1)) for n in range(3)]
+    assert write_shards(tmp_path, pictures, per_shard=2) == 2
+    assert [row[0] for row in said(tmp_path)] == [
+        "000000.tar/00000000.png",
+        *["000000.tar/00000001.png"] * 2,
+        *["000001.tar/00000002.png"] * 3,
+    ]
+    assert {row[1:] for row in said(tmp_path)} == {("<OD>", "", "cat" + locs(1, 2, 3, 4))}

@@ -1,0 +1,192 @@
+"""`florence2 data`: what is wrong is named, what is shown is what is learnt, what is converted keeps its boxes."""
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from florence2.cli import main
+from florence2.data.resolve import resolve_dataset
+from florence2.recipes.data import check, rewrite, show
+from tests.data.formats.lists import SIZE, coco, yolo
+from tests.data.pictures import captioned, jsonl, picture
+from tests.drawn import locs
+
+
+def checked(tmp_path, *rows, **options):
+    """Check rows about a picture 200 x 100; give the kinds of what is wrong."""
+    if not (tmp_path / "a.png").exists():
+        picture(tmp_path / "a.png", SIZE)
+    rows = [{"file_name": "a.png", **row} for row in rows]
+    return check(dataset=str(jsonl(tmp_path / "list.jsonl", rows)), **options).to_json()
+
+
+def od(*boxes, labels=None):
+    return {"task": "od", "answer": {"bboxes": list(boxes), "labels": labels or ["cat"] * len(boxes)}}
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "what"),
+    [
+        (od([0, 0, 202, 50]), "outside", "`cat` at [0, 0, 202, 50] in a picture of 200 x 100"),
+        (od([50, 0, 20, 50]), "swapped", "`cat` at [50, 0, 20, 50] in a picture of 200 x 100"),
+        (od([20, 0, 20, 50]), "zero", "`cat` at [20, 0, 20, 50] in a picture of 200 x 100"),
+        (od([0, 0, 9, 9], labels=[" "]), "label", "the object at [0, 0, 9, 9] has no label"),
+        (od([0, 0, 9, 9], [0, 0, 9.1, 9]), "repeated", "`cat` at [0, 0, 9.1, 9] is there twice"),
+        (od([0, 0, 9, 9], labels=["a", "b"]), "malformed", "2 labels for 1 `bboxes`"),
+        ({"task": "<ODD>", "text": "cat"}, "task", "`<ODD>` is no task and would be learnt as a prompt"),
+        ({"task": "region_to_category", "text": "cat"}, "input", "`region_to_category` needs region as its input"),
+        ({"task": "region_to_ocr", "input": [0, 0, 300, 9], "text": "x"}, "outside", "input at [0, 0, 300, 9]"),
+        ({"task": "od", "input": "cat", "text": "cat" + locs(1, 2, 3, 4)}, "input", "takes no input"),
+        ({"task": "od", "text": "a cat on a mat"}, "text", "`a cat on a mat` says no object"),
+        ({"task": "od"}, "empty", "neither `text` nor `answer`"),
+        ({"file_name": "b.png", "text": "x"}, "absent", "`b.png` does not exist"),
+        ({"width": 100, "height": 200, "text": "x"}, "size", "the picture is 200 x 100, the list says 100 x 200"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, row, kind, what):
+    found = checked(tmp_path, row)
+    assert found["wrong"] == {kind: 1}
+    assert what in found["findings"][0]["what"]
+    assert found["findings"][0]["where"].endswith("list.jsonl line 1")
+
+
+def test_long_answers(tmp_path):
+    boxes = [[n, 0, n + 0.4, 9] for n in range(200)]
+    found = checked(tmp_path, od(*boxes, labels=[f"cat {n}" for n in range(200)]))
+    assert found["wrong"] == {"long": 1}
+    assert found["longest"] == 2 + 200 * (4 + 2)
+    assert found["findings"][0]["what"].endswith("is cut behind its last whole object")
+
+
+def test_duplicates_and_pictures_under_two_names(tmp_path):
+    picture(tmp_path / "b.png", SIZE)
+    row = {"text": "a cat"}
+    found = checked(tmp_path, row, row, {"text": "another"}, {"file_name": "b.png", "text": "a cat"})
+    assert found["wrong"] == {"duplicate": 1, "same": 1}
+    assert (found["pictures"], found["samples"]) == (2, 4)
+
+
+def test_a_sound_dataset(tmp_path, capsys):
+    captioned(tmp_path / "in" / "a.png", "a boat")
+    assert main(["data", "check", str(tmp_path / "in")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "nothing is wrong"
+    assert checked(tmp_path, od([0, 0, 200.9, 100]), od())["wrong"] == {}  # a rounding, and a picture without objects
+
+
+def test_exit_codes_and_json(tmp_path, capsys):
+    picture(tmp_path / "0.png", SIZE)
+    made = coco(tmp_path / "list.json", [{"bbox": [0, 0, 300, 10]}])
+    assert main(["data", "check", str(made), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["wrong"], found["objects"], found["tasks"]) == ({"outside": 1}, {"cat": 1}, {"od": 1})
+    assert main(["data", "check", str(made)]) == 1
+    assert "wrong: 1 objects outside the picture" in capsys.readouterr().out
+    assert main(["data", "check", str(tmp_path / "nowhere")]) == 2
+    assert main(["data", "convert", str(made)]) == 2
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_broken_pictures_and_lists_are_findings(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    assert checked(tmp_path, {"text": "a cat"})["wrong"] == {"unreadable": 1}
+    picture(tmp_path / "b.png")
+    with (tmp_path / "list.jsonl").open("a") as lines:
+        lines.write('{"file_name": "b.png", "text": "x"}\nnot json\n')
+    found = check(dataset=str(tmp_path / "list.jsonl")).to_json()
+    assert found["wrong"] == {"unreadable": 1, "malformed": 1}
+
+
+def test_the_page_says_what_is_learnt(tmp_path):
+    picture(tmp_path / "a.png", SIZE)
+    rows = [
+        {"file_name": "a.png", "task": "od", "answer": {"bboxes": [[0, 0, 100, 50]], "labels": ["<b>"]}},
+        {"file_name": "a.png", "task": "region_to_category", "input": [0, 0, 100, 50], "text": "cat & dog"},
+        {"file_name": "gone.png", "text": "x"},
+    ]
+    page = show(dataset=str(jsonl(tmp_path / "list.jsonl", rows)), output=str(tmp_path / "page.html")).read_text()
+    assert page.count("data:image/jpeg;base64,") == 2
+    tokens = locs(0, 0, 500, 500).replace("<", "&lt;").replace(">", "&gt;")
+    assert f'&lt;b&gt;<span class="at">{tokens}</span>' in page
+    assert "cat &amp; dog" in page
+    assert "Locate the objects with category name in the image." in page
+    assert not re.search(r'(?:src|href)="(?!data:)', page)
+
+
+def boxes(spec, task="od"):
+    found = resolve_dataset(spec, task=task)
+    return sorted((sample.id.rpartition("/")[2], sample.target) for sample in found.samples)
+
+
+def test_coco_to_jsonl_to_coco_and_yolo_to_jsonl_to_yolo_keep_every_box(tmp_path):
+    sides = (640, 427)
+    Image.new("RGB", sides).save(tmp_path / "0.png")
+    rows = [{"bbox": [7.31 * n, 3.7 * n, 61.03 + n, 40.77], "category_id": n % 2 + 1} for n in range(60)]
+    made = coco(tmp_path / "_annotations.coco.json", rows)
+    told = json.loads(made.read_text())
+    told["images"][0] |= {"width": sides[0], "height": sides[1]}
+    made.write_text(json.dumps(told))
+    there, back = tmp_path / "jsonl", tmp_path / "coco"
+    rewrite(dataset=str(tmp_path), output=str(there), to="jsonl")
+    rewrite(dataset=str(there), output=str(back), to="coco")
+    again = json.loads((back / "_annotations.coco.json").read_text())
+    names = {row["id"]: row["name"] for row in again["categories"]}
+    found = sorted((names[row["category_id"]], *row["bbox"]) for row in again["annotations"])
+    wanted = sorted((("cat", "stop-sign")[row["category_id"] - 1], *row["bbox"]) for row in rows)
+    assert [row[0] for row in found] == [row[0] for row in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        assert one[1:] == pytest.approx(other[1:], abs=min(sides) / 2000)
+    assert again["images"][0]["width"] == 640
+
+    rewrite(dataset=str(back), output=str(tmp_path / "yolo"), to="yolo")
+    rewrite(dataset=str(tmp_path / "yolo"), output=str(tmp_path / "jsonl2"), to="jsonl")
+    rewrite(dataset=str(tmp_path / "jsonl2"), output=str(tmp_path / "yolo2"), to="yolo")
+    lines = [
+        sorted(
+            tuple(map(float, line.split())) for line in (tmp_path / name / "labels" / "0.txt").read_text().splitlines()
+        )
+        for name in ("yolo", "yolo2")
+    ]
+    assert len(lines[0]) == len(rows)
+    for one, other in zip(*lines, strict=True):
+        assert one == pytest.approx(other, abs=1 / 2000)
+    assert boxes(tmp_path / "yolo2") == boxes(tmp_path) == boxes(back)
+
+
+def test_outlines_go_through_yolo(tmp_path):
+    made = yolo(tmp_path / "a", "0 0.1 0.2 0.5 0.2 0.1 0.8\n")
+    task = "referring_expression_segmentation"
+    rewrite(dataset=str(made.parent), output=str(tmp_path / "j"), to="jsonl", task=task)
+    rewrite(dataset=str(tmp_path / "j"), output=str(tmp_path / "b"), to="yolo")
+    assert (tmp_path / "b" / "labels" / "0.txt").read_text() == "0 0.1 0.2 0.5 0.2 0.1 0.8\n"
+    assert boxes(tmp_path / "b", task) == boxes(made.parent, task)
+
+
+def test_captions_go_through_tars_into_a_folder(tmp_path):
+    captioned(tmp_path / "a" / "x.png", "a boat")
+    rewrite(dataset=str(tmp_path / "a"), output=str(tmp_path / "tars"), to="shards")
+    done = rewrite(dataset=str(tmp_path / "tars"), output=str(tmp_path / "folder"), to="folder")
+    assert (done.pictures, done.rows, dict(done.left_out)) == (1, 1, {})
+    assert (tmp_path / "folder" / "00000000.txt").read_text() == "a boat\n"
+
+
+def test_pictures_are_linked_or_copied_and_never_moved(tmp_path):
+    source = captioned(tmp_path / "a" / "x.png", "a boat")
+    for how, names in (("link", 2), ("copy", 2)):
+        rewrite(dataset=str(tmp_path / "a"), output=str(tmp_path / how), pictures=how)
+        assert (tmp_path / how / "x.png").read_bytes() == source.read_bytes()
+        assert source.stat().st_nlink == names
+    assert (tmp_path / "link" / "x.png").samefile(source)
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path, capsys):
+    captioned(tmp_path / "x.png", "a boat")
+    assert main(["data", "convert", str(tmp_path), str(tmp_path)]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_captions_are_no_coco_list(tmp_path, capsys):
+    captioned(tmp_path / "a" / "x.png", "a boat")
+    assert main(["data", "convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", "coco"]) == 2
+    assert "nothing of it can be written as coco" in capsys.readouterr().err
