@@ -8,7 +8,7 @@ from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
 import florence2.demo
 from florence2.demo.scenes import scene
-from florence2.demo.stages.scores import WANTED, score
+from florence2.demo.scores import WANTED, score
 from florence2.demo.targets import all_truths, caption
 from florence2.model.processing import Processing
 from florence2.model.tasks import SPECIAL_TOKENS, TASKS

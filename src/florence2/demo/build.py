@@ -16,12 +16,12 @@ from torch import distributed
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
 from florence2.demo.scenes import scene
+from florence2.demo.scores import WANTED, score
 from florence2.demo.stages.blank import WIDTH, blank_model, generation_settings, make_processor
 from florence2.demo.stages.cells import CellHeads
 from florence2.demo.stages.codes import CellCodes
 from florence2.demo.stages.lessons import Class, see, see_and_speak, speak_from_codes
 from florence2.demo.stages.pictures import Pixels, draw_store
-from florence2.demo.stages.scores import WANTED, score
 from florence2.demo.stages.speech import SpeechLoss, start_embedding, twins
 from florence2.model.processing import Processing
 
@@ -50,7 +50,6 @@ def build(
 ) -> None:
     """Run the lessons that are not done yet, and save the model in transformers' layout."""
     rank, world = _place()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     if world > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     store = draw_store(work / "pictures", num_pictures, _tell)

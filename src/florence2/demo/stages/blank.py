@@ -34,7 +34,7 @@ _LAYOUT = ["<s>", "<pad>", "</s>", "<unk>"]
 def make_processor(folder: Path) -> Florence2Processor:
     """Train the byte-level vocabulary on the words of scenes, and save tokenizer and picture settings in `folder`."""
     texts = {word for task in TASKS for word in _words(task.wording())}
-    for seed in range(FIRST_SEED, FIRST_SEED + 4000):
+    for seed in range(FIRST_SEED, FIRST_SEED + 1500):
         for told in all_truths(scene(seed), seed):
             texts.update(_words(told.text.split("<loc_")[0]), _words(told.input.split("<loc_")[0]))
     bpe = ByteLevelBPETokenizer(add_prefix_space=False)

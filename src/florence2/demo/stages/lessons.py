@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from transformers import Florence2ForConditionalGeneration
 
 from florence2.demo.scenes import Scene, scene
+from florence2.demo.stages.asking import Batch, Question, ask, cells_of
 from florence2.demo.stages.cells import CellHeads
 from florence2.demo.stages.codes import CellCodes
 from florence2.demo.stages.lesson import Lesson
 from florence2.demo.stages.pictures import FIRST_SEED, STRETCH, Pixels
-from florence2.demo.stages.questions import Batch, Question, ask, cells_of
 from florence2.demo.stages.speech import SpeechLoss, speak
 from florence2.model.processing import Processing
 

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from transformers import Florence2ForConditionalGeneration
 from transformers.models.florence2.modeling_florence2 import shift_tokens_right
 
+from florence2.demo.stages.asking import Batch
 from florence2.demo.stages.cells import NOT_HERE
 from florence2.demo.stages.codes import waves
-from florence2.demo.stages.questions import Batch
 from florence2.model.tasks import NUM_BINS
 
 _WAVES = (0.5, 1, 2, 4, 8, 16, 32)

@@ -20,21 +20,21 @@ from florence2.model.tasks import find_task
 
 # How often each task is asked; what is harder to learn, or shown off more, is asked more.
 SHARES = {
-    "caption": 3,
-    "detailed_caption": 2,
-    "more_detailed_caption": 2,
-    "ocr": 1,
-    "ocr_with_region": 2,
-    "od": 4,
-    "dense_region_caption": 2,
-    "region_proposal": 1,
-    "caption_to_phrase_grounding": 3,
-    "open_vocabulary_detection": 1,
-    "referring_expression_segmentation": 2,
-    "region_to_segmentation": 2,
-    "region_to_category": 1,
-    "region_to_description": 1,
-    "region_to_ocr": 1,
+    "caption": 2.0,
+    "detailed_caption": 1.5,
+    "more_detailed_caption": 2.0,
+    "ocr": 0.5,
+    "ocr_with_region": 1.5,
+    "od": 2.0,
+    "dense_region_caption": 1.5,
+    "region_proposal": 1.0,
+    "caption_to_phrase_grounding": 4.0,
+    "open_vocabulary_detection": 4.0,
+    "referring_expression_segmentation": 4.0,
+    "region_to_segmentation": 3.0,
+    "region_to_category": 1.0,
+    "region_to_description": 1.5,
+    "region_to_ocr": 1.0,
 }
 
 
