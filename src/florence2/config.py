@@ -15,7 +15,7 @@ class DataSettings:
     """What to learn from."""
 
     dataset: str
-    """Pictures with captions: a folder, a JSONL/CSV/parquet file, a saved `datasets` folder, or a hub id[:split]."""
+    """Pictures with answers: a folder, JSONL, CSV, COCO, YOLO, VOC, LabelMe, tars, or a hub id (all: docs/data.md)."""
 
     dataset_dir: str | None = None
     """Folder that the file names in a JSONL dataset are relative to (default: the folder of the file)."""
