@@ -24,7 +24,8 @@ SEARCHES = {
     "3 beams": {"num_beams": 3},
     "3 beams, never early": {"num_beams": 3, "early_stopping": "never", "length_penalty": 2.0, "min_length": 4},
     "3 beams, no repeats": {"num_beams": 3, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
-    "5 beams, early by chance": {"num_beams": 5, "early_stopping": False},
+    "5 beams": {"num_beams": 5, "early_stopping": False},
+    "2 beams, early by a guess": {"num_beams": 2, "early_stopping": False, "length_penalty": 3.0},
     "4 beams, 3 answers": {"num_beams": 4, "num_return_sequences": 3},
 }
 
