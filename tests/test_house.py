@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from florence2 import settings
+from florence2.cli import COMMANDS
 from florence2.config import PredictSettings, TrainSettings
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +132,7 @@ def test_the_readme_shows_the_tree_as_it_is() -> None:
     assert shown == {p.name for p in SOURCE.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["predict", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
 def test_help_imports_no_torch(words: list[str]) -> None:
     code = f"""
 import sys

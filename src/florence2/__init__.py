@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from florence2.data.sample import Prediction as Prediction
     from florence2.data.sample import Sample as Sample
+    from florence2.engine.engine import Engine as Engine
+    from florence2.engine.options import EngineSettings as EngineSettings
+    from florence2.engine.options import GenerationSettings as GenerationSettings
     from florence2.errors import UserError as UserError
     from florence2.model.load import load as load
     from florence2.model.tasks import Task as Task
+    from florence2.recipes.evaluate import evaluate as evaluate
     from florence2.recipes.predict import predict as predict
     from florence2.recipes.train import train as train
 
@@ -22,12 +26,28 @@ _HOMES = {
     "Sample": "florence2.data.sample",
     "Task": "florence2.model.tasks",
     "UserError": "florence2.errors",
+    "Engine": "florence2.engine.engine",
+    "EngineSettings": "florence2.engine.options",
+    "GenerationSettings": "florence2.engine.options",
+    "evaluate": "florence2.recipes.evaluate",
     "load": "florence2.model.load",
     "predict": "florence2.recipes.predict",
     "train": "florence2.recipes.train",
 }
 
-__all__ = ["Prediction", "Sample", "Task", "UserError", "load", "predict", "train"]
+__all__ = [
+    "Engine",
+    "EngineSettings",
+    "GenerationSettings",
+    "Prediction",
+    "Sample",
+    "Task",
+    "UserError",
+    "evaluate",
+    "load",
+    "predict",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

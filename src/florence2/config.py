@@ -217,6 +217,9 @@ class OutputSettings:
     existing: Literal["skip", "overwrite", "append", "prepend"] = "skip"
     """What to do about a picture that has a sidecar already."""
 
+    draw: str | None = None
+    """Also save each picture with its answer drawn on it, to this folder."""
+
     prefix: str = ""
     """Text put in front of every caption."""
 

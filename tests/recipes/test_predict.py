@@ -86,6 +86,15 @@ def test_captions_beside_pictures(tiny: Path, tmp_path: Path) -> None:
     assert (folder / "a.txt").read_text(encoding="utf-8") == f"by hand {said['a.png']}".strip() + "\n"
 
 
+def test_answers_drawn_on_pictures(tiny: Path, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "photos", "a.png", "deep/a.png")
+    run(tiny, folder, tmp_path / "o.jsonl", recursive=True, draw=str(tmp_path / "drawn"))
+    drawn = {path.relative_to(tmp_path / "drawn").as_posix() for path in (tmp_path / "drawn").rglob("*.jpg")}
+    assert drawn == {"a.jpg", "deep/a.jpg"}
+    with Image.open(tmp_path / "drawn" / "a.jpg") as picture:
+        assert picture.width > 80, "drawn large enough to read"
+
+
 def test_the_question_is_the_users_or_the_trainings_or_a_caption(tiny: Path, tmp_path: Path) -> None:
     folder = draw(tmp_path / "photos", "a.png")
     run(tiny, folder, tmp_path / "o.jsonl")

@@ -38,6 +38,8 @@ class Shown:
 def write_page(path: Path, shown: list[Shown], curve: Path) -> Path:
     """Write the page and return its path."""
     figures = "\n".join(_figure(each) for each in shown)
+    with Image.open(curve) as opened:
+        loss = _inline(opened, "PNG")
     right = sum(each.truth == each.after for each in shown)
     path.write_text(
         f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>florence2 demo</title><style>{_STYLE}</style>
@@ -45,7 +47,7 @@ def write_page(path: Path, shown: list[Shown], curve: Path) -> Path:
 <p>{right} of {len(shown)} captions of pictures that were not learnt from are right to the letter. The boxes are the
 bundled model's answer to another task, object detection.</p>
 <main>{figures}</main>
-<h2>Training</h2><img class="curve" alt="loss by step" src="{_inline(Image.open(curve), "PNG")}">
+<h2>Training</h2><img class="curve" alt="loss by step" src="{loss}">
 </html>
 """,
         encoding="utf-8",
@@ -54,7 +56,8 @@ bundled model's answer to another task, object detection.</p>
 
 
 def _figure(shown: Shown) -> str:
-    picture = draw(Image.open(shown.picture), shown.boxes)
+    with Image.open(shown.picture) as opened:
+        picture = draw(opened, shown.boxes)
     judged = "right" if shown.after == shown.truth else "wrong"
     truth = "" if judged == "right" else f"<dt>in truth</dt><dd>{escape(shown.truth)}</dd>"
     return f"""<figure><img alt="" src="{_inline(picture, "JPEG")}"><figcaption><dl>

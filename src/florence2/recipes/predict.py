@@ -21,6 +21,7 @@ from florence2.errors import UserError
 from florence2.model.checkpoint import find_folder
 from florence2.model.load import load
 from florence2.model.tasks import Takes, split_prompt
+from florence2.results.drawings import Drawings
 from florence2.results.journal import Journal, dressed, run_name, stamp
 from florence2.results.progress import Meter, Tally, say, shares
 from florence2.results.sidecar import SidecarWriter
@@ -59,10 +60,12 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> Tally:
     with journal, Meter(tally) as meter:
         wanted = list(journal.missing(sidecars.wanted(found.samples) if sidecars else found.samples))
         tally.resumed = len(found.samples) - len(wanted)
+        drawings = Drawings(output.draw, wanted) if output.draw else None
         for prediction in _answers(settings, wanted):
             caption = dressed(prediction, output.prefix, output.suffix)
-            if sidecars:
-                sidecars.write(caption)
+            for beside in (sidecars, drawings):
+                if beside:
+                    beside.write(caption)
             journal.write(caption)
             meter.count(caption)
     return tally
