@@ -164,7 +164,9 @@ def _lessons(settings: TrainSettings, samples: Sequence[Sample], model: Any, pro
 
 
 def _record(settings: TrainSettings, model: Any, samples: Sequence[Sample], held: Sequence[Sample]) -> Record:
-    task = find_task(settings.data.task)
+    tasks = sorted({sample.task for sample in samples})
+    # Rows may name their task themselves; where they all name one, that is what the model will be asked.
+    task = find_task(tasks[0] if len(tasks) == 1 else settings.data.task)
     return Record(
         base=str(model.config.name_or_path),
         revision=settings.model.revision,
@@ -176,7 +178,7 @@ def _record(settings: TrainSettings, model: Any, samples: Sequence[Sample], held
             "pictures": len({sample.id for sample in samples}),
             "captions": len(samples),
             "held_out": len(held),
-            "tasks": sorted({sample.task for sample in samples}),
+            "tasks": tasks,
         },
         versions=installed(),
     )
