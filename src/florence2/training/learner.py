@@ -81,6 +81,8 @@ def introduce(
     yield f"{length.pictures:,} captions, {length.steps:,} steps of {length.per_step} over {learning.epochs:g} epochs"
     yield f"{kind}: {learns:,} of {every:,} weights learn ({learns / every:.2%}), {str(dtype)[6:]} arithmetic"
     yield f"about {need:.1f} GiB of memory on the {next(learner.parameters()).device.type}"
+    if "prodigy" in learning.optim.lower() and learning.learning_rate < 0.1:
+        yield f"{learning.optim} scales its learning rate itself, and {learning.learning_rate:g} slows it: pass 1"
     if lessons.features is not None:
         yield "no weight that sees pictures learns: what they look like is computed once and kept on disk"
     if cut := lessons.cut():
