@@ -13,7 +13,7 @@ from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model.processing import Processing
 from florence2.training.augment import CaptionRules
-from florence2.training.dataset import Collator, Lessons
+from florence2.training.batches import Collator, Lessons
 from florence2.training.learner import equip, resting
 from florence2.training.trainer import LessonTrainer, Method
 from florence2.training.watch.stops import BrokenSteps

@@ -30,7 +30,7 @@ from florence2.model.tasks import find_task
 from florence2.training import memory
 from florence2.training.arguments import plan, trackers, training_arguments
 from florence2.training.augment import rules_of
-from florence2.training.dataset import Collator, Lessons, preview
+from florence2.training.batches import Collator, Lessons, preview
 from florence2.training.learner import Keeper, equip, introduce, rests
 from florence2.training.optimizer import check_name
 from florence2.training.record import Record, check_alike, command, installed, write_card
