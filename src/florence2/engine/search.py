@@ -98,7 +98,6 @@ class Beams:
             done_S=~is_open_S | is_full_S | ends_SK.all(-1),
             keep_SW=keep_SW,
             kept_score_SW=kept_SW,
-            is_open_S=is_open_S,
         )
 
     def _candidates(self, slots: Slots, logits_SWV: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -127,11 +126,7 @@ class Beams:
         """Merge what just finished into what is kept: scores, where they come from, which are finished."""
         is_top_K = torch.arange(2 * self.width, device=score_SK.device) < self.width
         just_SK = ends_SK & is_top_K
-        full_S1 = slots.finished_SW.all(-1, keepdim=True) & (self._settings.early_stopping is True)
-        ended_SK = score_SK / self._worth(slots.length_S)
-        ended_SK = ended_SK + full_S1.float() * NEVER
-        ended_SK = ended_SK + (~slots.is_open_S)[:, None].float() * NEVER
-        ended_SK = ended_SK + (~just_SK) * NEVER
+        ended_SK = score_SK / self._worth(slots.length_S) + (~just_SK) * NEVER
         kept_SW, keep_SW = torch.cat((slots.kept_scores_SW, ended_SK), 1).topk(self.width)
         return kept_SW, keep_SW, torch.cat((slots.finished_SW, just_SK), 1).gather(1, keep_SW)
 
@@ -142,7 +137,7 @@ class Beams:
         hoped_S = slots.most_S - 1 if hopes_to_be_long else slots.length_S
         best_S1 = running_SW[:, :1] / self._worth(hoped_S)
         worst_SW = torch.where(finished_SW, kept_SW.min(1, keepdim=True).values, NEVER)
-        return slots.is_open_S & (best_S1 > worst_SW).any(-1)
+        return (best_S1 > worst_SW).any(-1)
 
     def _worth(self, tokens_S: Tensor) -> Tensor:
         """Give what sums of so many log-probabilities are divided by."""

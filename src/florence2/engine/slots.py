@@ -38,7 +38,6 @@ class Choice:
     done_S: Tensor
     keep_SW: Tensor | None = None
     kept_score_SW: Tensor | None = None
-    is_open_S: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +46,7 @@ class Slots:
 
     `tokens` begin with the start token, `logprobs` lie beside them. `origin` is the row of the cache that holds the
     keys and values of a token: when beams part, this table moves and the cache does not. `kept` are the finished
-    beams, best first. `is_open`: a running beam may still beat a kept one. `busy`: the slot is being answered.
+    beams, best first. `busy`: the slot is being answered.
     """
 
     tokens_SWT: Tensor
@@ -59,7 +58,6 @@ class Slots:
     kept_logprobs_SWT: Tensor
     kept_scores_SW: Tensor
     finished_SW: Tensor
-    is_open_S: Tensor
     busy_S: Tensor
     least_S: Tensor
     most_S: Tensor
@@ -73,7 +71,7 @@ class Slots:
             name: torch.zeros(slots, dtype=torch.long, device=device)
             for name in ("length_S", "least_S", "most_S", "ngram_S", "seed_S")
         }
-        flags = {name: torch.zeros(slots, dtype=torch.bool, device=device) for name in ("is_open_S", "busy_S")}
+        busy = torch.zeros(slots, dtype=torch.bool, device=device)
         scores = {name: torch.zeros(slots, width, device=device) for name in ("scores_SW", "kept_scores_SW")}
         words = {
             name: torch.zeros(slots, width, tokens, dtype=torch.long, device=device)
@@ -83,7 +81,7 @@ class Slots:
             name: torch.zeros(slots, width, tokens, device=device) for name in ("logprobs_SWT", "kept_logprobs_SWT")
         }
         finished = torch.zeros(slots, width, dtype=torch.bool, device=device)
-        table = cls(**whole, **flags, **scores, **words, **odds, finished_SW=finished)
+        table = cls(**whole, **scores, **words, **odds, finished_SW=finished, busy_S=busy)
         table.length_S.fill_(1)
         return table
 
@@ -110,7 +108,6 @@ class Slots:
         self.scores_SW[slot, 0] = 0
         self.kept_scores_SW[slot] = NEVER
         self.finished_SW[slot] = False
-        self.is_open_S[slot] = True
         self.busy_S[slot] = True
         self.least_S[slot], self.most_S[slot], self.ngram_S[slot] = limits.least, limits.most, limits.ngram
         self.seed_S[slot] = seed
@@ -159,7 +156,6 @@ class Slots:
         self._set(self.kept_tokens_SWT, _rows(torch.cat((self.kept_tokens_SWT, tokens_SKT), 1), choice.keep_SW))
         self._set(self.kept_logprobs_SWT, _rows(torch.cat((self.kept_logprobs_SWT, logprobs_SKT), 1), choice.keep_SW))
         self._set(self.kept_scores_SW, choice.kept_score_SW)
-        self._set(self.is_open_S, choice.is_open_S)
 
     def _own_rows(self) -> Tensor:
         slots, width = self.scores_SW.shape
