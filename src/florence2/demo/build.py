@@ -1,6 +1,7 @@
 """Build the bundled model from nothing: `python -m florence2.demo.build --out DIR`.
 
-Three lessons, each resumed where it was cut short: see what is in the cells, speak from cells' codes, both together.
+Four lessons, each resumed where it was cut short: see what is in the cells, speak from cells' codes, both together, and
+find what words name.
 On a busy CPU several processes of one thread learn faster than one of several threads; start them with
 `python -m torch.distributed.run --nproc-per-node 2 -m florence2.demo.build --out DIR`.
 """
@@ -20,14 +21,14 @@ from florence2.demo.scores import WANTED, score
 from florence2.demo.stages.blank import WIDTH, blank_model, generation_settings, make_processor
 from florence2.demo.stages.cells import CellHeads
 from florence2.demo.stages.codes import CellCodes
-from florence2.demo.stages.lessons import Class, see, see_and_speak, speak_from_codes
+from florence2.demo.stages.lessons import Class, find, see, see_and_speak, speak_from_codes
 from florence2.demo.stages.pictures import Pixels, draw_store
 from florence2.demo.stages.speech import SpeechLoss, start_embedding, twins
 from florence2.model.processing import Processing
 
 HELD_OUT_SEED = 5_000_000
 NUM_PICTURES = 40_000
-STEPS = ((2500, 32), (700, 256), (2000, 32))  # of each lesson, and the size of a batch
+STEPS = ((2500, 32), (700, 256), (1700, 32), (700, 16))  # of each lesson, and the size of a batch
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def build(
     store = draw_store(work / "pictures", num_pictures, _tell)
     processor = make_processor(work / f"processor-{rank}")  # one for each process: they do not wait for each other
     room = open_class(processor, store, seed, rank, world)
-    for learn, (num, batch) in zip((see, speak_from_codes, see_and_speak), steps, strict=True):
+    for learn, (num, batch) in zip((see, speak_from_codes, see_and_speak, find), steps, strict=True):
         learn(room, num, batch // world).run(work)
     if rank == 0:
         save(room.model, processor, out)

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from florence2.demo.scenes import Scene
 from florence2.demo.stages.cells import NOT_HERE, CellTruth, cell_truth
 from florence2.demo.targets import Truth, truth
+from florence2.model.locations import write_region
 from florence2.model.processing import Processing
 from florence2.model.tasks import find_task
 
@@ -36,6 +37,22 @@ SHARES = {
     "region_to_description": 1.5,
     "region_to_ocr": 1.0,
 }
+# The last lesson is about finding what a word names: the others can do without, since all their answers have one order.
+FINDING = SHARES | {
+    "caption": 1.0,
+    "detailed_caption": 1.0,
+    "more_detailed_caption": 1.0,
+    "ocr_with_region": 0.7,
+    "od": 1.0,
+    "dense_region_caption": 1.0,
+    "region_proposal": 0.5,
+    "open_vocabulary_detection": 6.0,
+    "referring_expression_segmentation": 6.0,
+    "region_to_segmentation": 2.0,
+    "region_to_category": 0.5,
+    "region_to_description": 0.7,
+    "region_to_ocr": 0.5,
+}
 
 
 @dataclass(frozen=True)
@@ -44,16 +61,26 @@ class Question:
 
     prompt: list[int]
     target: list[int]
+    about: int = NOT_HERE  # the one thing that is asked about, by its order, where there is one
 
 
-def ask(made: Scene, processing: Processing, random: Random) -> Question:
-    """Ask one question about a scene, each task as often as `SHARES` says."""
+def ask(made: Scene, processing: Processing, random: Random, shares: dict[str, float] = SHARES) -> Question:
+    """Ask one question about a scene, each task as often as its share says."""
     told: Truth | None = None
     while told is None:
-        (task,) = random.choices(list(SHARES), list(SHARES.values()))
+        (task,) = random.choices(list(shares), list(shares.values()))
         told = truth(made, task, random.randrange(24))
     prompt = processing.prompt_ids(find_task(told.task), told.input)[processing.num_image_tokens :]
-    return Question(prompt, processing.target_ids(told.text))
+    return Question(prompt, processing.target_ids(told.text), _about(made, told))
+
+
+def _about(made: Scene, told: Truth) -> int:
+    """Return which thing a question names or whose region it gives."""
+    asked = told.input.split()[-1:]
+    for order, thing in enumerate(made.things):
+        if asked in ([thing.name], [write_region(thing.box, made.size)]):
+            return order
+    return NOT_HERE
 
 
 @dataclass(frozen=True)
@@ -62,6 +89,7 @@ class Batch:
 
     prompt_BP: Tensor
     labels_BT: Tensor
+    about_B: Tensor
 
     @classmethod
     def of(cls, questions: Sequence[Question]) -> "Batch":
@@ -71,11 +99,12 @@ class Batch:
         return cls(
             pad_sequence(prompts, batch_first=True, padding_value=1),
             pad_sequence(targets, batch_first=True, padding_value=NOT_HERE),
+            torch.tensor([question.about for question in questions]),
         )
 
     def to(self, device: torch.device) -> "Batch":
         """Move both to a device."""
-        return Batch(self.prompt_BP.to(device), self.labels_BT.to(device))
+        return Batch(self.prompt_BP.to(device), self.labels_BT.to(device), self.about_B.to(device))
 
 
 def cells_of(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The three lessons of the build: see what is in the cells, speak from cells' codes, and both together on pictures.
+"""The lessons of the build: see what is in the cells, speak from cells' codes, both together, find what words name.
 
 Each loss depends on the step, the seed and this process's place among its fellows alone.
 """
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import Florence2ForConditionalGeneration
 
 from florence2.demo.scenes import Scene, scene
-from florence2.demo.stages.asking import Batch, Question, ask, cells_of
+from florence2.demo.stages.asking import FINDING, Batch, Question, ask, cells_of
 from florence2.demo.stages.cells import CellHeads
 from florence2.demo.stages.codes import CellCodes
 from florence2.demo.stages.lesson import Lesson
 from florence2.demo.stages.pictures import FIRST_SEED, STRETCH, Pixels
-from florence2.demo.stages.speech import SpeechLoss, speak
+from florence2.demo.stages.speech import SpeechLoss, looked_away, speak
 from florence2.model.processing import Processing
 
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
@@ -142,16 +142,42 @@ def see_and_speak(room: Class, steps: int, batch: int) -> Lesson:
     return Lesson("together", room.learner, loss, steps, batch * QUESTIONS * room.world, rates, clip=2.0)
 
 
-def _spoken(room: Class, features_BFD: Tensor, asked: list[Question], of: list[int]) -> tuple[Tensor, dict[str, float]]:
-    """Return the speech loss of questions, `of[i]` being the picture of the i-th; short and long ones apart."""
+def find(room: Class, steps: int, batch: int) -> Lesson:
+    """Last lesson: the language model alone, on what the tower sees, mostly about finding what a word names."""
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        scenes, pixels_BCHW = room.drawn(step, batch)
+        random = Random(f"find {room.seed} {step} {room.rank}")
+        per_picture = 2 * QUESTIONS
+        asked = [ask(made, room.processing, random, FINDING) for made in scenes for _ in range(per_picture)]
+        with torch.no_grad(), room.autocast():
+            features_BFD = room.look(pixels_BCHW)
+        orders_BC = cells_of(scenes)[0][..., 2].to(room.device)
+        return _spoken(room, features_BFD, asked, [i for i in range(batch) for _ in range(per_picture)], orders_BC)
+
+    rates = {"florence.model.language_model": 1e-3}
+    return Lesson("find", room.learner, loss, steps, batch * 2 * QUESTIONS * room.world, rates, warmup=50)
+
+
+def _spoken(
+    room: Class, features_BFD: Tensor, asked: list[Question], of: list[int], orders_BC: Tensor | None = None
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the speech loss of questions, `of[i]` being the picture of the i-th; short and long ones apart.
+
+    With `orders_BC`, which thing is in each cell, the loss also says where to look.
+    """
     order = sorted(range(len(asked)), key=lambda i: len(asked[i].target))
-    words = places = torch.zeros((), device=room.device)
+    words = places = away = torch.zeros((), device=room.device)
     right = 0.0
     for part in (order[: len(order) // 2], order[len(order) // 2 :]):
         batch = Batch.of([asked[i] for i in part]).to(room.device)
         with room.autocast():
-            logits_NV, labels_N = speak(room.model, features_BFD[[of[i] for i in part]], batch)
+            of_part = [of[i] for i in part]
+            logits_NV, labels_N, layers = speak(room.model, features_BFD[of_part], batch, orders_BC is not None)
+        if orders_BC is not None:
+            away = away + looked_away(layers, batch, orders_BC[of_part], room.speech.first_bin) / 2
         word, place = room.speech(logits_NV, labels_N)
         words, places = words + word / len(asked), places + place / len(asked)
         right += room.speech.words_right(logits_NV, labels_N) / 2
-    return (words + places) / 4, {"words": words.item(), "places": places.item(), "right": right}
+    shown = {"words": words.item(), "places": places.item(), "right": right}
+    return (words + places) / 4 + away, shown | ({"away": away.item()} if orders_BC is not None else {})

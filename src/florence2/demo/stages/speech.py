@@ -63,14 +63,42 @@ class SpeechLoss(nn.Module):
         return float((logits_NV[words].argmax(-1) == labels_N[words]).float().mean())
 
 
-def speak(model: Florence2ForConditionalGeneration, features_BFD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return logits [N, V] and labels [N] of all that is to be said, given the projected features of the pictures."""
+def speak(
+    model: Florence2ForConditionalGeneration, features_BFD: Tensor, batch: Batch, attended: bool = False
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Return logits [N, V] and labels [N] of all that is to be said, given the projected features of the pictures.
+
+    With `attended`, also where the decoder's layers looked, each [B, heads, T, features and prompt].
+    """
     prompt = model.get_input_embeddings()(batch.prompt_BP)
     embeds = torch.cat([features_BFD.to(prompt.dtype), prompt], dim=1)
     seen = torch.ones(features_BFD.shape[:2], dtype=torch.long, device=prompt.device)
     mask = torch.cat([seen, (batch.prompt_BP != 1).long()], dim=1)
     config = model.config.text_config
     before = shift_tokens_right(batch.labels_BT, config.pad_token_id, config.decoder_start_token_id)
-    hidden_BTD = model.model(inputs_embeds=embeds, attention_mask=mask, decoder_input_ids=before, use_cache=False)[0]
+    out = model.model(
+        inputs_embeds=embeds,
+        attention_mask=mask,
+        decoder_input_ids=before,
+        use_cache=False,
+        output_attentions=attended,
+    )
+    hidden_BTD = out.last_hidden_state
     said = batch.labels_BT != NOT_HERE
-    return model.lm_head(hidden_BTD[said]), batch.labels_BT[said]
+    return model.lm_head(hidden_BTD[said]), batch.labels_BT[said], out.cross_attentions if attended else ()
+
+
+def looked_away(layers: tuple[Tensor, ...], batch: Batch, orders_BC: Tensor, first_bin: int) -> Tensor:
+    """Return how far one head in each layer but the first is from looking at the thing asked about, at locations.
+
+    `orders_BC` says which thing is in each cell. Left alone, nothing makes the decoder compare names with cells: it
+    can tell most answers from the order of things.
+    """
+    places_BT = (batch.labels_BT >= first_bin) & (batch.labels_BT < first_bin + NUM_BINS)
+    row, step = (places_BT & (batch.about_B != NOT_HERE)[:, None]).nonzero(as_tuple=True)
+    if not len(row):
+        return torch.zeros((), device=batch.labels_BT.device)
+    wanted_NC = orders_BC[row] == batch.about_B[row, None]
+    cells = slice(1, 1 + orders_BC.shape[1])
+    seen = [(layer[row, 0, step, cells].float() * wanted_NC).sum(-1) for layer in layers[1:]]
+    return -torch.stack(seen).clamp(min=1e-6).log().mean()
