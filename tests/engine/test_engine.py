@@ -40,7 +40,7 @@ def answers(tiny, asked, kind=Engine, slots: int | None = 3, late: int = 1, **ge
     settings = EngineSettings(generation=GenerationSettings(**{"max_length": 20} | generation), batch_size=slots)
     with kind(*tiny, settings) as engine:
         if kind is Engine and late > 1:  # as on a GPU, as far as a CPU can be one
-            engine.watch, engine.is_static = Watch(late), True
+            engine.watch, engine.is_static, engine.encoder.batch = Watch(late), True, 3
         return sorted(engine.run(asked), key=lambda prediction: prediction.file_name)
 
 

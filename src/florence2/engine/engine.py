@@ -95,6 +95,8 @@ class Engine:
         taken: list[Question] = []
         failed: list[Prediction] = []
         free = [slot for slot, question in enumerate(self._questions) if question is None]
+        if self.is_static and self.in_use and len(free) < min(self.encoder.batch, self.stats.slots // 4):
+            return []  # a GPU sees several pictures in the time of one
         with self.stats.timed("read"):
             while len(taken) < len(free):
                 found = asked.take(wait=not (taken or failed or self.in_use))
