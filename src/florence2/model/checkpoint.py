@@ -38,6 +38,7 @@ _SMALL_FILES = ["*.json", "merges.txt"]
 _SAFE_FILES = ["model.safetensors", "model-*-of-*.safetensors", "adapter_model.safetensors"]
 _PICKLED_FILES = ["pytorch_model.bin", "pytorch_model-*-of-*.bin", "adapter_model.bin"]
 _HUB_ID = re.compile(r"^[\w][\w.-]*(/[\w][\w.-]*)?$")
+DEMO = "demo"  # names the small model in this package, whatever folder of that name there may be
 _DEMO = Path(__file__).parent.parent / "demo" / "model"
 
 
@@ -46,7 +47,7 @@ def find_folder(name: str, revision: str | None = None, offline: bool = False) -
 
     A trainer's output folder that holds only `checkpoint-N` folders answers with the last of them.
     """
-    path = _DEMO if name == "demo" else Path(name).expanduser()
+    path = _DEMO if name == DEMO else Path(name).expanduser()
     if name and path.is_dir():
         return _find_checkpoint(path)
     if path.is_file():

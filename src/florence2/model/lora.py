@@ -144,7 +144,8 @@ def save_adapter(model: PeftModel, folder: Path, base: str | None = None, revisi
     if initial := getattr(model, "initial_lora", None):
         _make_plain(state, initial, config)
     base = base or str(model.get_base_model().config.name_or_path)
-    config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
+    is_path = base != checkpoint.DEMO and Path(base).is_dir()
+    config.base_model_name_or_path = str(Path(base).resolve()) if is_path else base
     config.revision = revision or config.revision
     config.inference_mode = True
     folder.mkdir(parents=True, exist_ok=True)
