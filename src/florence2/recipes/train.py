@@ -48,6 +48,7 @@ SHOWN = 4  # pictures whose captions are shown as the model learns
 
 def main(settings: TrainSettings) -> int:
     """Run `florence2 train`; return 0, or 130 where it was stopped and can go on."""
+    disable_progress_bar()  # of transformers, which draws one for every file it writes
     try:
         train(settings)
     except Stopped as stopped:
