@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import upload_folder
 from rich.console import Console
 from transformers import set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from florence2 import settings as by_name
 from florence2.config import TrainSettings
