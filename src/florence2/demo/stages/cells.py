@@ -115,7 +115,7 @@ class CellHeads(nn.Module):
 
 def _distance(logits_NK: Tensor, shares_N4: Tensor) -> Tensor:
     """Return the cross entropy of four numbers of 0..1, read as mixtures of knots."""
-    scores = logits_NK.float().unflatten(-1, (4, KNOTS)).log_softmax(-1)
+    scores = logits_NK.float().reshape(len(logits_NK), 4, KNOTS).log_softmax(-1)
     return -(between_knots(shares_N4) * scores).sum(-1).mean()
 
 
