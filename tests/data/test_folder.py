@@ -82,7 +82,6 @@ def test_another_extension(tmp_path, extension):
 def test_a_suffix_behind_the_stem(tmp_path):
     captioned(tmp_path / "a.jpg", "by hand")
     (tmp_path / "a_generated.txt").write_text("by a model")
-    assert said(tmp_path, caption_suffix="_generated") == {"a.jpg": "by a model"}
     assert said(tmp_path, caption_extension="_generated.txt") == {"a.jpg": "by a model"}
 
 

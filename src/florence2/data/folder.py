@@ -41,10 +41,10 @@ class Sidecars:
     keep_lines: bool = False
 
     @classmethod
-    def of(cls, extension: str, suffix: str = "", keep_lines: bool = False) -> "Sidecars":
+    def of(cls, extension: str, keep_lines: bool = False) -> "Sidecars":
         """Look for `extension` first and for `.caption` next; `_old.txt` means `a_old.txt` beside `a.jpg`."""
         behind, _, last = extension.rpartition(".")
-        return cls(tuple(dict.fromkeys([f".{last.lower()}", ".caption"])), suffix or behind, keep_lines)
+        return cls(tuple(dict.fromkeys([f".{last.lower()}", ".caption"])), behind, keep_lines)
 
     def of_folder(self, listing: Listing) -> dict[str, str]:
         """Map the stem of each sidecar in a folder to its name."""

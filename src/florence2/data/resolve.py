@@ -33,7 +33,6 @@ def resolve_dataset(
     dataset_dir: str | Path | None = None,
     recursive: bool = False,
     caption_extension: str = ".txt",
-    caption_suffix: str = "",
     keep_lines: bool = False,
     missing: Missing = "error",
     image_column: str | None = None,
@@ -55,7 +54,7 @@ def resolve_dataset(
     elif source := find_source(name, split, dataset_dir):
         found = found_in(source, columns)
     elif path.is_dir():
-        sidecars = Sidecars.of(caption_extension, caption_suffix, keep_lines)
+        sidecars = Sidecars.of(caption_extension, keep_lines)
         found = _folder(_split_folder(path, split), columns, sidecars, recursive)
     elif path.is_file():
         found = _table(path, columns, dataset_dir)
