@@ -35,7 +35,7 @@ class Shown:
     boxes: dict[str, Any]
 
 
-def write_page(path: Path, shown: list[Shown], curve: Path) -> Path:
+def write_page(path: Path, shown: list[Shown], *, learnt: int, curve: Path) -> Path:
     """Write the page and return its path."""
     figures = "\n".join(_figure(each) for each in shown)
     with Image.open(curve) as opened:
@@ -43,7 +43,7 @@ def write_page(path: Path, shown: list[Shown], curve: Path) -> Path:
     right = sum(each.truth == each.after for each in shown)
     path.write_text(
         f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>florence2 demo</title><style>{_STYLE}</style>
-<h1>A new caption style, learnt from 48 pictures</h1>
+<h1>A new caption style, learnt from {learnt} pictures</h1>
 <p>{right} of {len(shown)} captions of pictures that were not learnt from are right to the letter. The boxes are the
 bundled model's answer to another task, object detection.</p>
 <main>{figures}</main>

@@ -62,7 +62,7 @@ def demonstrate(folder: Path, seed: int) -> int:
 
     shown = _shown(folder, held)
     _print_table(shown)
-    page = write_page(folder / "index.html", shown, curve=folder / "adapter" / "training_curve.png")
+    page = write_page(folder / "index.html", shown, learnt=LEARNT, curve=folder / "adapter" / "training_curve.png")
     before, after = _exact([(s.truth, s.before) for s in shown]), _exact([(s.truth, s.after) for s in shown])
     _say(f"\nexact captions in the new style: {before} of {len(shown)} before, {after} of {len(shown)} after")
     _say(f"look at {page}; the adapter is in {adapter} ({time.monotonic() - began:.0f} s in all)")
