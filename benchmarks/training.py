@@ -168,8 +168,8 @@ def ours(given: argparse.Namespace, folder: str) -> Any:
 
     from florence2.config import LoraSettings, ModelSettings
     from florence2.model.processing import Processing
-    from florence2.training.batches import Collator
     from florence2.training.learner import equip, resting
+    from florence2.training.lessons.batches import Collator
     from florence2.training.memory import checkpoint_activations
     from florence2.training.trainer import LessonTrainer, Method
     from florence2.training.watch.features import take_features

@@ -12,9 +12,9 @@ from florence2.config import LoraSettings, ModelSettings
 from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model.processing import Processing
-from florence2.training.augment import CaptionRules
-from florence2.training.batches import Collator, Lessons
 from florence2.training.learner import equip, resting
+from florence2.training.lessons.augment import CaptionRules
+from florence2.training.lessons.batches import Collator, Lessons
 from florence2.training.trainer import LessonTrainer, Method
 from florence2.training.watch.stops import BrokenSteps
 from tests.tiny import tiny_model

@@ -20,21 +20,17 @@ from transformers.utils.logging import disable_progress_bar
 
 from florence2 import settings as by_name
 from florence2.config import TrainSettings
-from florence2.data.check import check_pictures, split
-from florence2.data.resolve import resolve_dataset
 from florence2.data.sample import Sample
 from florence2.engine.reference import Reference
-from florence2.errors import UserError
 from florence2.model.load import load, pick_device, pick_dtype
-from florence2.model.processing import Processing, max_target_tokens
 from florence2.model.tasks import find_task
 from florence2.training import memory
 from florence2.training.arguments import plan, trackers, training_arguments
-from florence2.training.augment import rules_of
-from florence2.training.batches import Collator, Lessons, preview
 from florence2.training.learner import Keeper, equip, introduce, rests
+from florence2.training.lessons import material
+from florence2.training.lessons.batches import Collator, Lessons, preview
 from florence2.training.optimizer import check_name
-from florence2.training.record import Record, check_alike, command, installed, write_card
+from florence2.training.record import Record, check_alike, command, describe, write_card
 from florence2.training.trainer import LessonTrainer, Method
 from florence2.training.watch import curve
 from florence2.training.watch.callbacks import Watch
@@ -67,16 +63,16 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
     settings = settings or by_name.build(TrainSettings, values)
     output = Path(settings.saving.output_dir).expanduser()
     checkpoint = _begin(settings, output)
-    samples, held = _samples(settings)
+    samples, held = material.find(settings, _talk().print)
     model, processor = _load(settings)
-    lessons = _lessons(settings, samples, model, processor)
+    lessons = material.make(settings, samples, model, processor)
     if settings.captions.preview:
         print(preview(lessons, settings.captions.preview))  # noqa: T201  asked for, so it goes to stdout
         return output
 
     set_seed(settings.learning.seed)
     learner = equip(model, settings.model, settings.lora)
-    record = _record(settings, model, samples, held)
+    record = describe(settings, str(model.config.name_or_path), samples, held)
     with (
         Watch(_talk(), output, settings.saving.save_every_n_epochs) as watch,
         opened(trackers(settings.saving.log_with), output, by_name.flat(settings)),
@@ -105,43 +101,6 @@ def _begin(settings: TrainSettings, output: Path) -> Path | None:
     return checkpoint
 
 
-def _samples(settings: TrainSettings) -> tuple[list[Sample], list[Sample]]:
-    """Find what to learn from, and what to measure on."""
-    data, val = settings.data, settings.data.val_dataset
-    if (fraction := _fraction(val)) is not None:
-        return split(_found(settings, data.dataset), fraction, settings.learning.seed)
-    return _found(settings, data.dataset), _found(settings, val) if val else []
-
-
-def _found(settings: TrainSettings, spec: str) -> list[Sample]:
-    data = settings.data
-    found = resolve_dataset(
-        spec,
-        task=data.task,
-        dataset_dir=data.dataset_dir,
-        recursive=data.recursive,
-        caption_extension=data.caption_extension,
-        keep_lines=rules_of(settings.captions).enable_wildcard,
-        missing=data.missing,
-        image_column=data.image_column,
-        text_column=data.text_column,
-        offline=settings.model.offline,
-    )
-    found = check_pictures(found, missing=data.missing)
-    _talk().print(found.summary())
-    return found.samples
-
-
-def _fraction(val: str | None) -> float | None:
-    try:
-        fraction = float(val or "")
-    except ValueError:
-        return None
-    if not 0 < fraction < 1:
-        raise UserError(f"`--val_dataset {val}` is no fraction", "give a number between 0 and 1, or a dataset")
-    return fraction
-
-
 def _load(settings: TrainSettings) -> tuple[Any, Any]:
     chosen = settings.model
     device = pick_device(chosen.device)
@@ -149,40 +108,6 @@ def _load(settings: TrainSettings) -> tuple[Any, Any]:
     dtype = pick_dtype(chosen.dtype, device) if settings.lora.rank > 0 else torch.float32
     return load(
         chosen.model_id, dtype=dtype, device=device, revision=chosen.revision, offline=chosen.offline, merge=False
-    )
-
-
-def _lessons(settings: TrainSettings, samples: Sequence[Sample], model: Any, processor: Any) -> Lessons:
-    most = max_target_tokens(model.config)
-    asked = settings.captions.max_length
-    return Lessons(
-        samples,
-        Processing.of(processor),
-        rules_of(settings.captions),
-        seed=settings.learning.seed,
-        max_prompt=most,
-        max_target=most if asked is None else min(asked + 2, most),  # <s> and </s> come on top
-    )
-
-
-def _record(settings: TrainSettings, model: Any, samples: Sequence[Sample], held: Sequence[Sample]) -> Record:
-    tasks = sorted({sample.task for sample in samples})
-    # Rows may name their task themselves; where they all name one, that is what the model will be asked.
-    task = find_task(tasks[0] if len(tasks) == 1 else settings.data.task)
-    return Record(
-        base=str(model.config.name_or_path),
-        revision=settings.model.revision,
-        task=task.token,
-        prompt=task.prompt,
-        settings=by_name.flat(settings),
-        data={
-            "dataset": settings.data.dataset,
-            "pictures": len({sample.id for sample in samples}),
-            "captions": len(samples),
-            "held_out": len(held),
-            "tasks": tasks,
-        },
-        versions=installed(),
     )
 
 

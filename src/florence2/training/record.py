@@ -5,7 +5,7 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +13,9 @@ from typing import Any
 
 from florence2 import settings as flags
 from florence2.config import TrainSettings
+from florence2.data.sample import Sample
 from florence2.errors import UserError
+from florence2.model.tasks import find_task
 
 RECORD = "training_settings.json"
 CARD = "README.md"
@@ -38,6 +40,28 @@ class Record:
     data: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+
+
+def describe(settings: TrainSettings, base: str, samples: Sequence[Sample], held: Sequence[Sample]) -> Record:
+    """Say what a training is about to do; `base` is the model's own name."""
+    tasks = sorted({sample.task for sample in samples})
+    # Rows may name their task themselves; where they all name one, that is what the model will be asked.
+    task = find_task(tasks[0] if len(tasks) == 1 else settings.data.task)
+    return Record(
+        base=base,
+        revision=settings.model.revision,
+        task=task.token,
+        prompt=task.prompt,
+        settings=flags.flat(settings),
+        data={
+            "dataset": settings.data.dataset,
+            "pictures": len({sample.id for sample in samples}),
+            "captions": len(samples),
+            "held_out": len(held),
+            "tasks": tasks,
+        },
+        versions=installed(),
+    )
 
 
 def read_record(folder: str | Path) -> Record | None:

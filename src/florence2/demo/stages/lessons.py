@@ -65,7 +65,7 @@ class Class:
         return self.speech.near.device
 
     def autocast(self) -> torch.autocast:
-        """Half precision for products: four times as fast on a CPU that has it, six times as slow on one that has not."""
+        """Half precision for products: four times as fast on a CPU that has it, six times as slow on others."""
         has_half = self.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()  # type: ignore[no-untyped-call]
         return torch.autocast(self.device.type, torch.bfloat16, enabled=has_half)
 

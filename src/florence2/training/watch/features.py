@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from florence2.training.batches import Lessons
+from florence2.training.lessons.batches import Lessons
 
 FOLDER = ".features"
 LIMIT = 64 * 2**30  # bytes

@@ -5,7 +5,7 @@ import pytest
 from florence2.config import CaptionSettings
 from florence2.errors import UserError
 from florence2.model.tasks import SPECIAL_TOKENS
-from florence2.training.augment import CaptionRules, rules_of, vary
+from florence2.training.lessons.augment import CaptionRules, rules_of, vary
 
 TAGS = "1girl, red hair, smile, outdoors, sky"
 

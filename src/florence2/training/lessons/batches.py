@@ -20,7 +20,7 @@ from florence2.errors import UserError
 from florence2.model import locations
 from florence2.model.processing import IGNORED_LABEL, Processing
 from florence2.model.tasks import NUM_BINS, find_task
-from florence2.training.augment import CaptionRules, has_layout, vary
+from florence2.training.lessons.augment import CaptionRules, has_layout, vary
 
 BINS = (NUM_BINS, NUM_BINS)  # a picture on which a bin is a pixel
 GROUP = 50  # batches that are sorted together when pictures are grouped by length

@@ -10,8 +10,8 @@ from florence2.errors import UserError
 from florence2.model import locations
 from florence2.model.processing import Processing
 from florence2.model.tasks import find_task
-from florence2.training.augment import CaptionRules
-from florence2.training.batches import Collator, Draw, Lessons, Order, preview, shift_right
+from florence2.training.lessons.augment import CaptionRules
+from florence2.training.lessons.batches import Collator, Draw, Lessons, Order, preview, shift_right
 from tests.tiny import tiny_processor
 from tests.training.photos import save_photos
 
