@@ -24,9 +24,9 @@ from transformers.generation.logits_process import LogitsProcessor, LogitsProces
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from florence2.data.sample import Sample
-from florence2.engine.encoder import tune_allocator
 from florence2.engine.engine import Engine
 from florence2.engine.options import EngineSettings, GenerationSettings
+from florence2.machine import tune_allocator
 from florence2.model import legacy
 from florence2.model.checkpoint import read_tokenizer
 from florence2.model.tasks import find_task

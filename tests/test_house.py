@@ -23,6 +23,7 @@ LEVELS = {
     "errors": 0,
     "config": 1,
     "settings": 1,
+    "machine": 1,
     "published": 1,
     "model": 2,
     "data": 3,
@@ -36,7 +37,7 @@ LEVELS = {
 }
 # A list of flags is as long as there are flags.
 NO_LENGTH_CAP = {"config.py"}
-TORCHLESS = {"data", "errors", "config", "settings", "published", "cli", "__init__", "__main__"}
+TORCHLESS = {"data", "errors", "config", "machine", "settings", "published", "cli", "__init__", "__main__"}
 FORBIDDEN_NAMES = {"utils", "common", "core", "base", "helpers", "types"}
 
 

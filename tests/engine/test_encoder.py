@@ -1,4 +1,3 @@
-import subprocess
 import sys
 
 import pytest
@@ -28,28 +27,3 @@ def test_compiling_on_request_needs_a_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="no-such-compiler"):
         wants_compiler("on", 1, "cpu")
-
-
-FAULTS = """
-import resource, sys
-from florence2.engine.encoder import tune_allocator
-if sys.argv[1] == "tuned":
-    assert tune_allocator()
-import torch
-for _ in range(3):
-    torch.ones(2**24)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-    torch.ones(2**24)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
-def test_the_tuned_allocator_keeps_its_memory():
-    plain, tuned = (
-        int(subprocess.run([sys.executable, "-c", FAULTS, how], check=True, capture_output=True, text=True).stdout)
-        for how in ("plain", "tuned")
-    )
-    assert plain > 100  # five times 64 MiB, in pages of 4 KiB or of 2 MiB
-    assert tuned * 10 < plain

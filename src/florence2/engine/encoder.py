@@ -1,16 +1,13 @@
 """Pictures and prompts to encoder states, a few questions at a time.
 
 The features of a picture are kept with its view, so that several questions about one picture look at it once. This is
-where most of the time goes, so the process's allocator and the compiler are set up here, too. Knows nothing of slots.
+where most of the time goes, so this is what is compiled. Knows nothing of slots.
 
 Shapes: B questions of a micro-batch, N encoder positions, D model size; pixels are B x C x H x W.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,14 +17,13 @@ from torch import Tensor
 
 from florence2.engine.options import EngineSettings, Rules, Stats
 from florence2.engine.questions import Question, View
-from florence2.errors import UserError
+from florence2.machine import has_compiler, require_compiler
 from florence2.model.processing import Processing
 
 # Compiling takes about half a minute on two CPU cores and saves an eighth of a second on each picture of a base model.
 # A GPU saves milliseconds (not measured).
 PAYS_FROM = {"cpu": 500, "cuda": 20_000}
 GPU_BATCH = 16  # not measured
-MIB = 2**20
 
 
 class Encoder:
@@ -90,26 +86,6 @@ def wants_compiler(asked: str, expected: int, device: str) -> bool:
     """Decide whether to compile; `auto` needs a compiler and pictures enough, `on` just the compiler."""
     if asked == "off" or (asked == "auto" and expected < PAYS_FROM.get(device, expected + 1)):
         return False
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler):
-        return True
     if asked == "on":
-        raise UserError(f"compiling needs `{compiler}`, which is not installed", "install it, or pass `compile=off`")
-    return False
-
-
-def tune_allocator() -> bool:
-    """Let this process keep the memory it frees; tell whether the C library took the advice (glibc does).
-
-    By default glibc gives every large activation back to the system and faults it in again, which costs a CPU run a
-    fifth to almost half of its speed. Call it before the model runs; it holds for the whole process, so it is left to
-    whoever owns the process.
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    trim_threshold, top_pad, mmap_max = -1, -2, -4
-    # No own mapping for large blocks; give nothing back; grow by 64 MiB.
-    advice = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 * MIB))
-    return all(mallopt(name, value) == 1 for name, value in advice)
+        require_compiler("`compile=on`")
+    return has_compiler()

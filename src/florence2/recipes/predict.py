@@ -13,11 +13,11 @@ from florence2 import settings as by_name
 from florence2.config import PredictSettings
 from florence2.data.resolve import resolve_pictures
 from florence2.data.sample import Prediction, Sample, folder_between
-from florence2.engine.encoder import tune_allocator
 from florence2.engine.engine import Engine
 from florence2.engine.options import EngineSettings, GenerationSettings
 from florence2.engine.reference import Reference
 from florence2.errors import UserError
+from florence2.machine import tune_allocator
 from florence2.model.checkpoint import find_folder
 from florence2.model.load import load
 from florence2.model.tasks import Takes, split_prompt

@@ -24,8 +24,9 @@ from florence2.data.sample import Sample
 from florence2.engine.reference import Reference
 from florence2.model.load import load, pick_device, pick_dtype
 from florence2.model.tasks import find_task
-from florence2.training import memory
 from florence2.training.arguments import plan, trackers, training_arguments
+from florence2.training.cost import memory
+from florence2.training.cost.features import clear, with_features
 from florence2.training.learner import Keeper, equip, introduce, rests
 from florence2.training.lessons import material
 from florence2.training.lessons.batches import Collator, Lessons, preview
@@ -35,7 +36,6 @@ from florence2.training.trainer import LessonTrainer, Method
 from florence2.training.watch import curve
 from florence2.training.watch.callbacks import Watch
 from florence2.training.watch.checkpoints import clear_aside, start_from
-from florence2.training.watch.features import clear, with_features
 from florence2.training.watch.shown import Samples
 from florence2.training.watch.stops import Stopped
 from florence2.training.watch.trackers import opened

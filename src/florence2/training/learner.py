@@ -17,8 +17,8 @@ from florence2.errors import UserError
 from florence2.model.lora import attach, resolve_targets, save_adapter
 from florence2.settings import options
 from florence2.training.arguments import Plan
+from florence2.training.cost.memory import GIB, expect
 from florence2.training.lessons.batches import Lessons
-from florence2.training.memory import GIB, expect
 from florence2.training.record import Record, write_record
 
 # What peft calls our flags.

@@ -26,9 +26,9 @@ from florence2.config import LearningSettings
 from florence2.errors import UserError
 from florence2.model.processing import IGNORED_LABEL, Processing
 from florence2.training.arguments import ONECYCLE
+from florence2.training.cost.memory import GIB, peak
 from florence2.training.learner import resting
 from florence2.training.lessons.batches import Lessons, Order, shift_right
-from florence2.training.memory import GIB, peak
 from florence2.training.optimizer import arguments_of, build, one_cycle
 from florence2.training.watch.checkpoints import STATE, aside, clear_aside, settle
 

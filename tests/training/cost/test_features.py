@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from florence2.training.watch.features import FeatureFile, fill, name_of, seer, with_features
+from florence2.training.cost.features import FeatureFile, fill, name_of, seer, with_features
 from tests.training.test_trainer import Bench
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from florence2.errors import UserError
-from florence2.training.memory import advice, checkpoint_activations, expect
+from florence2.training.cost.memory import advice, checkpoint_activations, expect
 from tests.tiny import PIXELS, tiny_model
 
 
