@@ -19,7 +19,8 @@ from transformers import Florence2Config, Florence2ForConditionalGeneration, Flo
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from florence2.errors import UserError
-from florence2.model import checkpoint, legacy, lora
+from florence2.model import checkpoint, legacy
+from florence2.model.adapter import lora
 
 Model: TypeAlias = Florence2ForConditionalGeneration | PeftModel
 _PROCESSOR = ("preprocessor_config.json", "processor_config.json")

@@ -14,7 +14,8 @@ from torch import nn
 
 from florence2.config import LoraSettings, ModelSettings, TrainSettings
 from florence2.errors import UserError
-from florence2.model.lora import attach, resolve_targets, save_adapter
+from florence2.model.adapter.lora import attach, save_adapter
+from florence2.model.adapter.targets import HALVES, lies_in, resolve_targets
 from florence2.settings import options
 from florence2.training.arguments import Plan
 from florence2.training.cost.memory import GIB, expect
@@ -23,10 +24,6 @@ from florence2.training.record import Record, write_record
 
 # What peft calls our flags.
 FLAGS = {"r": "--rank", "lora_alpha": "--alpha", "lora_dropout": "--dropout", "target_modules": "--target_modules"}
-HALVES = {
-    "vision": ("model.vision_tower.", "model.multi_modal_projector."),
-    "language": ("model.language_model.", "lm_head."),
-}
 
 
 def equip(model: nn.Module, settings: ModelSettings, lora: LoraSettings) -> nn.Module:
@@ -34,15 +31,14 @@ def equip(model: nn.Module, settings: ModelSettings, lora: LoraSettings) -> nn.M
 
     What learns is float32, whatever the rest is.
     """
-    frozen = HALVES.get(settings.freeze, ())
     if isinstance(model, PeftModel):
         learner: nn.Module = _go_on(model)
     elif lora.rank > 0:
-        learner = _with_lora(model, lora, frozen)
+        learner = _with_lora(model, settings, lora)
     else:
         learner = model.requires_grad_(True).float()
     for name, weight in learner.named_parameters():
-        if name.removeprefix("base_model.model.").startswith(frozen):
+        if lies_in(name, settings.freeze):
             weight.requires_grad_(False)
     if not any(weight.requires_grad for weight in learner.parameters()):
         raise UserError(f"with `--freeze {settings.freeze}` there is nothing left to train", "leave `--freeze` out")
@@ -51,10 +47,7 @@ def equip(model: nn.Module, settings: ModelSettings, lora: LoraSettings) -> nn.M
 
 def rests(learner: nn.Module, half: str) -> bool:
     """Tell whether nothing learns in a half, `vision` or `language`."""
-    return not any(
-        weight.requires_grad and name.removeprefix("base_model.model.").startswith(HALVES[half])
-        for name, weight in learner.named_parameters()
-    )
+    return not any(weight.requires_grad and lies_in(name, half) for name, weight in learner.named_parameters())
 
 
 def resting(learner: nn.Module) -> tuple[nn.Module, ...]:
@@ -107,11 +100,11 @@ class Keeper:
         write_record(folder, self.record)
 
 
-def _with_lora(model: nn.Module, lora: LoraSettings, frozen: tuple[str, ...]) -> PeftModel:
+def _with_lora(model: nn.Module, settings: ModelSettings, lora: LoraSettings) -> PeftModel:
     given = options("--lora", lora.lora, [field.name for field in fields(LoraConfig)])
     for name in given.keys() & FLAGS.keys():
         raise UserError(f"`--lora {name}` has a flag of its own", f"use `{FLAGS[name]}`")
-    targets = [name for name in resolve_targets(model, lora.target_modules) if not f"{name}.".startswith(frozen)]
+    targets = [name for name in resolve_targets(model, lora.target_modules) if not lies_in(name, settings.freeze)]
     if not targets:
         raise UserError("all `--target_modules` are in the half that is frozen", "leave `--freeze` out")
     whole: Any = model

@@ -1,6 +1,6 @@
-"""LoRA on a native Florence-2: where it attaches, read, attach, merge and save it.
+"""A LoRA, read, attached, merged and saved.
 
-The work is peft's; this room says where, checks that nothing is left out, and mends what peft does not know about
+The work is peft's; this file checks that nothing is left out, and mends what peft does not know about
 this model. It does not fetch a base and does not train.
 """
 
@@ -8,7 +8,7 @@ import copy
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,12 +20,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import Florence2ForConditionalGeneration
 
-from florence2.config import LoraSettings
 from florence2.errors import UserError
 from florence2.model import checkpoint, legacy
+from florence2.model.adapter.targets import DEFAULT_TARGET_MODULES, resolve_targets
 
-DEFAULT_TARGET_MODULES: tuple[str, ...] = LoraSettings().target_modules
-_PARTS = {"vision": "model.vision_tower.", "language": "model.language_model."}
 _NAME = "default"
 # These change the base's weights at the start, so the adapter alone does not say what the model became.
 _MOVING_INITS = ("pissa", "olora")
@@ -75,20 +73,6 @@ def attach(
     if settings["init_lora_weights"] not in _INITS[:4]:
         wrapped.initial_lora = {name: tensor.clone() for name, tensor in _lora_state(wrapped).items()}
     return wrapped
-
-
-def resolve_targets(model: nn.Module, names: str | Sequence[str]) -> list[str]:
-    """Return the full paths of the layers that `names` mean, sorted; a name that means none is an error."""
-    layers = [name for name, module in model.named_modules() if _can_carry(module)]
-    names = [names] if isinstance(names, str) else list(names)
-    found = {name: _matches(name, layers) for name in names}
-    if lost := [name for name, paths in found.items() if not paths]:
-        known = sorted({layer.rpartition(".")[2] for layer in layers})
-        raise UserError(
-            f"target modules that match no layer: {', '.join(f'`{name}`' for name in lost)}",
-            f"leave them out; there are {', '.join(known)}, all-linear, vision, language",
-        )
-    return sorted({path for paths in found.values() for path in paths})
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -197,25 +181,6 @@ def _untie_head(model: Florence2ForConditionalGeneration) -> None:
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
         model.config.tie_word_embeddings = False
         model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
-
-
-def _can_carry(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
-
-
-def _matches(name: str, layers: Iterable[str]) -> list[str]:
-    if name in _PARTS:
-        inside = [layer for layer in layers if layer.startswith(_PARTS[name])]
-        return [layer for layer in inside if layer.rpartition(".")[2] in DEFAULT_TARGET_MODULES]
-    if name == "all-linear":
-        return [layer for layer in layers if layer != "lm_head" and not layer.endswith(".conv")]
-    if plain := [layer for layer in layers if f".{layer}".endswith(f".{name}")]:
-        return plain
-    try:
-        pattern = re.compile(name)
-    except re.error:
-        return []
-    return [layer for layer in layers if pattern.fullmatch(layer)]
 
 
 def _check_init(init: Any) -> None:
