@@ -36,6 +36,7 @@ def test_a_sample_cannot_be_changed():
         Sample("a.jpg", Path("a.jpg"), "<OD>").task = "other"
 
 
+OTHER = Prediction("a.jpg", "<OCR>", text="y", answer="y", num_tokens=1, score=0.25)
 BOXES = {"bboxes": [[1.5, 2, 3, 4]], "labels": ["boat"]}
 
 
@@ -47,11 +48,12 @@ BOXES = {"bboxes": [[1.5, 2, 3, 4]], "labels": ["boat"]}
         (Prediction("a.jpg", "<OCR>", "boat", text="x", answer="x"), ["input"]),
         (Prediction("a.jpg", "<CAPTION>", error="cannot be read"), ["error"]),
         (Prediction("é/日本.jpg", "prompt", text="ü", answer="ü"), []),
+        (Prediction("a.jpg", "<OCR>", text="x", answer="x", alternatives=(OTHER,)), ["alternatives"]),
     ],
 )
 def test_predictions_are_read_back(prediction, keys):
-    order = ["file_name", "text", "task", "input", "answer", "num_tokens", "score", "folder", "error"]
-    optional = {"input", "answer", "folder", "error"}
+    order = ["file_name", "text", "task", "input", "answer", "num_tokens", "score", "alternatives", "folder", "error"]
+    optional = {"input", "answer", "alternatives", "folder", "error"}
     row = prediction.to_json()
     assert list(row) == [key for key in order if key not in optional or key in keys]
     line = json.dumps(prediction.to_json("../photos"), allow_nan=False)

@@ -1,6 +1,7 @@
 import itertools
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def answers(tiny, asked, kind=Engine, slots: int | None = 3, late: int = 1, **ge
 
 
 def texts(predictions: list[Prediction]) -> list[tuple[str, str, str | None]]:
-    return [(p.file_name, p.text, p.error) for p in predictions]
+    return [(each.file_name, each.text, each.error) for p in predictions for each in (p, *p.alternatives)]
 
 
 @pytest.mark.parametrize("name", SEARCHES)
@@ -105,6 +106,30 @@ def test_several_questions_about_one_picture_look_at_it_once(tiny):
     assert sum(looked) == 1
     apart = [Sample(s.id, picture(0), s.task) for s in asked]
     assert texts(found) == texts(answers(tiny, apart, Reference))
+
+
+def asks_back(prediction: Prediction) -> list[Sample]:
+    """Ask two questions for each letter of the answer's length, one of which cannot be asked."""
+    words = [f"what of {prediction.text[:n]}?" for n in range(prediction.num_tokens)]
+    return [Sample(prediction.file_name, picture(99), task) for task in [*words, "w" * 300]]
+
+
+@pytest.mark.parametrize("kind", [Engine, Reference])
+def test_answers_lead_to_questions_about_the_picture_as_it_is_open(tiny, kind):
+    asked = [replace(sample, then=asks_back) for sample in [*samples(5, ("caption",)), missing()]]
+    looked: list[int] = []
+    hook = tiny[0].model.vision_tower.register_forward_hook(lambda _m, args, _o: looked.append(len(args[0])))
+    try:
+        found = answers(tiny, asked, kind, slots=2, max_length=6)
+    finally:
+        hook.remove()
+    first = [prediction for prediction in found if prediction.task == "caption"]
+    assert len(first) == 6
+    assert sum(p.error is not None for p in first) == 1, "what failed leads nowhere"
+    alone = [Sample(s.id, s.picture, q.task) for s, p in zip(asked, first, strict=False) for q in asks_back(p)][:-1]
+    rest = [prediction for prediction in found if prediction.task != "caption"]
+    assert set(texts(rest)) == set(texts(answers(tiny, alone, slots=2, max_length=6)))
+    assert kind is Reference or sum(looked) == 5
 
 
 def test_a_longer_prompt_may_come_in_the_middle(tiny):

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -236,3 +238,23 @@ def test_pixels_equal_the_original(original):
     for name, pixels in zip("ab", known["in.pixel_values"], strict=True):
         image = Image.fromarray(known[f"in.image_{name}"].numpy())
         torch.testing.assert_close(ours.normalize(ours.resize(image)), pixels, atol=1e-5, rtol=0)
+
+
+PROCESSING = Processing.of(tiny_processor())
+
+
+@given(st.lists(st.integers(0, 1500), max_size=40))
+def test_ids_say_where_they_stand(ids):
+    text, spans = PROCESSING.decode(ids), PROCESSING.spans(ids)
+    assert {place for span in spans for place in range(*span)} >= set(range(len(text.rstrip("\ufffd"))))
+    for number, (start, end) in zip(ids, spans, strict=True):
+        alone = PROCESSING.tokenizer.decode([number], clean_up_tokenization_spaces=False)
+        if start < end <= len(text) and "\ufffd" not in alone:
+            assert text[start:end].strip().endswith(alone.strip())  # a broken letter may stand before it
+
+
+def test_each_id_stands_on_its_own_characters(processing):
+    ids = processing.target_ids("a cat<loc_12>日本!<loc_999>")
+    text, spans = processing.decode(ids), processing.spans(ids)
+    stood = [text[slice(*span)] for span in spans]
+    assert stood == ["", "a", " ", "c", "at", "<loc_12>", *"日日日本本本", "!", "<loc_999>", ""]

@@ -4,7 +4,7 @@ Knows no torch, no model, and not where samples come from.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -43,7 +43,8 @@ class Sample:
 
     `id` is the picture's posix path relative to its source. Several samples may ask about one picture: `key` tells
     them apart. `picture` is opened late; a callable returns one of the other kinds and must survive pickling.
-    `task` is a task token or any other prompt, `target` the text the model shall learn to say.
+    `task` is a task token or any other prompt, `target` the text the model shall learn to say. `then` says what to ask
+    next about the same picture, once this is answered; it must survive pickling, too.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Sample:
     task: str
     input: str = ""
     target: str | None = None
+    then: Callable[["Prediction"], Iterable["Sample"]] | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -78,6 +80,7 @@ class Prediction:
     """What the model said about one picture, or the `error` that kept it from looking.
 
     `text` is the answer as generated, location tokens kept; `answer` the same read in pixels, for structured tasks.
+    `alternatives` are further answers to the same question, where several were asked for.
     """
 
     file_name: str
@@ -88,6 +91,7 @@ class Prediction:
     num_tokens: int = 0
     score: float | None = None
     error: str | None = None
+    alternatives: tuple["Prediction", ...] = ()
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -99,29 +103,33 @@ class Prediction:
         row: dict[str, Any] = {"file_name": self.file_name, "text": self.text, "task": self.task}
         if self.input:
             row["input"] = self.input
-        if self.answer is not None and not isinstance(self.answer, str):
-            row["answer"] = self.answer
-        row |= {"num_tokens": self.num_tokens, "score": self.score}
+        row |= self._said()
+        if self.alternatives:
+            row["alternatives"] = [{"text": each.text, **each._said()} for each in self.alternatives]
         if folder != ".":
             row["folder"] = folder
         if self.error is not None:
             row["error"] = self.error
         return row
 
+    def _said(self) -> dict[str, Any]:
+        places = {} if self.answer is None or isinstance(self.answer, str) else {"answer": self.answer}
+        return {**places, "num_tokens": self.num_tokens, "score": self.score}
+
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Prediction":
         """Read a row back; keys that are not ours are left aside."""
         text = str(row.get("text") or "")
         error = row.get("error")
+        asked = {key: str(row.get(key) or "") for key in ("file_name", "task", "input")}
         return cls(
-            file_name=str(row["file_name"]),
-            task=str(row.get("task") or ""),
-            input=str(row.get("input") or ""),
+            **asked,
             text=text,
             answer=row.get("answer", text if error is None else None),
             num_tokens=int(row.get("num_tokens") or 0),
             score=row.get("score"),
             error=error,
+            alternatives=tuple(cls.from_json({**each, **asked}) for each in row.get("alternatives", ())),
         )
 
 

@@ -81,7 +81,7 @@ class Engine:
         if self.in_use:
             with self.stats.timed("decode"):
                 self.move(self._count(), self._reach(), self.cache.reach)
-                predictions += [each for slot in self._done() for each in self.finish(slot)]
+                predictions += [self.finish(slot, asked) for slot in self._done()]
         return predictions
 
     def _move(self, count: int, tokens: int, _reach: int) -> None:
@@ -111,8 +111,8 @@ class Engine:
             self._place(free[first : first + size], taken[first : first + size])
         return failed
 
-    def finish(self, slot: int) -> list[Prediction]:
-        """Read the answers of a slot that is done, and free it."""
+    def finish(self, slot: int, asked: Questions) -> Prediction:
+        """Read the answer of a slot that is done, and free it; what the answer leads to is asked next."""
         question = self._questions[slot]
         assert question is not None
         self._questions[slot] = None
@@ -123,7 +123,9 @@ class Engine:
             for ids, odds in zip(tokens_WT[:count, 1:].tolist(), logprobs_WT[:count, 1:].tolist(), strict=True)
         ]
         self.stats.tokens += sum(self.rules.end(each.ids) for each in said)
-        return [answer(self.processing, self.rules, question, each) for each in said]
+        prediction = answer(self.processing, self.rules, question, said)
+        asked.follow(question, prediction)
+        return prediction
 
     @property
     def in_use(self) -> int:

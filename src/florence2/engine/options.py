@@ -147,10 +147,10 @@ class Rules:
         """Count the tokens behind the start token, up to eos."""
         return ids.index(self.eos) + 1 if self.eos in ids else len(ids)
 
-    def caption(self, ids: Sequence[int]) -> list[int]:
-        """Take bos, and eos with all behind it, off the tokens that follow the start token."""
+    def caption(self, ids: Sequence[int]) -> slice:
+        """Say which of the tokens behind the start token are words: neither bos, nor eos and all behind it."""
         first = 1 if ids and ids[0] == self.bos else 0
-        return list(ids[first : self.end(ids) - (self.eos in ids)])
+        return slice(first, self.end(ids) - (self.eos in ids))
 
     def chosen(self, ids: Sequence[int], limits: Limits) -> slice:
         """Say which of the tokens behind the start token were the model's own choice."""

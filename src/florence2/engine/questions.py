@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import queue
 import threading
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -23,7 +24,8 @@ from florence2.engine.options import EngineSettings, Limits, Rules
 from florence2.errors import UserError
 from florence2.model import locations
 from florence2.model.processing import Processing
-from florence2.model.tasks import Task, find_task
+from florence2.model.tasks import Answers, Task, find_task
+from florence2.model.wire import Placed, Span
 
 RECENT_VIEWS = 8  # samples this far apart still share one opened picture
 
@@ -63,13 +65,13 @@ class Questions:
         self, processing: Processing, rules: Rules, settings: EngineSettings, samples: Iterable[Sample], ahead: int
     ) -> None:
         """Take samples; `ahead` questions are ready before they are asked for, besides those being opened."""
-        self.exhausted = False
         self._processing, self._rules, self._settings, self._samples = processing, rules, settings, samples
         self._workers = max(1, settings.num_workers)
         self._room = threading.Semaphore(2 * self._workers + ahead)
         self._arrived: queue.Queue[tuple[Sample, Future[View]] | Exception | None] = queue.Queue()
         self._head: deque[tuple[Sample, Future[View]]] = deque()
-        self._stopped = False
+        self._next: deque[tuple[Sample, View]] = deque()  # what answers led to; their pictures are open
+        self._ended = self._stopped = False
 
     def __enter__(self) -> Self:
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="open-pictures")
@@ -86,8 +88,20 @@ class Questions:
         while (found := self.take(wait=True)) is not None:
             yield found
 
+    @property
+    def exhausted(self) -> bool:
+        """Tell whether there is no more to ask, unless an answer leads to it."""
+        return self._ended and not self._next
+
+    def follow(self, question: Question, prediction: Prediction) -> None:
+        """Ask next what an answer leads to, about the picture as it is already open."""
+        if question.sample.then:
+            self._next.extend((sample, question.view) for sample in question.sample.then(prediction))
+
     def take(self, *, wait: bool) -> Question | Prediction | None:
         """Give the next question, or the prediction of one that cannot be asked; None: not yet, or no more."""
+        if self._next:
+            return self._asked(*self._next.popleft())
         if not self._head and not self._arrive(wait):
             return None
         sample, opening = self._head[0]
@@ -96,13 +110,19 @@ class Questions:
         self._head.popleft()
         self._room.release()
         try:
-            return self._question(sample, opening.result())
+            return self._asked(sample, opening.result())
+        except UserError as error:
+            return failure(sample, error)
+
+    def _asked(self, sample: Sample, view: View) -> Question | Prediction:
+        try:
+            return self._question(sample, view)
         except UserError as error:
             return failure(sample, error)
 
     def _arrive(self, wait: bool) -> bool:
         """Move the next sample to the head; False where there is none (yet)."""
-        if self.exhausted:
+        if self._ended:
             return False
         try:
             arrived = self._arrived.get(block=wait)
@@ -110,10 +130,10 @@ class Questions:
             return False
         if isinstance(arrived, Exception):
             raise arrived
-        self.exhausted = arrived is None
+        self._ended = arrived is None
         if arrived is not None:
             self._head.append(arrived)
-        return not self.exhausted
+        return not self._ended
 
     def _feed(self) -> None:
         recent: OrderedDict[Any, tuple[object, Future[View]]] = OrderedDict()
@@ -149,24 +169,55 @@ class Questions:
         return Question(sample, task, ids, view, self._rules.limits(task, self._settings.generation, length))
 
 
-def answer(processing: Processing, rules: Rules, question: Question, said: Said) -> Prediction:
-    """Read what the model said.
+def answer(processing: Processing, rules: Rules, question: Question, said: Sequence[Said]) -> Prediction:
+    """Read what the model said; where it said several things, the first has the others as its alternatives."""
+    first, *others = [_read(processing, rules, question, each) for each in said]
+    return replace(first, alternatives=tuple(others))
+
+
+def _read(processing: Processing, rules: Rules, question: Question, said: Said) -> Prediction:
+    """Read one sequence.
 
     `score` is exp of the mean log-probability of the tokens the model chose, eos included; tokens that were forced on
-    it (bos, and eos at the longest length) do not count.
+    it (bos, and eos at the longest length) do not count. An object's score is the same over its own tokens.
     """
-    caption = rules.caption(said.ids)
+    words = rules.caption(said.ids)
+    caption = list(said.ids[words])
     text = processing.decode(caption)
-    chosen = said.logprobs[rules.chosen(said.ids, question.limits)]
+    is_words = question.task.answers is Answers.TEXT
+    score = None if is_words else Sureness(processing.spans(caption), said.logprobs[words]).of
     return Prediction(
         file_name=question.sample.id,
         task=question.sample.task,
         input=question.sample.input,
         text=text,
-        answer=locations.read(question.task, text, question.view.size),
+        answer=locations.read(question.task, text, question.view.size, score=score),
         num_tokens=len(caption),
-        score=math.exp(sum(chosen) / len(chosen)) if chosen else None,
+        score=_likelihood(said.logprobs[rules.chosen(said.ids, question.limits)]),
     )
+
+
+class Sureness:
+    """How sure the model was of each object in a text: of its label and of its places, together."""
+
+    def __init__(self, spans: Sequence[Span], logprobs: Sequence[float]) -> None:
+        """Take where each token stands in the text, and its log-probability."""
+        seen = [(*span, logprob) for span, logprob in zip(spans, logprobs, strict=True) if span[0] < span[1]]
+        self._starts, self._ends = [start for start, _, _ in seen], [end for _, end, _ in seen]
+        self._logprobs = [logprob for _, _, logprob in seen]
+
+    def of(self, placed: Placed) -> float | None:
+        """Give exp of the mean log-probability of an object's tokens; a label counts for each of its objects."""
+        return _likelihood([logprob for span in (placed.label_span, placed.span) for logprob in self._within(*span)])
+
+    def _within(self, start: int, end: int) -> list[float]:
+        first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
+        return self._logprobs[first:last] if start < end else []
+
+
+def _likelihood(logprobs: Sequence[float]) -> float | None:
+    """Give the geometric mean of probabilities."""
+    return math.exp(sum(logprobs) / len(logprobs)) if logprobs else None
 
 
 def failure(sample: Sample, error: UserError) -> Prediction:

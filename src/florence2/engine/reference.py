@@ -42,8 +42,7 @@ class Reference:
 
     def run(self, samples: Iterable[Sample]) -> Iterator[Prediction]:
         """Answer every sample, in order; one that cannot be answered gives a prediction with `error`."""
-        with Questions(self.processing, self.rules, self.settings, samples, ahead=self.stats.slots) as questions:
-            asked = iter(questions)
+        with Questions(self.processing, self.rules, self.settings, samples, ahead=self.stats.slots) as asked:
             while True:
                 with self.stats.timed("read"):
                     batch = list(islice(asked, self.stats.slots))
@@ -51,13 +50,15 @@ class Reference:
                     return
                 answers = self._answers([each for each in batch if isinstance(each, Question)])
                 for each in batch:
-                    for prediction in answers[each] if isinstance(each, Question) else [each]:
-                        self.stats.count(prediction)
-                        with self.stats.timed("write"):
-                            yield prediction
+                    prediction = answers[each] if isinstance(each, Question) else each
+                    if isinstance(each, Question):
+                        asked.follow(each, prediction)
+                    self.stats.count(prediction)
+                    with self.stats.timed("write"):
+                        yield prediction
 
     @torch.inference_mode()
-    def _answers(self, questions: Sequence[Question]) -> dict[Question, list[Prediction]]:
+    def _answers(self, questions: Sequence[Question]) -> dict[Question, Prediction]:
         """Answer the questions of one batch; those with the same limits go through `generate` together."""
         groups: dict[object, list[Question]] = defaultdict(list)
         for question in questions:
@@ -65,7 +66,7 @@ class Reference:
             groups[question if self.settings.generation.do_sample else question.limits].append(question)
         self.stats.slots_in_use = len(questions)
         return {
-            question: [answer(self.processing, self.rules, question, said) for said in sequences]
+            question: answer(self.processing, self.rules, question, sequences)
             for group in groups.values()
             for question, sequences in zip(group, self._generate(group), strict=True)
         }

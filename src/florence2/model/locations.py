@@ -107,22 +107,39 @@ def _to_objects(answers: Answers, value: Mapping[str, Any], size: Size) -> Itera
             yield Placed(form, label, tuple(_to_bins(run, size) for run in runs))
 
 
-def read(asked: Task | Answers, text: str, size: Size, *, banned: Collection[str] = ()) -> Any:
+def read(
+    asked: Task | Answers,
+    text: str,
+    size: Size,
+    *,
+    banned: Collection[str] = (),
+    score: Callable[[Placed], float | None] | None = None,
+) -> Any:
     """Return the value that a model's `text` stands for, in pixels of a picture of `size`: see the table above.
 
     `banned` are phrases that grounding should leave out. Text that is no answer gives an empty value, never an error.
+    With `score`, each list of labels has a list of scores beside it: `scores`, `bboxes_scores`, `polygons_scores`.
     """
     answers = asked.answers if isinstance(asked, Task) else asked
     if answers is Answers.TEXT:
         return _plain(text)
     value: dict[str, list[Any]] = {key: [] for keys in _KEYS[answers].items() for key in keys}
+    if score:
+        value |= {_scores_beside(labels): [] for labels in _KEYS[answers].values()}
     for placed in find_objects(answers, text):
         if answers is Answers.PHRASES and placed.label in banned:
             continue
         runs = [_to_pixels(run, size) for run in placed.bins]
         value[placed.form].append(runs if placed.form == "polygons" else runs[0])
-        value[_KEYS[answers][placed.form]].append(placed.label)
+        labels = _KEYS[answers][placed.form]
+        value[labels].append(placed.label)
+        if score:
+            value[_scores_beside(labels)].append(score(placed))
     return value
+
+
+def _scores_beside(labels: str) -> str:
+    return labels.replace("labels", "scores")
 
 
 def _plain(text: str) -> str:

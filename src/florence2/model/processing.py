@@ -3,13 +3,15 @@
 The settings are those of a `Florence2Processor`; the numbers equal its own. Knows nothing of files.
 """
 
-from collections.abc import Sequence
+import codecs
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from florence2.errors import UserError
 from florence2.model.tasks import Task
@@ -100,14 +102,36 @@ class Processing:
     def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
         """Read ids as text; layout tokens (`<s>`, `</s>`, `<pad>`, picture places) go, location tokens stay."""
         numbers = ids.tolist() if isinstance(ids, torch.Tensor) else ids
-        layout = {self.image_token_id, IGNORED_LABEL, *self._layout_ids()}
-        kept = [number for number in numbers if number not in layout]
+        dropped = self._dropped_ids()
+        kept = [number for number in numbers if number not in dropped]
         text = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return cast(str, text).strip()
+
+    def spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """Say where each id stands in `decode(ids)`: [start, end) of characters, of which layout tokens have none.
+
+        Where a character is spelt by several ids, each of them stands on it.
+        """
+        text, ends = "", []
+        for piece in self._pieces(ids):
+            start = len(text)
+            text += piece or ""
+            ends.append((start, start if piece is None else max(start + 1, len(text))))
+        before = len(text) - len(text.lstrip())  # `decode` strips
+        return [(max(start - before, 0), max(end - before, 0)) for start, end in ends]
+
+    def _pieces(self, ids: Sequence[int]) -> Iterator[str | None]:
+        """Give the characters that each id completes; None for what `decode` drops."""
+        dropped, said = self._dropped_ids(), codecs.getincrementaldecoder("utf-8")("replace")
+        for number, token in zip(ids, self.tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
+            yield None if number in dropped or token is None else said.decode(_spelt(token))
 
     def _ids(self, text: str) -> list[int]:
         whole = f"{self.tokenizer.bos_token}{text}{self.tokenizer.eos_token}"
         return cast("list[int]", self.tokenizer(whole, add_special_tokens=False)["input_ids"])
+
+    def _dropped_ids(self) -> set[int]:
+        return {self.image_token_id, IGNORED_LABEL, *self._layout_ids()}
 
     def _layout_ids(self) -> tuple[int, int, int]:
         return self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
@@ -131,6 +155,15 @@ class Processing:
 def max_target_tokens(model_config: Any) -> int:
     """Give the most ids a target may have, `<s>` and `</s>` included: the decoder has so many positions."""
     return int(model_config.text_config.max_position_embeddings)
+
+
+_BYTES = {letter: number for number, letter in bytes_to_unicode().items()}
+
+
+def _spelt(token: str) -> bytes:
+    """Give the bytes that a token of a byte-level vocabulary stands for; added tokens stand for themselves."""
+    numbers = [_BYTES.get(letter) for letter in token]
+    return token.encode() if None in numbers else bytes(cast("list[int]", numbers))
 
 
 def _refuse_other_steps(images: Any) -> None:
