@@ -1,4 +1,4 @@
-"""Draw a result of `throughput` as a picture: seconds for each picture, everybody's bar, ours parted by where the time went.
+"""Draw a result of `throughput`: seconds for each picture, our bar parted by where the time went.
 
 python benchmarks/picture.py benchmarks/results/DATE-throughput-....md docs/images/throughput.png
 """
