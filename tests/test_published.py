@@ -12,6 +12,8 @@ from florence2.published import PREDICT, TRAIN, translate
         ("--activation-checkpointing", "--gradient_checkpointing"),
         ("--optimizer_name AdamW8bit", "--optim adamw_bnb_8bit"),
         ("--optimizer_name=AdamW", "--optim adamw_torch"),
+        ("--optimizer_name ProdigyPlusScheduleFree", "--optim prodigyplus.ProdigyPlusScheduleFree"),
+        ("--optimizer_name CAME", "--optim CAME"),
         ("--rslora --init_lora_weights pissa", "--lora use_rslora=true init_lora_weights=pissa"),
         ("--name cats", "--trainer run_name=cats"),
         ("--caption_file_suffix _combined", "--caption_extension _combined.txt"),

@@ -128,13 +128,16 @@ class LearningSettings:
     """Highest learning rate."""
 
     optim: str = "adamw_torch"
-    """An optimizer of transformers by name, or a class as `package.Class`."""
+    """An optimizer of transformers or of the package pytorch-optimizer by name, or a class as `package.Class`."""
 
     optimizer_args: tuple[str, ...] = ()
     """Arguments of the optimizer, as key=value."""
 
     scheduler: str = "cosine"
     """A learning rate schedule of transformers by name, or `onecycle`."""
+
+    vision_learning_rate: float | None = None
+    """Learning rate of the picture half of the model (default: that of the rest)."""
 
     lora_plus_ratio: float | None = None
     """LoRA+: how much faster the B matrices learn than the A matrices, such as 16."""

@@ -30,7 +30,8 @@ from florence2.training.cost.features import clear, with_features
 from florence2.training.learner import Keeper, equip, introduce, rests
 from florence2.training.lessons import material
 from florence2.training.lessons.batches import Collator, Lessons, preview
-from florence2.training.optimizer import check_name
+from florence2.training.optimizer.averages import settled
+from florence2.training.optimizer.named import check_name
 from florence2.training.record import Record, check_alike, command, describe, write_card
 from florence2.training.trainer import LessonTrainer, Method
 from florence2.training.watch import curve
@@ -152,7 +153,7 @@ def _show_samples(settings: TrainSettings, trainer: LessonTrainer, samples: Sequ
 
     def say() -> list[tuple[str, str]]:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).eval()
-        with Reference(model, processor) as engine:
+        with settled(trainer.optimizer), Reference(model, processor) as engine:
             return [(said.file_name, said.text) for said in engine.run(samples[:SHOWN])]
 
     folder = Path(saving.output_dir).expanduser()

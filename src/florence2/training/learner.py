@@ -20,6 +20,8 @@ from florence2.settings import options
 from florence2.training.arguments import Plan
 from florence2.training.cost.memory import GIB, expect
 from florence2.training.lessons.batches import Lessons
+from florence2.training.optimizer.advice import advice
+from florence2.training.optimizer.making import arguments_of
 from florence2.training.record import Record, write_record
 
 # What peft calls our flags.
@@ -74,8 +76,7 @@ def introduce(
     yield f"{length.pictures:,} captions, {length.steps:,} steps of {length.per_step} over {learning.epochs:g} epochs"
     yield f"{kind}: {learns:,} of {every:,} weights learn ({learns / every:.2%}), {str(dtype)[6:]} arithmetic"
     yield f"about {need:.1f} GiB of memory on the {next(learner.parameters()).device.type}"
-    if "prodigy" in learning.optim.lower() and learning.learning_rate < 0.1:
-        yield f"{learning.optim} scales its learning rate itself, and {learning.learning_rate:g} slows it: pass 1"
+    yield from advice(learning.optim, learning.learning_rate, learning.scheduler, arguments_of(learning.optimizer_args))
     if lessons.features is not None:
         yield "no weight that sees pictures learns: what they look like is computed once and kept on disk"
     if cut := lessons.cut():

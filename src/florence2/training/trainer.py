@@ -29,7 +29,8 @@ from florence2.training.arguments import ONECYCLE
 from florence2.training.cost.memory import GIB, peak
 from florence2.training.learner import resting
 from florence2.training.lessons.batches import Lessons, Order, shift_right
-from florence2.training.optimizer import arguments_of, build, one_cycle
+from florence2.training.optimizer import averages
+from florence2.training.optimizer.making import arguments_of, build, one_cycle
 from florence2.training.watch.checkpoints import STATE, aside, clear_aside, settle
 
 RAW = "trained_weights.safetensors"
@@ -54,6 +55,7 @@ class Method:
     optim: str
     optimizer_args: Mapping[str, Any] = field(default_factory=dict)
     lora_plus_ratio: float | None = None
+    vision_learning_rate: float | None = None
     one_cycle: bool = False
     resting: tuple[nn.Module, ...] = ()
 
@@ -71,6 +73,7 @@ class Method:
             optim=learning.optim,
             optimizer_args=arguments_of(learning.optimizer_args),
             lora_plus_ratio=learning.lora_plus_ratio,
+            vision_learning_rate=learning.vision_learning_rate,
             one_cycle=learning.scheduler.lower() == ONECYCLE,
             resting=resting(learner),
         )
@@ -161,9 +164,16 @@ class LessonTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         """Make the optimizer with our groups of weights."""
         if self.optimizer is None:
             method, learner = self.method, self.model if model is None else model
-            self.optimizer = build(self.args, learner, method.optim, method.optimizer_args, method.lora_plus_ratio)
+            rates = (method.lora_plus_ratio, method.vision_learning_rate)
+            self.optimizer = build(self.args, learner, method.optim, method.optimizer_args, *rates)
         made: torch.optim.Optimizer = super().create_optimizer(model)
         return made
+
+    def train(self, *given: Any, **named: Any) -> Any:
+        """Train, and leave the weights as they are to be kept."""
+        result = super().train(*given, **named)
+        averages.settle(self.optimizer)
+        return result
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Make the schedule, ours or transformers'."""
@@ -202,6 +212,7 @@ class LessonTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
+        averages.settle(self.optimizer)
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -209,6 +220,7 @@ class LessonTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         output = Path(self.args.output_dir)
         final = output / f"checkpoint-{self.state.global_step}"
         self._aside = aside(output)
+        averages.settle(self.optimizer)
         try:
             super()._save_checkpoint(model, trial)
         finally:
