@@ -15,7 +15,7 @@ from torch import nn
 from florence2.config import LoraSettings, ModelSettings, TrainSettings
 from florence2.errors import UserError
 from florence2.model.adapter.lora import attach, save_adapter
-from florence2.model.adapter.targets import HALVES, lies_in, resolve_targets
+from florence2.model.adapter.places import HALVES, lies_in, resolve_targets
 from florence2.settings import options
 from florence2.training.arguments import Plan
 from florence2.training.cost.memory import GIB, expect

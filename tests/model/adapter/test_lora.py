@@ -11,7 +11,7 @@ from transformers import Florence2ForConditionalGeneration
 from florence2.errors import UserError
 from florence2.model import legacy
 from florence2.model.adapter import lora
-from florence2.model.adapter.targets import DEFAULT_TARGET_MODULES, resolve_targets
+from florence2.model.adapter.places import DEFAULT_TARGET_MODULES, resolve_targets
 from florence2.model.load import load
 from tests.model.original import TINY, assert_answers_as_the_original, edit_json, expected, inputs_of
 

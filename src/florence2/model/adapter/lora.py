@@ -22,7 +22,7 @@ from transformers import Florence2ForConditionalGeneration
 
 from florence2.errors import UserError
 from florence2.model import checkpoint, legacy
-from florence2.model.adapter.targets import DEFAULT_TARGET_MODULES, resolve_targets
+from florence2.model.adapter.places import DEFAULT_TARGET_MODULES, resolve_targets
 
 _NAME = "default"
 # These change the base's weights at the start, so the adapter alone does not say what the model became.
