@@ -14,11 +14,14 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 class DataSettings:
     """What to learn from."""
 
-    dataset: str
-    """Pictures with answers: a folder, JSONL, CSV, COCO, YOLO, VOC, LabelMe, tars, or a hub id (all: docs/data.md)."""
+    dataset: tuple[str, ...]
+    """Pictures with answers, from one place or several: a folder, JSONL, COCO, YOLO, tars, a hub id (docs/data.md)."""
 
     dataset_dir: str | None = None
     """Folder that the file names in a JSONL dataset are relative to (default: the folder of the file)."""
+
+    mix: tuple[str, ...] = ()
+    """How often samples are drawn, by task or dataset: `od=2 caption=0.5 more.jsonl=3` (default: once an epoch)."""
 
     val_dataset: str | None = None
     """What to measure on: a dataset like `--dataset`, or a fraction of it such as 0.1 (default: nothing)."""
@@ -47,7 +50,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class CaptionSettings:
-    """How captions are varied from epoch to epoch."""
+    """How captions and pictures are varied from epoch to epoch."""
 
     shuffle_captions: bool = False
     """Shuffle the comma-separated parts of each caption."""
@@ -61,11 +64,14 @@ class CaptionSettings:
     captions: tuple[str, ...] = ()
     """More of kohya's caption options, as key=value (`keep_tokens_separator`, `enable_wildcard`, ...)."""
 
+    augment: tuple[str, ...] = ()
+    """Pictures seen otherwise, boxes with them: `hflip=0.5 crop=0.3 scale=0.8,1.2 order=shuffle` (docs/training.md)."""
+
     max_length: int | None = None
     """Tokens of a caption that are learnt; longer ones are cut (default: as many as the model has positions for)."""
 
     preview: int = 0
-    """Print what this many pictures' targets look like over three epochs, then stop."""
+    """Show what this many samples look like over three epochs, then stop."""
 
 
 @dataclass(frozen=True)

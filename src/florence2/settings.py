@@ -75,6 +75,11 @@ def value(word: str) -> Any:
     return word
 
 
+def _several(value: Any) -> Any:
+    """Take one word where there may be several."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
 def _fill(cls: type, values: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(cls)
     given: dict[str, Any] = {}
@@ -83,8 +88,7 @@ def _fill(cls: type, values: Mapping[str, Any]) -> Any:
         if dataclasses.is_dataclass(hint):
             given[item.name] = _fill(typing.cast(type, hint), values)
         elif item.name in values:
-            value = values[item.name]
-            given[item.name] = tuple(value) if isinstance(value, list) else value
+            given[item.name] = _several(values[item.name]) if typing.get_origin(hint) is tuple else values[item.name]
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
             raise UserError(f"`{item.name}` is missing", f"pass `{item.name}`")
     return cls(**given)

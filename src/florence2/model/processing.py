@@ -57,10 +57,16 @@ class Processing:
         """(width, height) below which decoding a picture at a reduced scale would lose detail."""
         return self.size[1], self.size[0]
 
-    def resize(self, image: Image.Image) -> np.ndarray:
-        """Stretch an RGB picture to the model's size: uint8, height x width x 3."""
+    @property
+    def ground(self) -> tuple[int, int, int]:
+        """The colour that is nothing to the model."""
+        red, green, blue = (min(max(round(mean / self.rescale), 0), 255) for mean in self.mean)
+        return red, green, blue
+
+    def resize(self, image: Image.Image, box: tuple[float, ...] | None = None) -> np.ndarray:
+        """Stretch an RGB picture, or a (left, top, right, bottom) of it, to the model's size: uint8, H x W x 3."""
         height, width = self.size
-        return np.array(image.convert("RGB").resize((width, height), resample=self.resample))
+        return np.array(image.convert("RGB").resize((width, height), resample=self.resample, box=box))
 
     def normalize(self, pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Turn bytes (HWC or BHWC) into the model's float32 (CHW or BCHW), on the device where they lie.

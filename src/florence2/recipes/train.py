@@ -32,6 +32,7 @@ from florence2.training.lessons import material
 from florence2.training.lessons.batches import Collator, Lessons, preview
 from florence2.training.optimizer.averages import settled
 from florence2.training.optimizer.named import check_name
+from florence2.training.lessons.views import view_rules
 from florence2.training.record import Record, check_alike, command, describe, write_card
 from florence2.training.trainer import LessonTrainer, Method
 from florence2.training.watch import curve
@@ -64,9 +65,10 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
     settings = settings or by_name.build(TrainSettings, values)
     output = Path(settings.saving.output_dir).expanduser()
     checkpoint = _begin(settings, output)
-    samples, held = material.find(settings, _talk().print)
+    found = material.find(settings, _talk().print)
+    samples, held = found.samples, found.held
     model, processor = _load(settings)
-    lessons = material.make(settings, samples, model, processor)
+    lessons = material.make(settings, found, model, processor)
     if settings.captions.preview:
         print(preview(lessons, settings.captions.preview))  # noqa: T201  asked for, so it goes to stdout
         return output
@@ -92,6 +94,7 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
 def _begin(settings: TrainSettings, output: Path) -> Path | None:
     """Check what can be checked before anything is read, and find the checkpoint to go on from."""
     find_task(settings.data.task)
+    view_rules(settings.captions.augment)
     check_name(settings.learning.optim)
     checkpoint = start_from(settings.saving.resume, output)
     if checkpoint is not None:
@@ -122,13 +125,13 @@ def _trainer(
 ) -> LessonTrainer:
     device = pick_device(settings.model.device)
     dtype = pick_dtype(settings.model.dtype, device)
-    args = training_arguments(settings, len(lessons), measured=bool(held), device=device, dtype=dtype)
-    length = plan(settings.learning, len(lessons), args.world_size, args.max_steps)
+    args = training_arguments(settings, lessons.drawn, measured=bool(held), device=device, dtype=dtype)
+    length = plan(settings.learning, lessons.drawn, args.world_size, args.max_steps)
     lessons = replace(lessons, rules=lessons.rules.over(length.steps), per_step=length.per_step)
     if settings.learning.gradient_checkpointing:
         memory.checkpoint_activations(learner)
     measured = replace(lessons, samples=held, fixed=True)
-    if rests(learner, "vision") and args.num_train_epochs > 1:
+    if rests(learner, "vision") and args.num_train_epochs > 1 and not lessons.views.moves:
         folder, base = Path(args.output_dir), (keeper.record.base, keeper.record.revision)
         with args.main_process_first():
             lessons, measured = (with_features(each, learner, folder, base, dtype) for each in (lessons, measured))

@@ -22,6 +22,7 @@ from florence2.training.cost.memory import GIB, expect
 from florence2.training.lessons.batches import Lessons
 from florence2.training.optimizer.advice import advice
 from florence2.training.optimizer.making import arguments_of
+from florence2.training.lessons.views import effect
 from florence2.training.record import Record, write_record
 
 # What peft calls our flags.
@@ -73,12 +74,19 @@ def introduce(
     size, recompute = lessons.processing.size, learning.gradient_checkpointing
     need = expect(learner, size, learning.batch_size, dtype, recompute).total / GIB
     kind = f"LoRA of rank {lora.rank}" if isinstance(learner, PeftModel) else "all weights"
-    yield f"{length.pictures:,} captions, {length.steps:,} steps of {length.per_step} over {learning.epochs:g} epochs"
+    captions = f"{length.pictures:,} captions"
+    if lessons.weights is not None:
+        captions = f"{captions} an epoch, drawn from {len(lessons):,}"
+    yield f"{captions}, {length.steps:,} steps of {length.per_step} over {learning.epochs:g} epochs"
     yield f"{kind}: {learns:,} of {every:,} weights learn ({learns / every:.2%}), {str(dtype)[6:]} arithmetic"
     yield f"about {need:.1f} GiB of memory on the {next(learner.parameters()).device.type}"
     yield from advice(learning.optim, learning.learning_rate, learning.scheduler, arguments_of(learning.optimizer_args))
     if lessons.features is not None:
         yield "no weight that sees pictures learns: what they look like is computed once and kept on disk"
+    elif lessons.views.moves and rests(learner, "vision"):
+        yield "pictures are seen otherwise each time, so what they look like cannot be kept though nothing learns it"
+    if lessons.views.moves:
+        yield effect(lessons.samples, lessons.views)
     if cut := lessons.cut():
         yield f"{cut:,} captions are longer than {lessons.max_target} tokens and are cut, see `--max_length`"
 

@@ -54,7 +54,7 @@ def describe(settings: TrainSettings, base: str, samples: Sequence[Sample], held
         prompt=task.prompt,
         settings=flags.flat(settings),
         data={
-            "dataset": settings.data.dataset,
+            "dataset": " ".join(settings.data.dataset),
             "pictures": len({sample.id for sample in samples}),
             "captions": len(samples),
             "held_out": len(held),

@@ -28,9 +28,9 @@ from florence2.model.processing import IGNORED_LABEL, Processing
 from florence2.training.arguments import ONECYCLE
 from florence2.training.cost.memory import GIB, peak
 from florence2.training.learner import resting
-from florence2.training.lessons.batches import Lessons, Order, shift_right
 from florence2.training.optimizer import averages
 from florence2.training.optimizer.making import arguments_of, build, one_cycle
+from florence2.training.lessons.batches import Lessons, shift_right
 from florence2.training.watch.checkpoints import STATE, aside, clear_aside, settle
 
 RAW = "trained_weights.safetensors"
@@ -185,12 +185,8 @@ class LessonTrainer(Seq2SeqTrainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
         lessons: Lessons = self.train_dataset if train_dataset is None else train_dataset
         grouped = self.args.train_sampling_strategy == "group_by_length"
-        return Order(
-            len(lessons),
-            self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            lessons.lengths() if grouped else None,
-            self.args.train_batch_size,
-        )
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return lessons.order(seed, self.args.train_batch_size, grouped)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.args.should_save:

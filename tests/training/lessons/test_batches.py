@@ -11,7 +11,8 @@ from florence2.model import locations
 from florence2.model.processing import Processing
 from florence2.model.tasks import find_task
 from florence2.training.lessons.augment import CaptionRules
-from florence2.training.lessons.batches import Collator, Draw, Lessons, Order, preview, shift_right
+from florence2.training.lessons.batches import Collator, Lessons, preview, shift_right
+from florence2.training.lessons.order import Draw, Order
 from tests.tiny import tiny_processor
 from tests.training.photos import save_photos
 
@@ -90,7 +91,7 @@ def test_long_answers_lose_whole_objects(processing: Processing) -> None:
     lessons = Lessons(
         [Sample("a", Path("a"), task.token, target=text)], processing, CaptionRules(), max_target=whole - 3
     )
-    ids = lessons._target(Draw(0, 0, 0))
+    ids = lessons._target(lessons.turn(lessons.samples[0], Draw(0, 0, 0))[0])
     assert ids[-1] == processing.target_ids(text)[-1]
     assert processing.decode(ids) == locations.write(
         task, {"bboxes": value["bboxes"][:8], "labels": value["labels"][:8]}, (1000, 1000)

@@ -1,4 +1,4 @@
-"""What a step sees: pictures in an order that a seed decides, as arrays, side by side in a batch.
+"""What a step sees: pictures and words at their turn, as arrays, side by side in a batch.
 
 Everything random here follows from (seed, epoch, sample), so workers and resumes change nothing. Knows neither the
 model nor how it is trained.
@@ -7,73 +7,23 @@ Shapes: B pictures of a batch, H and W the model's picture size, S ids of the lo
 """
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model import locations
 from florence2.model.processing import IGNORED_LABEL, Processing
-from florence2.model.tasks import NUM_BINS, find_task
+from florence2.model.tasks import find_task
 from florence2.training.lessons.augment import CaptionRules, has_layout, vary
-
-BINS = (NUM_BINS, NUM_BINS)  # a picture on which a bin is a pixel
-GROUP = 50  # batches that are sorted together when pictures are grouped by length
-
-
-class Draw(NamedTuple):
-    """One sample at its turn: `seen` counts the samples drawn before it, from the start of the training."""
-
-    epoch: int
-    seen: int
-    which: int
-
-
-class Order(Sampler[Draw]):
-    """Draw every sample once in an epoch, in an order that only seed and epoch decide.
-
-    With `lengths` (one for each sample), samples of like length come together, `batch` at a time.
-    """
-
-    def __init__(self, size: int, seed: int, lengths: Sequence[int] | None = None, batch: int = 1) -> None:
-        self.size = size
-        self.seed = seed
-        self.lengths = lengths
-        self.batch = batch
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that is drawn next."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[Draw]:
-        start = self.epoch * self.size
-        for place, index in enumerate(self._indices()):
-            yield Draw(self.epoch, start + place, index)
-
-    def _indices(self) -> list[int]:
-        chance = random.Random(f"order/{self.seed}/{self.epoch}")
-        indices = list(range(self.size))
-        chance.shuffle(indices)
-        return indices if self.lengths is None else self._grouped(indices, self.lengths, chance)
-
-    def _grouped(self, indices: list[int], lengths: Sequence[int], chance: random.Random) -> list[int]:
-        many = GROUP * self.batch
-        batches: list[list[int]] = []
-        for start in range(0, len(indices), many):
-            alike = sorted(indices[start : start + many], key=lengths.__getitem__, reverse=True)
-            batches += [alike[at : at + self.batch] for at in range(0, len(alike), self.batch)]
-        whole = [batch for batch in batches if len(batch) == self.batch]
-        chance.shuffle(whole)
-        return [index for batch in (*whole, *(b for b in batches if len(b) < self.batch)) for index in batch]
+from florence2.training.lessons.order import Draw, Order, drawn
+from florence2.training.lessons.places import BINS, View
+from florence2.training.lessons.views import ViewRules, seen, turned
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +31,15 @@ class Lessons(Dataset[dict[str, Any]]):
     """Samples as the arrays the model learns from.
 
     `max_target` counts ids, `<s>` and `</s>` included; `per_step` is how many samples one optimizer step takes, all
-    processes together. `fixed` leaves chance out of the captions, for measuring. With `features` (one row
-    of picture features for each sample) pictures stay closed.
+    processes together. `weights` say how often each sample is drawn in an epoch. `fixed` leaves chance out, for
+    measuring. With `features` (one row of picture features for each sample) pictures stay closed.
     """
 
     samples: Sequence[Sample]
     processing: Processing
     rules: CaptionRules
+    views: ViewRules = field(default_factory=ViewRules)
+    weights: Sequence[float] | None = None
     seed: int = 0
     max_prompt: int | None = None
     max_target: int | None = None
@@ -98,67 +50,89 @@ class Lessons(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def drawn(self) -> int:
+        """Count the samples of an epoch."""
+        return len(self) if self.weights is None else drawn(self.weights)
+
+    def order(self, seed: int, batch: int, grouped: bool) -> Order:
+        """Give the order that samples are drawn in, those with answers of like length together if `grouped`."""
+        lengths = [len(sample.target or "") for sample in self.samples] if grouped else None
+        return Order(len(self), seed, lengths, batch, self.weights)
+
     def __getitem__(self, at: Draw | int) -> dict[str, Any]:
         draw = Draw(0, 0, at) if isinstance(at, int) else at
+        return self.item(self.samples[draw.which], draw)
+
+    def item(self, sample: Sample, draw: Draw) -> dict[str, Any]:
+        """Give the arrays of a sample at its turn; from a worker, a problem in their place."""
         try:
-            return self._item(draw)
+            return self._item(sample, draw)
         except UserError as error:
             if get_worker_info() is None:
                 raise
             # An error that crosses processes arrives with a traceback in its words; this one is raised over there.
             return {"problem": (error.what, error.hint)}
 
-    def _item(self, draw: Draw) -> dict[str, Any]:
-        item = {"index": draw.which, "input_ids": self._prompt(self.samples[draw.which]), "labels": self._target(draw)}
+    def _item(self, sample: Sample, draw: Draw) -> dict[str, Any]:
+        asked, view = self.turn(sample, draw)
+        item = {"index": draw.which, "input_ids": self._prompt(asked), "labels": self._target(asked)}
         if self.features is None:
-            item["pixels_HWC"] = self.pixels(draw.which)
+            item["pixels_HWC"] = self._pixels(sample, view)
         else:
             item["features_ND"] = self.features[draw.which]
         return item
 
-    def pixels(self, index: int) -> np.ndarray:
-        """Read one picture at the model's size: uint8, H x W x 3."""
-        picture = self.samples[index].open(at_least=self.processing.at_least)
-        return self.processing.resize(picture.image)
-
-    def caption(self, draw: Draw) -> str:
-        """Give the words that are learnt at this turn."""
-        sample = self.samples[draw.which]
-        step = draw.seen // self.per_step
-        return vary(
+    def turn(self, sample: Sample, draw: Draw) -> tuple[Sample, View]:
+        """Give a sample in the words of its turn, and what is seen of its picture."""
+        name, view = "/".join(sample.key), View()
+        at = f"{draw.epoch}/{name}" + (f"/{draw.again}" if draw.again else "")
+        if not (self.fixed or self.views.idle):
+            sample, view = turned(sample, self.views, random.Random(f"view/{self.seed}/{at}"))
+        text = vary(
             sample.target or "",
             self.rules,
             seed=self.seed,
             epoch=draw.epoch,
-            sample_id="/".join(sample.key),
-            step=step,
+            sample_id=f"{name}/{draw.again}" if draw.again else name,
+            step=draw.seen // self.per_step,
             fixed=self.fixed,
         )
+        return replace(sample, target=text), view
+
+    def pixels(self, index: int) -> np.ndarray:
+        """Read one picture, whole, at the model's size: uint8, H x W x 3."""
+        return self._pixels(self.samples[index], View())
+
+    def _pixels(self, sample: Sample, view: View) -> np.ndarray:
+        if not view.changes:
+            return self.processing.resize(sample.open(at_least=self.processing.at_least).image)
+        width, height = self.processing.at_least
+        enough = (round(width / (view.right - view.left)), round(height / (view.bottom - view.top)))
+        image, box = seen(sample.open(at_least=enough).image, view, self.processing.ground)
+        pixels = self.processing.resize(image, box)
+        return np.ascontiguousarray(pixels[:, ::-1]) if view.mirrored else pixels
 
     def cut(self) -> int:
         """Count the captions that are longer than what is learnt of them, as they are in the first epoch."""
         if self.max_target is None:
             return 0
-        draws = (Draw(0, 0, which) for which in range(len(self)))
-        return sum(self.processing.target(self.caption(draw), self.max_target)[1] for draw in draws)
-
-    def lengths(self) -> list[int]:
-        """Estimate each target's length from its letters, cheaply, for grouping."""
-        return [len(sample.target or "") for sample in self.samples]
+        turns = (self.turn(sample, Draw(0, 0, which))[0] for which, sample in enumerate(self.samples))
+        return sum(self.processing.target(turn.target or "", self.max_target)[1] for turn in turns)
 
     def _prompt(self, sample: Sample) -> list[int]:
         return self.processing.prompt_ids(find_task(sample.task), sample.input, self.max_prompt)
 
-    def _target(self, draw: Draw) -> list[int]:
-        text, most = self.caption(draw), self.max_target
+    def _target(self, sample: Sample) -> list[int]:
+        text, most = sample.target or "", self.max_target
         ids, is_cut = self.processing.target(text, most)
         if is_cut and most is not None and has_layout(text):
-            return self.processing.target_ids(self._whole_objects(draw, text, most), most)
+            return self.processing.target_ids(self._whole_objects(sample, text, most), most)
         return ids
 
-    def _whole_objects(self, draw: Draw, text: str, most: int) -> str:
+    def _whole_objects(self, sample: Sample, text: str, most: int) -> str:
         """Leave out objects at the end, so that none is cut in the middle."""
-        task = find_task(self.samples[draw.which].task)
+        task = find_task(sample.task)
         value, _ = locations.cut(
             task, locations.read(task, text, BINS), BINS, most, lambda words: len(self.processing.target_ids(words))
         )
@@ -189,13 +163,14 @@ class Collator:
 
 
 def preview(lessons: Lessons, number: int, epochs: int = 3) -> str:
-    """Write what the first samples' targets look like over some epochs."""
+    """Write what the first samples' targets look like over some epochs, and what is seen of their pictures."""
     lines = []
     for which, sample in enumerate(lessons.samples[:number]):
         lines.append(f"{sample.id}: {find_task(sample.task).wording(sample.input)}")
         for epoch in range(epochs):
-            draw = Draw(epoch, epoch * len(lessons) + which, which)
-            lines.append(f"  epoch {epoch + 1}: {lessons.caption(draw)}")
+            turn, view = lessons.turn(sample, Draw(epoch, epoch * lessons.drawn + which, which))
+            asked = f" {find_task(turn.task).wording(turn.input)}" if turn.input != sample.input else ""
+            lines.append(f"  epoch {epoch + 1}{f' ({view})' if view.changes else ''}:{asked} {turn.target}")
     return "\n".join(lines)
 
 

@@ -3,7 +3,9 @@
 Knows the groups of settings that say which pictures and which words; neither devices nor steps.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from florence2.config import TrainSettings
@@ -12,28 +14,83 @@ from florence2.data.resolve import resolve_dataset
 from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model.processing import Processing, max_target_tokens
+from florence2.model.tasks import find_task
+from florence2.settings import near
 from florence2.training.lessons.augment import rules_of
 from florence2.training.lessons.batches import Lessons
+from florence2.training.lessons.order import drawn
+from florence2.training.lessons.views import view_rules
 
 Say = Callable[[str], None]
 
 
-def find(settings: TrainSettings, say: Say) -> tuple[list[Sample], list[Sample]]:
-    """Find what to learn from, and what to measure on; `say` hears what was found."""
+@dataclass(frozen=True)
+class Material:
+    """What to learn from, how often an epoch draws each of it (None: once), and what to measure on."""
+
+    samples: Sequence[Sample]
+    weights: Sequence[float] | None = None
+    held: Sequence[Sample] = ()
+
+
+def find(settings: TrainSettings, say: Say) -> Material:
+    """Find what to learn from and what to measure on; `say` hears what was found."""
     data, val = settings.data, settings.data.val_dataset
-    if (fraction := _fraction(val)) is not None:
-        return split(_found(settings, data.dataset, say), fraction, settings.learning.seed)
-    return _found(settings, data.dataset, say), _found(settings, val, say) if val else []
+    fraction = _fraction(val)
+    found = {spec: _found(settings, spec, say) for spec in data.dataset}
+    if len(found) > 1:
+        found = {spec: [replace(each, id=f"{spec}/{each.id}") for each in samples] for spec, samples in found.items()}
+    home = {sample.id: spec for spec, samples in found.items() for sample in samples}
+    samples, held = split(
+        [each for samples in found.values() for each in samples], fraction or 0, settings.learning.seed
+    )
+    if val and fraction is None:
+        held = _found(settings, val, say)
+    weights = _weights(data.mix, samples, home)
+    kept = [at for at in range(len(samples)) if weights is None or weights[at] > 0]
+    return Material([samples[at] for at in kept], weights and [weights[at] for at in kept], held)
 
 
-def make(settings: TrainSettings, samples: Sequence[Sample], model: Any, processor: Any) -> Lessons:
+def _weights(mix: tuple[str, ...], samples: Sequence[Sample], home: Mapping[str, str]) -> list[float] | None:
+    """Say how often each sample is drawn in an epoch: the weight of its task times that of its dataset."""
+    if not mix:
+        return None
+    named = [_weight(word) for word in mix]
+    datasets, tasks = set(home.values()), {sample.task for sample in samples}
+    by_place = {name: weight for name, weight in named if name in datasets}
+    by_task = {find_task(name).token: (name, weight) for name, weight in named if name not in datasets}
+    for token, (name, _) in by_task.items():
+        if token not in tasks:
+            known = [*datasets, *(find_task(task).name for task in tasks)]
+            raise UserError(f"`--mix {name}` names no dataset here and no task that is learnt", near(name, known))
+    once = ("", 1.0)
+    weights = [by_task.get(each.task, once)[1] * by_place.get(home[each.id], 1.0) for each in samples]
+    if drawn(weights) < 1:
+        raise UserError("with `--mix` an epoch draws no sample at all", "give some task or dataset more weight")
+    return weights
+
+
+def _weight(word: str) -> tuple[str, float]:
+    name, _, number = word.rpartition("=")
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = -1.0
+    if not name or not 0 <= weight < math.inf:
+        raise UserError(f"`--mix {word}` is no weight", "write a task or a dataset and a number, such as `od=2`")
+    return name, weight
+
+
+def make(settings: TrainSettings, material: Material, model: Any, processor: Any) -> Lessons:
     """Make lessons of samples, as long as the model has positions for."""
     most = max_target_tokens(model.config)
     asked = settings.captions.max_length
     return Lessons(
-        samples,
+        material.samples,
         Processing.of(processor),
         rules_of(settings.captions),
+        view_rules(settings.captions.augment),
+        material.weights,
         seed=settings.learning.seed,
         max_prompt=most,
         max_target=most if asked is None else min(asked + 2, most),  # <s> and </s> come on top
