@@ -6,7 +6,8 @@
     answer    text | caption | suffix             words, or a list of several answers
               answer                              boxes, quads or polygons in pixels, keys as in `model/locations.py`
 
-Where a row has `text` and `answer`, the text is learnt: it is what `answer` was read from. A row with `error` is a
+Where a row has `text` and `answer`, the text is learnt: it is what `answer` was read from. Where a text is to be read,
+an `answer` of "" says that there is none; elsewhere nothing said is no answer. A row with `error` is a
 prediction that failed and is left out; `folder` leads from a list to its pictures, as predictions write it.
 """
 # ruff: noqa: PTH118 - pathlib costs too much where a million rows each name a picture
@@ -96,6 +97,8 @@ def row_samples(row: Row, where: str, columns: Columns, picture: Sample) -> list
     texts = columns.texts_of(row, where)
     if not texts and row.get("answer") not in (None, ""):
         texts = [answer_text(task, row["answer"], where, picture.size)]
+    elif not texts and row.get("answer") == "" and "ocr" in task.name:
+        texts = [""]
     return [replace(asked, target=text) for text in texts]
 
 
