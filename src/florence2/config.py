@@ -23,6 +23,9 @@ class DataSettings:
     mix: tuple[str, ...] = ()
     """How often samples are drawn, by task or dataset: `od=2 caption=0.5 more.jsonl=3` (default: once an epoch)."""
 
+    streaming: bool = False
+    """Take tars or a dataset of the hub as they come instead of listing them first (needs `--trainer max_steps=N`)."""
+
     val_dataset: str | None = None
     """What to measure on: a dataset like `--dataset`, or a fraction of it such as 0.1 (default: nothing)."""
 

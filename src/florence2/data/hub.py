@@ -18,6 +18,7 @@ from florence2.data.rows import Row
 from florence2.data.sample import Found, Sample, Skipped
 from florence2.errors import UserError
 
+_SHARDS = 64  # parts of a saved dataset that is streamed
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -65,6 +66,23 @@ def saved_samples(folder: Path, columns: Columns, split: str | None) -> Found:
 
 def hub_samples(name: str, columns: Columns, split: str | None, *, revision: str | None, offline: bool) -> Found:
     """Read a dataset from the hub or, `offline`, from what was downloaded before."""
+    return _samples(_loaded(name, split, revision, offline), name, columns, split)
+
+
+def streamed(name: str, split: str | None, *, offline: bool) -> Any:
+    """Open a dataset whose rows come one by one: on the hub, saved to disk, or a folder or file of its formats."""
+    import datasets
+
+    path = Path(name).expanduser()
+    if path.is_dir() and is_saved(path):
+        saved = part_of(datasets.load_from_disk(str(path)), name, split)
+        return saved.to_iterable_dataset(num_shards=max(min(len(saved), _SHARDS), 1))
+    if path.is_file():
+        return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+    return _loaded(str(path) if path.is_dir() else name, split, None, offline, streaming=True)
+
+
+def _loaded(name: str, split: str | None, revision: str | None, offline: bool, streaming: bool = False) -> Any:
     import datasets
 
     if offline and revision:
@@ -73,10 +91,9 @@ def hub_samples(name: str, columns: Columns, split: str | None, *, revision: str
         )
     with _offline(datasets) if offline else _online():
         try:
-            dataset = datasets.load_dataset(name, split=split, revision=revision)
+            return datasets.load_dataset(name, split=split, revision=revision, streaming=streaming)
         except Exception as error:  # network, hub, parsers: each has errors of its own
             raise _unloaded(name, split, offline or datasets.config.HF_HUB_OFFLINE, error) from None
-    return _samples(dataset, name, columns, split)
 
 
 @contextmanager
@@ -133,11 +150,11 @@ def parquet_samples(path: Path, columns: Columns) -> Found:
 
 
 def _samples(dataset: Any, name: str, columns: Columns, split: str | None) -> Found:
-    part = _part(dataset, name, split)
-    column = _picture_column(part, name, columns.picture)
+    part = part_of(dataset, name, split)
+    column = picture_column(part, name, columns.picture)
     if columns.with_targets:
-        _require_text(part, name, columns)
-    stored = _encoded(part.select_columns([column]).with_format(None), column)
+        require_text(part, name, columns)
+    stored = encoded(part.select_columns([column]).with_format(None), column)
     prefix = str(part.split) if part.split else "row"
     samples: list[Sample] = []
     skipped: list[Skipped] = []
@@ -152,13 +169,14 @@ def _samples(dataset: Any, name: str, columns: Columns, split: str | None) -> Fo
     return Found(name, None, samples, skipped)
 
 
-def _encoded(part: Any, column: str) -> Any:
+def encoded(part: Any, column: str) -> Any:
+    """Leave the pictures of a column as they are stored."""
     import datasets
 
     return part.cast_column(column, datasets.Image(decode=False))
 
 
-def _part(dataset: Any, name: str, split: str | None) -> Any:
+def part_of(dataset: Any, name: str, split: str | None) -> Any:
     """Choose the split: the one asked for, else `train`, else the only one."""
     if not isinstance(dataset, dict):
         return dataset
@@ -170,7 +188,8 @@ def _part(dataset: Any, name: str, split: str | None) -> Any:
     return dataset[wanted]
 
 
-def _picture_column(part: Any, name: str, asked: str | None) -> str:
+def picture_column(part: Any, name: str, asked: str | None) -> str:
+    """Find the column that holds the pictures."""
     kinds = {column: type(feature).__name__ for column, feature in part.features.items()}
     pictures = [column for column, kind in kinds.items() if kind == "Image"]
     column = asked or next(iter(pictures), "")
@@ -181,7 +200,8 @@ def _picture_column(part: Any, name: str, asked: str | None) -> str:
     raise UserError(f"dataset `{name}` has no {missing}; it has {listed}", "name it with --image_column")
 
 
-def _require_text(part: Any, name: str, columns: Columns) -> None:
+def require_text(part: Any, name: str, columns: Columns) -> None:
+    """Refuse a dataset without a column of captions."""
     wanted = (columns.text,) if columns.text else (*metadata.TEXT_COLUMNS, "answer")
     if not any(column in part.features for column in wanted):
         listed = ", ".join(f"`{column}`" for column in part.features)

@@ -66,7 +66,6 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
     output = Path(settings.saving.output_dir).expanduser()
     checkpoint = _begin(settings, output)
     found = material.find(settings, _talk().print)
-    samples, held = found.samples, found.held
     model, processor = _load(settings)
     lessons = material.make(settings, found, model, processor)
     if settings.captions.preview:
@@ -95,6 +94,7 @@ def _begin(settings: TrainSettings, output: Path) -> Path | None:
     """Check what can be checked before anything is read, and find the checkpoint to go on from."""
     find_task(settings.data.task)
     view_rules(settings.captions.augment)
+    refuse_unstreamable(settings)
     check_name(settings.learning.optim)
     checkpoint = start_from(settings.saving.resume, output)
     if checkpoint is not None:

@@ -4,7 +4,7 @@ Knows names and values; the model is handed in only where an optimizer asks for 
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from florence2.settings import near, options
 
 WARMUP = 0.03  # share of the training in which the learning rate grows
 CLIP = 1.0
+STREAM_SAVES = 5  # checkpoints of a training on a stream, which has no epochs to be saved after
 ONECYCLE = "onecycle"
 
 # What transformers calls our flags; `--trainer` refuses these names, because a knob has one home.
@@ -106,6 +107,8 @@ def training_arguments(
             f"training runs on the first GPU that it sees, not on `{device}`",
             f"set CUDA_VISIBLE_DEVICES={device.index} and pass `--device cuda`",
         )
+    if settings.data.streaming and saving.save_every_n_steps is None:
+        saving = replace(saving, save_every_n_steps=max(int(door.get("max_steps", 1)) // STREAM_SAVES, 1))
     values |= _rhythm(saving, plan(learning, pictures, 1, int(door.get("max_steps", -1))), measured)
     try:
         made = Seq2SeqTrainingArguments(**(values | door))

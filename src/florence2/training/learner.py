@@ -74,10 +74,7 @@ def introduce(
     size, recompute = lessons.processing.size, learning.gradient_checkpointing
     need = expect(learner, size, learning.batch_size, dtype, recompute).total / GIB
     kind = f"LoRA of rank {lora.rank}" if isinstance(learner, PeftModel) else "all weights"
-    captions = f"{length.pictures:,} captions"
-    if lessons.weights is not None:
-        captions = f"{captions} an epoch, drawn from {len(lessons):,}"
-    yield f"{captions}, {length.steps:,} steps of {length.per_step} over {learning.epochs:g} epochs"
+    yield _amount(settings, lessons, length)
     yield f"{kind}: {learns:,} of {every:,} weights learn ({learns / every:.2%}), {str(dtype)[6:]} arithmetic"
     yield f"about {need:.1f} GiB of memory on the {next(learner.parameters()).device.type}"
     yield from advice(learning.optim, learning.learning_rate, learning.scheduler, arguments_of(learning.optimizer_args))
@@ -89,6 +86,16 @@ def introduce(
         yield effect(lessons.samples, lessons.views)
     if cut := lessons.cut():
         yield f"{cut:,} captions are longer than {lessons.max_target} tokens and are cut, see `--max_length`"
+
+
+def _amount(settings: TrainSettings, lessons: Lessons, length: Plan) -> str:
+    steps = f"{length.steps:,} steps of {length.per_step}"
+    if settings.data.streaming:
+        return f"captions as they come, {steps}"
+    captions = f"{length.pictures:,} captions"
+    if lessons.weights is not None:
+        captions = f"{captions} an epoch, drawn from {len(lessons):,}"
+    return f"{captions}, {steps} over {settings.learning.epochs:g} epochs"
 
 
 @dataclass(frozen=True)

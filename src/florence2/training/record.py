@@ -55,8 +55,8 @@ def describe(settings: TrainSettings, base: str, samples: Sequence[Sample], held
         settings=flags.flat(settings),
         data={
             "dataset": " ".join(settings.data.dataset),
-            "pictures": len({sample.id for sample in samples}),
-            "captions": len(samples),
+            "pictures": "streamed" if settings.data.streaming else len({sample.id for sample in samples}),
+            "captions": "streamed" if settings.data.streaming else len(samples),
             "held_out": len(held),
             "tasks": tasks,
         },

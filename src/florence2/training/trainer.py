@@ -31,6 +31,7 @@ from florence2.training.learner import resting
 from florence2.training.optimizer import averages
 from florence2.training.optimizer.making import arguments_of, build, one_cycle
 from florence2.training.lessons.batches import Lessons, shift_right
+from florence2.training.lessons.streamed import Pouring, Tap
 from florence2.training.watch.checkpoints import STATE, aside, clear_aside, settle
 
 RAW = "trained_weights.safetensors"
@@ -181,6 +182,24 @@ class LessonTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             self.lr_scheduler = one_cycle(optimizer or self.optimizer, num_training_steps)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def get_train_dataloader(self) -> Any:
+        """Load the lessons; those of a stream are shared out by themselves, and begin where the training stands."""
+        if not isinstance(self.train_dataset, Pouring):
+            return super().get_train_dataloader()
+        args = self.args
+        options = {
+            "collate_fn": self.data_collator,
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+        }
+        return Tap(self.train_dataset, lambda: self.state.global_step * args.gradient_accumulation_steps, options)
+
+    def _run_epoch(self, *, steps_trained_in_current_epoch: int, **given: Any) -> None:
+        # A stream is opened behind what was taken before: there is nothing left to pass over.
+        done = 0 if isinstance(self.train_dataset, Pouring) else steps_trained_in_current_epoch
+        super()._run_epoch(steps_trained_in_current_epoch=done, **given)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
         lessons: Lessons = self.train_dataset if train_dataset is None else train_dataset

@@ -62,19 +62,16 @@ class Lessons(Dataset[dict[str, Any]]):
 
     def __getitem__(self, at: Draw | int) -> dict[str, Any]:
         draw = Draw(0, 0, at) if isinstance(at, int) else at
-        return self.item(self.samples[draw.which], draw)
-
-    def item(self, sample: Sample, draw: Draw) -> dict[str, Any]:
-        """Give the arrays of a sample at its turn; from a worker, a problem in their place."""
         try:
-            return self._item(sample, draw)
+            return self.arrays(self.samples[draw.which], draw)
         except UserError as error:
             if get_worker_info() is None:
                 raise
             # An error that crosses processes arrives with a traceback in its words; this one is raised over there.
             return {"problem": (error.what, error.hint)}
 
-    def _item(self, sample: Sample, draw: Draw) -> dict[str, Any]:
+    def arrays(self, sample: Sample, draw: Draw) -> dict[str, Any]:
+        """Give the arrays of a sample at its turn."""
         asked, view = self.turn(sample, draw)
         item = {"index": draw.which, "input_ids": self._prompt(asked), "labels": self._target(asked)}
         if self.features is None:

@@ -10,8 +10,11 @@ from typing import Any
 
 from florence2.config import TrainSettings
 from florence2.data.check import check_pictures, split
+from florence2.data.metadata import Columns
 from florence2.data.resolve import resolve_dataset
 from florence2.data.sample import Sample
+from florence2.data.streams.flow import Stream
+from florence2.data.streams.parts import find_parts
 from florence2.errors import UserError
 from florence2.model.processing import Processing, max_target_tokens
 from florence2.model.tasks import find_task
@@ -21,21 +24,31 @@ from florence2.training.lessons.batches import Lessons
 from florence2.training.lessons.order import drawn
 from florence2.training.lessons.views import view_rules
 
+FIRST = 32  # samples of a stream that are looked at before it starts
+
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Material:
-    """What to learn from, how often an epoch draws each of it (None: once), and what to measure on."""
+    """What to learn from, how often an epoch draws each of it (None: once), and what to measure on.
+
+    Of a stream, `samples` are the first.
+    """
 
     samples: Sequence[Sample]
     weights: Sequence[float] | None = None
     held: Sequence[Sample] = ()
+    stream: Stream | None = None
 
 
 def find(settings: TrainSettings, say: Say) -> Material:
     """Find what to learn from and what to measure on; `say` hears what was found."""
     data, val = settings.data, settings.data.val_dataset
+    if data.streaming:
+        stream = _stream(settings)
+        say(f"{stream.parts.name} is read as it comes, in {stream.parts.number:,} parts")
+        return Material(stream.first(FIRST), held=_found(settings, val, say) if val else [], stream=stream)
     fraction = _fraction(val)
     found = {spec: _found(settings, spec, say) for spec in data.dataset}
     if len(found) > 1:
@@ -49,6 +62,13 @@ def find(settings: TrainSettings, say: Say) -> Material:
     weights = _weights(data.mix, samples, home)
     kept = [at for at in range(len(samples)) if weights is None or weights[at] > 0]
     return Material([samples[at] for at in kept], weights and [weights[at] for at in kept], held)
+
+
+def _stream(settings: TrainSettings) -> Stream:
+    data = settings.data
+    columns = Columns(data.task, picture=data.image_column, text=data.text_column)
+    parts = find_parts(data.dataset[0], columns, offline=settings.model.offline)
+    return Stream(parts, settings.learning.seed, data.missing)
 
 
 def _weights(mix: tuple[str, ...], samples: Sequence[Sample], home: Mapping[str, str]) -> list[float] | None:
