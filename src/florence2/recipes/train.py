@@ -32,6 +32,8 @@ from florence2.training.lessons import material
 from florence2.training.lessons.batches import Collator, Lessons, preview
 from florence2.training.optimizer.averages import settled
 from florence2.training.optimizer.named import check_name
+from florence2.training.lessons.material import Material
+from florence2.training.lessons.streamed import Pouring, refuse_unstreamable
 from florence2.training.lessons.views import view_rules
 from florence2.training.record import Record, check_alike, command, describe, write_card
 from florence2.training.trainer import LessonTrainer, Method
@@ -74,14 +76,14 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
 
     set_seed(settings.learning.seed)
     learner = equip(model, settings.model, settings.lora)
-    record = describe(settings, str(model.config.name_or_path), samples, held)
+    record = describe(settings, str(model.config.name_or_path), found.samples, found.held)
     with (
         Watch(_talk(), output, settings.saving.save_every_n_epochs) as watch,
         opened(trackers(settings.saving.log_with), output, by_name.flat(settings)),
         memory.advice(settings.learning.batch_size, settings.learning.gradient_checkpointing),
     ):
-        trainer = _trainer(settings, learner, lessons, held, Keeper(processor, record), watch)
-        _show_samples(settings, trainer, held or samples, processor)
+        trainer = _trainer(settings, learner, lessons, found, Keeper(processor, record), watch)
+        _show_samples(settings, trainer, found.held or found.samples, processor)
         began = time.monotonic()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     watch.raise_if_stopped(trainer.state, command(settings, resume="auto"))
@@ -119,19 +121,20 @@ def _trainer(
     settings: TrainSettings,
     learner: Any,
     lessons: Lessons,
-    held: Sequence[Sample],
+    found: Material,
     keeper: Keeper,
     watch: Watch,
 ) -> LessonTrainer:
     device = pick_device(settings.model.device)
     dtype = pick_dtype(settings.model.dtype, device)
-    args = training_arguments(settings, lessons.drawn, measured=bool(held), device=device, dtype=dtype)
+    args = training_arguments(settings, lessons.drawn, measured=bool(found.held), device=device, dtype=dtype)
     length = plan(settings.learning, lessons.drawn, args.world_size, args.max_steps)
     lessons = replace(lessons, rules=lessons.rules.over(length.steps), per_step=length.per_step)
     if settings.learning.gradient_checkpointing:
         memory.checkpoint_activations(learner)
-    measured = replace(lessons, samples=held, fixed=True)
-    if rests(learner, "vision") and args.num_train_epochs > 1 and not lessons.views.moves:
+    measured = replace(lessons, samples=found.held, weights=None, fixed=True)
+    come_again = args.num_train_epochs > 1 and not lessons.views.moves and found.stream is None
+    if rests(learner, "vision") and come_again:
         folder, base = Path(args.output_dir), (keeper.record.base, keeper.record.revision)
         with args.main_process_first():
             lessons, measured = (with_features(each, learner, folder, base, dtype) for each in (lessons, measured))
@@ -142,8 +145,8 @@ def _trainer(
         model=learner,
         args=args,
         data_collator=Collator(lessons.processing.tokenizer.pad_token_id),
-        train_dataset=lessons,
-        eval_dataset=measured if held else None,
+        train_dataset=lessons if found.stream is None else Pouring.of_process(lessons, found.stream, args),
+        eval_dataset=measured if found.held else None,
         callbacks=watch.callbacks(length.per_step),
     )
 

@@ -24,8 +24,11 @@ Item = TypeVar("Item")
 class Share(NamedTuple):
     """One taker, and of how many."""
 
-    index: int = 0
-    of: int = 1
+    index: int
+    of: int
+
+
+ALL = Share(0, 1)
 
 
 class Passing(NamedTuple):
@@ -45,7 +48,7 @@ class Stream:
     missing: Missing = "error"
     buffer: int = BUFFER
 
-    def passing(self, share: Share = Share(), start: int = 0) -> Iterator[Passing]:
+    def passing(self, share: Share = ALL, start: int = 0) -> Iterator[Passing]:
         """Give a share's samples without end, epoch after epoch, from its `start`-th on."""
         place = 0
         for epoch in count():
@@ -59,7 +62,7 @@ class Stream:
                     f"{self.parts.name} holds too few samples for {share.of} takers", "pass a smaller `--num_workers`"
                 )
 
-    def epoch(self, epoch: int, share: Share = Share()) -> Iterator[Sample]:
+    def epoch(self, epoch: int, share: Share = ALL) -> Iterator[Sample]:
         """Give a share's samples of one epoch."""
         order = list(range(self.parts.number))
         random.Random(f"parts/{self.seed}/{epoch}").shuffle(order)

@@ -4,7 +4,7 @@ A picture is not decoded before it is opened: of a tar it is known where it lies
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,7 +93,7 @@ class RowParts:
         for index, row in enumerate(self.dataset.shard(num_shards=self.number, index=part)):
             name = f"{self.dataset.split or 'row'}/{part}/{index}"
             where = f"{self.name} {name}"
-            picture = Sample(name, _picture(row.pop(self.column), where), "")
+            picture = Sample(name, _picture(row.pop(self.column)), "")
             yield from samples_or_skipped(row, where, self.columns, picture)
 
 
@@ -114,7 +114,7 @@ class RemotePicture:
             raise PictureError(f"{self.url} cannot be read: {error}") from None
 
 
-def _picture(stored: Any, where: str) -> Any:
+def _picture(stored: Any) -> Any:
     if stored and stored.get("bytes"):
         return bytes(stored["bytes"])
     if not (stored and stored.get("path")):

@@ -33,6 +33,11 @@ class Pouring(IterableDataset[dict[str, Any]]):
     of: int = 1
     start: int = 0
 
+    @classmethod
+    def of_process(cls, lessons: Lessons, stream: Stream, args: Any) -> "Pouring":
+        """Give what this process learns of a stream; `args` are transformers' training arguments."""
+        return cls(lessons, stream, args.train_batch_size, args.process_index, args.world_size)
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         try:
             yield from self._items()
