@@ -7,7 +7,7 @@ from florence2.errors import UserError
 
 def test_flat_names_reach_their_groups() -> None:
     given = settings.build(TrainSettings, {"dataset": "d", "output_dir": "o", "rank": 8, "target_modules": ["qkv"]})
-    assert (given.data.dataset, given.saving.output_dir, given.lora.rank) == ("d", "o", 8)
+    assert (given.data.dataset, given.saving.output_dir, given.lora.rank) == (("d",), "o", 8)
     assert given.lora.target_modules == ("qkv",)
 
 

@@ -63,7 +63,7 @@ class Processing:
         red, green, blue = (min(max(round(mean / self.rescale), 0), 255) for mean in self.mean)
         return red, green, blue
 
-    def resize(self, image: Image.Image, box: tuple[float, ...] | None = None) -> np.ndarray:
+    def resize(self, image: Image.Image, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
         """Stretch an RGB picture, or a (left, top, right, bottom) of it, to the model's size: uint8, H x W x 3."""
         height, width = self.size
         return np.array(image.convert("RGB").resize((width, height), resample=self.resample, box=box))

@@ -21,7 +21,8 @@ BUFFER = 512  # samples among which the next is drawn
 Item = TypeVar("Item")
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """One taker, and of how many."""
 
     index: int

@@ -4,6 +4,7 @@ What is seen follows from the rules, the seed, the epoch and the sample alone. I
 true: see `may_mirror` and `turned`. Knows boxes and words, and of the picture only which part of it is shown.
 """
 
+import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -22,25 +23,18 @@ from florence2.training.lessons.augment import has_layout
 from florence2.training.lessons.places import BINS, View, move_box, move_objects
 
 # Words that a mirror would make untrue: sides and turns, and all that speaks of writing.
-SIDES = ("left", "right", "leftmost", "rightmost", "lefthand", "righthand", "clockwise", "counterclockwise")
-SIDES += ("anticlockwise", "east", "west", "eastern", "western", "oclock")
-WRITING = ("text", "texts", "word", "words", "letter", "letters", "lettering", "number", "numbers", "digit", "digits")
-WRITING += (
-    "read",
-    "reads",
-    "say",
-    "says",
-    "saying",
-    "spell",
-    "spells",
-    "written",
-    "writing",
-    "handwriting",
-    "inscription",
-)
-WRITING += ("inscription", "label", "labeled", "labelled", "logo", "sign", "signs", "titled", "caption", "captioned")
+SIDES = (
+    "left right leftmost rightmost lefthand righthand clockwise counterclockwise anticlockwise east west "
+    "eastern western o'clock"
+).split()
+WRITING = (
+    "text texts word words letter letters lettering number numbers digit digits read reads say says "
+    "saying spell spells written writing handwriting inscription label labeled labelled logo "
+    "sign signs titled caption captioned"
+).split()
 _UNMIRRORED = re.compile(rf"\b(?:{'|'.join((*SIDES, *WRITING))})\b|[\"“”«»]")
 TRIES = 4  # windows that are drawn before a picture stays whole
+Sides = tuple[float, float, float, float]
 _WHOLE = 0.999  # a region that is read must not be cut
 
 
@@ -93,16 +87,15 @@ def turned(sample: Sample, rules: ViewRules, chance: random.Random) -> tuple[Sam
 
 def effect(samples: Sequence[Sample], rules: ViewRules) -> str:
     """Say how many samples can be seen otherwise, and why the others cannot."""
-    tasks = [find_task(sample.task) for sample in samples]
-    fit = [_is_understood(task, sample) for task, sample in zip(tasks, samples, strict=True)]
-    mirrored = sum(ok and may_mirror(sample) for ok, sample in zip(fit, samples, strict=True))
-    cropped = sum(ok and _knows_its_places(*pair) for ok, *pair in zip(fit, tasks, samples, strict=True))
+    fit = [sample for sample in samples if _is_understood(find_task(sample.task), sample)]
+    mirrored = sum(may_mirror(sample) for sample in fit)
+    cropped = sum(_knows_its_places(find_task(sample.task), sample) for sample in fit)
     said = []
     if rules.hflip > 0:
         said.append(f"{mirrored:,} of {len(samples):,} may be mirrored (the others speak of sides or of writing)")
     if rules.crop > 0 or rules.scale[1] > 1:
         said.append(f"{cropped:,} of {len(samples):,} may be cropped (the others speak of whole pictures)")
-    return ", ".join(said) or f"{sum(fit):,} of {len(samples):,} may be seen smaller"
+    return ", ".join(said) or f"{len(fit):,} of {len(samples):,} may be seen smaller"
 
 
 def may_mirror(sample: Sample) -> bool:
@@ -113,15 +106,14 @@ def may_mirror(sample: Sample) -> bool:
     return _UNMIRRORED.search(f"{sample.input} {sample.target or ''}".lower()) is None
 
 
-def seen(image: Image.Image, view: View, ground: tuple[int, int, int]) -> tuple[Image.Image, tuple[float, ...]]:
+def seen(image: Image.Image, view: View, ground: tuple[int, int, int]) -> tuple[Image.Image, Sides]:
     """Give the picture, with ground around it where the view reaches over its edge, and the box in it that is seen."""
     width, height = image.size
-    box = (view.left * width, view.top * height, view.right * width, view.bottom * height)
-    more = [max(0, -int(box[0] // 1)), max(0, -int(box[1] // 1))]
-    more += [max(0, -int((width - box[2]) // 1)), max(0, -int((height - box[3]) // 1))]
+    left, top, right, bottom = view.left * width, view.top * height, view.right * width, view.bottom * height
+    more = tuple(max(0, -math.floor(room)) for room in (left, top, width - right, height - bottom))
     if any(more):
-        image = ImageOps.expand(image.convert("RGB"), tuple(more), ground)
-    return image, tuple(side + more[i % 2] for i, side in enumerate(box))
+        image = ImageOps.expand(image.convert("RGB"), more, ground)
+    return image, (left + more[0], top + more[1], right + more[0], bottom + more[1])
 
 
 def _window(rules: ViewRules, chance: random.Random, mirrored: bool, may_crop: bool) -> View:
