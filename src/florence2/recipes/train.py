@@ -30,11 +30,11 @@ from florence2.training.cost.features import clear, with_features
 from florence2.training.learner import Keeper, equip, introduce, rests
 from florence2.training.lessons import material
 from florence2.training.lessons.batches import Collator, Lessons, preview
-from florence2.training.optimizer.averages import settled
-from florence2.training.optimizer.named import check_name
 from florence2.training.lessons.material import Material
 from florence2.training.lessons.streamed import Pouring, refuse_unstreamable
 from florence2.training.lessons.views import view_rules
+from florence2.training.optimizer.averages import settled
+from florence2.training.optimizer.named import check_name
 from florence2.training.record import Record, check_alike, command, describe, write_card
 from florence2.training.trainer import LessonTrainer, Method
 from florence2.training.watch import curve

@@ -20,9 +20,9 @@ from florence2.settings import options
 from florence2.training.arguments import Plan
 from florence2.training.cost.memory import GIB, expect
 from florence2.training.lessons.batches import Lessons
+from florence2.training.lessons.views import effect
 from florence2.training.optimizer.advice import advice
 from florence2.training.optimizer.making import arguments_of
-from florence2.training.lessons.views import effect
 from florence2.training.record import Record, write_record
 
 # What peft calls our flags.

@@ -28,10 +28,10 @@ from florence2.model.processing import IGNORED_LABEL, Processing
 from florence2.training.arguments import ONECYCLE
 from florence2.training.cost.memory import GIB, peak
 from florence2.training.learner import resting
-from florence2.training.optimizer import averages
-from florence2.training.optimizer.making import arguments_of, build, one_cycle
 from florence2.training.lessons.batches import Lessons, shift_right
 from florence2.training.lessons.streamed import Pouring, Tap
+from florence2.training.optimizer import averages
+from florence2.training.optimizer.making import arguments_of, build, one_cycle
 from florence2.training.watch.checkpoints import STATE, aside, clear_aside, settle
 
 RAW = "trained_weights.safetensors"
