@@ -17,8 +17,8 @@ from florence2.model.tasks import find_task
 from florence2.training.lessons.augment import CaptionRules
 from florence2.training.lessons.batches import Lessons, preview
 from florence2.training.lessons.order import Draw
-from florence2.training.lessons.places import View, area, clip, move_objects
 from florence2.training.lessons.views import ViewRules, effect, may_mirror, turned, view_rules
+from florence2.training.lessons.windows import View, area, clip, move_objects
 from tests.tiny import tiny_processor
 
 SIDE = 256

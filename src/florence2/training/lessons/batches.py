@@ -22,8 +22,8 @@ from florence2.model.processing import IGNORED_LABEL, Processing
 from florence2.model.tasks import find_task
 from florence2.training.lessons.augment import CaptionRules, has_layout, vary
 from florence2.training.lessons.order import Draw, Order, drawn
-from florence2.training.lessons.places import BINS, View
 from florence2.training.lessons.views import ViewRules, seen, turned
+from florence2.training.lessons.windows import BINS, View
 
 
 @dataclass(frozen=True, eq=False)

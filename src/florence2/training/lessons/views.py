@@ -20,7 +20,7 @@ from florence2.model.tasks import Answers, Takes, Task, find_task
 from florence2.model.wire import find_objects
 from florence2.settings import options
 from florence2.training.lessons.augment import has_layout
-from florence2.training.lessons.places import BINS, View, move_box, move_objects
+from florence2.training.lessons.windows import BINS, View, move_box, move_objects
 
 # Words that a mirror would make untrue: sides and turns, and all that speaks of writing.
 SIDES = (
