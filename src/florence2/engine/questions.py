@@ -179,7 +179,7 @@ def _read(processing: Processing, rules: Rules, question: Question, said: Said) 
     """Read one sequence.
 
     `score` is exp of the mean log-probability of the tokens the model chose, eos included; tokens that were forced on
-    it (bos, and eos at the longest length) do not count. An object's score is the same over its own tokens.
+    it (bos, and eos at the longest length) do not count. Objects have scores of their own: `Sureness`.
     """
     words = rules.caption(said.ids)
     caption = list(said.ids[words])
@@ -207,8 +207,12 @@ class Sureness:
         self._logprobs = [logprob for _, _, logprob in seen]
 
     def of(self, placed: Placed) -> float | None:
-        """Give exp of the mean log-probability of an object's tokens; a label counts for each of its objects."""
-        return _likelihood([logprob for span in (placed.label_span, placed.span) for logprob in self._within(*span)])
+        """Give the geometric mean of two: that of the label's probabilities, and that of the places'.
+
+        So a label counts as much as its places, however many tokens either has; it counts for each of its objects.
+        """
+        parts = [_likelihood(self._within(*span)) for span in (placed.label_span, placed.span)]
+        return _likelihood([math.log(part) for part in parts if part])
 
     def _within(self, start: int, end: int) -> list[float]:
         first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
