@@ -121,7 +121,8 @@ def _written(thing: Thing) -> dict[str, Any]:
     x1, y1, x2, y2 = thing.box
     area = sum(map(_area, thing.polygons)) if thing.polygons else (x2 - x1) * (y2 - y1)
     polygons = [list(polygon) for polygon in thing.polygons]
-    return {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "segmentation": polygons, "iscrowd": 0}
+    row = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "segmentation": polygons, "iscrowd": 0}
+    return row if thing.score is None else {**row, "score": thing.score}
 
 
 def _area(polygon: list[float]) -> float:

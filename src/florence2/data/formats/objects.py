@@ -5,7 +5,8 @@ Knows no file format.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +25,15 @@ _ALIKE = ("val", "valid", "validation")
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: its label, its box, and its outline where there is one (several polygons, where it has parts)."""
+    """One object: its label, its box, and its outline where there is one (several polygons, where it has parts).
+
+    `score` is how sure a model was of it.
+    """
 
     label: str
     box: Box
     polygons: tuple[Polygon, ...] = ()
+    score: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -141,20 +146,25 @@ def things_of(task: Task, asked: Any, answer: Any, text: str, size: Callable[[],
 
 
 def _taken(task: Task, asked: Any, value: dict[str, Any], size: Callable[[], Size]) -> Iterator[Thing]:
-    labels = value.get("labels", [])
-    for i, box in enumerate(value.get("bboxes", [])):
-        names = value.get("bboxes_labels", labels)
-        yield Thing((names[i] if i < len(names) else "") or NO_LABEL, [float(side) for side in box])
-    for quad, label in zip(value.get("quad_boxes", []), labels, strict=False):
-        yield Thing(label or NO_LABEL, extent([quad]), (list(quad),))
-    for i, polygons in enumerate(value.get("polygons", [])):
+    for box, label, score in _columns(value, "bboxes"):
+        yield Thing(label or NO_LABEL, [float(side) for side in box], score=score)
+    for quad, label, score in _columns(value, "quad_boxes"):
+        yield Thing(label or NO_LABEL, extent([quad]), (list(quad),), score)
+    for polygons, label, score in _columns(value, "polygons"):
         whole = tuple(list(polygon) for polygon in polygons if len(polygon) >= 6)
         if task.takes is Takes.REGION:
-            yield Thing(NO_LABEL, _region(asked, size), whole)
+            yield Thing(NO_LABEL, _region(asked, size), whole, score)
         elif whole:
-            names = value.get("polygons_labels", labels)
-            label = (names[i] if i < len(names) else "") or (asked if isinstance(asked, str) else "")
-            yield Thing(label or NO_LABEL, extent(whole), whole)
+            label = label or (asked if isinstance(asked, str) else "")
+            yield Thing(label or NO_LABEL, extent(whole), whole, score)
+
+
+def _columns(value: dict[str, Any], form: str) -> Iterator[tuple[Any, str, float | None]]:
+    """Give the places of one form, each with its label, "" where it has none, and its score."""
+    places = value.get(form, [])
+    labels, scores = (value.get(f"{form}_{kind}", value.get(kind, [])) for kind in ("labels", "scores"))
+    for place, label, score in zip_longest(places, labels[: len(places)], scores[: len(places)]):
+        yield place, label or "", score
 
 
 def _region(asked: Any, size: Callable[[], Size]) -> Box:
