@@ -27,6 +27,7 @@ LEVELS = {
     "published": 1,
     "model": 2,
     "data": 3,
+    "asking": 4,
     "training": 4,
     "engine": 4,
     "results": 4,

@@ -206,11 +206,12 @@ class InputSettings:
     input_path: str
     """A picture, a folder, a pattern such as `'photos/*.jpg'`, or a JSONL list."""
 
-    task: str | None = None
-    """A task by name, or any words (also `--prompt`; default: what the model was fine-tuned with, else caption)."""
+    task: tuple[str, ...] = ()
+    """A task by name, several, a cascade such as od+region_to_category, or any words (also `--prompt`; default: what
+    the model was fine-tuned with, else caption)."""
 
     input: str = ""
-    """What the task is asked about: words, or a region as location tokens."""
+    """What the task is asked about: words, classes such as `cat, dog`, or a region as x1,y1,x2,y2 in pixels."""
 
     recursive: bool = False
     """Look for pictures in the folders below, too."""
@@ -228,6 +229,9 @@ class OutputSettings:
 
     existing: Literal["skip", "overwrite", "append", "prepend"] = "skip"
     """What to do about a picture that has a sidecar already."""
+
+    export: tuple[str, ...] = ()
+    """Also write all answers as a dataset: jsonl, coco, yolo, folder or shards, each as FORMAT or FORMAT=FOLDER."""
 
     draw: str | None = None
     """Also save each picture with its answer drawn on it, to this folder."""
@@ -266,6 +270,10 @@ class GenerationSettings:
 
     seed: int = 0
     """Seed of the sampling; each picture draws from its own stream."""
+
+    generate: tuple[str, ...] = ()
+    """More of how answers are chosen, as key=value: length_penalty, early_stopping, min_length, repetition_penalty,
+    num_return_sequences."""
 
 
 @dataclass(frozen=True)

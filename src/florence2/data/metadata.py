@@ -2,7 +2,8 @@
 
     picture   file_name | image | image_path      inside the row's folder, never outside it
     asked     task | prompt | prefix              a task by name, any words, or `<TASK>some input`
-    input     input                               words, or a region: location tokens, or [x1, y1, x2, y2] in pixels
+    input     input                               words, or a region: location tokens, or [x1, y1, x2, y2] in pixels,
+                                                  which a CSV writes as x1,y1,x2,y2
     answer    text | caption | suffix             words, or a list of several answers
               answer                              boxes, quads or polygons in pixels, keys as in `model/locations.py`
 
@@ -25,7 +26,7 @@ from florence2.data.picture import PICTURE_EXTENSIONS, PictureError, Size, is_pi
 from florence2.data.rows import NamedRow, Row
 from florence2.data.sample import Sample, Skipped, Why
 from florence2.errors import UserError
-from florence2.model.locations import reading_order, write, write_region
+from florence2.model.locations import read_pixels, reading_order, write, write_region
 from florence2.model.tasks import Answers, Takes, Task, split_prompt
 
 PICTURE_COLUMNS = ("file_name", "image", "image_path")
@@ -89,6 +90,8 @@ def _words(value: Any, where: str) -> str:
 def row_samples(row: Row, where: str, columns: Columns, picture: Sample) -> list[Sample]:
     """Make the samples of one row about a picture: one for each answer, none if it has no answer."""
     task, said = columns.asked_by(row, where)
+    if task.takes is Takes.REGION and isinstance(said, str):
+        said = read_pixels(said) or said
     region = said if isinstance(said, str) else _region(said, where, picture.size)
     _refuse_unasked(task, region, where)
     asked = replace(picture, task=task.token, input=region)
@@ -217,7 +220,8 @@ def samples_or_skipped(row: Row, where: str, columns: Columns, picture: Sample) 
         samples = row_samples(row, where, columns, picture)
     except PictureError as error:
         if not columns.with_targets:
-            yield replace(picture, task=columns.asked_by(row, where)[0].token, input=str(row.get("input")))
+            task, said = columns.asked_by(row, where)
+            yield replace(picture, task=task.token, input=str(said))
         else:
             yield Skipped(picture.id, Why.UNREADABLE, error.what, error.hint)
         return

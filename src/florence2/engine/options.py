@@ -17,6 +17,7 @@ from florence2 import config
 from florence2.data.sample import Prediction, Sample
 from florence2.errors import UserError
 from florence2.model.tasks import Answers, Task
+from florence2.settings import flat, names, options
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,18 @@ class GenerationSettings(config.GenerationSettings):
     early_stopping: bool | Literal["never"] = True
     repetition_penalty: float = 1.0
     num_return_sequences: int = 1
+
+    @classmethod
+    def of(cls, flags: config.GenerationSettings) -> Self:
+        """Take the flags, and what came through the door `--generate`; unknown keys are refused by name."""
+        given = flat(flags)
+        more = options("--generate", given.pop("generate"), names(cls))
+        for name, value in more.items():
+            if name in given or name == "generate":
+                raise UserError(f"`--generate {name}` has a flag of its own", f"pass `--{name}`")
+            if not _fits(value, cls.__dataclass_fields__[name].default, is_stopping=name == "early_stopping"):
+                raise UserError(f"`--generate {name}={value}` is no value for it", "see `florence2 predict --help`")
+        return cls(**given, **more)
 
     def __post_init__(self) -> None:
         """Refuse what no search can do."""
@@ -206,6 +219,14 @@ def _first(*found: int | list[int] | None) -> int:
         if ids:
             raise UserError(f"the checkpoint's generation config has {len(ids)} ids where one is needed", "keep one")
     raise UserError("the checkpoint's generation config lacks a token id", "add start, bos, eos and pad token ids")
+
+
+def _fits(value: Any, default: Any, *, is_stopping: bool) -> bool:
+    """Tell whether a value that was read from words is of its setting's kind."""
+    if is_stopping:
+        return isinstance(value, bool) or value == "never"
+    kinds = (int, float) if isinstance(default, float) else (int,)
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -30,6 +30,7 @@ Policy: `write` keeps the order it is given, and duplicates; `reading_order` and
 """
 
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from random import Random
@@ -69,6 +70,12 @@ def dequantize(bin: int, size: float) -> float:  # noqa: A002  there is no bette
 def write_region(box: Sequence[float], size: Size) -> str:
     """Return a box (or any run of x, y pixels) as location tokens: the input of the region tasks."""
     return write_bins(_to_bins(box, size))
+
+
+def read_pixels(text: str) -> list[float] | None:
+    """Read a box that is written as `x1,y1,x2,y2`; None for anything else."""
+    numbers = re.fullmatch(r"\s*\[?\s*" + r"\s*,\s*".join([r"(-?\d+(?:\.\d+)?)"] * 4) + r"\s*\]?\s*", text)
+    return [float(number) for number in numbers.groups()] if numbers else None
 
 
 def _to_bins(points: Sequence[float], size: Size) -> tuple[int, ...]:

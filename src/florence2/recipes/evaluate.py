@@ -91,7 +91,9 @@ def _asked(settings: EvaluateSettings, model_path: str) -> str:
     predict(
         PredictSettings(
             model=WeightsSettings(model_path, said.revision, said.offline, said.device, said.dtype),
-            pictures=InputSettings(wanted.references, task=wanted.task, recursive=wanted.recursive),
+            pictures=InputSettings(
+                wanted.references, task=(wanted.task,) if wanted.task else (), recursive=wanted.recursive
+            ),
             output=OutputSettings(written),
             generation=settings.generation,
             speed=settings.speed,

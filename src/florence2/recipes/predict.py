@@ -1,18 +1,21 @@
-"""Pictures in, `captions.jsonl` out: the model answers one question about each picture.
+"""Pictures in, `captions.jsonl` out: the model answers what it is asked about each picture.
 
-Read it top to bottom. Opening pictures is `data`, answering is `engine`, keeping is `results`.
+Read it top to bottom. What is asked is `asking`, opening pictures `data`, answering `engine`, keeping `results`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from florence2 import settings as by_name
+from florence2.asking.classes import OneByOne
+from florence2.asking.plan import Plan
 from florence2.config import PredictSettings
 from florence2.data.resolve import resolve_pictures
-from florence2.data.sample import Prediction, Sample, folder_between
+from florence2.data.sample import Found, Prediction, Sample, folder_between
 from florence2.engine.engine import Engine
 from florence2.engine.options import EngineSettings, GenerationSettings
 from florence2.engine.reference import Reference
@@ -20,9 +23,10 @@ from florence2.errors import UserError
 from florence2.machine import tune_allocator
 from florence2.model.checkpoint import find_folder
 from florence2.model.load import load
-from florence2.model.tasks import Takes, split_prompt
+from florence2.model.tasks import Task, find_task
 from florence2.results.drawings import Drawings
-from florence2.results.journal import Journal, dressed, run_name, stamp
+from florence2.results.exports import Export
+from florence2.results.journal import Journal, dressed, run_name, stamp, undressed
 from florence2.results.progress import Meter, Tally, say, shares
 from florence2.results.sidecar import SidecarWriter
 from florence2.training.record import read_record
@@ -44,59 +48,91 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> Tally:
     Takes settings, or the flags of `florence2 predict` as keywords: `predict(model_path="demo", input_path="photos")`.
     """
     settings = settings or by_name.build(PredictSettings, values)
-    output, pictures = settings.output, settings.pictures
+    output = settings.output
+    generation = GenerationSettings.of(settings.generation)
     folder = find_folder(settings.model.model_path, settings.model.revision, settings.model.offline)
-    task, words = _question(settings, folder)
-    found = resolve_pictures(pictures.input_path, task=task, input=words, recursive=pictures.recursive)
+    plan = _plan(settings, folder)
+    found = plan.about(partial(_pictures, settings))
     root = found.root or Path()
-    sidecars = SidecarWriter(root, output.sidecar, output.existing) if output.sidecar else None
+    exports = [Export.of(each, output.output_path, _tasks(plan, found)) for each in output.export]
+    sidecars = _sidecars(settings, plan, root)
     journal = Journal(
         output.output_path,
-        run=_run(settings, folder),
+        run=_run(settings, generation, folder),
         folder=folder_between(Path(output.output_path), root),
         fresh=output.existing == "overwrite",
     )
-    tally = Tally(total=len(found.samples))
-    with journal, Meter(tally) as meter:
-        wanted = list(journal.missing(sidecars.wanted(found.samples) if sidecars else found.samples))
-        tally.resumed = len(found.samples) - len(wanted)
-        drawings = Drawings(output.draw, wanted) if output.draw else None
-        for prediction in _answers(settings, wanted):
+    with journal, Meter(tally := Tally(total=None if plan.leads_on else len(found.samples))) as meter:
+        samples = sidecars.wanted(found.samples) if sidecars else found.samples
+        wanted = list(journal.missing(samples, lambda told: undressed(told, output.prefix, output.suffix)))
+        tally.resumed = len({sample.key for sample in found.samples} - {sample.key for sample in wanted})
+        for export in exports if wanted else ():
+            export.refuse_old()
+        drawings = Drawings(output.draw, found.samples, several=plan.several) if output.draw else None
+        for prediction in _answers(settings, generation, plan, wanted):
             caption = dressed(prediction, output.prefix, output.suffix)
             for beside in (sidecars, drawings):
                 if beside:
                     beside.write(caption)
             journal.write(caption)
             meter.count(caption)
+    for export in exports:
+        if not export.is_done:
+            for line in export.write(journal.told(), found.samples, root):
+                say(line)
     return tally
 
 
-def _answers(settings: PredictSettings, wanted: list[Sample]) -> Iterator[Prediction]:
+def _answers(
+    settings: PredictSettings, generation: GenerationSettings, plan: Plan, wanted: list[Sample]
+) -> Iterator[Prediction]:
     """Answer the samples as they finish, and say where the time went; without samples no model is loaded."""
     if wanted:
-        with _engine(settings, len(wanted)) as engine:
-            yield from engine.run(wanted)
+        classes = OneByOne(plan)
+        asked = list(classes.part(wanted))
+        with _engine(settings, generation, len(asked)) as engine:
+            yield from classes.join(engine.run(asked))
             say(f"time: {shares(engine.stats.seconds)}")
 
 
-def _question(settings: PredictSettings, folder: Path) -> tuple[str, str]:
+def _plan(settings: PredictSettings, folder: Path) -> Plan:
     """Choose what is asked: what the user said, else what the model was fine-tuned with, else a caption."""
     record = read_record(folder)
-    task, words = split_prompt(settings.pictures.task or (record.task if record else DEFAULT_TASK))
-    words = settings.pictures.input or words
-    if task.takes is not Takes.NOTHING and not words:
-        raise UserError(f"the task {task.name} needs {task.takes}", f"pass `--input` with the {task.takes}")
-    return task.token, words
+    trained = record.task if record else DEFAULT_TASK
+    return Plan.of(settings.pictures.task or (trained,), settings.pictures.input)
 
 
-def _run(settings: PredictSettings, folder: Path) -> str:
-    """Name the run by what shapes an answer, and not by what only makes it faster."""
+def _pictures(settings: PredictSettings, task: str, words: str) -> Found:
+    pictures = settings.pictures
+    return resolve_pictures(pictures.input_path, task=task, input=words, recursive=pictures.recursive)
+
+
+def _tasks(plan: Plan, found: Found) -> list[Task]:
+    """List what is asked, by the command line or by the rows of a table."""
+    own = {sample.task for sample in found.samples} - {task.token for task in plan.tasks}
+    return plan.tasks + [find_task(name) for name in sorted(own)]
+
+
+def _sidecars(settings: PredictSettings, plan: Plan, root: Path) -> SidecarWriter | None:
     output = settings.output
-    generation = by_name.flat(settings.generation)
-    return run_name(str(folder), stamp(folder), generation, settings.speed.exact_pixels, output.prefix, output.suffix)
+    if output.sidecar and plan.several:
+        raise UserError("`--sidecar` holds one answer, and several are asked for", "ask one task, or leave it out")
+    return SidecarWriter(root, output.sidecar, output.existing) if output.sidecar else None
 
 
-def _engine(settings: PredictSettings, expected: int) -> Engine | Reference:
+def _run(settings: PredictSettings, generation: GenerationSettings, folder: Path) -> str:
+    """Name the run by what shapes an answer, and not by what only makes it faster."""
+    output, flags = settings.output, by_name.flat(settings.generation)
+    asked = {name: value for name, value in by_name.flat(generation).items() if name in flags or _is_set(name, value)}
+    del asked["generate"]
+    return run_name(str(folder), stamp(folder), asked, settings.speed.exact_pixels, output.prefix, output.suffix)
+
+
+def _is_set(name: str, value: Any) -> bool:
+    return bool(value != getattr(GenerationSettings, name))
+
+
+def _engine(settings: PredictSettings, generation: GenerationSettings, expected: int) -> Engine | Reference:
     model, processor = load(
         settings.model.model_path,
         dtype=settings.model.dtype,
@@ -109,7 +145,7 @@ def _engine(settings: PredictSettings, expected: int) -> Engine | Reference:
         model,
         processor,
         EngineSettings(
-            generation=GenerationSettings(**by_name.flat(settings.generation)),
+            generation=generation,
             batch_size=settings.speed.batch_size,
             num_workers=settings.speed.num_workers,
             exact_pixels=settings.speed.exact_pixels,

@@ -3,29 +3,58 @@
 Knows no model; how an answer is drawn is `render.py`.
 """
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from florence2.data.sample import Prediction, Sample
-from florence2.model.tasks import find_task
+from florence2.model.locations import read
+from florence2.model.tasks import Answers, Takes, Task, find_task
 from florence2.results.render import draw
+
+_MOST_LETTERS = 40  # of a task or an input, in a file's name
 
 
 class Drawings:
     """A folder of pictures with their answers, laid out as the pictures themselves are."""
 
-    def __init__(self, folder: str, samples: list[Sample]) -> None:
+    def __init__(self, folder: str, samples: Iterable[Sample], *, several: bool = False) -> None:
+        """Take all samples; where `several` questions are asked of a picture, file names tell them apart."""
         self.folder = Path(folder)
-        self._samples = {sample.key: sample for sample in samples}
-        asked = [sample.id for sample in samples]
-        self._several = len(set(asked)) < len(asked)  # then the task tells a picture's drawings apart
+        self._samples: dict[str, Sample] = {}
+        self._several = several
+        for sample in samples:
+            self._several |= self._samples.setdefault(sample.id, sample) is not sample
 
     def write(self, prediction: Prediction) -> None:
         """Draw one answer; a prediction with an error has none."""
         if prediction.error is not None:
             return
-        opened = self._samples[prediction.key].open()
-        name = Path(prediction.file_name)
-        task = f".{find_task(prediction.task).name[:40].replace('/', '_')}" if self._several else ""
-        path = self.folder / name.with_name(f"{name.stem}{task}.jpg")
+        opened = self._samples[prediction.file_name].open()
+        path = self.folder / self._name(prediction)
         path.parent.mkdir(parents=True, exist_ok=True)
-        draw(opened.image, prediction.text if prediction.answer is None else prediction.answer).save(path, quality=90)
+        draw(opened.image, _drawn(find_task(prediction.task), prediction, opened.size)).save(path, quality=90)
+
+    def _name(self, prediction: Prediction) -> Path:
+        name = Path(prediction.file_name)
+        asked = [find_task(prediction.task).name, prediction.input] if self._several else []
+        return name.with_name(".".join([name.stem, *filter(None, map(_short, asked)), "jpg"]))
+
+
+def _short(words: str) -> str:
+    """Leave of a task or an input what a file's name can hold: `<loc_1><loc_2>` is `1-2`."""
+    return re.sub(r"[^\w]+", "-", re.sub(r"<loc_(\d+)>", r"-\1", words)).strip("-")[:_MOST_LETTERS]
+
+
+def _drawn(task: Task, prediction: Prediction, size: tuple[int, int]) -> Any:
+    """Choose what is drawn: the answer, with what was asked about, a region or words that masks lack."""
+    if task.takes is Takes.WORDS and task.answers is Answers.POLYGONS:
+        return {**prediction.answer, "labels": [prediction.input] * len(prediction.answer["polygons"])}
+    if task.takes is not Takes.REGION:
+        return prediction.text if prediction.answer is None else prediction.answer
+    regions = read(Answers.REGIONS, prediction.input, size)["bboxes"][:1]
+    if task.answers is Answers.TEXT:
+        label = [prediction.text] * len(regions)
+        return {"bboxes": regions, "labels": label, "scores": [prediction.score] * len(regions)}
+    return {**prediction.answer, "bboxes": regions, "bboxes_labels": ["region"] * len(regions), "bboxes_scores": []}

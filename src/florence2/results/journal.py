@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -70,17 +71,39 @@ class Journal:
         if self._is_file and self._answered & self._others:
             self._tidy(lambda row: self._is_mine(row) or self._key(row) not in self._answered)
 
-    def missing(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """Pass on the samples that this run has no answer for."""
+    def missing(
+        self, samples: Iterable[Sample], bare: Callable[[Prediction], Prediction] = lambda prediction: prediction
+    ) -> Iterator[Sample]:
+        """Pass on the samples that this run has no answer for, and those that its answers lead to.
+
+        `bare` takes off a line what was put around the model's own words.
+        """
+        leading: dict[Key, Sample] = {}
         for sample in samples:
-            if (*sample.key, self.folder) not in self._answered:
+            key = (*sample.key, self.folder)
+            if key not in self._answered:
                 yield sample
+            elif sample.then:
+                leading[key] = sample
+        if leading:
+            told = ((leading.get(self._key(row)), row) for row in self.told())
+            led = (s.then(bare(Prediction.from_json(row))) for s, row in told if s and s.then)
+            yield from self.missing(chain.from_iterable(led), bare)
+
+    def told(self) -> Iterator[Row]:
+        """Give the lines of this run that are answers about the pictures of this folder."""
+        for row in self._rows() if self._answered else ():
+            key = self._key(row)
+            if self._is_mine(row) and row.get("error") is None and key[-1] == self.folder and key in self._answered:
+                yield row
 
     def write(self, prediction: Prediction) -> None:
-        """Add one line, whole and handed to the system when this returns."""
+        """Add one line, whole and handed to the system when this returns; a question is answered once."""
+        row = {**prediction.to_json(self.folder), "run": self.run}
+        if self._key(row) in self._answered:
+            return
         if self._file is None:
             self._file = self.path.open("a", encoding="utf-8")
-        row = {**prediction.to_json(self.folder), "run": self.run}
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
         if prediction.error is None:
@@ -135,9 +158,18 @@ class Journal:
 
 
 def dressed(prediction: Prediction, prefix: str, suffix: str) -> Prediction:
-    """Put the user's words around a caption; structured answers stay bare."""
-    plain = isinstance(prediction.answer, str) and prediction.error is None
-    return replace(prediction, text=f"{prefix}{prediction.text}{suffix}") if plain else prediction
+    """Put the user's words around a caption and its alternatives; structured answers stay bare."""
+    if not isinstance(prediction.answer, str) or prediction.error is not None:
+        return prediction
+    others = tuple(dressed(other, prefix, suffix) for other in prediction.alternatives)
+    return replace(prediction, text=f"{prefix}{prediction.text}{suffix}", alternatives=others)
+
+
+def undressed(prediction: Prediction, prefix: str, suffix: str) -> Prediction:
+    """Take the user's words off a caption again."""
+    if not isinstance(prediction.answer, str):
+        return prediction
+    return replace(prediction, text=prediction.text.removeprefix(prefix).removesuffix(suffix))
 
 
 def _torn(path: Path) -> bool:
