@@ -262,6 +262,18 @@ def test_captions_are_exported_to_a_folder(tiny: Path, tmp_path: Path) -> None:
         assert written.with_suffix(".txt").read_text() == row["text"] + "\n"
 
 
+def test_what_could_not_be_exported_is_refused_at_the_start(tiny: Path, tmp_path: Path) -> None:
+    folder, output = draw(tmp_path / "photos", "a.png", "a.jpg"), tmp_path / "o.jsonl"
+    with pytest.raises(UserError, match="would share one text file"):
+        run(tiny, folder, output, export="folder", max_length=3)
+    assert not output.exists()
+    (folder / "a.jpg").unlink()
+    (folder / "a.png").write_bytes(b"torn")
+    [row] = run(tiny, folder, output, export="folder", max_length=3)
+    assert row["error"]
+    assert not (tmp_path / "o-folder").exists()
+
+
 @pytest.mark.parametrize(
     ("how", "named"),
     [

@@ -67,7 +67,7 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> Tally:
         wanted = list(journal.missing(samples, lambda told: undressed(told, output.prefix, output.suffix)))
         tally.resumed = len({sample.key for sample in found.samples} - {sample.key for sample in wanted})
         for export in exports if wanted else ():
-            export.refuse_old()
+            export.refuse(found.samples)
         drawings = Drawings(output.draw, found.samples, several=plan.several) if output.draw else None
         for prediction in _answers(settings, generation, plan, wanted):
             caption = dressed(prediction, output.prefix, output.suffix)

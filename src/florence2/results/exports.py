@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from florence2.data.formats.objects import Entry
-from florence2.data.inspection.convert import To, convert
+from florence2.data.inspection.convert import To, convert, refuse_shared_stems
 from florence2.data.metadata import Columns
 from florence2.data.rows import Row
 from florence2.data.sample import Sample
@@ -51,8 +51,9 @@ class Export:
         """Tell whether the folder is there."""
         return self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir()))
 
-    def refuse_old(self) -> None:
-        """Refuse to start where there is more to tell than the folder holds."""
+    def refuse(self, wanted: Iterable[Sample]) -> None:
+        """Refuse to start on questions whose answers could not be written in the end."""
+        refuse_shared_stems(self.to, (sample.id for sample in wanted))
         if self.is_done:
             raise UserError(
                 f"{self.folder} is there already, and there are more answers to come",
@@ -61,6 +62,9 @@ class Export:
 
     def write(self, rows: Iterable[Row], samples: Sequence[Sample], root: Path) -> Iterator[str]:
         """Write all rows, and say what was written; `root` is the folder of pictures that no sample names."""
+        if not (rows := list(rows)):
+            yield f"there is nothing to export to {self.folder}"
+            return
         about = {sample.id: sample for sample in samples}
         partial = self.folder.with_name(self.folder.name + ".partial")
         _clear(partial)

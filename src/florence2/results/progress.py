@@ -37,7 +37,7 @@ class Tally:
         """Say in a few lines what was done and what was not."""
         rate = self.answered / self.seconds if self.seconds else 0.0
         per_token = self.tokens / self.seconds if self.seconds else 0.0
-        lines = [f"answered {self.answered} in {self.seconds:.1f} s ({rate:.2f} pictures/s, {per_token:.1f} tokens/s)"]
+        lines = [f"answered {self.answered} in {self.seconds:.1f} s ({rate:.2f} answers/s, {per_token:.1f} tokens/s)"]
         if self.resumed:
             lines.append(f"{self.resumed} were answered before; pass `--existing overwrite` to ask them again")
         if self.errors:
@@ -64,7 +64,7 @@ class Meter:
     def __enter__(self) -> Self:
         self._start = self._spoke = time.monotonic()
         self._bar.start()
-        self._row = self._bar.add_task("pictures", total=self.tally.total, rate="")
+        self._row = self._bar.add_task("answers", total=self.tally.total, rate="")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,7 +85,7 @@ class Meter:
         if self._bar.disable and now - self._spoke > LINE_EVERY:
             self._spoke = now
             of = f" of {self.tally.total}" if self.tally.total is not None else ""
-            say(f"{done}{of} pictures, {rate}")
+            say(f"{done}{of} answers, {rate}")
 
 
 def say(text: str) -> None:

@@ -72,6 +72,7 @@ def convert(entries: Iterable[Entry], columns: Columns, folder: Path, to: To, ho
         kept = []
     if not kept:
         raise UserError(f"nothing of it can be written as {to}", "choose another --to, or another --task")
+    refuse_shared_stems(to, (each.name for each in kept))
     folder.mkdir(parents=True, exist_ok=True)
     rows = _WRITERS[to](kept, folder, how, left_out)
     return Converted(len(kept), rows, +left_out)
@@ -174,7 +175,6 @@ def _coco(told: list[Told], folder: Path, how: How, left_out: Counter[str]) -> i
 
 
 def _yolo(told: list[Told], folder: Path, how: How, left_out: Counter[str]) -> int:
-    _one_stem_each(told)
     for each in told:
         each.name = f"images/{each.name.removeprefix('images/')}"
         _put(each.picture, folder / each.name, how)
@@ -185,7 +185,6 @@ def _yolo(told: list[Told], folder: Path, how: How, left_out: Counter[str]) -> i
 
 
 def _folder(told: list[Told], folder: Path, how: How, left_out: Counter[str]) -> int:
-    _one_stem_each(told)
     for each in told:
         _put(each.picture, folder / each.name, how)
         (folder / each.name).with_suffix(".txt").write_text(each.captions[0] + "\n", encoding="utf-8")
@@ -201,12 +200,13 @@ def _shards(told: list[Told], folder: Path, _: How, __: Counter[str]) -> int:
     return sum(len(each.rows) for each in told)
 
 
-def _one_stem_each(told: list[Told]) -> None:
+def refuse_shared_stems(to: To, names: Iterable[str]) -> None:
+    """Refuse pictures whose text files would be one, in the formats that have one beside each picture."""
     stems: dict[str, str] = {}
-    for each in told:
-        before = stems.setdefault(str(Path(each.name).with_suffix("")), each.name)
-        if before != each.name:
-            raise UserError(f"{before} and {each.name} would share one text file", "rename one of them")
+    for name in names if to in ("yolo", "folder") else ():
+        before = stems.setdefault(str(Path(name).with_suffix("")), name)
+        if before != name:
+            raise UserError(f"{before} and {name} would share one text file", "rename one of them")
 
 
 _WRITERS: dict[str, Callable[[list[Told], Path, How, Counter[str]], int]] = {
