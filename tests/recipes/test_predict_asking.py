@@ -110,17 +110,17 @@ def test_a_cascade_goes_on_behind_the_words_it_said(scenes: Path, tmp_path: Path
 
 
 def test_a_cascade_killed_at_any_moment_asks_each_question_once(tiny: Path, tmp_path: Path) -> None:
-    folder = draw(tmp_path / "photos", *(f"{n:03}.png" for n in range(30)))
+    folder = draw(tmp_path / "photos", *(f"{n:03}.png" for n in range(12)))
     output = tmp_path / "captions.jsonl"
     words = ["--model_path", str(tiny), "--input_path", str(folder), "--output_path", str(output), "--task", CASCADE]
     command = [sys.executable, "-m", "florence2", "predict", *words, "od", "--batch_size", "2", "--max_length", "9"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     patience = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < patience and _lines(output) < 9:
+    while process.poll() is None and time.monotonic() < patience and _lines(output) < 5:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert _lines(output) >= 9, "it was to be killed on its way"
+    assert _lines(output) >= 5, "it was to be killed on its way"
     how: dict[str, Any] = {"task": (CASCADE, "od"), "batch_size": 2, "max_length": 9}
     resumed = run(tiny, folder, output, **how)
     whole = run(tiny, folder, tmp_path / "whole.jsonl", **how)
