@@ -32,7 +32,6 @@ def test_a_dictionary_of_optimizer_arguments_becomes_pairs() -> None:
 @pytest.mark.parametrize(
     ("flag", "hint"),
     [
-        ("--quantize", "--dtype"),
         ("--optimizer_rank", "--optim"),
         ("--accumulation_rank", "--optim"),
         ("--generated_suffix", "--caption_extension"),

@@ -96,6 +96,9 @@ class ModelSettings:
     dtype: DType = "auto"
     """Arithmetic: bfloat16 where the device has it, else float16 on a GPU and float32 on a CPU."""
 
+    quantize: bool = False
+    """Hold the model's matrices in 4 bits (nf4) and train LoRA on them; needs bitsandbytes."""
+
     freeze: Literal["none", "vision", "language"] = "none"
     """Leave the picture half or the language half of the model as it is."""
 

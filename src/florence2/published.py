@@ -70,7 +70,6 @@ TRAIN: dict[str, Rewrite] = {
     "--optimizer_args": _optimizer_args,
     "--caption_file_suffix": lambda values: ["--caption_extension", f"{''.join(values)}.txt"],
     "--debug_dataset": _fixed("--preview", "8"),
-    "--quantize": _refused("--quantize", "pass `--dtype bfloat16 --gradient_checkpointing` to save memory"),
     "--accumulation_rank": _refused("--accumulation_rank", _FLORA),
     "--optimizer_rank": _refused("--optimizer_rank", _FLORA),
     "--combined_suffix": _refused("--combined_suffix", _SUFFIX),

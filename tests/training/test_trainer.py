@@ -32,7 +32,14 @@ class Bench:
     """A trainer over four samples in memory, its dropout off."""
 
     def __init__(
-        self, folder: Path, *, rank: int = 0, freeze: str = "none", callbacks: Sequence[Any] = (), **args: Any
+        self,
+        folder: Path,
+        *,
+        rank: int = 0,
+        lora: tuple[str, ...] = (),
+        freeze: str = "none",
+        callbacks: Sequence[Any] = (),
+        **args: Any,
     ) -> None:
         model, processor = tiny_model()
         text = model.config.text_config
@@ -44,7 +51,7 @@ class Bench:
         self.processing = Processing.of(processor)
         chosen = ModelSettings(freeze=freeze)
         torch.manual_seed(0)
-        self.learner = equip(model, chosen, LoraSettings(rank=rank, dropout=0.0))
+        self.learner = equip(model, chosen, LoraSettings(rank=rank, dropout=0.0, lora=lora))
         optim = args.pop("method", {"optim": "torch.optim.SGD"})
         method = Method(
             self.processing,

@@ -20,7 +20,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from florence2.errors import UserError
 from florence2.model import checkpoint, legacy
-from florence2.model.adapter import lora
+from florence2.model.adapter import lora, quantized
 
 Model: TypeAlias = Florence2ForConditionalGeneration | PeftModel
 _PROCESSOR = ("preprocessor_config.json", "processor_config.json")
@@ -41,24 +41,25 @@ def load(
     revision: str | None = None,
     offline: bool = False,
     merge: bool = True,
+    quantize: bool = False,
     base: str | Path | None = None,
 ) -> tuple[Model, Florence2Processor]:
     """Load a model and its processor from a folder, a hub id, or `demo`, the small model in this package.
 
     An adapter brings its base along, the one it names or `base`, and is merged into it; with `merge=False` the model
     is a `PeftModel` around the base. `dtype` is a torch type or its name; without one (or with "auto") it is float32
-    on a CPU, bfloat16 on a GPU that has it, else float16. `device` is the best there is. Raises UserError for all
-    that can be wrong with the names and the files.
+    on a CPU, bfloat16 on a GPU that has it, else float16. `device` is the best there is. `quantize` packs the base
+    into 4 bits, to train an adapter on. Raises UserError for all that can be wrong with the names and the files.
     """
     device = pick_device(device)
     dtype = pick_dtype(dtype, device)
     name = str(name_or_path)
     folder = checkpoint.find_folder(name, revision, offline)
     if not checkpoint.is_adapter(folder):
-        return _load_checkpoint(folder, name, dtype, device)
+        return _load_checkpoint(folder, name, dtype, device, quantize)
     adapter = lora.read_adapter(folder)
     # Rounded to a half type first, the weights would lose more to the merge than they must.
-    options = {"dtype": torch.float32 if merge else dtype, "device": device, "offline": offline}
+    options = {"dtype": torch.float32 if merge else dtype, "device": device, "offline": offline, "quantize": quantize}
     model, processor = _load_base(folder, adapter, base, options | {"revision": adapter.revision})
     wrapped = lora.apply_adapter(model, adapter)
     if not merge:
@@ -116,7 +117,7 @@ def pick_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.d
 
 
 def _load_checkpoint(
-    folder: Path, name: str, dtype: torch.dtype, device: torch.device
+    folder: Path, name: str, dtype: torch.dtype, device: torch.device, quantize: bool
 ) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
     """Load a whole checkpoint of either layout; `name` is what the model will say it was loaded from."""
     raw = checkpoint.read_json(folder / checkpoint.CONFIG)
@@ -130,7 +131,8 @@ def _load_checkpoint(
     config.text_config.vocab_size = _fit_vocabulary(state, processor)
     config.image_token_id = processor.image_token_id
     config.name_or_path, config.dtype = name, dtype
-    model = _assemble(config, state, folder).to(device)
+    model = _assemble(config, state, folder)
+    quantized.quantize(model, device, dtype) if quantize else model.to(device)
     model.generation_config = _generation_config(folder, raw, config, processor, is_legacy)
     return model, processor
 

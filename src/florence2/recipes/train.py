@@ -27,7 +27,7 @@ from florence2.model.tasks import find_task
 from florence2.training.arguments import plan, trackers, training_arguments
 from florence2.training.cost import memory
 from florence2.training.cost.features import clear, with_features
-from florence2.training.learner import Keeper, equip, introduce, rests
+from florence2.training.learner import Keeper, check_base, equip, introduce, rests
 from florence2.training.lessons import material
 from florence2.training.lessons.batches import Collator, Lessons, preview
 from florence2.training.lessons.material import Material
@@ -98,6 +98,7 @@ def _begin(settings: TrainSettings, output: Path) -> Path | None:
     view_rules(settings.captions.augment)
     refuse_unstreamable(settings)
     check_name(settings.learning.optim)
+    check_base(settings)
     checkpoint = start_from(settings.saving.resume, output)
     if checkpoint is not None:
         check_alike(checkpoint, settings)
@@ -113,7 +114,13 @@ def _load(settings: TrainSettings) -> tuple[Any, Any]:
     # What all learns is held in float32; a base under LoRA may be as small as the arithmetic.
     dtype = pick_dtype(chosen.dtype, device) if settings.lora.rank > 0 else torch.float32
     return load(
-        chosen.model_id, dtype=dtype, device=device, revision=chosen.revision, offline=chosen.offline, merge=False
+        chosen.model_id,
+        dtype=dtype,
+        device=device,
+        revision=chosen.revision,
+        offline=chosen.offline,
+        merge=False,
+        quantize=chosen.quantize,
     )
 
 

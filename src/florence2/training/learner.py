@@ -14,8 +14,10 @@ from torch import nn
 
 from florence2.config import LoraSettings, ModelSettings, TrainSettings
 from florence2.errors import UserError
+from florence2.model.adapter import quantized
 from florence2.model.adapter.lora import attach, save_adapter
 from florence2.model.adapter.places import HALVES, lies_in, resolve_targets
+from florence2.model.load import pick_device
 from florence2.settings import options
 from florence2.training.arguments import Plan
 from florence2.training.cost.memory import GIB, expect
@@ -27,6 +29,15 @@ from florence2.training.record import Record, write_record
 
 # What peft calls our flags.
 FLAGS = {"r": "--rank", "lora_alpha": "--alpha", "lora_dropout": "--dropout", "target_modules": "--target_modules"}
+
+
+def check_base(settings: TrainSettings) -> None:
+    """Refuse a base in 4 bits where it cannot be, before anything is read."""
+    if not settings.model.quantize:
+        return
+    if settings.lora.rank == 0:
+        raise UserError("`--quantize` does not go with `--rank 0`: what is packed cannot learn", "give a `--rank`")
+    quantized.check(pick_device(settings.model.device))
 
 
 def equip(model: nn.Module, settings: ModelSettings, lora: LoraSettings) -> nn.Module:
@@ -61,7 +72,7 @@ def resting(learner: nn.Module) -> tuple[nn.Module, ...]:
 
 def trained(learner: nn.Module) -> tuple[int, int]:
     """Count the weights that learn, and all."""
-    sizes = [(weight.numel(), weight.requires_grad) for weight in learner.parameters()]
+    sizes = [(quantized.count(weight), weight.requires_grad) for weight in learner.parameters()]
     return sum(size for size, learns in sizes if learns), sum(size for size, _ in sizes)
 
 

@@ -20,7 +20,7 @@ from florence2.model.tasks import find_task
 RECORD = "training_settings.json"
 CARD = "README.md"
 # Settings that decide what the weights and the optimizer's state are.
-SHAPING = ("model_id", "revision", "freeze", "rank", "target_modules", "lora", "optim")
+SHAPING = ("model_id", "revision", "quantize", "freeze", "rank", "target_modules", "lora", "optim")
 PACKAGES = ("florence2", "torch", "transformers", "peft", "accelerate")
 
 

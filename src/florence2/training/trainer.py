@@ -28,6 +28,7 @@ from florence2.model.processing import IGNORED_LABEL, Processing
 from florence2.training.arguments import ONECYCLE
 from florence2.training.cost.memory import GIB, peak
 from florence2.training.learner import resting
+from florence2.training.lessons import eva
 from florence2.training.lessons.batches import Lessons, shift_right
 from florence2.training.lessons.streamed import Pouring, Tap
 from florence2.training.optimizer import averages
@@ -127,6 +128,9 @@ class LessonTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         return prepared
 
+    def _prepared_answer(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        return self._answer(model, self._prepare_inputs(batch))
+
     def _answer(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         for module in self.method.resting:
             module.eval()
@@ -171,7 +175,9 @@ class LessonTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         return made
 
     def train(self, *given: Any, **named: Any) -> Any:
-        """Train, and leave the weights as they are to be kept."""
+        """Train, from a start that data may shape, and leave the weights as they are to be kept."""
+        if eva.waits(self.model):
+            eva.begin(self.model, self.train_dataset, self.data_collator, self._prepared_answer)
         result = super().train(*given, **named)
         averages.settle(self.optimizer)
         return result

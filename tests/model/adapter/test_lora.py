@@ -248,7 +248,7 @@ def test_a_wrong_adapter_is_one_line(case, adapter):
     ("options", "message"),
     [
         ({"flavour": 3}, "`flavour` is no setting of LoRA"),
-        ({"init": "eva"}, "cannot begin with `eva`"),
+        ({"init": "corda"}, "cannot begin with `corda`"),
         ({"rank": 0}, "LoRA cannot be attached: .*positive"),
         ({"modules_to_save": ["embed_tokens"]}, "cannot carry LoRA"),
     ],

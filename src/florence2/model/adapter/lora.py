@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 from transformers import Florence2ForConditionalGeneration
@@ -27,7 +27,7 @@ from florence2.model.adapter.places import DEFAULT_TARGET_MODULES, resolve_targe
 _NAME = "default"
 # These change the base's weights at the start, so the adapter alone does not say what the model became.
 _MOVING_INITS = ("pissa", "olora")
-_INITS = (True, False, "gaussian", "orthogonal", *_MOVING_INITS)
+_INITS = (True, False, "gaussian", "orthogonal", "eva", *_MOVING_INITS)
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,13 @@ def attach(
     if unknown := settings.keys() - {field.name for field in fields(LoraConfig)}:
         raise UserError(f"`{sorted(unknown)[0]}` is no setting of LoRA", "see peft's `LoraConfig`")
     _check_init(settings["init_lora_weights"])
+    if getattr(model, "is_loaded_in_4bit", False) and _moves(settings["init_lora_weights"]):
+        what = f"LoRA cannot begin with `{settings['init_lora_weights']}` on a base in 4 bits: it changes the base"
+        raise UserError(what, "leave `--quantize` out, or begin with gaussian, orthogonal or eva")
+    if settings["init_lora_weights"] == "eva":
+        settings.setdefault("eva_config", EvaConfig())
     wrapped = _wrap(model, settings)
-    if settings["init_lora_weights"] not in _INITS[:4]:
+    if _moves(settings["init_lora_weights"]):
         wrapped.initial_lora = {name: tensor.clone() for name, tensor in _lora_state(wrapped).items()}
     return wrapped
 
@@ -90,14 +95,15 @@ def apply_adapter(model: Florence2ForConditionalGeneration, adapter: Adapter) ->
     known = {field.name for field in fields(LoraConfig)}
     settings = {key: value for key, value in adapter.config.items() if key in known and value is not None}
     init = settings.get("init_lora_weights", True)
-    if init not in (*_INITS, "eva"):
+    if init not in _INITS:
         raise UserError(
             f"the adapter was begun with `{init}`, and what that did to the base cannot be repeated",
             "convert it to plain LoRA where it was trained (peft: `path_initial_model_for_weight_conversion`)",
         )
     moving = init in _MOVING_INITS
     settings |= {"init_lora_weights": init if moving else True, "inference_mode": True}
-    settings.pop("base_model_name_or_path", None)
+    for name in ("base_model_name_or_path", "eva_config"):
+        settings.pop(name, None)
     wrapped = _wrap(model, settings, on_meta=not moving)
     state = legacy.resize_adapter(adapter.state, model.config.text_config.vocab_size)
     try:
@@ -127,6 +133,8 @@ def save_adapter(model: PeftModel, folder: Path, base: str | None = None, revisi
     state = _lora_state(model)
     if initial := getattr(model, "initial_lora", None):
         _make_plain(state, initial, config)
+    if config.init_lora_weights == "eva":  # its matrices are an adapter like any other
+        config.init_lora_weights, config.eva_config = True, None
     base = base or str(model.get_base_model().config.name_or_path)
     is_path = base != checkpoint.DEMO and Path(base).is_dir()
     config.base_model_name_or_path = str(Path(base).resolve()) if is_path else base
@@ -170,7 +178,7 @@ def _wrap(model: Florence2ForConditionalGeneration, settings: dict[str, Any], on
                 low_cpu_mem_usage=on_meta,
                 revision=revision,
             )
-    except (ValueError, NotImplementedError, TypeError) as error:
+    except (ValueError, NotImplementedError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(f"LoRA cannot be attached: {reason}", "change the LoRA settings") from None
 
@@ -183,15 +191,22 @@ def _untie_head(model: Florence2ForConditionalGeneration) -> None:
         model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
+def _moves(init: Any) -> bool:
+    return str(init).startswith(_MOVING_INITS)
+
+
 def _check_init(init: Any) -> None:
     if init in _INITS or re.fullmatch(r"pissa_niter_\d+", str(init)):
         return
-    raise UserError(f"LoRA cannot begin with `{init}` here", "use gaussian, orthogonal, pissa, pissa_niter_16 or olora")
+    raise UserError(
+        f"LoRA cannot begin with `{init}` here", "use gaussian, orthogonal, pissa, pissa_niter_16, olora or eva"
+    )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what peft says about transformers' newer names; the user can do nothing about it."""
+    """Silence what peft says about newer names and its own options; the user can do nothing about it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*eva initialization used with low_cpu_mem_usage")
         yield

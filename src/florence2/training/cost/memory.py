@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.florence2.modeling_florence2 import Florence2VisionChannelBlock, Florence2VisionSpatialBlock
 
 from florence2.errors import UserError
+from florence2.model.adapter.quantized import shapes_alone
 
 GIB = 2**30
 VISION_BLOCKS = (Florence2VisionSpatialBlock, Florence2VisionChannelBlock)
@@ -103,7 +104,7 @@ def _run_without_data(tower: nn.Module, size: tuple[int, int]) -> None:
         for name, tensor in (*tower.named_parameters(), *tower.named_buffers())
     }
     pixels_BCHW = torch.empty(1, 3, *size, device="meta")
-    with torch.no_grad():
+    with torch.no_grad(), shapes_alone(tower):
         torch.func.functional_call(tower, state, (pixels_BCHW,))
 
 

@@ -1,0 +1,71 @@
+"""A base in 4 bits, to put a LoRA on: bitsandbytes' nf4, its scales quantised once more, arithmetic in half precision.
+
+Only the matrices of linear layers are packed. The output layer shares its matrix with the embedding and stays as it
+is, and so do convolutions, norms and tables. What is packed cannot learn, nor be saved; the adapter on it can.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from florence2.errors import UserError
+
+KEPT = "lm_head"
+
+
+def quantize(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Pack a model's matrices in place and move all of it to a device; UserError where that cannot be."""
+    check(device)
+    arithmetic = torch.bfloat16 if dtype == torch.float32 else dtype
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear and name != KEPT:
+            model.set_submodule(name, _packed(module, arithmetic))
+    model.to(device)
+    whole: Any = model
+    whole.is_loaded_in_4bit = True  # peft asks this
+
+
+def check(device: torch.device) -> None:
+    """Refuse a machine on which packed matrices do not multiply."""
+    if find_spec("bitsandbytes") is None:
+        raise UserError("`--quantize` needs the package bitsandbytes", "run `pip install 'florence2[quantize]'`")
+    try:
+        layer = _packed(nn.Linear(64, 64), torch.bfloat16).to(device)
+        layer(torch.zeros(1, 64, device=device))
+    except Exception as error:  # whatever bitsandbytes raises where it has no kernel, it is the answer
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"`--quantize` cannot run on {device}: {reason}", "leave it out, or pass `--device`") from error
+
+
+def count(weight: torch.Tensor) -> int:
+    """Count the numbers of a tensor, packed or not."""
+    packed = getattr(weight, "quant_state", None)
+    return weight.numel() if packed is None else int(packed.shape.numel())
+
+
+@contextmanager
+def shapes_alone(model: nn.Module) -> Iterator[None]:
+    """Let packed layers give the shape of their result and compute nothing, for a run without data."""
+    packed: list[Any] = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
+    for layer in packed:
+        layer.forward = lambda x, wide=layer.out_features: x.new_empty(*x.shape[:-1], wide)
+    try:
+        yield
+    finally:
+        for layer in packed:
+            del layer.forward
+
+
+def _packed(layer: nn.Linear, arithmetic: torch.dtype) -> nn.Module:
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    size, bias = (layer.in_features, layer.out_features), layer.bias is not None
+    made = Linear4bit(*size, bias=bias, compute_dtype=arithmetic, quant_type="nf4", device="meta")
+    made.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True)
+    made.bias = layer.bias
+    packed: nn.Module = made
+    return packed

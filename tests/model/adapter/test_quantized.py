@@ -1,0 +1,75 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from florence2.errors import UserError
+from florence2.model.adapter import lora, quantized
+from florence2.model.load import load
+from florence2.training.cost.memory import vision_activations
+from florence2.training.learner import trained
+from tests.tiny import save_tiny
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("base"))
+
+
+def packed(base: Path) -> Any:
+    return load(base, device="cpu", merge=False, quantize=True)[0]
+
+
+def test_matrices_are_nf4_twice_quantised_and_the_rest_is_as_it_was(base: Path) -> None:
+    plain, model = load(base, device="cpu")[0], packed(base)
+    before = dict(plain.named_modules())
+    for name, module in model.named_modules():
+        if type(module).__name__ == "Linear4bit":
+            state = module.weight.quant_state
+            assert (state.quant_type, state.nested, module.compute_dtype) == ("nf4", True, torch.bfloat16)
+            assert type(before[name]) is nn.Linear
+        elif isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding | nn.LayerNorm):
+            assert torch.equal(module.weight, before[name].weight)
+            assert name == "lm_head" or not isinstance(module, nn.Linear)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_it_is_near_the_base_and_a_fraction_of_its_size(base: Path) -> None:
+    layer = load(base, device="cpu")[0].model.language_model.encoder.layers[0].fc1
+    small = packed(base).model.language_model.encoder.layers[0].fc1
+    seen = torch.randn(5, 32)
+    near = torch.nn.functional.cosine_similarity(layer(seen).flatten(), small(seen).flatten(), dim=0)
+    assert near > 0.98
+    assert not torch.equal(layer(seen), small(seen))
+    assert small.weight.numel() * small.weight.element_size() * 8 == layer.weight.numel() * 4
+
+
+def test_weights_are_counted_as_if_they_were_not_packed(base: Path) -> None:
+    assert trained(packed(base))[1] == trained(load(base, device="cpu")[0])[1]
+
+
+def test_activations_are_expected_as_without(base: Path) -> None:
+    models = [lora.attach(load(base, device="cpu", quantize=q)[0], rank=2, alpha=2) for q in (False, True)]
+    plain, small = (vision_activations(model, (64, 64), torch.float32, False) for model in models)
+    assert plain == small > 0
+    layer = next(m for m in models[1].modules() if type(m).__name__ == "Linear4bit" and m.in_features == 32)
+    assert layer(torch.randn(1, 32)).any()  # and it computes again
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_what_changes_the_base_is_refused(base: Path, init: str) -> None:
+    with pytest.raises(UserError, match=f"LoRA cannot begin with `{init}` on a base in 4 bits"):
+        lora.attach(packed(base), rank=2, alpha=2, init=init)
+
+
+def test_a_missing_package_and_a_device_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="`--quantize` cannot run on meta: "):
+        quantized.check(torch.device("meta"))
+    monkeypatch.setattr(quantized, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match="needs the package bitsandbytes") as caught:
+        quantized.check(CPU)
+    assert caught.value.hint == "run `pip install 'florence2[quantize]'`"
