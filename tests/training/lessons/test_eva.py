@@ -83,7 +83,7 @@ def test_ranks_stay_where_redistribution_is_off(tmp_path: Path) -> None:
 def test_too_few_tokens_are_refused(tmp_path: Path) -> None:
     bench = Bench(tmp_path, rank=4, lora=EVA)
     bench.trainer.train_dataset = replace(bench.lessons, samples=bench.lessons.samples[1:2])
-    with pytest.raises(UserError, match=r"EVA needs 8 tokens of captions to begin from, and there are 5"):
+    with pytest.raises(UserError, match=r"EVA needs 8 tokens of captions to begin from, and there are 4"):
         bench.trainer.train()
 
 
