@@ -1,4 +1,4 @@
-"""One step of learning: transformers' `Seq2SeqTrainer` with our loss, our order of pictures and our way of saving.
+"""One step of learning: transformers' `Seq2SeqTrainer` with our loss and our order of pictures.
 
 The loss is the cross entropy of what the decoder says where labels are, computed for those places only: logits of
 padding are never made. It is divided by the number of learnt tokens of the whole step, over all batches and processes,
@@ -9,35 +9,27 @@ tokens of the batch, V words of the vocabulary.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, Seq2SeqTrainer
-from transformers.trainer_utils import rotate_checkpoints
+from transformers import PrinterCallback
 
 from florence2.config import LearningSettings
 from florence2.errors import UserError
 from florence2.model.processing import IGNORED_LABEL, Processing
 from florence2.training.arguments import ONECYCLE
 from florence2.training.cost.memory import GIB, peak
+from florence2.training.kept import Keep, Kept
 from florence2.training.learner import resting
 from florence2.training.lessons import eva
 from florence2.training.lessons.batches import Lessons, shift_right
 from florence2.training.lessons.streamed import Pouring, Tap
-from florence2.training.optimizer import averages
 from florence2.training.optimizer.making import arguments_of, build, one_cycle
-from florence2.training.watch.checkpoints import STATE, aside, clear_aside, settle
-
-RAW = "trained_weights.safetensors"
-
-Keep = Callable[[nn.Module, Path, Mapping[str, torch.Tensor] | None], None]
 
 
 @dataclass(frozen=True)
@@ -81,15 +73,14 @@ class Method:
         )
 
 
-class LessonTrainer(Seq2SeqTrainer):  # type: ignore[misc]
+class LessonTrainer(Kept):
     """Learns `Lessons`; everything that is not overridden here is transformers'."""
 
     optimizer: Any
     lr_scheduler: Any
-    _aside: Path | None = None
 
     def __init__(self, method: Method, **given: Any) -> None:
-        super().__init__(**given)
+        super().__init__(method.keep, **given)
         self.method = method
         self.model_accepts_loss_kwargs = True  # so that a step's tokens are counted for `compute_loss`
         self.remove_callback(PrinterCallback)
@@ -175,12 +166,10 @@ class LessonTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         return made
 
     def train(self, *given: Any, **named: Any) -> Any:
-        """Train, from a start that data may shape, and leave the weights as they are to be kept."""
+        """Train, from a start that data may shape."""
         if eva.waits(self.model):
             eva.begin(self.model, self.train_dataset, self.data_collator, self._prepared_answer)
-        result = super().train(*given, **named)
-        averages.settle(self.optimizer)
-        return result
+        return super().train(*given, **named)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Make the schedule, ours or transformers'."""
@@ -212,50 +201,3 @@ class LessonTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         grouped = self.args.train_sampling_strategy == "group_by_length"
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return lessons.order(seed, self.args.train_batch_size, grouped)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        self.method.keep(model, folder, state_dict)
-        if hasattr(model, "initial_lora"):
-            # What is kept for prediction is the difference to the start; going on needs the weights as they are.
-            trained = {name: w.detach().contiguous() for name, w in model.named_parameters() if w.requires_grad}
-            save_file(trained, folder / RAW)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        raw = Path(resume_from_checkpoint) / RAW
-        if raw.exists():
-            (self.model if model is None else model).load_state_dict(load_file(raw), strict=False)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        averages.settle(self.optimizer)
-        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint aside and move it to its place when it is whole."""
-        output = Path(self.args.output_dir)
-        final = output / f"checkpoint-{self.state.global_step}"
-        self._aside = aside(output)
-        averages.settle(self.optimizer)
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            written, self._aside = self._aside / final.name, None
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(output / f"checkpoint-{self.state.best_global_step}")
-        self.accelerator.wait_for_everyone()  # all processes write into it
-        if self.args.should_save:
-            self.state.save_to_json(str(written / STATE))
-            settle(written, final)
-            clear_aside(output)
-            limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
-            rotate_checkpoints(str(output), save_total_limit=limit, best_model_checkpoint=best)
-        self.accelerator.wait_for_everyone()
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._aside or super()._get_output_dir(trial))

@@ -18,7 +18,7 @@ from torch import nn
 
 from florence2.errors import UserError
 from florence2.model.processing import IGNORED_LABEL
-from florence2.training.lessons.batches import Draw, Lessons, Order
+from florence2.training.lessons.batches import Lessons
 
 PICTURES = 8  # in a batch, at least
 MOST = 300  # batches after which what has not settled will not
@@ -75,10 +75,9 @@ class _Shown:
     def __iter__(self) -> Iterator[Batch]:
         items: list[Any] = []
         tokens, before = 0, len(self.shown)
-        for place, which in enumerate(draw.which for draw in Order(len(self.lessons), self.lessons.seed)):
-            item = self.lessons[Draw(0, place, which)]
-            items.append(item)
-            tokens += len(item["labels"])
+        for draw in self.lessons.order(self.lessons.seed, 1, False):
+            items.append(self.lessons[draw])
+            tokens += len(items[-1]["labels"])
             if tokens >= self.tokens and len(items) >= min(PICTURES, len(self.lessons)):
                 yield self._batch(items)
                 items, tokens = [], 0

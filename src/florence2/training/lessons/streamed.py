@@ -90,6 +90,7 @@ def refuse_unstreamable(settings: TrainSettings) -> None:
         (_is_number(data.val_dataset), f"`--val_dataset {data.val_dataset}`", "a part of a stream cannot be held back"),
         (saving.save_every_n_epochs is not None, "`--save_every_n_epochs`", "a stream's epochs are not counted"),
         (saving.sample_every_n_epochs is not None, "`--sample_every_n_epochs`", "a stream's epochs are not counted"),
+        ("init_lora_weights=eva" in settings.lora.lora, "EVA", "it looks at the first epoch before the first step"),
         (door.get("train_sampling_strategy") == "group_by_length", "group_by_length", "the lengths are not known"),
     ):
         if is_asked:

@@ -1,0 +1,85 @@
+"""How a training is kept: transformers' `Seq2SeqTrainer` with our way of writing checkpoints and going on from them.
+
+A checkpoint is written aside and moved to its place when it is whole. Knows nothing of how a step is taken.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Seq2SeqTrainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from florence2.training.optimizer import averages
+from florence2.training.watch.checkpoints import STATE, aside, clear_aside, settle
+
+RAW = "trained_weights.safetensors"
+
+Keep = Callable[[nn.Module, Path, Mapping[str, torch.Tensor] | None], None]
+
+
+class Kept(Seq2SeqTrainer):  # type: ignore[misc]
+    """Writes what it learns so that no kill can harm it; `keep` writes model and processor into a folder."""
+
+    optimizer: Any
+    _aside: Path | None = None
+
+    def __init__(self, keep: Keep, **given: Any) -> None:
+        super().__init__(**given)
+        self.keep = keep
+
+    def train(self, *given: Any, **named: Any) -> Any:
+        """Train, and leave the weights as they are to be kept."""
+        result = super().train(*given, **named)
+        averages.settle(self.optimizer)
+        return result
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        self.keep(model, folder, state_dict)
+        if hasattr(model, "initial_lora"):
+            # What is kept for prediction is the difference to the start; going on needs the weights as they are.
+            trained = {name: w.detach().contiguous() for name, w in model.named_parameters() if w.requires_grad}
+            save_file(trained, folder / RAW)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        raw = Path(resume_from_checkpoint) / RAW
+        if raw.exists():
+            (self.model if model is None else model).load_state_dict(load_file(raw), strict=False)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        averages.settle(self.optimizer)
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint aside and move it to its place when it is whole."""
+        output = Path(self.args.output_dir)
+        final = output / f"checkpoint-{self.state.global_step}"
+        self._aside = aside(output)
+        averages.settle(self.optimizer)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            written, self._aside = self._aside / final.name, None
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(output / f"checkpoint-{self.state.best_global_step}")
+        self.accelerator.wait_for_everyone()  # all processes write into it
+        if self.args.should_save:
+            self.state.save_to_json(str(written / STATE))
+            settle(written, final)
+            clear_aside(output)
+            limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
+            rotate_checkpoints(str(output), save_total_limit=limit, best_model_checkpoint=best)
+        self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._aside or super()._get_output_dir(trial))
