@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_tasks_and_cascades_are_read(tasks, words, wanted):
 @pytest.mark.parametrize(
     ("tasks", "words", "named"),
     [
-        (["caption"], "a dog", "`caption` takes an input"),
+        (["caption"], "a dog", "the input `a dog`, and none is taken by `caption`"),
         (["caption+od"], "", "`od` takes no input"),
         (["caption+region_to_ocr"], "", "`caption` answers text"),
         (["od+caption_to_phrase_grounding"], "", "`od` answers boxes"),
@@ -106,6 +107,8 @@ def test_the_questions_about_one_picture_stand_together_and_share_it(tmp_path):
     assert led.key == ("a", "<REGION_TO_OCR>", "<loc_1><loc_2><loc_30><loc_40>")
     assert led.picture is found.samples[1].picture
     assert found.samples[0].then is None
+    again = pickle.loads(pickle.dumps(found.samples[1]))
+    assert [sample.key for sample in again.then(Prediction("a", "<OD>", text=CAT))] == [led.key]
 
 
 def test_a_region_in_pixels_is_that_of_each_picture(tmp_path):
@@ -117,6 +120,8 @@ def test_a_region_in_pixels_is_that_of_each_picture(tmp_path):
     ]
     with pytest.raises(UserError, match=r"c.png has 10 x 10 pixels"):
         found.samples[2].open()
+    beside = Plan.of(["region_to_ocr", "caption"], "10,20,50,40").about(found_in(folder)).samples[-1]
+    assert (beside.key, beside.open().size) == (("c.png", "<CAPTION>", ""), (10, 10))
 
 
 def test_a_task_without_its_input_is_refused_unless_rows_have_it(tmp_path):

@@ -11,6 +11,7 @@ own. Knows no model; what finds the pictures is handed in.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 from florence2.asking.regions import in_tokens, region
 from florence2.data.sample import Found, Prediction, Sample
@@ -69,8 +70,8 @@ class Plan:
         """Read tasks and cascades; `words` go to each that takes an input and names none."""
         chains = [_chain(each, words.strip()) for each in tasks]
         if words.strip() and not any(_takes_input(links[0][0]) for links in chains):
-            names = " nor ".join(f"`{links[0][0].name}`" for links in chains)
-            raise UserError(f"{names} takes an input, and there is `{words.strip()}`", "leave `--input` out")
+            names = " and ".join(f"`{links[0][0].name}`" for links in chains)
+            raise UserError(f"there is the input `{words.strip()}`, and none is taken by {names}", "leave it out")
         return cls(_steps(chains))
 
     @property
@@ -98,14 +99,13 @@ class Plan:
         """Ask about all pictures that `find` finds for a task and an input; questions about one stand together."""
         found = [find(step.task.token, step.input) for step in self.steps]
         asked: dict[str, dict[tuple[str, str, str], Sample]] = {}
+        pictures: dict[str, Any] = {}  # one object for each, so that it is opened once
         for step, each in zip(self.steps, found, strict=True):
             for sample in each.samples:
-                beside = asked.setdefault(sample.id, {})
-                picture = next(iter(beside.values()), sample).picture  # one object, so that it is opened once
-                mine = replace(sample, picture=picture)
+                mine = replace(sample, picture=pictures.setdefault(sample.id, sample.picture))
                 if sample.task == step.task.token:
                     mine = step.of(_complete(mine, step.task))
-                beside.setdefault(mine.key, mine)
+                asked.setdefault(sample.id, {}).setdefault(mine.key, mine)
         return replace(found[0], samples=[sample for beside in asked.values() for sample in beside.values()])
 
 
