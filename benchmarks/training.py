@@ -172,7 +172,8 @@ def ours(given: argparse.Namespace, folder: str) -> Any:
     from florence2.training.cost.memory import checkpoint_activations
     from florence2.training.learner import equip, resting
     from florence2.training.lessons.batches import Collator
-    from florence2.training.trainer import LessonTrainer, Method
+    from florence2.training.method import Method
+    from florence2.training.trainer import LessonTrainer
 
     model = build(given.small).to(torch.bfloat16 if given.dtype == "bfloat16" else torch.float32)
     learner = equip(model, ModelSettings(freeze="vision" if given.frozen else "none"), LoraSettings())

@@ -180,6 +180,15 @@ class SavingSettings:
     sample_every_n_steps: int | None = None
     """Caption the same few pictures every so many steps."""
 
+    eval_metrics: tuple[str, ...] = ()
+    """Scores to measure beside the loss, as `florence2 evaluate` names them; the first, or `loss`, tells the best."""
+
+    eval_samples: int = 100
+    """Questions that are asked for `--eval_metrics`, at most; the loss is that of all."""
+
+    early_stopping: int | None = None
+    """Stop after so many measurements without a better one (default: never)."""
+
     resume: str = "never"
     """`auto` goes on from the newest checkpoint in `--output_dir`, if any; or the folder of a checkpoint."""
 

@@ -15,7 +15,8 @@ from florence2.model.processing import Processing
 from florence2.training.learner import equip, resting
 from florence2.training.lessons.augment import CaptionRules
 from florence2.training.lessons.batches import Collator, Lessons
-from florence2.training.trainer import LessonTrainer, Method
+from florence2.training.method import Method
+from florence2.training.trainer import LessonTrainer
 from florence2.training.watch.stops import BrokenSteps
 from tests.tiny import tiny_model
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from florence2 import settings as by_name
 from florence2.config import TrainSettings
-from florence2.data.sample import Sample
-from florence2.engine.reference import Reference
 from florence2.model.load import load, pick_device, pick_dtype
 from florence2.model.tasks import find_task
+from florence2.recipes.asked import best_by, exam_of, examiner, show_samples
+from florence2.results.exam import Exam
 from florence2.training.arguments import plan, trackers, training_arguments
 from florence2.training.cost import memory
 from florence2.training.cost.features import clear, with_features
@@ -33,18 +32,15 @@ from florence2.training.lessons.batches import Collator, Lessons, preview
 from florence2.training.lessons.material import Material
 from florence2.training.lessons.streamed import Pouring, refuse_unstreamable
 from florence2.training.lessons.views import view_rules
-from florence2.training.optimizer.averages import settled
+from florence2.training.method import Method
 from florence2.training.optimizer.named import check_name
 from florence2.training.record import Record, check_alike, command, describe, write_card
-from florence2.training.trainer import LessonTrainer, Method
+from florence2.training.trainer import LessonTrainer
 from florence2.training.watch import curve
 from florence2.training.watch.callbacks import Watch
 from florence2.training.watch.checkpoints import clear_aside, start_from
-from florence2.training.watch.shown import Samples
 from florence2.training.watch.stops import Stopped
 from florence2.training.watch.trackers import opened
-
-SHOWN = 4  # pictures whose captions are shown as the model learns
 
 
 def main(settings: TrainSettings) -> int:
@@ -74,18 +70,22 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
         print(preview(lessons, settings.captions.preview))  # noqa: T201  asked for, so it goes to stdout
         return output
 
+    exam = exam_of(settings, lessons, found.held)
     set_seed(settings.learning.seed)
     learner = equip(model, settings.model, settings.lora)
     record = describe(settings, str(model.config.name_or_path), found.samples, found.held)
     with (
-        Watch(_talk(), output, settings.saving.save_every_n_epochs) as watch,
+        Watch(_talk(), output, settings.saving.save_every_n_epochs, settings.saving.early_stopping) as watch,
         opened(trackers(settings.saving.log_with), output, by_name.flat(settings)),
         memory.advice(settings.learning.batch_size, settings.learning.gradient_checkpointing),
     ):
-        trainer = _trainer(settings, learner, lessons, found, Keeper(processor, record), watch)
-        _show_samples(settings, trainer, found.held or found.samples, processor)
+        trainer = _trainer(settings, learner, lessons, found, exam, Keeper(processor, record), watch)
+        show_samples(settings, trainer, found.held or found.samples, processor)
         began = time.monotonic()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint and watch.is_over(checkpoint):
+            trainer.take_up(checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     watch.raise_if_stopped(trainer.state, command(settings, resume="auto"))
     if trainer.is_world_process_zero():
         _finish(trainer, output, replace(record, scores=trainer.scores(began) | watch.scores()), processor)
@@ -129,12 +129,16 @@ def _trainer(
     learner: Any,
     lessons: Lessons,
     found: Material,
+    exam: Exam | None,
     keeper: Keeper,
     watch: Watch,
 ) -> LessonTrainer:
     device = pick_device(settings.model.device)
     dtype = pick_dtype(settings.model.dtype, device)
-    args = training_arguments(settings, lessons.drawn, measured=bool(found.held), device=device, dtype=dtype)
+    best = best_by(settings, exam)
+    args = training_arguments(
+        settings, lessons.drawn, measured=bool(found.held), device=device, dtype=dtype, best_by=best
+    )
     length = plan(settings.learning, lessons.drawn, args.world_size, args.max_steps)
     lessons = replace(lessons, rules=lessons.rules.over(length.steps), per_step=length.per_step)
     if settings.learning.gradient_checkpointing:
@@ -148,36 +152,19 @@ def _trainer(
     for line in introduce(settings, learner, lessons, length, dtype):
         _talk().print(line)
     return LessonTrainer(
-        Method.of(settings.learning, learner, lessons.processing, keeper),
+        Method.of(settings.learning, learner, lessons.processing, keeper, examiner(settings, exam, keeper.processor)),
         model=learner,
         args=args,
         data_collator=Collator(lessons.processing.tokenizer.pad_token_id),
         train_dataset=lessons if found.stream is None else Pouring.of_process(lessons, found.stream, args),
         eval_dataset=measured if found.held else None,
-        callbacks=watch.callbacks(length.per_step),
+        callbacks=watch.callbacks(length.per_step, *best),
     )
-
-
-def _show_samples(settings: TrainSettings, trainer: LessonTrainer, samples: Sequence[Sample], processor: Any) -> None:
-    """Ask the model about the same few pictures as it learns, if so wished."""
-    saving = settings.saving
-    if not (saving.sample_every_n_epochs or saving.sample_every_n_steps):
-        return
-
-    def say() -> list[tuple[str, str]]:
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False).eval()
-        with settled(trainer.optimizer), Reference(model, processor) as engine:
-            return [(said.file_name, said.text) for said in engine.run(samples[:SHOWN])]
-
-    folder = Path(saving.output_dir).expanduser()
-    every = (saving.sample_every_n_epochs, saving.sample_every_n_steps)
-    trainer.add_callback(Samples(say, trainer.log, folder, *every))
 
 
 def _finish(trainer: LessonTrainer, output: Path, record: Record, processor: Any) -> None:
     """Write the result and tell how it went."""
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    Keeper(processor, record)(model, output)
+    Keeper(processor, record)(trainer.learner, output)
     write_card(output, record)
     curve.save(output)
     clear(output)

@@ -27,14 +27,15 @@ class Drawings:
         for sample in samples:
             self._several |= self._samples.setdefault(sample.id, sample) is not sample
 
-    def write(self, prediction: Prediction) -> None:
-        """Draw one answer; a prediction with an error has none."""
+    def write(self, prediction: Prediction) -> Path | None:
+        """Draw one answer and give the file; a prediction with an error has none."""
         if prediction.error is not None:
-            return
+            return None
         opened = self._samples[prediction.file_name].open()
         path = self.folder / self._name(prediction)
         path.parent.mkdir(parents=True, exist_ok=True)
         draw(opened.image, _drawn(find_task(prediction.task), prediction, opened.size)).save(path, quality=90)
+        return path
 
     def _name(self, prediction: Prediction) -> Path:
         name = Path(prediction.file_name)

@@ -41,6 +41,8 @@ FLAGS = {
     "dataloader_num_workers": "--num_workers",
     "report_to": "--log_with",
     "resume_from_checkpoint": "--resume",
+    "metric_for_best_model": "--eval_metrics",
+    "greater_is_better": "--eval_metrics",
 }
 # What the trainer counts on.
 OURS = ("remove_unused_columns", "label_names", "disable_tqdm", "predict_with_generate", "group_by_length")
@@ -72,9 +74,18 @@ def plan(learning: LearningSettings, pictures: int, processes: int, max_steps: i
 
 
 def training_arguments(
-    settings: TrainSettings, pictures: int, *, measured: bool, device: torch.device, dtype: torch.dtype
+    settings: TrainSettings,
+    pictures: int,
+    *,
+    measured: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    best_by: tuple[str, bool] = ("loss", False),
 ) -> Seq2SeqTrainingArguments:
-    """Word the settings as transformers' training arguments; `measured` says whether there is something to measure."""
+    """Word the settings as transformers' training arguments.
+
+    `measured` says whether there is something to measure, `best_by` which score tells the best and whether it rises.
+    """
     learning, saving = settings.learning, settings.saving
     door = _door(saving)
     values: dict[str, Any] = {
@@ -100,6 +111,8 @@ def training_arguments(
         "prediction_loss_only": True,
         "disable_tqdm": True,
         "hub_strategy": "end",
+        "metric_for_best_model": f"eval_{best_by[0]}",
+        "greater_is_better": best_by[1],
         "ddp_find_unused_parameters": False,
     }
     if device.index:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Seq2SeqTrainer
+from transformers import Seq2SeqTrainer, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
 from florence2.training.optimizer import averages
@@ -37,12 +37,23 @@ class Kept(Seq2SeqTrainer):  # type: ignore[misc]
         averages.settle(self.optimizer)
         return result
 
+    @property
+    def learner(self) -> nn.Module:
+        """Give the model that learns, without what processes and compilers wrap it in."""
+        inner: nn.Module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return inner
+
+    def take_up(self, checkpoint: Path) -> None:
+        """Take the result of a training that was over at a checkpoint, without a further step."""
+        self.state = TrainerState.load_from_json(str(checkpoint / STATE))
+        self._load_best_model()
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model = self.learner
         self.keep(model, folder, state_dict)
         if hasattr(model, "initial_lora"):
             # What is kept for prediction is the difference to the start; going on needs the weights as they are.

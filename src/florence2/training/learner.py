@@ -3,6 +3,7 @@
 Knows the model's halves and the settings that choose between them.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 from florence2.config import LoraSettings, ModelSettings, TrainSettings
 from florence2.errors import UserError
 from florence2.model.adapter import quantized
-from florence2.model.adapter.lora import attach, save_adapter
+from florence2.model.adapter.lora import attach, merge, save_adapter
 from florence2.model.adapter.places import HALVES, lies_in, resolve_targets
 from florence2.model.load import pick_device
 from florence2.settings import options
@@ -68,6 +69,13 @@ def resting(learner: nn.Module) -> tuple[nn.Module, ...]:
     """Give the modules that must not drop anything while the rest learns: those of the half where nothing does."""
     names = {name.rstrip(".") for half, names in HALVES.items() if rests(learner, half) for name in names}
     return tuple(module for name, module in learner.named_modules() if name.removeprefix("base_model.model.") in names)
+
+
+def answering(learner: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Copy a learner as it would answer: LoRA merged, in eval mode. The learner itself is not touched."""
+    twin = copy.deepcopy(learner).float()  # rounded first, the weights would lose more to the merge than they must
+    plain = merge(twin) if isinstance(twin, PeftModel) else twin
+    return plain.requires_grad_(False).to(dtype).eval()
 
 
 def trained(learner: nn.Module) -> tuple[int, int]:

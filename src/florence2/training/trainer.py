@@ -9,8 +9,6 @@ tokens of the batch, V words of the vocabulary.
 """
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,59 +16,18 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import Sampler
 from transformers import PrinterCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 
-from florence2.config import LearningSettings
 from florence2.errors import UserError
-from florence2.model.processing import IGNORED_LABEL, Processing
-from florence2.training.arguments import ONECYCLE
+from florence2.model.processing import IGNORED_LABEL
 from florence2.training.cost.memory import GIB, peak
-from florence2.training.kept import Keep, Kept
-from florence2.training.learner import resting
+from florence2.training.kept import Kept
 from florence2.training.lessons import eva
 from florence2.training.lessons.batches import Lessons, shift_right
 from florence2.training.lessons.streamed import Pouring, Tap
-from florence2.training.optimizer.making import arguments_of, build, one_cycle
-
-
-@dataclass(frozen=True)
-class Method:
-    """How a step is taken, beyond what transformers' arguments say.
-
-    `words` is the number of vocabulary rows that stand for words: rows behind them, such as that of the picture's
-    place, are never an answer. `resting` modules stay in eval mode. `keep`
-    writes model and processor into a folder.
-    """
-
-    processing: Processing
-    words: int
-    start: int
-    pad: int
-    keep: Keep
-    optim: str
-    optimizer_args: Mapping[str, Any] = field(default_factory=dict)
-    lora_plus_ratio: float | None = None
-    vision_learning_rate: float | None = None
-    one_cycle: bool = False
-    resting: tuple[nn.Module, ...] = ()
-
-    @classmethod
-    def of(cls, learning: LearningSettings, learner: Any, processing: Processing, keep: Keep) -> "Method":
-        """Read the method from the settings, and its numbers from the model."""
-        text, place = learner.config.text_config, processing.image_token_id
-        return cls(
-            processing=processing,
-            # The row of the picture's place is the last that has a name, and no word.
-            words=place if place + 1 >= len(processing.tokenizer) else text.vocab_size,
-            start=text.decoder_start_token_id,
-            pad=text.pad_token_id,
-            keep=keep,
-            optim=learning.optim,
-            optimizer_args=arguments_of(learning.optimizer_args),
-            lora_plus_ratio=learning.lora_plus_ratio,
-            vision_learning_rate=learning.vision_learning_rate,
-            one_cycle=learning.scheduler.lower() == ONECYCLE,
-            resting=resting(learner),
-        )
+from florence2.training.method import Learnt, Method
+from florence2.training.optimizer.making import build, one_cycle
+from florence2.training.watch.shown import Rate
 
 
 class LessonTrainer(Kept):
@@ -83,9 +40,12 @@ class LessonTrainer(Kept):
         super().__init__(method.keep, **given)
         self.method = method
         self.model_accepts_loss_kwargs = True  # so that a step's tokens are counted for `compute_loss`
+        self._refuse_to_copy_shards()
         self.remove_callback(PrinterCallback)
-        self._learnt: torch.Tensor | None = None
-        self.model.get_output_embeddings().register_forward_pre_hook(self._only_learnt)
+        self.rate = Rate()
+        self.add_callback(self.rate)
+        self._learnt = Learnt()  # no method of ours, so that a copy of the model is none of the trainer
+        self.model.get_output_embeddings().register_forward_pre_hook(self._learnt)
 
     def compute_loss(
         self,
@@ -97,11 +57,11 @@ class LessonTrainer(Kept):
         """Give the summed cross entropy divided by the tokens of the whole step."""
         labels_BT = inputs["labels"]
         flat = labels_BT.flatten()
-        self._learnt = (flat != IGNORED_LABEL).nonzero().squeeze(1)
+        self._learnt.places = (flat != IGNORED_LABEL).nonzero().squeeze(1)
         try:
             logits_NV = self._answer(model, inputs)
         finally:
-            learnt, self._learnt = self._learnt, None
+            learnt, self._learnt.places = self._learnt.places, None
         loss = functional.cross_entropy(
             logits_NV[:, : self.method.words].float(),
             flat[learnt],
@@ -139,11 +99,31 @@ class LessonTrainer(Kept):
         logits: torch.Tensor = output.logits
         return logits
 
-    def _only_learnt(self, _: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        """Leave out, in front of the output layer, the places where nothing is learnt: (B, T, D) -> (N, D)."""
-        if self._learnt is None:
-            return None
-        return (given[0].flatten(0, 1).index_select(0, self._learnt),)
+    def _refuse_to_copy_shards(self) -> None:
+        sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        if sharded and self.method.examine is not None:
+            raise UserError(
+                "`--eval_metrics` asks a copy of the model, and its weights are spread over processes",
+                "leave it out, and score checkpoints by `florence2 evaluate --model_path`",
+            )
+
+    def evaluation_loop(self, *given: Any, metric_key_prefix: str = "eval", **more: Any) -> Any:
+        """Measure the loss, and then the scores, if there is an exam; nothing random of the training is used up."""
+        measured = super().evaluation_loop(*given, metric_key_prefix=metric_key_prefix, **more)
+        if self.method.examine is not None:
+            devices = [self.args.device] if self.args.device.type == "cuda" else []
+            with torch.random.fork_rng(devices):
+                scores = self.method.examine(self.learner)
+            measured.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
+        return measured
+
+    def log(self, logs: dict[str, Any], *given: Any, **more: Any) -> None:
+        """Report, and how fast it goes with every report of the loss."""
+        if "loss" in logs:
+            args = self.args
+            pictures = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+            logs["pictures_per_second"] = round(self.rate.of(self.state) * pictures, 3)
+        super().log(logs, *given, **more)
 
     def scores(self, began: float) -> dict[str, Any]:
         """Say how training went; `began` is when, on the monotonic clock."""
@@ -151,7 +131,8 @@ class LessonTrainer(Kept):
         losses = [row["loss"] for row in state.log_history if "loss" in row]
         scores: dict[str, Any] = {"steps": state.global_step, "loss": round(losses[-1], 4) if losses else None}
         if state.best_metric is not None:
-            scores |= {"eval_loss": round(state.best_metric, 4), "best": f"checkpoint-{state.best_global_step}"}
+            best = {f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}": round(state.best_metric, 4)}
+            scores |= best | {"best": f"checkpoint-{state.best_global_step}"}
         scores["seconds"] = round(time.monotonic() - began, 1)
         scores["peak_memory_gib"] = round(peak(self.args.device) / GIB, 2)
         return scores

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from florence2.errors import UserError
 from florence2.training.watch.shown import Bar, Reports
-from florence2.training.watch.stops import BrokenSteps, StopAsked, Stopped
+from florence2.training.watch.stops import BrokenSteps, Patience, StopAsked, Stopped
 
 
 class Rhythm(TrainerCallback):  # type: ignore[misc]
@@ -38,9 +38,11 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]
 class Watch:
     """All of it around one training; a context manager, because signals and the bar must be given back."""
 
-    def __init__(self, console: Console, folder: Path, epochs: int | None) -> None:
+    def __init__(self, console: Console, folder: Path, epochs: int | None, patience: int | None) -> None:
         self.console = console
         self.folder = folder
+        self.limit = patience
+        self.patience: Patience | None = None
         self.broken = BrokenSteps()
         self.stop = StopAsked()
         self.rhythm = Rhythm(epochs)
@@ -55,10 +57,18 @@ class Watch:
         if self.bar is not None:
             self.bar.close()
 
-    def callbacks(self, per_step: int, *more: TrainerCallback) -> list[TrainerCallback]:
-        """Give the callbacks for a training whose steps take so many pictures."""
+    def callbacks(self, per_step: int, best_by: str, rises: bool) -> list[TrainerCallback]:
+        """Give the callbacks for a training whose steps take so many pictures, the best of it told by a score."""
         self.bar = Bar(self.console, per_step)
-        return [self.rhythm, self.broken, self.stop, self.bar, Reports(self.folder, per_step), *more]
+        found = [self.rhythm, self.broken, self.stop, self.bar, Reports(self.folder)]
+        if self.limit is not None:
+            self.patience = Patience(self.limit, best_by, rises, self.console.print)
+            found.append(self.patience)
+        return found
+
+    def is_over(self, checkpoint: Path) -> bool:
+        """Tell whether a training had lost its patience at a checkpoint."""
+        return self.patience is not None and self.patience.is_over(checkpoint)
 
     def scores(self) -> dict[str, Any]:
         """Say what went wrong on the way."""

@@ -33,7 +33,7 @@ class Metrics:
     def add(self, row: Mapping[str, Any]) -> None:
         """Append one report."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(row)) + "\n")
+            file.write(_line(row))
 
     def rows(self) -> list[dict[str, Any]]:
         """Read all reports; a line that was cut short is left out."""
@@ -49,10 +49,16 @@ class Metrics:
 
     def cut(self, step: int) -> None:
         """Forget what came after a step, because training goes on from there."""
+        if not self.path.exists():
+            return
         kept = [row for row in self.rows() if row.get("step", 0) <= step]
         aside = self.path.with_name(f".{self.path.name}.unfinished")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        aside.write_text("".join(map(_line, kept)), encoding="utf-8")
         aside.replace(self.path)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(dict(row), ensure_ascii=False) + "\n"
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> Image.Image | None:

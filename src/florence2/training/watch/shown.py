@@ -1,11 +1,10 @@
-"""What is seen of a training: a bar on stderr, a file of reports, and what the model says about a few pictures.
+"""What is seen of a training: a bar on stderr and a file of reports.
 
 Callbacks of transformers' trainer. Knows neither model nor settings.
 """
 
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from transformers import TrainerCallback, TrainerState
 
 from florence2.training.watch.curve import METRICS, Metrics, save
 
-SAMPLES = "samples.jsonl"
 PLAIN_EVERY = 10.0  # seconds between lines where no bar can be drawn
 RATE_OVER = 20  # steps
 
@@ -55,7 +53,7 @@ class Bar(TrainerCallback):  # type: ignore[misc]
         if "loss" in logs:
             self.loss = f"loss {logs['loss']:.4f}"
         if "eval_loss" in logs and state.is_world_process_zero:
-            self.console.print(f"step {state.global_step}: eval loss {logs['eval_loss']:.4f}", highlight=False)
+            self.console.print(f"step {state.global_step}: {measured(logs)}", highlight=False)
 
     def on_step_end(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
         """Move on by one step."""
@@ -85,17 +83,30 @@ class Bar(TrainerCallback):  # type: ignore[misc]
         return f"{self.loss}  {self.per_step / max(self._seconds(), 1e-9):.2f} pictures/s".strip()
 
 
+class Rate(TrainerCallback):  # type: ignore[misc]
+    """Know when training began, and so how many steps it takes in a second."""
+
+    def __init__(self) -> None:
+        self.began = (time.monotonic(), 0)
+
+    def on_train_begin(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
+        """Begin to count."""
+        self.began = (time.monotonic(), state.global_step)
+
+    def of(self, state: TrainerState) -> float:
+        """Give the steps of a second, since training began or was resumed."""
+        steps = int(state.global_step) - self.began[1]
+        return steps / max(time.monotonic() - self.began[0], 1e-9)
+
+
 class Reports(TrainerCallback):  # type: ignore[misc]
     """Write every report of the trainer to `metrics.jsonl`, and the curve at each checkpoint."""
 
-    def __init__(self, folder: Path, per_step: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self.metrics = Metrics(folder / METRICS)
-        self.per_step = per_step
-        self.began = (0.0, 0)
 
     def on_train_begin(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
         """Forget the reports behind the step that is resumed."""
-        self.began = (time.monotonic(), state.global_step)
         if state.is_world_process_zero:
             self.metrics.path.parent.mkdir(parents=True, exist_ok=True)
             self.metrics.cut(state.global_step)
@@ -105,11 +116,7 @@ class Reports(TrainerCallback):  # type: ignore[misc]
         logs = {name: _plain(value) for name, value in (logs or {}).items() if not isinstance(value, str)}
         if not state.is_world_process_zero or "train_runtime" in logs or not logs.keys() - {"epoch"}:
             return
-        row = {"step": state.global_step} | logs
-        if "loss" in logs:
-            seconds, steps = time.monotonic() - self.began[0], state.global_step - self.began[1]
-            row["pictures_per_second"] = round(steps * self.per_step / max(seconds, 1e-9), 3)
-        self.metrics.add(row)
+        self.metrics.add({"step": state.global_step} | logs)
 
     def on_save(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
         """Draw the curve anew."""
@@ -117,46 +124,11 @@ class Reports(TrainerCallback):  # type: ignore[misc]
             save(self.metrics.path.parent)
 
 
-class Samples(TrainerCallback):  # type: ignore[misc]
-    """Write what the model says about the same few pictures, every so many epochs or steps, and tell the trackers.
-
-    `say` gives (file name, words) for each; `tell` is the trainer's own way to its trackers.
-    """
-
-    def __init__(
-        self,
-        say: Callable[[], list[tuple[str, str]]],
-        tell: Callable[[dict[str, str]], None],
-        folder: Path,
-        epochs: int | None,
-        steps: int | None,
-    ) -> None:
-        self.say = say
-        self.tell = tell
-        self.path = folder / SAMPLES
-        self.epochs = epochs
-        self.steps = steps
-
-    def on_step_end(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
-        """Ask at every so many steps."""
-        if self.steps and state.global_step % self.steps == 0:
-            self._ask(state)
-
-    def on_epoch_end(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
-        """Ask at every so many epochs."""
-        if self.epochs and round(state.epoch or 0) % self.epochs == 0:
-            self._ask(state)
-
-    def _ask(self, state: TrainerState) -> None:
-        if not state.is_world_process_zero:
-            return
-        with torch.random.fork_rng():
-            said = self.say()
-        with self.path.open("a", encoding="utf-8") as file:
-            for name, text in said:
-                row = {"step": state.global_step, "file_name": name, "text": text}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self.tell({f"samples/{name}": text for name, text in said})
+def measured(logs: Mapping[str, Any]) -> str:
+    """Word a measurement: eval loss and scores."""
+    clock = ("_runtime", "_per_second")  # how long it took is no score
+    kept = {name: value for name, value in logs.items() if name.startswith("eval_") and not name.endswith(clock)}
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in kept.items())
 
 
 def _plain(value: Any) -> Any:

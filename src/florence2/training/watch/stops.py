@@ -1,4 +1,4 @@
-"""What ends a training, or a step of it: gradients that are not finite, and being asked to stop.
+"""What ends a training, or a step of it: gradients that are not finite, no more gain, and being asked to stop.
 
 Callbacks of transformers' trainer. Knows neither model nor settings.
 """
@@ -7,13 +7,16 @@ import math
 import os
 import signal
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from florence2.errors import UserError
+from florence2.training.watch.checkpoints import STATE
 
 BROKEN_IN_A_ROW = 20  # steps without a finite gradient, after which training stops
 
@@ -55,6 +58,37 @@ class BrokenSteps(TrainerCallback):  # type: ignore[misc]
             weight.grad = None
         if self.too_many:
             control.should_save = control.should_training_stop = True
+        return control
+
+
+class Patience(TrainerCallback):  # type: ignore[misc]
+    """Stop after so many measurements in a row that were no better than the best before them.
+
+    They are counted from the trainer's own log, so that a training that goes on from a checkpoint counts on.
+    """
+
+    def __init__(self, limit: int, score: str, rises: bool, say: Callable[[str], None]) -> None:
+        self.limit = limit
+        self.score = f"eval_{score}"
+        self.rises = rises
+        self.say = say
+
+    def waited(self, state: TrainerState) -> int:
+        """Count the measurements behind the best one."""
+        values = [row[self.score] * (1 if self.rises else -1) for row in state.log_history if self.score in row]
+        return len(values) - 1 - values.index(max(values)) if values else 0
+
+    def is_over(self, checkpoint: Path) -> bool:
+        """Tell whether there was no gain for long enough when a checkpoint was written."""
+        return self.waited(TrainerState.load_from_json(str(checkpoint / STATE))) >= self.limit
+
+    def on_evaluate(self, _: Any, state: TrainerState, control: TrainerControl, **__: Any) -> TrainerControl:
+        """Look whether there was a gain."""
+        if self.waited(state) >= self.limit and state.global_step < state.max_steps:
+            control.should_training_stop = True
+            if state.is_world_process_zero:
+                named, many = self.score.replace("_", " "), "measurement" if self.limit == 1 else "measurements"
+                self.say(f"stopped at step {state.global_step}: {self.limit} {many} without a better {named}")
         return control
 
 

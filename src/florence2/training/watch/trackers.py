@@ -1,13 +1,17 @@
-"""Trackers that must be open before the trainer starts: Weights & Biases, so that a missing login is one clear line.
+"""Trackers where transformers' own callbacks are not enough: Weights & Biases opened early, and pictures shown.
 
-All others are opened by transformers' own callbacks.
+Weights & Biases is opened before the trainer starts, so that a missing login is one clear line.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers.integrations import TensorBoardCallback, WandbCallback
 
 from florence2.errors import UserError
 
@@ -36,3 +40,18 @@ def opened(names: Sequence[str], folder: Path, settings: dict[str, Any]) -> Iter
         ) from error
     with run:
         yield
+
+
+def show(callbacks: Iterable[Any], step: int, pictures: Mapping[str, Path], words: Mapping[str, str]) -> None:
+    """Show pictures with their words to TensorBoard and Weights & Biases, where they are used."""
+    for callback in callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+            for name, path in pictures.items():
+                with Image.open(path) as image:
+                    pixels_HWC = np.asarray(image.convert("RGB"))
+                callback.tb_writer.add_image(f"samples/{name}", pixels_HWC, step, dataformats="HWC")
+        if isinstance(callback, WandbCallback) and pictures:
+            import wandb
+
+            drawn = {f"samples/{name}": wandb.Image(str(path), caption=words[name]) for name, path in pictures.items()}
+            wandb.log(drawn | {"train/global_step": step})  # the callback's own count of steps
