@@ -104,7 +104,7 @@ def _answers(
     settings: TrainSettings, learner: nn.Module, processor: Any, samples: Sequence[Sample]
 ) -> Iterator[Prediction]:
     dtype = pick_dtype(settings.model.dtype, pick_device(settings.model.device))
-    if settings.lora.quantize:  # packed weights cannot be merged into; `generate` takes them as they are
+    if settings.model.quantize:  # packed weights cannot be merged into; `generate` takes them as they are
         with Reference(learner.eval(), processor) as reference:
             yield from reference.run(samples)
         return
