@@ -24,7 +24,17 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     plain = "--mixed_precision no --dynamo_backend no -m florence2 train"
     given = {"dataset": "photos", "model_id": "model", "output_dir": "two", "device": "cpu", "batch_size": 2}
     flags = [word for name, value in (given | SHARED).items() for word in (f"--{name}", str(value))]
-    flags += ["--trainer", "logging_steps=1", "--val_dataset", "photos", "--eval_metrics", "loss", "cer", "--task", "ocr"]
+    flags += [
+        "--trainer",
+        "logging_steps=1",
+        "--val_dataset",
+        "photos",
+        "--eval_metrics",
+        "loss",
+        "cer",
+        "--task",
+        "ocr",
+    ]
     command = [sys.executable, *launch.split(), *plain.split(), *flags]
     done = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False

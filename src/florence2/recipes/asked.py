@@ -26,7 +26,8 @@ from florence2.model.load import pick_device, pick_dtype
 from florence2.results.drawings import Drawings
 from florence2.results.exam import Exam, make_exam
 from florence2.training.learner import answering
-from florence2.training.lessons.batches import Draw, Lessons
+from florence2.training.lessons.batches import Lessons
+from florence2.training.lessons.order import Draw
 from florence2.training.method import Examine
 from florence2.training.optimizer.averages import settled
 from florence2.training.trainer import LessonTrainer
