@@ -24,7 +24,7 @@ from florence2.engine.reference import Reference
 from florence2.errors import UserError
 from florence2.model.load import pick_device, pick_dtype
 from florence2.results.drawings import Drawings
-from florence2.results.exam import Exam, make_exam
+from florence2.results.exams.exam import Exam, make_exam
 from florence2.training.learner import answering
 from florence2.training.lessons.batches import Lessons
 from florence2.training.lessons.order import Draw

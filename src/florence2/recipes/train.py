@@ -22,7 +22,7 @@ from florence2.config import TrainSettings
 from florence2.model.load import load, pick_device, pick_dtype
 from florence2.model.tasks import find_task
 from florence2.recipes.asked import best_by, exam_of, examiner, show_samples
-from florence2.results.exam import Exam
+from florence2.results.exams.exam import Exam
 from florence2.training.arguments import plan, trackers, training_arguments
 from florence2.training.cost import memory
 from florence2.training.cost.features import clear, with_features
