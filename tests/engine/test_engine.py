@@ -114,13 +114,13 @@ def asks_back(prediction: Prediction) -> list[Sample]:
     return [Sample(prediction.file_name, picture(99), task) for task in [*words, "w" * 300]]
 
 
-@pytest.mark.parametrize("kind", [Engine, Reference])
-def test_answers_lead_to_questions_about_the_picture_as_it_is_open(tiny, kind):
+@pytest.mark.parametrize(("kind", "late"), [(Engine, 1), (Engine, 4), (Reference, 1)])
+def test_answers_lead_to_questions_about_the_picture_as_it_is_open(tiny, kind, late: int):
     asked = [replace(sample, then=asks_back) for sample in [*samples(5, ("caption",)), missing()]]
     looked: list[int] = []
     hook = tiny[0].model.vision_tower.register_forward_hook(lambda _m, args, _o: looked.append(len(args[0])))
     try:
-        found = answers(tiny, asked, kind, slots=2, max_length=6)
+        found = answers(tiny, asked, kind, slots=2, late=late, max_length=6)
     finally:
         hook.remove()
     first = [prediction for prediction in found if prediction.task == "caption"]

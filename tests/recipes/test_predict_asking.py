@@ -231,7 +231,9 @@ def test_a_run_is_exported_whole_however_often_it_stopped(scenes: Path, tmp_path
     output = tmp_path / "o.jsonl"
     run("demo", scenes / "0000.png", output, task="od")
     export = ("coco", f"yolo={tmp_path / 'mine'}", "jsonl")
+    (tmp_path / "o-coco.partial" / "torn").mkdir(parents=True)  # as a kill leaves it
     lines = run("demo", scenes, output, task="od", export=export)
+    assert not list(tmp_path.glob("*.partial"))
     for folder, labels in ((tmp_path / "o-coco", "_annotations.coco.json"), (tmp_path / "mine", "data.yaml")):
         assert (folder / labels).is_file()
         entries = list(find_source(str(folder)).entries(Columns("od")))  # type: ignore[union-attr]
@@ -280,7 +282,7 @@ def test_what_could_not_be_exported_is_refused_at_the_start(tiny: Path, tmp_path
         ({"export": "coco"}, "coco cannot hold what `caption` answers"),
         ({"export": "folder", "task": "od"}, "folder cannot hold what `od` answers"),
         ({"export": "cocoa"}, "`--export cocoa` is no format"),
-        ({"export": "jsonl", "output_path": "-"}, "`--output_path` holds, which is `-`"),
+        ({"export": "jsonl", "output_path": "-"}, "and - is no file"),
         ({"sidecar": ".txt", "task": ("od", "caption")}, "`--sidecar` holds one answer"),
     ],
 )

@@ -37,13 +37,13 @@ class Export:
         to = next((known for known in FORMATS if known == name), None)
         if to is None:
             raise UserError(f"`--export {name}` is no format", near(name, list(FORMATS)))
-        if output_path == "-":
-            raise UserError("`--export` writes what `--output_path` holds, which is `-`", "name a file")
+        written = Path(output_path)
+        if output_path == "-" or (written.exists() and not written.is_file()):
+            raise UserError(f"`--export` reads `--output_path` again, and {output_path} is no file", "name a file")
         if not any(fits(to, task) for task in tasks):
             fitting = [known for known in FORMATS if any(fits(known, task) for task in tasks)]
             asked = " and ".join(f"`{task.name}`" for task in tasks)
             raise UserError(f"{to} cannot hold what {asked} answers", f"export {' or '.join(fitting)}")
-        written = Path(output_path)
         return cls(to, Path(folder).expanduser() if folder else written.with_name(f"{written.stem}-{to}"))
 
     @property
