@@ -81,6 +81,9 @@ CASES = {
     "an impossible device": (f"{PREDICT} --device cuda:9", nothing, "cuda:9", "cpu"),
     "a configuration that is not there": ("train --config no.yaml", nothing, "no.yaml", "--config"),
     "an impossible temperature": (f"{PREDICT} --do_sample --temperature 0", nothing, "temperature", "above 0"),
+    "an unknown augmentation": (f"{TRAIN} --augment hflp=0.5", nothing, "`--augment` has no `hflp`", "hflip"),
+    "a stream without an end": (f"{TRAIN} --streaming", nothing, "a stream has no end", "max_steps=N"),
+    "a weight for nothing": (f"{TRAIN} --mix odd=2", nothing, "`--mix odd` names no dataset", "more_detailed_caption"),
     # the data
     "a dataset that is not there": (TRAIN.replace("photos", "./fotos"), nothing, "fotos does not exist", "photos"),
     "a missing caption": (TRAIN, delete("photos/b.txt"), "1 of 3 pictures", "b.txt, or pass --missing skip"),

@@ -246,6 +246,15 @@ def test_empty_captions(photos, row):
     assert [s[0] for s in said(path, missing="skip")] == ["in/b.png"]
 
 
+@pytest.mark.parametrize("task", ["ocr", "region_to_ocr"])
+def test_nothing_to_read_is_an_answer_where_it_is_said(photos, task):
+    asked = {"task": task, "input": "<loc_1><loc_2><loc_3><loc_4>" if task == "region_to_ocr" else ""}
+    row = {"file_name": "a.jpg", **asked, "text": "", "answer": ""}
+    assert [s[3] for s in said(jsonl(photos / "list.jsonl", [row]))] == [""]
+    refused(jsonl(photos / "list.jsonl", [row | {"task": "caption", "input": ""}]))
+    refused(jsonl(photos / "list.jsonl", [{key: row[key] for key in row if key != "answer"}]))
+
+
 def test_absent_pictures(photos):
     rows = [{"file_name": name, "text": "x"} for name in ("a.jpg", "none.jpg", "in/none.jpg")]
     path = jsonl(photos / "list.jsonl", rows)

@@ -128,6 +128,29 @@ def test_stopped_and_resumed_is_never_stopped(room: Path) -> None:
         assert mine.get("eval_loss") == theirs.get("eval_loss")
 
 
+def test_mixed_and_changed_pictures_go_on_as_if_never_stopped(room: Path) -> None:
+    given: dict[str, Any] = {
+        "model_id": str(room / "lively"),
+        "dataset": [str(room / "photos"), str(room / "mixed.jsonl")],
+        "mix": ["od=1.5", "more_detailed_caption=0.25"],
+        "augment": ["hflip=0.5", "crop=0.5", "scale=0.6,1.2", "order=shuffle"],
+        "freeze": "vision",
+        "epochs": 2,
+        "save_every_n_epochs": 1,
+    }
+    rows = [
+        {"file_name": f"photos/{n}.png", "task": "od", "answer": {"bboxes": [[9, 9, 40, 40]], "labels": ["sun"]}}
+        for n in range(6)
+    ]
+    (room / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = run(room, "mixed", **given)
+    assert [path.name for path in sorted(out.glob("checkpoint-*"))] == ["checkpoint-3", "checkpoint-6"]  # 11 of 4 each
+    shutil.copytree(out / "checkpoint-3", room / "mixed again" / "checkpoint-3")
+    again = run(room, "mixed again", **given, num_workers=1, resume="auto")
+    assert same(again, out)
+    assert not same(out / "checkpoint-3", out)
+
+
 def test_another_seed_is_another_training(room: Path) -> None:
     out = run(room, "seeded", **LIVELY, model_id=str(room / "lively"), seed=1)
     assert not same(out, room / "whole")
@@ -187,6 +210,12 @@ def test_an_adapter_can_be_trained_on(room: Path) -> None:
     assert learnt(out).keys() == learnt(room / "whole").keys()
     assert not same(out, room / "whole")
     assert read_record(out).base == str(room / "lively")
+
+
+def test_preview_draws_what_the_model_sees_where_pictures_are_changed(room: Path) -> None:
+    out = run(room, "drawn", preview=2, augment=["hflip=0.5", "scale=0.5,0.8"])
+    assert [path.name for path in out.iterdir()] == ["preview.html"]
+    assert (out / "preview.html").read_text().count("data:image/jpeg") == 6
 
 
 def test_preview_prints_targets_and_trains_nothing(room: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,16 +19,18 @@ from transformers.utils.logging import disable_progress_bar
 
 from florence2 import settings as by_name
 from florence2.config import TrainSettings
+from florence2.data.inspection.contact import contact_page
 from florence2.model.load import load, pick_device, pick_dtype
 from florence2.model.tasks import find_task
 from florence2.recipes.asked import best_by, exam_of, examiner, show_samples
 from florence2.results.exams.exam import Exam
+from florence2.results.render import draw
 from florence2.training.arguments import plan, trackers, training_arguments
 from florence2.training.cost import memory
 from florence2.training.cost.features import clear, with_features
 from florence2.training.learner import Keeper, check_base, equip, introduce, rests
 from florence2.training.lessons import material
-from florence2.training.lessons.batches import Collator, Lessons, preview
+from florence2.training.lessons.batches import Collator, Lessons, preview, turns
 from florence2.training.lessons.material import Material
 from florence2.training.lessons.streamed import Pouring, refuse_unstreamable
 from florence2.training.lessons.views import view_rules
@@ -41,6 +43,8 @@ from florence2.training.watch.callbacks import Watch
 from florence2.training.watch.checkpoints import clear_aside, start_from
 from florence2.training.watch.stops import Stopped
 from florence2.training.watch.trackers import opened
+
+PREVIEW = "preview.html"
 
 
 def main(settings: TrainSettings) -> int:
@@ -67,7 +71,7 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
     model, processor = _load(settings)
     lessons = material.make(settings, found, model, processor)
     if settings.captions.preview:
-        print(preview(lessons, settings.captions.preview))  # noqa: T201  asked for, so it goes to stdout
+        _preview(lessons, settings.captions.preview, output)
         return output
 
     exam = exam_of(settings, lessons, found.held)
@@ -90,6 +94,19 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
     if trainer.is_world_process_zero():
         _finish(trainer, output, replace(record, scores=trainer.scores(began) | watch.scores()), processor)
     return output
+
+
+def _preview(lessons: Lessons, number: int, output: Path) -> None:
+    """Print what is learnt in some epochs; where pictures are changed, draw that on a page, too."""
+    print(preview(lessons, number))  # noqa: T201  asked for, so it goes to stdout
+    if lessons.views.moves:
+        output.mkdir(parents=True, exist_ok=True)
+        seen = (lessons.as_seen(sample, at) for sample, at in turns(lessons, number))
+        with (output / PREVIEW).open("w", encoding="utf-8") as page:
+            page.writelines(
+                contact_page("As the model sees it", seen, lambda image, answer, size: draw(image, answer, size=size))
+            )
+        _talk().print(f"drawn in {output / PREVIEW}")
 
 
 def _begin(settings: TrainSettings, output: Path) -> Path | None:

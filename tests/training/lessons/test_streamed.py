@@ -4,6 +4,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -55,6 +56,22 @@ def test_two_processes_of_two_workers_see_each_sample_once_an_epoch(room: Path) 
     assert seen == dict.fromkeys(CAPTIONS, 3)
 
 
+@pytest.mark.parametrize("rows", [8, 1])  # in shards that can be dealt out, and in one that all takers read
+def test_workers_share_out_a_dataset_too(room: Path, tmp_path: Path, rows: int) -> None:
+    table = [{"image": str(room / "photos" / f"{n}.png"), "text": text} for n, text in enumerate(CAPTIONS)]
+    made = datasets.Dataset.from_list(table).cast_column("image", datasets.Image())
+    name = str(tmp_path / "rows")
+    if rows > 1:
+        made.save_to_disk(name)
+    else:
+        made.to_parquet(name := f"{name}.parquet")
+    stream = Stream(find_parts(name, Columns("<CAPTION>")))
+    assert stream.parts.number == rows
+    lessons = Lessons((), Processing.of(tiny_processor()), CaptionRules())
+    said = [batches(workers=2, number=4, of=Pouring(lessons, stream, process=process, of=2)) for process in range(2)]
+    assert sorted(text for each in said for batch in each for text in batch) == sorted(CAPTIONS)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_stream_gives_what_would_have_come(room: Path, workers: int) -> None:
     of = pouring(room, batch=2, process=1, of=2)
@@ -100,6 +117,7 @@ def test_training_on_a_stream_resumed_is_never_stopped(room: Path) -> None:
     ("given", "what"),
     [
         ({"trainer": ()}, "a stream has no end that is known"),
+        ({"trainer": ("max_steps=many",)}, "a stream has no end that is known"),
         ({"dataset": ("a", "b")}, "several datasets do not go together"),
         ({"mix": ("od=2",)}, "`--mix` do not go together"),
         ({"val_dataset": "0.1"}, "`--val_dataset 0.1` do not go together"),

@@ -13,7 +13,7 @@ from florence2.data.formats.shards import Shards, find_shards, read_tar
 from florence2.data.metadata import Columns, samples_or_skipped
 from florence2.data.picture import PictureError, PictureSource
 from florence2.data.resolve import split_off
-from florence2.data.rows import is_table_name
+from florence2.data.rows import Row, is_table_name
 from florence2.data.sample import Sample, Skipped
 from florence2.errors import UserError
 
@@ -90,11 +90,17 @@ class RowParts:
 
     def read(self, part: int) -> Iterator[Sample | Skipped]:
         """Read a shard as far as it is wanted."""
-        for index, row in enumerate(self.dataset.shard(num_shards=self.number, index=part)):
+        for index, row in enumerate(_rows(self.dataset.shard(num_shards=self.number, index=part))):
             name = f"{self.dataset.split or 'row'}/{part}/{index}"
             where = f"{self.name} {name}"
             picture = Sample(name, _picture(row.pop(self.column)), "")
             yield from samples_or_skipped(row, where, self.columns, picture)
+
+
+def _rows(shard: Any) -> Iterator[Row]:
+    """Read all rows, wherever: iterated itself, a dataset gives each of torch's workers but a part of them."""
+    for batch in shard.iter(batch_size=1):
+        yield {name: values[0] for name, values in batch.items()}
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ Shapes: B pictures of a batch, H and W the model's picture size, S ids of the lo
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
 from florence2.data.sample import Sample
@@ -97,6 +98,11 @@ class Lessons(Dataset[dict[str, Any]]):
         )
         return replace(sample, target=text), view
 
+    def as_seen(self, sample: Sample, draw: Draw) -> Sample:
+        """Give a sample as the model sees it at its turn: its words, and its picture at the model's size."""
+        turn, view = self.turn(sample, draw)
+        return replace(turn, picture=Image.fromarray(self._pixels(sample, view)))
+
     def pixels(self, index: int) -> np.ndarray:
         """Read one picture, whole, at the model's size: uint8, H x W x 3."""
         return self._pixels(self.samples[index], View())
@@ -159,15 +165,22 @@ class Collator:
         return batch
 
 
+def turns(lessons: Lessons, number: int, epochs: int = 3) -> Iterator[tuple[Sample, Draw]]:
+    """Give the first samples at their turns in some epochs."""
+    for which, sample in enumerate(lessons.samples[:number]):
+        for epoch in range(epochs):
+            yield sample, Draw(epoch, epoch * lessons.drawn + which, which)
+
+
 def preview(lessons: Lessons, number: int, epochs: int = 3) -> str:
     """Write what the first samples' targets look like over some epochs, and what is seen of their pictures."""
     lines = []
-    for which, sample in enumerate(lessons.samples[:number]):
-        lines.append(f"{sample.id}: {find_task(sample.task).wording(sample.input)}")
-        for epoch in range(epochs):
-            turn, view = lessons.turn(sample, Draw(epoch, epoch * lessons.drawn + which, which))
-            asked = f" {find_task(turn.task).wording(turn.input)}" if turn.input != sample.input else ""
-            lines.append(f"  epoch {epoch + 1}{f' ({view})' if view.changes else ''}:{asked} {turn.target}")
+    for sample, draw in turns(lessons, number, epochs):
+        turn, view = lessons.turn(sample, draw)
+        if draw.epoch == 0:
+            lines.append(f"{sample.id}: {find_task(sample.task).wording(sample.input)}")
+        asked = f" {find_task(turn.task).wording(turn.input)}" if turn.input != sample.input else ""
+        lines.append(f"  epoch {draw.epoch + 1}{f' ({view})' if view.changes else ''}:{asked} {turn.target}")
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from florence2.config import TrainSettings
 from florence2.data.picture import PictureError
 from florence2.data.streams.flow import Share, Stream
 from florence2.errors import UserError
-from florence2.settings import pairs
+from florence2.settings import pairs, value
 from florence2.training.lessons.batches import Lessons
 from florence2.training.lessons.order import Draw
 
@@ -82,7 +82,8 @@ def refuse_unstreamable(settings: TrainSettings) -> None:
         return
     data, saving = settings.data, settings.saving
     door = pairs("--trainer", saving.trainer)
-    if int(float(door.get("max_steps", "-1"))) <= 0:
+    steps = value(door.get("max_steps", "-1"))
+    if not isinstance(steps, int) or steps <= 0:
         raise UserError("a stream has no end that is known, so `--epochs` says nothing", "pass `--trainer max_steps=N`")
     for is_asked, flag, why in (
         (len(data.dataset) > 1, "several datasets", "one stream is read at a time"),
