@@ -173,9 +173,12 @@ class LessonTrainer(Kept):
         return Tap(self.train_dataset, lambda: self.state.global_step * args.gradient_accumulation_steps, options)
 
     def _run_epoch(self, *, steps_trained_in_current_epoch: int, **given: Any) -> None:
-        # A stream is opened behind what was taken before: there is nothing left to pass over.
-        done = 0 if isinstance(self.train_dataset, Pouring) else steps_trained_in_current_epoch
-        super()._run_epoch(steps_trained_in_current_epoch=done, **given)
+        if isinstance(self.train_dataset, Pouring):
+            # A stream is opened behind what was taken before: there is nothing left to pass over.
+            passed = steps_trained_in_current_epoch / given["steps_in_epoch"]
+            given |= {"epoch": given["epoch"] + passed, "epochs_trained": given["epochs_trained"] + passed}
+            steps_trained_in_current_epoch = 0
+        super()._run_epoch(steps_trained_in_current_epoch=steps_trained_in_current_epoch, **given)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
         lessons: Lessons = self.train_dataset if train_dataset is None else train_dataset

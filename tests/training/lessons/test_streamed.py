@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections import Counter
 from itertools import islice
@@ -108,6 +109,8 @@ def test_training_on_a_stream_resumed_is_never_stopped(room: Path) -> None:
     shutil.copytree(whole / "checkpoint-3", again / "checkpoint-3")
     run(room, "again", **given, trainer=["max_steps=6"], resume="auto")
     mine, theirs = (load_file(out / "checkpoint-6" / "adapter_model.safetensors") for out in (again, whole))
+    rows = [(out / "metrics.jsonl").read_text().splitlines()[-1] for out in (whole, again)]
+    assert json.loads(rows[0])["epoch"] == json.loads(rows[1])["epoch"] == 1
     start = load_file(whole / "checkpoint-3" / "adapter_model.safetensors")
     assert any(not torch.equal(start[name], theirs[name]) for name in theirs)
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
