@@ -2,8 +2,12 @@
 
 import json
 import re
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from florence2.cli import main
@@ -152,6 +156,36 @@ def test_coco_to_jsonl_to_coco_and_yolo_to_jsonl_to_yolo_keep_every_box(tmp_path
     for one, other in zip(*lines, strict=True):
         assert one == pytest.approx(other, abs=1 / 2000)
     assert boxes(tmp_path / "yolo2") == boxes(tmp_path) == boxes(back)
+
+
+@st.composite
+def boxed(draw):
+    """Draw a picture's size, and boxes of whole pixels or parts of them in it."""
+    width, height = draw(st.integers(8, 5000)), draw(st.integers(8, 5000))
+    share = st.floats(0, 1, allow_nan=False)
+    sides = draw(st.lists(st.tuples(share, share, share, share, st.sampled_from(["cat", "stop-sign"])), max_size=6))
+    corners = [(sorted((a * width, b * width)), sorted((c * height, d * height)), label) for a, b, c, d, label in sides]
+    return (width, height), [([x1, y1, x2, y2], label) for (x1, x2), (y1, y2), label in corners]
+
+
+@given(boxed())
+@settings(max_examples=15, deadline=None)
+def test_any_box_goes_through_coco_and_yolo(made):
+    size, things = made
+    answer = {"bboxes": [box for box, _ in things], "labels": [label for _, label in things]}
+    with tempfile.TemporaryDirectory() as name:
+        here = Path(name)
+        Image.new("1", size).save(here / "a.png")
+        jsonl(here / "list.jsonl", [{"file_name": "a.png", "task": "od", "answer": answer}])
+        source = str(here / "list.jsonl")
+        for number, to in enumerate(("coco", "jsonl", "coco", "jsonl", "yolo", "jsonl", "yolo", "jsonl")):
+            rewrite(dataset=source, output=str(here / str(number)), to=to)
+            source = str(here / str(number))
+        (row,) = [json.loads(line) for line in next((here / "7").glob("*.jsonl")).read_text().splitlines()]
+    assert row["answer"]["labels"] == answer["labels"]
+    for ours, theirs in zip(row["answer"]["bboxes"], answer["bboxes"], strict=True):
+        assert ours[0::2] == pytest.approx(theirs[0::2], abs=size[0] / 2000)
+        assert ours[1::2] == pytest.approx(theirs[1::2], abs=size[1] / 2000)
 
 
 def test_outlines_go_through_yolo(tmp_path):
