@@ -44,7 +44,7 @@ def answers(kind: type[Engine] | type[Reference], asked: list[Sample], slots: in
 @pytest.mark.parametrize("num_beams", [1, 2, 3, 5] if LONG else [1, 3])
 def test_token_for_token_on_the_bundled_model(num_beams: int):
     asked = questions(200 if LONG else 15)
-    wanted = answers(Reference, asked, 8, num_beams=num_beams)
+    wanted = answers(Reference, asked, 1, num_beams=num_beams)  # in batches `generate` rounds otherwise
     shuffled = random.Random(0).sample(asked, len(asked))
     for slots, order in ((16, asked), (3, shuffled), (1, asked[::-1])) if LONG else ((3, shuffled),):
         found = answers(Engine, order, slots, num_beams=num_beams)

@@ -136,3 +136,18 @@ def test_killed_at_any_moment_and_started_again_answers_each_picture_once(tiny: 
 
 def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_a_full_model_answers_without_what_only_training_needs(tiny: Path, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "photos", "a.png")
+    words = ["predict", "--model_path", tiny, "--input_path", folder, "--output_path", tmp_path / "o.jsonl"]
+    code = f"""
+import sys
+from florence2.cli import main
+assert main({[str(word) for word in words]!r}) == 0
+heavy = {{"peft", "datasets", "pandas", "bitsandbytes", "matplotlib", "scipy"}} & set(sys.modules)
+assert not heavy, f"start-up pays for {{heavy}}"
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -8,11 +8,10 @@ import re
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional
 from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor, GenerationConfig
@@ -20,9 +19,14 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from florence2.errors import UserError
 from florence2.model import checkpoint, legacy
-from florence2.model.adapter import lora, quantized
+from florence2.model.adapter import quantized
 
-Model: TypeAlias = Florence2ForConditionalGeneration | PeftModel
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from florence2.model.adapter.lora import Adapter
+
+Model: TypeAlias = "Florence2ForConditionalGeneration | PeftModel"
 _PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 _POST_PROCESSOR = Path(__file__).with_name("post_processor.json")
 _IMAGE_KEYS = (
@@ -57,6 +61,8 @@ def load(
     folder = checkpoint.find_folder(name, revision, offline)
     if not checkpoint.is_adapter(folder):
         return _load_checkpoint(folder, name, dtype, device, quantize)
+    from florence2.model.adapter import lora  # peft takes a second or two to import, and only adapters need it
+
     adapter = lora.read_adapter(folder)
     # Rounded to a half type first, the weights would lose more to the merge than they must.
     options = {"dtype": torch.float32 if merge else dtype, "device": device, "offline": offline, "quantize": quantize}
@@ -70,7 +76,7 @@ def load(
 
 
 def _load_base(
-    folder: Path, adapter: lora.Adapter, base: str | Path | None, options: Mapping[str, Any]
+    folder: Path, adapter: "Adapter", base: str | Path | None, options: Mapping[str, Any]
 ) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
     """Load what an adapter was trained on: by the name it gives, which may also be relative to its folder."""
     name = str(base or adapter.base or "")
