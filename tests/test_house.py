@@ -24,6 +24,7 @@ LEVELS = {
     "config": 1,
     "settings": 1,
     "machine": 1,
+    "devices": 1,
     "published": 1,
     "model": 2,
     "data": 3,

@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor, GenerationConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from florence2.devices import pick_device, pick_dtype
 from florence2.errors import UserError
 from florence2.model import checkpoint, legacy
 from florence2.model.adapter import quantized
@@ -34,7 +35,6 @@ _IMAGE_KEYS = (
     *("do_resize", "do_rescale", "do_normalize", "do_center_crop"),
 )
 _BASE_HINT = f"give `base`, or mend `base_model_name_or_path` in its `{checkpoint.ADAPTER_CONFIG}`"
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load(
@@ -91,35 +91,6 @@ def _load_base(
         return load(name, **options)
     except UserError as error:
         raise UserError(f"the adapter in `{folder}` needs its base `{name}`: {error.what}", _BASE_HINT) from None
-
-
-def pick_device(device: torch.device | str | None = None) -> torch.device:
-    """Return the device asked for, or the best there is: cuda, then mps, then cpu."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
-    try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"device `{device}` cannot be used: {reason}", "give `cpu`, `cuda` or `mps`") from None
-    return device
-
-
-def pick_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    """Return the floating type asked for, or the one that suits the device."""
-    if isinstance(dtype, str) and dtype != "auto":
-        name = dtype.removeprefix("torch.")
-        if name not in _DTYPES:
-            raise UserError(f"`{dtype}` is no floating type here", f"give one of {', '.join(_DTYPES)}, auto")
-        return _DTYPES[name]
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if device.type == "cpu":
-        return torch.float32
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    return torch.float16
 
 
 def _load_checkpoint(

@@ -20,7 +20,8 @@ from transformers.utils.logging import disable_progress_bar
 from florence2 import settings as by_name
 from florence2.config import TrainSettings
 from florence2.data.inspection.contact import contact_page
-from florence2.model.load import load, pick_device, pick_dtype
+from florence2.devices import pick_device, pick_dtype, slow_choice
+from florence2.model.load import load
 from florence2.model.tasks import find_task
 from florence2.recipes.asked import best_by, exam_of, examiner, show_samples
 from florence2.results.exams.exam import Exam
@@ -130,6 +131,8 @@ def _load(settings: TrainSettings) -> tuple[Any, Any]:
     device = pick_device(chosen.device)
     # What all learns is held in float32; a base under LoRA may be as small as the arithmetic.
     dtype = pick_dtype(chosen.dtype, device) if settings.lora.rank > 0 else torch.float32
+    if note := slow_choice(dtype, device):
+        _talk().print(note)
     return load(
         chosen.model_id,
         dtype=dtype,

@@ -19,6 +19,7 @@ from florence2.demo.stages.codes import CellCodes
 from florence2.demo.stages.lesson import Lesson
 from florence2.demo.stages.pictures import FIRST_SEED, STRETCH, Pixels
 from florence2.demo.stages.speech import SpeechLoss, looked_away, speak
+from florence2.devices import has_bfloat16
 from florence2.model.processing import Processing
 
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
@@ -66,8 +67,7 @@ class Class:
 
     def autocast(self) -> torch.autocast:
         """Half precision for products: four times as fast on a CPU that has it, six times as slow on others."""
-        has_half = self.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()  # type: ignore[no-untyped-call]
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_half)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_bfloat16(self.device))
 
     def drawn(self, step: int, batch: int) -> tuple[list[Scene], Tensor]:
         """Pick this process's share of a batch from the store: scenes and normalized pixels."""
