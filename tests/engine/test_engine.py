@@ -132,6 +132,17 @@ def test_answers_lead_to_questions_about_the_picture_as_it_is_open(tiny, kind, l
     assert kind is Reference or sum(looked) == 5
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_ties_to_the_last_bit_are_broken_alike(num_beams: int):
+    model, processor = tiny_model(1)
+    words = model.model.language_model.shared.weight.data
+    words[100:110] = words[50:60]  # ten pairs of tokens that are equally likely, always
+    asked, search = samples(8), {"num_beams": num_beams, "num_return_sequences": num_beams}
+    wanted = answers((model, processor), asked, Reference, 1, **search)
+    for slots in (1, 3, 16):
+        assert texts(answers((model, processor), asked, slots=slots, **search)) == texts(wanted)
+
+
 def test_a_longer_prompt_may_come_in_the_middle(tiny):
     asked = [*samples(3), Sample("long.png", picture(3), "tell me all of it, " * 4), *samples(3, first=3)]
     assert texts(answers(tiny, asked)) == texts(answers(tiny, asked, Reference))

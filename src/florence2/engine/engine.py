@@ -17,7 +17,7 @@ from florence2.data.sample import Prediction, Sample
 from florence2.engine.decoder import Cache, Decoder, Replay, fitting_slots
 from florence2.engine.encoder import Encoder
 from florence2.engine.options import EngineSettings, Rules, Stats, seed_of
-from florence2.engine.questions import Question, Questions, Said, answer
+from florence2.engine.questions import Answered, Question, Questions, Said, Wanted, answer, everything
 from florence2.engine.search import search_for
 from florence2.engine.slots import Slots, Watch, whole_strides
 from florence2.errors import UserError
@@ -63,26 +63,31 @@ class Engine:
 
     def run(self, samples: Iterable[Sample]) -> Iterator[Prediction]:
         """Answer every sample; one that cannot be answered gives a prediction with `error`."""
+        return (answered.prediction for answered in self.answers(samples))
+
+    def answers(self, samples: Iterable[Sample], wanted: Wanted = everything) -> Iterator[Answered]:
+        """Answer every sample, and say which one it was; a sample that is not `wanted` any more is left at once."""
         self.encoder.prepare(self.settings, self.settings.expected or length_hint(samples, 0))
-        with Questions(self.processing, self.rules, self.settings, samples, ahead=self.stats.slots) as asked:
+        with Questions(self.processing, self.rules, self.settings, samples, self.stats.slots, wanted) as asked:
             try:
                 while not asked.exhausted or self.in_use:
-                    for prediction in self.step(asked):
-                        self.stats.count(prediction)
+                    for answered in self.step(asked):
+                        self.stats.count(answered.prediction)
                         with self.stats.timed("write"):
-                            yield prediction
+                            yield answered
             finally:
                 self._clear()
 
     @torch.inference_mode()
-    def step(self, asked: Questions) -> list[Prediction]:
+    def step(self, asked: Questions) -> list[Answered]:
         """Let every slot move by one token, and give what is done."""
-        predictions = self.admit(asked)
+        self._leave(asked)
+        done = self.admit(asked)
         if self.in_use:
             with self.stats.timed("decode"):
                 self.move(self._count(), self._reach(), self.cache.reach)
-                predictions += [self.finish(slot, asked) for slot in self._done()]
-        return predictions
+                done += [self.finish(slot, asked) for slot in self._done()]
+        return done
 
     def _move(self, count: int, tokens: int, _reach: int) -> None:
         """Let the first slots move by one token, with nothing that makes the host wait."""
@@ -90,10 +95,10 @@ class Engine:
         logits_SWV = self.decoder.step(self.cache, slots)
         slots.append(self.search.choose(slots, logits_SWV))
 
-    def admit(self, asked: Questions) -> list[Prediction]:
+    def admit(self, asked: Questions) -> list[Answered]:
         """Fill free slots with questions whose pictures are open; give back those that failed."""
         taken: list[Question] = []
-        failed: list[Prediction] = []
+        failed: list[Answered] = []
         free = [slot for slot, question in enumerate(self._questions) if question is None]
         if self.is_static and self.in_use and len(free) < min(self.encoder.batch, self.stats.slots // 4):
             return []  # a GPU sees several pictures in the time of one
@@ -111,7 +116,7 @@ class Engine:
             self._place(free[first : first + size], taken[first : first + size])
         return failed
 
-    def finish(self, slot: int, asked: Questions) -> Prediction:
+    def finish(self, slot: int, asked: Questions) -> Answered:
         """Read the answer of a slot that is done, and free it; what the answer leads to is asked next."""
         question = self._questions[slot]
         assert question is not None
@@ -125,12 +130,19 @@ class Engine:
         self.stats.tokens += sum(self.rules.end(each.ids) for each in said)
         prediction = answer(self.processing, self.rules, question, said)
         asked.follow(question, prediction)
-        return prediction
+        return Answered(question.sample, prediction)
 
     @property
     def in_use(self) -> int:
         """Count the slots that are being answered."""
         return sum(question is not None for question in self._questions)
+
+    def _leave(self, asked: Questions) -> None:
+        """Free the slots of questions that nobody waits for any more."""
+        for slot, question in enumerate(self._questions):
+            if question is not None and not asked.wanted(question.sample):
+                self._questions[slot] = None
+                self.slots.busy_S[slot] = False
 
     def _place(self, free: Sequence[int], questions: Sequence[Question]) -> None:
         """Encode a few questions and put them into slots."""

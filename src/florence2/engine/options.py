@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
 from florence2 import config
@@ -192,6 +192,14 @@ class Stats:
         """Add one prediction to the sums."""
         self.pictures += 1
         self.errors += prediction.error is not None
+
+    def add(self, other: Stats) -> None:
+        """Add the sums of another engine."""
+        for item in fields(self):
+            if item.name != "seconds":
+                setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+        for what, spent in other.seconds.items():
+            self.seconds[what] = self.seconds.get(what, 0.0) + spent
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:

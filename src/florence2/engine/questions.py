@@ -11,7 +11,7 @@ import queue
 import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -51,6 +51,14 @@ class Question:
 
 
 @dataclass(frozen=True, eq=False)
+class Answered:
+    """One sample and what came of it."""
+
+    sample: Sample
+    prediction: Prediction
+
+
+@dataclass(frozen=True, eq=False)
 class Said:
     """One sequence as generated: tokens after the start token, and their log-probabilities; eos ends what counts."""
 
@@ -58,11 +66,25 @@ class Said:
     logprobs: list[float]
 
 
+Wanted = Callable[[Sample], bool]
+
+
+def everything(_: Sample) -> bool:
+    """Want every sample to its end."""
+    return True
+
+
 class Questions:
     """The questions of one run, opened ahead by threads; a context manager that stops them."""
 
     def __init__(
-        self, processing: Processing, rules: Rules, settings: EngineSettings, samples: Iterable[Sample], ahead: int
+        self,
+        processing: Processing,
+        rules: Rules,
+        settings: EngineSettings,
+        samples: Iterable[Sample],
+        ahead: int,
+        wanted: Wanted = everything,
     ) -> None:
         """Take samples; `ahead` questions are ready before they are asked for, besides those being opened."""
         self._processing, self._rules, self._settings, self._samples = processing, rules, settings, samples
@@ -72,6 +94,7 @@ class Questions:
         self._head: deque[tuple[Sample, Future[View]]] = deque()
         self._next: deque[tuple[Sample, View]] = deque()  # what answers led to; their pictures are open
         self._ended = self._stopped = False
+        self.wanted = wanted
 
     def __enter__(self) -> Self:
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="open-pictures")
@@ -84,7 +107,7 @@ class Questions:
         self._room.release()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def __iter__(self) -> Iterator[Question | Prediction]:
+    def __iter__(self) -> Iterator[Question | Answered]:
         while (found := self.take(wait=True)) is not None:
             yield found
 
@@ -98,23 +121,27 @@ class Questions:
         if question.sample.then:
             self._next.extend((sample, question.view) for sample in question.sample.then(prediction))
 
-    def take(self, *, wait: bool) -> Question | Prediction | None:
-        """Give the next question, or the prediction of one that cannot be asked; None: not yet, or no more."""
+    def take(self, *, wait: bool) -> Question | Answered | None:
+        """Give the next question, or the error of one that cannot be asked; None: not yet, or no more."""
         if self._next:
             return self._asked(*self._next.popleft())
-        if not self._head and not self._arrive(wait):
-            return None
-        sample, opening = self._head[0]
-        if not wait and not opening.done():
-            return None
-        self._head.popleft()
-        self._room.release()
+        while self._head or self._arrive(wait):
+            sample, opening = self._head[0]
+            if not wait and not opening.done():
+                return None
+            self._head.popleft()
+            self._room.release()
+            if self.wanted(sample):
+                return self._opened(sample, opening)
+        return None
+
+    def _opened(self, sample: Sample, opening: Future[View]) -> Question | Answered:
         try:
             return self._asked(sample, opening.result())
         except UserError as error:
             return failure(sample, error)
 
-    def _asked(self, sample: Sample, view: View) -> Question | Prediction:
+    def _asked(self, sample: Sample, view: View) -> Question | Answered:
         try:
             return self._question(sample, view)
         except UserError as error:
@@ -224,9 +251,9 @@ def _likelihood(logprobs: Sequence[float]) -> float | None:
     return math.exp(sum(logprobs) / len(logprobs)) if logprobs else None
 
 
-def failure(sample: Sample, error: UserError) -> Prediction:
+def failure(sample: Sample, error: UserError) -> Answered:
     """Say why a sample has no answer."""
-    return Prediction(file_name=sample.id, task=sample.task, input=sample.input, error=error.what)
+    return Answered(sample, Prediction(sample.id, sample.task, sample.input, error=error.what))
 
 
 def _identity(picture: object) -> Any:

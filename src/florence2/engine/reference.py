@@ -50,7 +50,7 @@ class Reference:
                     return
                 answers = self._answers([each for each in batch if isinstance(each, Question)])
                 for each in batch:
-                    prediction = answers[each] if isinstance(each, Question) else each
+                    prediction = answers[each] if isinstance(each, Question) else each.prediction
                     if isinstance(each, Question):
                         asked.follow(each, prediction)
                     self.stats.count(prediction)

@@ -1,8 +1,9 @@
 """How the next token is chosen, for every slot at once and on the device.
 
 Greedy, sampling and beams are the arithmetic of transformers' `generate`, operation by operation, so that equal logits
-give equal tokens. Where two candidates tie to the last bit, `torch.topk` (beams) and `torch.argmax` (greedy) decide
-over the same numbers in the same order in both. Knows no pictures, no words and no weights.
+give equal tokens. Ties to the last bit have the same rule in both: greedily the lowest token number wins
+(`torch.argmax`); among beams whatever `torch.topk` takes from the sums of one picture, laid out beam by beam and token
+by token, as both lay them out. Knows no pictures, no words and no weights.
 
 Shapes: S slots, W rows of a slot, K candidates of a step, T tokens, V vocabulary.
 """
