@@ -94,7 +94,7 @@ class ModelSettings:
     """`cuda`, `cuda:1`, `mps` or `cpu` (default: the best there is)."""
 
     dtype: DType = "auto"
-    """Arithmetic: bfloat16 where the device has it, else float16 on a GPU and float32 on a CPU."""
+    """Arithmetic: float32 on a CPU; on a GPU bfloat16 where it has it, else float16."""
 
     quantize: bool = False
     """Hold the model's matrices in 4 bits (nf4) and train LoRA on them; needs bitsandbytes."""
@@ -305,12 +305,15 @@ class WeightsSettings:
     """`cuda`, `cuda:1`, `mps` or `cpu` (default: the best there is)."""
 
     dtype: DType = "auto"
-    """Arithmetic: bfloat16 where the device has it, else float16 on a GPU and float32 on a CPU."""
+    """Arithmetic: bfloat16 where a GPU or a CPU multiplies it itself; else float16 on a GPU, float32 on a CPU."""
 
 
 @dataclass(frozen=True)
 class SpeedSettings:
     """How fast it goes."""
+
+    devices: str | None = None
+    """Answer on several devices at once, a process on each: `0,1` are GPUs, `cpu,cpu` will do, too."""
 
     batch_size: int | None = None
     """Pictures answered at a time (default: as many as suit the device); no answer depends on it."""
@@ -422,7 +425,7 @@ class AskedSettings:
     """`cuda`, `cuda:1`, `mps` or `cpu` (default: the best there is)."""
 
     dtype: DType = "auto"
-    """Arithmetic: bfloat16 where the device has it, else float16 on a GPU and float32 on a CPU."""
+    """Arithmetic: bfloat16 where a GPU or a CPU multiplies it itself; else float16 on a GPU, float32 on a CPU."""
 
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""

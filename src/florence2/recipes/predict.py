@@ -16,14 +16,13 @@ from florence2.asking.plan import Plan
 from florence2.config import PredictSettings
 from florence2.data.resolve import resolve_pictures
 from florence2.data.sample import Found, Prediction, Sample, folder_between
-from florence2.engine.engine import Engine
-from florence2.engine.options import EngineSettings, GenerationSettings
-from florence2.engine.reference import Reference
+from florence2.engine.hosting.ranks import launched
+from florence2.engine.options import GenerationSettings
 from florence2.errors import UserError
 from florence2.machine import tune_allocator
 from florence2.model.checkpoint import find_folder
-from florence2.model.load import load
 from florence2.model.tasks import Task, find_task
+from florence2.recipes.answering import engine_for, follow, leads
 from florence2.results.drawings import Drawings
 from florence2.results.exports import Export
 from florence2.results.journal import Journal, dressed, run_name, stamp, undressed
@@ -38,7 +37,8 @@ def main(settings: PredictSettings) -> int:
     """Run `florence2 predict`; return 0 where all pictures were answered and 1 where some were not."""
     tune_allocator()
     tally = predict(settings)
-    say(tally.summary())
+    if leads():
+        say(tally.summary())
     return tally.exit_code
 
 
@@ -48,6 +48,9 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> Tally:
     Takes settings, or the flags of `florence2 predict` as keywords: `predict(model_path="demo", input_path="photos")`.
     """
     settings = settings or by_name.build(PredictSettings, values)
+    if not leads():
+        follow(settings)
+        return Tally()
     output = settings.output
     generation = GenerationSettings.of(settings.generation)
     folder = find_folder(settings.model.model_path, settings.model.revision, settings.model.offline)
@@ -87,10 +90,10 @@ def _answers(
     settings: PredictSettings, generation: GenerationSettings, plan: Plan, wanted: list[Sample]
 ) -> Iterator[Prediction]:
     """Answer the samples as they finish, and say where the time went; without samples no model is loaded."""
-    if wanted:
+    if wanted or launched():
         classes = OneByOne(plan)
         asked = list(classes.part(wanted))
-        with _engine(settings, generation, len(asked)) as engine:
+        with engine_for(settings, generation, len(asked)) as engine:
             yield from classes.join(engine.run(asked))
             say(f"time: {shares(engine.stats.seconds)}")
 
@@ -130,26 +133,3 @@ def _run(settings: PredictSettings, generation: GenerationSettings, folder: Path
 
 def _is_set(name: str, value: Any) -> bool:
     return bool(value != getattr(GenerationSettings, name))
-
-
-def _engine(settings: PredictSettings, generation: GenerationSettings, expected: int) -> Engine | Reference:
-    model, processor = load(
-        settings.model.model_path,
-        dtype=settings.model.dtype,
-        device=settings.model.device,
-        revision=settings.model.revision,
-        offline=settings.model.offline,
-    )
-    engine = Engine if settings.speed.engine == "slots" else Reference
-    return engine(
-        model,
-        processor,
-        EngineSettings(
-            generation=generation,
-            batch_size=settings.speed.batch_size,
-            num_workers=settings.speed.num_workers,
-            exact_pixels=settings.speed.exact_pixels,
-            compile=settings.speed.compile,
-            expected=expected,
-        ),
-    )
