@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from florence2.data.sample import Prediction as Prediction
     from florence2.data.sample import Sample as Sample
     from florence2.engine.engine import Engine as Engine
+    from florence2.engine.hosting.live import AsyncEngine as AsyncEngine
     from florence2.engine.options import EngineSettings as EngineSettings
     from florence2.engine.options import GenerationSettings as GenerationSettings
     from florence2.errors import UserError as UserError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncEngine": "florence2.engine.hosting.live",
     "Prediction": "florence2.data.sample",
     "Sample": "florence2.data.sample",
     "Task": "florence2.model.tasks",
@@ -36,6 +38,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncEngine",
     "Engine",
     "EngineSettings",
     "GenerationSettings",

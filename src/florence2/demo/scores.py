@@ -38,7 +38,7 @@ def score(
     pixels_BHWC = np.stack([small_picture(made) for made in scenes])
     for name in tasks or [task.name for task in TASKS]:
         answered = answer(model, processing, scenes, pixels_BHWC, name)
-        for measure, value in _measures(name, answered).items():
+        for measure, value in measures(name, answered).items():
             scores[f"{name}: {measure}"] = round(value, 4)
     return scores
 
@@ -70,10 +70,11 @@ def answer(
     return answered
 
 
-def _measures(name: str, answered: Sequence[Answered]) -> dict[str, float]:
+def measures(name: str, answered: Sequence[Answered]) -> dict[str, float]:
+    """Score the answers to one task."""
     if isinstance(answered[0][1].answer, str):
-        measures = {"all right": _share([said == told.answer for _, told, said in answered])}
-        return _names_found(answered) | measures if "caption" in name else measures
+        exact = {"all right": _share([said == told.answer for _, told, said in answered])}
+        return _names_found(answered) | exact if "caption" in name else exact
     if "polygons" in answered[0][1].answer and name != "open_vocabulary_detection":
         return {"mean iou": float(np.mean([_mask_iou(made.size, told.answer, said) for made, told, said in answered]))}
     counts = np.sum([_matches(told.answer, said) for _, told, said in answered], axis=0)
