@@ -18,11 +18,11 @@ from torch import nn
 
 from florence2.config import TrainSettings
 from florence2.data.sample import Prediction, Sample
+from florence2.devices import pick_device, pick_dtype
 from florence2.engine.engine import Engine
 from florence2.engine.options import EngineSettings
 from florence2.engine.reference import Reference
 from florence2.errors import UserError
-from florence2.model.load import pick_device, pick_dtype
 from florence2.results.drawings import Drawings
 from florence2.results.exams.exam import Exam, make_exam
 from florence2.training.learner import answering

@@ -14,11 +14,11 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 
 from florence2.config import LoraSettings, ModelSettings, TrainSettings
+from florence2.devices import pick_device
 from florence2.errors import UserError
 from florence2.model.adapter import quantized
 from florence2.model.adapter.lora import attach, merge, save_adapter
 from florence2.model.adapter.places import HALVES, lies_in, resolve_targets
-from florence2.model.load import pick_device
 from florence2.settings import options
 from florence2.training.arguments import Plan
 from florence2.training.cost.memory import GIB, expect
