@@ -59,12 +59,14 @@ def answered_by(
     ]
     for thread in threads:
         thread.start()
-    with Fleet(Brief(load_tiny, SETTINGS), [], [ours for ours, _ in ends], told.append) as fleet:
-        found = list(fleet.run(asked))
-        assert told or fleet.stats.pictures == len(asked)
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
+    try:
+        with Fleet(Brief(load_tiny, SETTINGS), [], [ours for ours, _ in ends], told.append) as fleet:
+            found = list(fleet.run(asked))
+            assert told or fleet.stats.pictures == len(asked)
+    finally:  # a thread left behind would share its random numbers with the next test
+        for thread in threads:
+            thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
     return sorted(found, key=lambda prediction: prediction.file_name), told
 
 
