@@ -126,9 +126,14 @@ def test_more_takers_than_samples_is_said(tars: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("list.jsonl", "is a list, which is read at once anyway"), ("gone.jsonl", "does not exist")],
+    [
+        ("list.jsonl", "is a list, which is read at once anyway"),
+        ("gone.jsonl", "does not exist"),
+        ("photos", "photos/ holds neither tars nor parquet files"),
+    ],
 )
 def test_refused(tmp_path: Path, name: str, what: str) -> None:
     (tmp_path / "list.jsonl").write_text("{}\n")
+    (tmp_path / "photos").mkdir()
     with pytest.raises(UserError, match=what):
         find_parts(str(tmp_path / name), ASKED)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from florence2.data import hub
+from florence2.data.folder import shown
 from florence2.data.formats.shards import Shards, find_shards, read_tar
 from florence2.data.metadata import Columns, samples_or_skipped
 from florence2.data.picture import PictureError, PictureSource
@@ -16,6 +17,8 @@ from florence2.data.resolve import split_off
 from florence2.data.rows import Row, is_table_name
 from florence2.data.sample import Sample, Skipped
 from florence2.errors import UserError
+
+_TABLES = ("*.parquet", "metadata.*")  # what makes a folder one that `datasets` can stream
 
 
 class Parts(Protocol):
@@ -38,6 +41,8 @@ def find_parts(spec: str, columns: Columns, *, offline: bool = False) -> Parts:
         return TarParts(tars, columns)
     if path.is_file() and not (path.suffix.lower() == ".parquet" and hub.holds_pictures(path)):
         raise UserError(f"{path} is a list, which is read at once anyway", "leave `--streaming` out")
+    if path.is_dir() and not (hub.is_saved(path) or any(next(path.rglob(name), None) for name in _TABLES)):
+        raise UserError(f"{shown(path)} holds neither tars nor parquet files", "leave `--streaming` out to list it")
     if not path.exists() and (is_table_name(name) or not hub.is_hub_id(name)):
         raise UserError(f"{path} does not exist", "a dataset of the hub is named `user/name`")
     dataset = hub.part_of(hub.streamed(name, split, offline=offline), name, split)
