@@ -125,6 +125,7 @@ def test_training_on_a_stream_resumed_is_never_stopped(room: Path) -> None:
         ({"mix": ("od=2",)}, "`--mix` do not go together"),
         ({"val_dataset": "0.1"}, "`--val_dataset 0.1` do not go together"),
         ({"save_every_n_epochs": 1}, "`--save_every_n_epochs` do not go together"),
+        ({"lora": ("init_lora_weights=eva",)}, "EVA do not go together"),
         ({"trainer": ("max_steps=3", "train_sampling_strategy=group_by_length")}, "group_by_length do not go together"),
     ],
 )

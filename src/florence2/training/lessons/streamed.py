@@ -81,7 +81,7 @@ def refuse_unstreamable(settings: TrainSettings) -> None:
     if not settings.data.streaming:
         return
     data, saving = settings.data, settings.saving
-    door = pairs("--trainer", saving.trainer)
+    door, lora = pairs("--trainer", saving.trainer), pairs("--lora", settings.lora.lora)
     steps = value(door.get("max_steps", "-1"))
     if not isinstance(steps, int) or steps <= 0:
         raise UserError("a stream has no end that is known, so `--epochs` says nothing", "pass `--trainer max_steps=N`")
@@ -93,6 +93,7 @@ def refuse_unstreamable(settings: TrainSettings) -> None:
         (saving.sample_every_n_epochs is not None, "`--sample_every_n_epochs`", "a stream's epochs are not counted"),
         ("init_lora_weights=eva" in settings.lora.lora, "EVA", "it looks at the first epoch before the first step"),
         (door.get("train_sampling_strategy") == "group_by_length", "group_by_length", "the lengths are not known"),
+        (lora.get("init_lora_weights") == "eva", "EVA", "it looks at the samples before the first step"),
     ):
         if is_asked:
             raise UserError(f"`--streaming` and {flag} do not go together: {why}", _INSTEAD.get(flag, "leave one out"))
