@@ -1,7 +1,8 @@
-"""Two processes over gloo take the steps that one process takes with twice the batch."""
+"""Two processes over gloo take the steps that one process takes with twice the batch, the weights parted or not."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,57 +10,102 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
+from florence2.model.load import load
 from tests.training.photos import run, save_calm, save_photos
 
-SHARED = {"epochs": 2, "learning_rate": 1e-1, "dropout": 0.0, "optim": "torch.optim.SGD", "rank": 4}
+ROOT = Path(__file__).parents[2]
+SHARED = {"epochs": 2, "learning_rate": 1e-1, "dropout": 0.0, "optim": "torch.optim.SGD", "rank": 4, "task": "ocr"}
+PLAIN = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no -m florence2"
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo is tried on POSIX")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo is tried on POSIX")
-def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
-    save_photos(tmp_path / "photos")
-    save_calm(tmp_path / "model")
-    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
-    plain = "--mixed_precision no --dynamo_backend no -m florence2 train"
-    given = {"dataset": "photos", "model_id": "model", "output_dir": "two", "device": "cpu", "batch_size": 2}
-    flags = [word for name, value in (given | SHARED).items() for word in (f"--{name}", str(value))]
-    flags += [
-        "--trainer",
-        "logging_steps=1",
-        "--val_dataset",
-        "photos",
-        "--eval_metrics",
-        "loss",
-        "cer",
-        "--task",
-        "ocr",
-    ]
-    command = [sys.executable, *launch.split(), *plain.split(), *flags]
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    save_photos(folder / "photos")
+    save_calm(folder / "model")
+    plain = {"batch_size": 4, "trainer": ["logging_steps=1"], "val_dataset": str(folder / "photos")}
+    run(folder, "one", **SHARED, **plain, eval_metrics=["loss", "cer"])
+    return folder
+
+
+EXAM = ("--eval_metrics", "loss", "cer")
+
+
+def launch(room: Path, how: str, name: str, *more: str) -> str:
+    """Train in two processes and return what they said."""
+    given = {"dataset": "photos", "model_id": "model", "output_dir": name, "device": "cpu", "batch_size": 2}
+    flags = [word for flag, value in (given | SHARED).items() for word in (f"--{flag}", str(value))]
+    flags += ["--trainer", "logging_steps=1", "--val_dataset", "photos", *more]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+        [*command, *how.split(), "train", *flags],
+        cwd=room,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("captions, 4 steps of 4") == 1  # only one of them talks
-    one = run(
-        tmp_path,
-        "one",
-        **SHARED,
-        batch_size=4,
-        trainer=["logging_steps=1"],
-        val_dataset=str(tmp_path / "photos"),
-        eval_metrics=["loss", "cer"],
-        task="ocr",
-    )
-    mine, theirs = (load_file(out / "adapter_model.safetensors") for out in (tmp_path / "two", one))
-    start = load_file(one / "checkpoint-2" / "adapter_model.safetensors")
-    assert any((start[name] - theirs[name]).abs().max() > 1e-5 for name in theirs)
-    assert all(torch.allclose(mine[name], theirs[name], atol=1e-6) for name in theirs)
-    for here, there in zip(rows(tmp_path / "two"), rows(one), strict=True):
-        assert here["step"] == there["step"]
-        for name in {"loss", "eval_loss", "eval_cer"} & here.keys():
-            assert here[name] == pytest.approx(there[name], abs=1e-4)
+    return done.stderr
+
+
+def fsdp(room: Path) -> str:
+    """Give the launch options for the example of FSDP, on a CPU."""
+    config = yaml.safe_load((ROOT / "examples" / "devices" / "fsdp.yaml").read_text())
+    (room / "fsdp.yaml").write_text(yaml.safe_dump(config | {"mixed_precision": "no", "use_cpu": True}))
+    return f"--config_file fsdp.yaml {ROOT / 'tests' / 'recipes' / 'parted_on_cpu.py'}"
+
+
+def learnt(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_alike(two: Path, one: Path) -> None:
+    """Hold one training's weights and losses against another's."""
+    for here, there in ((two, one), (two / "checkpoint-2", one / "checkpoint-2")):
+        mine, theirs = learnt(here), learnt(there)
+        assert mine.keys() == theirs.keys()
+        assert all(torch.allclose(mine[name], theirs[name], atol=1e-6) for name in theirs)
+    start = learnt(one / "checkpoint-2")
+    assert any((start[name] - weight).abs().max() > 1e-5 for name, weight in learnt(one).items())
+    for mine, theirs in zip(rows(two), rows(one), strict=True):
+        assert mine["step"] == theirs["step"]
+        for name in {"loss", "eval_loss", "eval_cer"} & mine.keys():
+            assert mine[name] == pytest.approx(theirs[name], abs=1e-4)
+    assert sum("eval_loss" in row for row in rows(two)) == 2
+
+
+def test_two_processes_are_one_with_twice_the_batch(room: Path) -> None:
+    said = launch(room, PLAIN, "two", *EXAM)
+    assert said.count("captions, 4 steps of 4") == 1  # only one of them talks
+    assert said.count("saved two") == 1
+    assert_alike(room / "two", room / "one")
+
+
+@pytest.mark.skipif(not os.environ.get("FLORENCE2_LONG"), reason="FLORENCE2_LONG=1 asks for it")
+def test_two_processes_go_on(room: Path) -> None:
+    shutil.copytree(room / "two" / "checkpoint-2", room / "two-again" / "checkpoint-2")
+    launch(room, PLAIN, "two-again", *EXAM, "--resume", "auto")
+    again, whole = learnt(room / "two-again"), learnt(room / "two")
+    assert all(torch.equal(again[name], weight) for name, weight in whole.items())
+
+
+def test_parted_weights_learn_the_same_and_go_on(room: Path) -> None:
+    launch(room, fsdp(room), "parted")
+    assert_alike(room / "parted", room / "one")
+    kept = room / "parted" / "checkpoint-2"
+    assert len(list((kept / "pytorch_model_fsdp_0").glob("*.distcp"))) == 2  # a part from each process
+    load(kept, device="cpu")
+    shutil.copytree(kept, room / "parted-again" / "checkpoint-2")
+    launch(room, fsdp(room), "parted-again", "--resume", "auto")
+    again, whole = learnt(room / "parted-again"), learnt(room / "parted")
+    assert all(torch.equal(again[name], weight) for name, weight in whole.items())

@@ -92,8 +92,9 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     watch.raise_if_stopped(trainer.state, command(settings, resume="auto"))
+    weights = trainer.gathered()  # by all processes
     if trainer.is_world_process_zero():
-        _finish(trainer, output, replace(record, scores=trainer.scores(began) | watch.scores()), processor)
+        _finish(trainer, output, replace(record, scores=trainer.scores(began) | watch.scores()), processor, weights)
     return output
 
 
@@ -182,14 +183,20 @@ def _trainer(
     )
 
 
-def _finish(trainer: LessonTrainer, output: Path, record: Record, processor: Any) -> None:
+def _finish(trainer: LessonTrainer, output: Path, record: Record, processor: Any, weights: Any) -> None:
     """Write the result and tell how it went."""
-    Keeper(processor, record)(trainer.learner, output)
+    Keeper(processor, record)(trainer.learner, output, weights)
     write_card(output, record)
     curve.save(output)
     clear(output)
     if trainer.args.push_to_hub:
-        upload_folder(repo_id=trainer.hub_model_id, folder_path=output, ignore_patterns=["checkpoint-*", "wandb/*"])
+        upload_folder(
+            repo_id=trainer.hub_model_id,
+            folder_path=output,
+            revision=trainer.args.hub_revision,
+            commit_message="Fine-tune Florence-2",
+            ignore_patterns=["checkpoint-*", "wandb/*", "runs/*"],
+        )
     told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in record.scores.items())
     _talk().print(f"saved {output} ({told})")
 

@@ -155,6 +155,8 @@ def _door(saving: SavingSettings) -> dict[str, Any]:
     for name in given:
         if name in FLAGS:
             raise UserError(f"`--trainer {name}` has a flag of its own", f"use `{FLAGS[name]}`")
+        if name == "hub_token":  # settings are kept, and sent along
+            raise UserError("a token is no setting to be kept", "run `hf auth login`, or set HF_TOKEN")
         if name in OURS:
             raise UserError(f"`--trainer {name}` cannot be changed here", "leave it out")
     return given

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import Seq2SeqTrainer, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
+from florence2.errors import UserError
 from florence2.training.optimizer import averages
 from florence2.training.watch.checkpoints import STATE, aside, clear_aside, settle
 
@@ -30,6 +31,16 @@ class Kept(Seq2SeqTrainer):  # type: ignore[misc]
     def __init__(self, keep: Keep, **given: Any) -> None:
         super().__init__(**given)
         self.keep = keep
+        if self.is_fsdp_enabled:
+            self._leave_the_embedding_whole()
+
+    def _leave_the_embedding_whole(self) -> None:
+        """Let every process hold the matrix that four modules share: FSDP parts what belongs to one module alone."""
+        shared = self.model.get_input_embeddings().weight
+        if shared.requires_grad:
+            raise UserError("FSDP parts no embedding that learns", "train LoRA, or let DeepSpeed part the weights")
+        holders = [m for m in self.model.modules() if getattr(m, "weight", None) is shared]
+        self.accelerator.state.fsdp_plugin.ignored_modules = holders
 
     def train(self, *given: Any, **named: Any) -> Any:
         """Train, and leave the weights as they are to be kept."""
@@ -48,6 +59,28 @@ class Kept(Seq2SeqTrainer):  # type: ignore[misc]
         self.state = TrainerState.load_from_json(str(checkpoint / STATE))
         self._load_best_model()
 
+    def gathered(self) -> dict[str, torch.Tensor] | None:
+        """Bring together what learns, where each process holds a part; all of them must ask.
+
+        None means that this process holds everything.
+        """
+        if self.is_deepspeed_enabled:
+            whole: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.deepspeed)
+            return whole
+        if not self.is_fsdp_enabled:
+            return None
+        if self.accelerator.state.fsdp_plugin.fsdp_version == 1:
+            return dict(self.accelerator.get_state_dict(self.model))
+        learning = ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
+        return {name: _whole(weight.detach()).cpu() for name, weight in learning}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write model and processor, also where a checkpoint keeps the weights in parts beside them."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir, self.gathered())
+        else:
+            super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.args.should_save:
             return
@@ -55,7 +88,7 @@ class Kept(Seq2SeqTrainer):  # type: ignore[misc]
         folder.mkdir(parents=True, exist_ok=True)
         model = self.learner
         self.keep(model, folder, state_dict)
-        if hasattr(model, "initial_lora"):
+        if hasattr(model, "initial_lora") and state_dict is None:
             # What is kept for prediction is the difference to the start; going on needs the weights as they are.
             trained = {name: w.detach().contiguous() for name, w in model.named_parameters() if w.requires_grad}
             save_file(trained, folder / RAW)
@@ -94,3 +127,8 @@ class Kept(Seq2SeqTrainer):  # type: ignore[misc]
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._aside or super()._get_output_dir(trial))
+
+
+def _whole(weight: Any) -> torch.Tensor:
+    whole: torch.Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+    return whole

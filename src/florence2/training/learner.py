@@ -127,7 +127,7 @@ class Keeper:
     def __call__(self, model: nn.Module, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write model, processor and record; `state` holds the weights where they had to be gathered."""
         if isinstance(model, PeftModel):
-            save_adapter(model, folder, self.record.base, self.record.revision)
+            save_adapter(model, folder, self.record.base, self.record.revision, state)
         else:
             whole: Any = model
             whole.save_pretrained(folder, state_dict=None if state is None else dict(state))

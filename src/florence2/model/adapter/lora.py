@@ -8,7 +8,7 @@ import copy
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -127,10 +127,19 @@ def merge(model: PeftModel) -> Florence2ForConditionalGeneration:
     return merged.requires_grad_(True)
 
 
-def save_adapter(model: PeftModel, folder: Path, base: str | None = None, revision: str | None = None) -> None:
-    """Write the LoRA and its config, naming the base it needs; a local base is named by its full path."""
+def save_adapter(
+    model: PeftModel,
+    folder: Path,
+    base: str | None = None,
+    revision: str | None = None,
+    gathered: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write the LoRA and its config, naming the base it needs; a local base is named by its full path.
+
+    `gathered` holds the weights where the model's own are only parts of them.
+    """
     config = copy.copy(model.peft_config[_NAME])
-    state = _lora_state(model)
+    state = _lora_state(model, gathered)
     if initial := getattr(model, "initial_lora", None):
         _make_plain(state, initial, config)
     if config.init_lora_weights == "eva":  # its matrices are an adapter like any other
@@ -145,8 +154,9 @@ def save_adapter(model: PeftModel, folder: Path, base: str | None = None, revisi
     save_file(state, folder / checkpoint.ADAPTER_WEIGHTS[0], metadata={"format": "pt"})
 
 
-def _lora_state(model: PeftModel) -> legacy.State:
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+def _lora_state(model: PeftModel, gathered: Mapping[str, torch.Tensor] | None = None) -> legacy.State:
+    given = None if gathered is None else dict(gathered)
+    state = get_peft_model_state_dict(model, given, save_embedding_layers=False)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
