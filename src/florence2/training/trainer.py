@@ -26,7 +26,7 @@ from florence2.training.lessons import eva
 from florence2.training.lessons.batches import Lessons, shift_right
 from florence2.training.lessons.streamed import Pouring, Tap
 from florence2.training.method import Learnt, Method
-from florence2.training.optimizer.making import build, one_cycle
+from florence2.training.optimizer.making import build, one_cycle, refusal
 from florence2.training.watch.shown import Rate
 
 
@@ -143,7 +143,10 @@ class LessonTrainer(Kept):
             method, learner = self.method, self.model if model is None else model
             rates = (method.lora_plus_ratio, method.vision_learning_rate)
             self.optimizer = build(self.args, learner, method.optim, method.optimizer_args, *rates)
-        made: torch.optim.Optimizer = super().create_optimizer(model)
+        try:
+            made: torch.optim.Optimizer = super().create_optimizer(model)
+        except (ImportError, ValueError, TypeError) as error:
+            raise refusal(self.method.optim, error) from error
         return made
 
     def train(self, *given: Any, **named: Any) -> Any:

@@ -102,6 +102,12 @@ def test_what_does_not_go(tmp_path: Path, optim: str, given: Any, rates: Any, wh
         build(arguments(tmp_path), learner, optim, given, **rates)
 
 
+@pytest.mark.parametrize("optim", ["galore_adamw", "apollo_adamw", "lomo"])
+def test_what_transformers_makes_and_lacks_is_named(tmp_path: Path, optim: str) -> None:
+    with pytest.raises(UserError, match=f"`--optim {optim}` "):
+        Bench(tmp_path, method={"optim": optim}).trainer.train()
+
+
 def test_one_cycle_climbs_and_falls(tmp_path: Path) -> None:
     method = {"optim": "adamw_torch", "one_cycle": True}
     bench = Bench(tmp_path, num_train_epochs=10, logging_steps=1, learning_rate=1e-2, method=method)

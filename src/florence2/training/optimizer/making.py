@@ -69,13 +69,20 @@ def one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
     return OneCycleLR(optimizer, max_lr=rates, total_steps=steps + 1, cycle_momentum=momentum)
 
 
+def refusal(optim: str, error: Exception) -> UserError:
+    """Word why transformers makes no such optimizer here."""
+    reason = " ".join(str(error).split()).rstrip(".")
+    if "optim_target_modules" in reason:
+        return UserError(f"`--optim {optim}` needs to know which layers", "pass `--trainer optim_target_modules=fc1`")
+    brought = any(package in reason for package in ("bitsandbytes", "schedulefree"))
+    return UserError(f"`--optim {optim}` cannot be used: {reason}", EXTRA if brought else "install it")
+
+
 def _of_transformers(args: Seq2SeqTrainingArguments, optim: str) -> tuple[Any, dict[str, Any]]:
     try:
         kind, values = Seq2SeqTrainer.get_optimizer_cls_and_kwargs(args)
     except (ImportError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        brought = any(package in reason for package in ("bitsandbytes", "schedulefree"))
-        raise UserError(f"`--optim {optim}` cannot be used: {reason}", EXTRA if brought else "install it") from error
+        raise refusal(optim, error) from error
     if "warmup_steps" in values:
         values["warmup_steps"] = 0  # the schedule warms up already, and transformers takes our share for a number
     return kind, dict(values)
