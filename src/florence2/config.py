@@ -136,6 +136,9 @@ class LearningSettings:
     gradient_accumulation_steps: int = 1
     """Batches added up into one step."""
 
+    auto_batch: bool = False
+    """Take steps of `--batch_size` x `--gradient_accumulation_steps` in the largest batches that fit into memory."""
+
     learning_rate: float = 1e-4
     """Highest learning rate."""
 

@@ -21,6 +21,7 @@ from florence2 import settings as by_name
 from florence2.config import TrainSettings
 from florence2.data.inspection.contact import contact_page
 from florence2.devices import pick_device, pick_dtype, slow_choice
+from florence2.machine import tune_allocator
 from florence2.model.load import load
 from florence2.model.tasks import find_task
 from florence2.recipes.asked import best_by, exam_of, examiner, show_samples
@@ -29,6 +30,7 @@ from florence2.results.render import draw
 from florence2.training.arguments import plan, trackers, training_arguments
 from florence2.training.cost import memory
 from florence2.training.cost.features import clear, with_features
+from florence2.training.cost.fitting import fit
 from florence2.training.learner import Keeper, check_base, equip, introduce, rests
 from florence2.training.lessons import material
 from florence2.training.lessons.batches import Collator, Lessons, preview, turns
@@ -50,6 +52,7 @@ PREVIEW = "preview.html"
 
 def main(settings: TrainSettings) -> int:
     """Run `florence2 train`; return 0, or 130 where it was stopped and can go on."""
+    tune_allocator()
     disable_progress_bar()  # of transformers, which draws one for every file it writes
     try:
         train(settings)
@@ -78,6 +81,9 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
     exam = exam_of(settings, lessons, found.held)
     set_seed(settings.learning.seed)
     learner = equip(model, settings.model, settings.lora)
+    if settings.learning.gradient_checkpointing:
+        memory.checkpoint_activations(learner)
+    settings = _fitted(settings, learner, lessons, checkpoint)
     record = describe(settings, str(model.config.name_or_path), found.samples, found.held)
     with (
         Watch(_talk(), output, settings.saving.save_every_n_epochs, settings.saving.early_stopping) as watch,
@@ -145,6 +151,11 @@ def _load(settings: TrainSettings) -> tuple[Any, Any]:
     )
 
 
+def _fitted(settings: TrainSettings, learner: Any, lessons: Lessons, checkpoint: Path | None) -> TrainSettings:
+    dtype = pick_dtype(settings.model.dtype, pick_device(settings.model.device))
+    return replace(settings, learning=fit(settings.learning, learner, lessons, dtype, checkpoint, _talk().print))
+
+
 def _trainer(
     settings: TrainSettings,
     learner: Any,
@@ -162,8 +173,6 @@ def _trainer(
     )
     length = plan(settings.learning, lessons.drawn, args.world_size, args.max_steps)
     lessons = replace(lessons, rules=lessons.rules.over(length.steps), per_step=length.per_step)
-    if settings.learning.gradient_checkpointing:
-        memory.checkpoint_activations(learner)
     measured = replace(lessons, samples=found.held, weights=None, fixed=True)
     come_again = args.num_train_epochs > 1 and not lessons.views.moves and found.stream is None
     if rests(learner, "vision") and come_again:

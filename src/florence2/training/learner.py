@@ -21,7 +21,8 @@ from florence2.model.adapter.lora import attach, merge, save_adapter
 from florence2.model.adapter.places import HALVES, lies_in, resolve_targets
 from florence2.settings import options
 from florence2.training.arguments import Plan
-from florence2.training.cost.memory import GIB, expect
+from florence2.training.cost.fitting import shapes_of
+from florence2.training.cost.memory import GIB, expect, too_much
 from florence2.training.lessons.batches import Lessons
 from florence2.training.lessons.views import effect
 from florence2.training.optimizer.advice import advice
@@ -90,12 +91,13 @@ def introduce(
     """Say what will be trained: captions, steps, weights, memory."""
     learning, lora = settings.learning, settings.lora
     learns, every = trained(learner)
-    size, recompute = lessons.processing.size, learning.gradient_checkpointing
-    need = expect(learner, size, learning.batch_size, dtype, recompute).total / GIB
+    device = next(learner.parameters()).device
+    shapes = shapes_of(lessons, learning.batch_size, features=lessons.features is not None)
+    need = expect(learner, shapes, dtype)
     kind = f"LoRA of rank {lora.rank}" if isinstance(learner, PeftModel) else "all weights"
     yield _amount(settings, lessons, length)
     yield f"{kind}: {learns:,} of {every:,} weights learn ({learns / every:.2%}), {str(dtype)[6:]} arithmetic"
-    yield f"about {need:.1f} GiB of memory on the {next(learner.parameters()).device.type}"
+    yield f"about {need.total / GIB:.1f} GiB of memory on the {device.type}" + too_much(need, device)
     yield from advice(learning.optim, learning.learning_rate, learning.scheduler, arguments_of(learning.optimizer_args))
     if lessons.features is not None:
         yield "no weight that sees pictures learns: what they look like is computed once and kept on disk"

@@ -4,6 +4,7 @@ from torch import nn
 
 from florence2.errors import UserError
 from florence2.training.cost.memory import advice, checkpoint_activations, expect
+from florence2.training.cost.rehearsal import Ledger, Shapes, Step, rehearse
 from tests.tiny import PIXELS, tiny_model
 
 
@@ -57,16 +58,34 @@ def test_recomputing_rests_outside_training() -> None:
     assert torch.equal(before, model.get_image_features(pixels).pooler_output)
 
 
+def shapes(batch: int) -> Shapes:
+    return Shapes(batch, (PIXELS, PIXELS), places=5, prompt=12, target=16)
+
+
 def test_the_expected_memory_follows_what_is_trained() -> None:
     model, _ = tiny_model()
-    size = (PIXELS, PIXELS)
-    whole = expect(model, size, 2, torch.float32, recompute=False)
-    assert whole.learning == 12 * sum(w.numel() for w in model.parameters())
-    assert expect(model, size, 2, torch.float32, recompute=True).activations < 0.5 * whole.activations
-    assert expect(model, size, 4, torch.float32, recompute=False).activations == 2 * whole.activations
+    two, four = (expect(model, shapes(batch), torch.float32) for batch in (2, 4))
+    assert two.state == 8 * sum(w.numel() for w in model.parameters())
+    assert 1.5 * two.step < four.step < 2 * two.step  # gradients do not grow
     model.requires_grad_(False)
-    nothing = expect(model, size, 2, torch.float32, recompute=False)
-    assert (nothing.learning, nothing.activations) == (0, 0)
+    nothing = expect(model, shapes(2), torch.float32)
+    assert nothing.state == 0
+    assert nothing.step < 0.3 * two.step
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_rehearsal_counts_what_a_step_holds(recompute: bool) -> None:
+    model, _ = tiny_model()
+    if recompute:
+        checkpoint_activations(model)
+    plain = rehearse(tiny_model()[0], shapes(8), torch.float32)
+    expected = rehearse(model, shapes(8), torch.float32)
+    assert all(weight.grad is None for weight in model.parameters())
+    with Ledger() as ledger:
+        ledger.know(*model.parameters(), *model.buffers())
+        Step(model.train(), shapes(8), torch.float32)()
+    assert ledger.peak == pytest.approx(expected, rel=0.02)
+    assert expected < 0.5 * plain if recompute else expected == plain
 
 
 def test_out_of_memory_names_the_flags() -> None:
