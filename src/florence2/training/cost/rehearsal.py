@@ -29,11 +29,11 @@ class Shapes:
     features: bool = False
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(TorchDispatchMode):  # type: ignore[misc, no-untyped-call]
     """Counts the bytes of storages from when an operation makes them to when nothing holds them any more."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.held = self.peak = 0
         self._known: set[int] = set()
 
@@ -90,8 +90,9 @@ class Step(nn.Module):
 
     def forward(self) -> None:
         """Take the step; gradients stay in the weights."""
-        shapes, learner = self.shapes, self.learner
-        whole: Any = learner.get_base_model() if hasattr(learner, "get_base_model") else learner
+        shapes = self.shapes
+        given: Any = self.learner
+        whole = given.get_base_model() if hasattr(given, "get_base_model") else given
         device = whole.device
         with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
             embed = whole.get_input_embeddings()
@@ -106,7 +107,7 @@ class Step(nn.Module):
             learnt_N = torch.zeros(len(logits_NV), dtype=torch.long, device=device)
             loss = functional.cross_entropy(logits_NV[:, :-1].float(), learnt_N, reduction="sum")
         if loss.requires_grad:
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
 
     def _look(self, whole: Any, words_BSD: torch.Tensor) -> torch.Tensor:
         shapes = self.shapes
