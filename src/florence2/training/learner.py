@@ -101,6 +101,8 @@ def introduce(
     yield from advice(learning.optim, learning.learning_rate, learning.scheduler, arguments_of(learning.optimizer_args))
     if lessons.features is not None:
         yield "no weight that sees pictures learns: what they look like is computed once and kept on disk"
+    elif settings.data.streaming and rests(learner, "vision"):
+        yield "pictures come by in a stream, so what they look like is not kept though nothing learns it"
     elif lessons.views.moves and rests(learner, "vision"):
         yield "pictures are seen otherwise each time, so what they look like cannot be kept though nothing learns it"
     if lessons.views.moves:
