@@ -13,8 +13,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from florence2.data.formats.shards import write_shards
 from florence2.model.load import load
-from tests.training.photos import run, save_calm, save_photos
+from tests.training.photos import CAPTIONS, run, save_calm, save_photos
 
 ROOT = Path(__file__).parents[2]
 SHARED = {"epochs": 2, "learning_rate": 1e-1, "dropout": 0.0, "optim": "torch.optim.SGD", "rank": 4, "task": "ocr"}
@@ -109,3 +110,36 @@ def test_parted_weights_learn_the_same_and_go_on(room: Path) -> None:
     launch(room, fsdp(room), "parted-again", "--resume", "auto")
     again, whole = learnt(room / "parted-again"), learnt(room / "parted")
     assert all(torch.equal(again[name], weight) for name, weight in whole.items())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo is tried on POSIX")
+def test_two_processes_share_a_stream_as_two_workers_do(tmp_path: Path) -> None:
+    photos = save_photos(tmp_path / "photos")
+    save_calm(tmp_path / "model")
+    (tmp_path / "tars").mkdir()
+    pictures = [(f"{n}.png", (photos / f"{n}.png").read_bytes(), [{"text": text}]) for n, text in enumerate(CAPTIONS)]
+    write_shards(tmp_path / "tars", pictures, per_shard=3)
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
+    plain = "--mixed_precision no --dynamo_backend no -m florence2 train --streaming"
+    given = {"dataset": "tars", "model_id": "model", "output_dir": "two", "device": "cpu", "batch_size": 1}
+    flags = [word for name, value in (given | SHARED).items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, *launch.split(), *plain.split(), *flags, "--trainer", "max_steps=5", "logging_steps=1"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = run(
+        tmp_path,
+        "one",
+        **SHARED,
+        dataset=str(tmp_path / "tars"),
+        streaming=True,
+        batch_size=1,
+        gradient_accumulation_steps=2,
+        num_workers=2,
+        trainer=["max_steps=5", "logging_steps=1"],
+    )
+    mine, theirs = (load_file(out / "adapter_model.safetensors") for out in (tmp_path / "two", one))
+    assert all(torch.allclose(mine[name], theirs[name], atol=1e-6) for name in theirs)
+    for here, there in zip(rows(tmp_path / "two"), rows(one), strict=True):
+        assert here["loss"] == pytest.approx(there["loss"], abs=1e-4)
