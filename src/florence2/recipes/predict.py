@@ -5,6 +5,7 @@ Read it top to bottom. What is asked is `asking`, opening pictures `data`, answe
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -72,7 +73,7 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> Tally:
         for export in exports if wanted else ():
             export.refuse(found.samples)
         drawings = Drawings(output.draw, found.samples, several=plan.several) if output.draw else None
-        for prediction in _answers(settings, generation, plan, wanted):
+        for prediction in _answers(settings, generation, plan, wanted, tally):
             caption = dressed(prediction, output.prefix, output.suffix)
             for beside in (sidecars, drawings):
                 if beside:
@@ -87,15 +88,19 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> Tally:
 
 
 def _answers(
-    settings: PredictSettings, generation: GenerationSettings, plan: Plan, wanted: list[Sample]
+    settings: PredictSettings, generation: GenerationSettings, plan: Plan, wanted: list[Sample], tally: Tally
 ) -> Iterator[Prediction]:
     """Answer the samples as they finish, and say where the time went; without samples no model is loaded."""
     if wanted or launched():
         classes = OneByOne(plan)
         asked = list(classes.part(wanted))
+        start = time.monotonic()
         with engine_for(settings, generation, len(asked)) as engine:
-            yield from classes.join(engine.run(asked))
-            say(f"time: {shares(engine.stats.seconds)}")
+            loading = {"load": time.monotonic() - start}
+            for prediction in classes.join(engine.run(asked)):
+                tally.slots, tally.slots_in_use = engine.stats.slots, engine.stats.slots_in_use
+                yield prediction
+            say(f"time: {shares(loading | engine.stats.seconds)}")
 
 
 def _plan(settings: PredictSettings, folder: Path) -> Plan:

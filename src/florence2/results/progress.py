@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Self
 
 from rich.console import Console
@@ -27,6 +28,13 @@ class Tally:
     tokens: int = 0
     errors: list[tuple[str, str]] = field(default_factory=list)
     seconds: float = 0.0
+    slots: int = 0
+    slots_in_use: int = 0
+
+    @property
+    def done(self) -> int:
+        """Count the answers and errors of this run."""
+        return self.answered + len(self.errors)
 
     @property
     def exit_code(self) -> int:
@@ -55,7 +63,7 @@ class Meter:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[pace]}"),
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
@@ -64,7 +72,7 @@ class Meter:
     def __enter__(self) -> Self:
         self._start = self._spoke = time.monotonic()
         self._bar.start()
-        self._row = self._bar.add_task("answers", total=self.tally.total, rate="")
+        self._row = self._bar.add_task("answers", total=self.tally.total, pace="")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -79,13 +87,25 @@ class Meter:
         else:
             self.tally.errors.append((prediction.file_name, prediction.error))
         now = time.monotonic()
-        rate = f"{(self.tally.answered + len(self.tally.errors)) / max(now - self._start, 1e-9):.2f}/s"
-        done = self.tally.answered + len(self.tally.errors) + self.tally.resumed
-        self._bar.update(self._row, completed=done, rate=rate)
+        pace = self._pace(max(now - self._start, 1e-9))
+        done = self.tally.done + self.tally.resumed
+        self._bar.update(self._row, completed=done, pace=pace)
         if self._bar.disable and now - self._spoke > LINE_EVERY:
             self._spoke = now
             of = f" of {self.tally.total}" if self.tally.total is not None else ""
-            say(f"{done}{of} answers, {rate}")
+            say(f"{done}{of} answers, {pace}{self._left(now - self._start)}")
+
+    def _pace(self, seconds: float) -> str:
+        """Word how fast it goes, and how many slots are busy with it."""
+        slots = f", {self.tally.slots_in_use} of {self.tally.slots} slots" if self.tally.slots else ""
+        return f"{self.tally.done / seconds:.2f}/s, {self.tally.tokens / seconds:.1f} tokens/s{slots}"
+
+    def _left(self, seconds: float) -> str:
+        """Word how long it will take from here, where that is known."""
+        if self.tally.total is None or not self.tally.done:
+            return ""
+        left = (self.tally.total - self.tally.resumed - self.tally.done) * seconds / self.tally.done
+        return f", {timedelta(seconds=round(max(left, 0)))} left"
 
 
 def say(text: str) -> None:
