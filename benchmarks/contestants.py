@@ -191,6 +191,7 @@ def main() -> None:
             for path, text in contestant.run(job):
                 print(json.dumps({"file_name": path, "text": text}), file=output, flush=True)
         answer = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - processor}
+        answer["gpu_peak_mib"] = torch.cuda.max_memory_allocated() / 2**20 if plan.device == "cuda" else 0
         answer["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps(answer | contestant.report()), file=answers, flush=True)
 

@@ -4,9 +4,10 @@
     python -m benchmarks.throughput --beams 1 --rival hf-bf16-tuned
     python -m benchmarks.throughput --device cuda --size large --pictures 512 --rival-pictures 128
 
-Rivals: `hf-fp32` is `generate` as the model card shows it, `hf-bf16` the same in bfloat16, `hf-bf16-tuned` also with
-channels-last weights and a tuned allocator; each at the batch sizes of `--batches`. Weights are random, so lengths of
-captions are forced: normal, mean 40, standard deviation 25, at least 4, the same quantiles for everybody.
+Rivals: `hf-fp32` is `generate` as the model card shows it, one by one; `hf-bf16` the same in bfloat16; `hf-fp32-tuned`
+and `hf-bf16-tuned` also with channels-last weights and a tuned allocator; all but the first at the batch sizes of
+`--batches`. Without `--rival`, those in bfloat16 take part where the device multiplies it itself. Weights are random,
+so lengths of captions are forced: normal, mean 40, standard deviation 25, at least 4, the same quantiles for everybody.
 
 Two busy processes on two cores tell nothing: look at the load that is printed.
 """
@@ -31,8 +32,10 @@ import torch
 import transformers
 from PIL import Image
 
+from florence2.devices import has_bfloat16, pick_dtype
+
 RESULTS = Path(__file__).parent / "results"
-RIVALS = {"hf-fp32": "float32", "hf-bf16": "bfloat16", "hf-bf16-tuned": "bfloat16"}
+RIVALS = {"hf-fp32": "float32", "hf-fp32-tuned": "float32", "hf-bf16": "bfloat16", "hf-bf16-tuned": "bfloat16"}
 SIZES = ((1154, 866), (4000, 3000))  # 1 and 12 megapixels
 
 
@@ -57,18 +60,24 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--size", default="base", choices=("base", "large", "tiny"))
     parser.add_argument("--beams", type=int, default=3)
-    parser.add_argument("--rival", action="append", choices=tuple(RIVALS), help="may be repeated (default: all)")
-    parser.add_argument("--batches", default="1,8", help="batch sizes of the bfloat16 rivals")
+    parser.add_argument(
+        "--rival", action="append", choices=tuple(RIVALS), help="may be repeated (default: all that suit)"
+    )
+    parser.add_argument("--batches", default="1,8", help="batch sizes of all rivals but hf-fp32")
     parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--rival-pictures", type=int, default=16, help="pictures each rival gets in a round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--slots", type=int, default=0, help="slots of the engine (default: its own choice)")
     parser.add_argument("--workers", type=int, default=2, help="threads that open pictures for the engine")
-    parser.add_argument("--dtype", default="bfloat16", help="arithmetic of the engine")
+    parser.add_argument("--dtype", default="auto", help="arithmetic of the engine (default: as in `predict`)")
     parser.add_argument("--compile", default="off", choices=("auto", "on", "off"))
     parser.add_argument("--write", action="store_true", help=f"also write a dated file into {RESULTS.name}/")
-    return parser.parse_args()
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    options.dtype = str(pick_dtype(options.dtype, device, learns=False)).removeprefix("torch.")
+    options.rival = options.rival or [name for name in RIVALS if "bf16" not in name or has_bfloat16(device)]
+    return options
 
 
 def make_pictures(folder: Path, count: int) -> list[str]:
@@ -99,7 +108,7 @@ def contestants(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Describe everybody who takes part, ours first."""
     shared = {"size": options.size, "beams": options.beams, "device": options.device, "workers": options.workers}
     plans = [shared | {"name": "ours", "batch": options.slots, "dtype": options.dtype, "compile": options.compile}]
-    for name in options.rival or RIVALS:
+    for name in options.rival:
         batches = [1] if name == "hf-fp32" else [int(batch) for batch in options.batches.split(",")]
         plans += [shared | {"name": name, "batch": n, "dtype": RIVALS[name], "compile": "off"} for n in batches]
     return plans
@@ -183,7 +192,7 @@ def table(report: dict[str, Any]) -> str:
         "",
         f"{report['date']}, torch {report['torch']}, transformers {report['transformers']}: `{report['command']}`",
         "",
-        "| | s/picture | pictures/s | ours is x times as fast | rounds (s/picture) | CPU s/picture | peak MiB | load |",
+        "| | s/picture | pictures/s | ours is x times as fast | rounds | CPU s/picture | peak MiB (GPU) | load |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     ours = report["seconds_per_picture"]["ours"]
@@ -191,8 +200,10 @@ def table(report: dict[str, Any]) -> str:
         turns = report["rounds"][name]
         each = ", ".join(f"{turn['seconds'] / turn['pictures']:.3f}" for turn in turns)
         peak, load = max(turn["peak_mib"] for turn in turns), max(turn["load_before"] for turn in turns)
+        on_gpu = f" ({max(turn['gpu_peak_mib'] for turn in turns):.0f})" if options["device"] == "cuda" else ""
         work = statistics.median(turn["cpu_seconds"] / turn["pictures"] for turn in turns)
-        cells = (f"{seconds:.3f} | {1 / seconds:.2f} | {seconds / ours:.2f} | {each}", f"{work:.3f}", f"{peak:.0f}")
+        pace = f"{seconds:.3f} | {1 / seconds:.2f} | {seconds / ours:.2f} | {each}"
+        cells = (pace, f"{work:.3f}", f"{peak:.0f}{on_gpu}")
         lines.append(f"| {name} | {' | '.join(cells)} | {load:.1f} |")
     stats = report["rounds"]["ours"][-1]["stats"]
     split = ", ".join(f"{what} {spent / options['pictures']:.3f}" for what, spent in stats["seconds"].items())
