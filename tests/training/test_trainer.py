@@ -212,3 +212,12 @@ def test_nothing_left_to_train(tmp_path: Path) -> None:
     model, _ = tiny_model()
     with pytest.raises(UserError, match="half that is frozen"):
         equip(model, ModelSettings(freeze="vision"), LoraSettings(target_modules=("qkv",)))
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_pictures_stay_channels_last(tmp_path: Path, rank: int) -> None:
+    bench = Bench(tmp_path, rank=rank)
+    weight = bench.base.model.vision_tower.convs[0].conv.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    bench.trainer.train()
+    assert weight.is_contiguous(memory_format=torch.channels_last)

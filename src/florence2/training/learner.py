@@ -56,6 +56,9 @@ def equip(model: nn.Module, settings: ModelSettings, lora: LoraSettings) -> nn.M
     for name, weight in learner.named_parameters():
         if lies_in(name, settings.freeze):
             weight.requires_grad_(False)
+    for name, module in learner.named_modules():
+        if name.endswith("model.vision_tower"):  # pictures come this way, and convolutions are faster so
+            module.to(memory_format=torch.channels_last)
     if not any(weight.requires_grad for weight in learner.parameters()):
         raise UserError(f"with `--freeze {settings.freeze}` there is nothing left to train", "leave `--freeze` out")
     return learner
