@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from florence2.errors import UserError
 
@@ -49,15 +50,23 @@ def count(weight: torch.Tensor) -> int:
 
 @contextmanager
 def shapes_alone(model: nn.Module) -> Iterator[None]:
-    """Let packed layers give the shape of their result and compute nothing, for a run without data."""
-    packed: list[Any] = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
+    """Let packed layers keep what their result needs and unpack nothing, for a run without data."""
+    packed: list[Any] = [module for module in model.modules() if _is_packed(module)]
     for layer in packed:
-        layer.forward = lambda x, wide=layer.out_features: x.new_empty(*x.shape[:-1], wide)
+        # One number in the place of all weights: gradients pass through it, and it takes no memory that would count.
+        layer.forward = lambda x, size=(layer.out_features, layer.in_features): functional.linear(
+            x, x.new_empty(1, 1).expand(size)
+        )
     try:
         yield
     finally:
         for layer in packed:
             del layer.forward
+
+
+def _is_packed(module: nn.Module) -> bool:
+    """Tell a packed layer from peft's wrapper around one, which has the same name."""
+    return type(module).__name__ == "Linear4bit" and type(module).__module__.startswith("bitsandbytes.")
 
 
 def _packed(layer: nn.Linear, arithmetic: torch.dtype) -> nn.Module:
