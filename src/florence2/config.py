@@ -102,6 +102,9 @@ class ModelSettings:
     freeze: Literal["none", "vision", "language"] = "none"
     """Leave the picture half or the language half of the model as it is."""
 
+    model_dropout: tuple[str, ...] = ()
+    """Dropout inside the model, as key=value: drop_path_rate, dropout, ... (default: as the checkpoint says)."""
+
 
 @dataclass(frozen=True)
 class LoraSettings:
@@ -159,6 +162,9 @@ class LearningSettings:
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+
+    compile: bool = False
+    """Compile the vision tower, where most of the time goes; takes a minute or two, and needs a C++ compiler."""
 
     seed: int = 42
     """Seed of everything random."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from torch import nn
 
 from florence2.config import LoraSettings, ModelSettings, TrainSettings
 from florence2.errors import UserError
+from florence2.model.load import load
 from florence2.settings import build
-from florence2.training.learner import check_base, equip, trained
-from tests.tiny import tiny_model
+from florence2.training.learner import check_base, dropout_rates, equip, trained
+from tests.tiny import save_tiny, tiny_model
 
 
 def learner(*words: str, freeze: Any = "none", **lora: Any) -> nn.Module:
@@ -123,3 +125,18 @@ def test_four_bits_do_not_go_with_all_weights() -> None:
     settings = build(TrainSettings, {"dataset": "", "output_dir": "", "quantize": True, "rank": 0})
     with pytest.raises(UserError, match="`--quantize` does not go with `--rank 0`"):
         check_base(settings)
+
+
+def test_dropout_of_the_model_is_set_by_name(tmp_path: Path) -> None:
+    words = ("drop_path_rate=0.3", "attention_dropout=0.25", "dropout=0")
+    model, _ = load(save_tiny(tmp_path), device="cpu", dropout=dropout_rates(ModelSettings(model_dropout=words)))
+    assert model.model.vision_tower.config.drop_path_rate == 0.3
+    assert any(type(module).__name__ == "Florence2DropPath" for module in model.modules())
+    layer = model.model.language_model.encoder.layers[0]
+    assert (layer.self_attn.dropout, layer.dropout) == (0.25, 0)
+
+
+@pytest.mark.parametrize("word", ["drop_path=0.1", "dropout=1", "dropout=true", "dropout=much"])
+def test_dropout_that_cannot_be_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match="`--model_dropout"):
+        dropout_rates(ModelSettings(model_dropout=(word,)))

@@ -35,6 +35,9 @@ _IMAGE_KEYS = (
     *("do_resize", "do_rescale", "do_normalize", "do_center_crop"),
 )
 _BASE_HINT = f"give `base`, or mend `base_model_name_or_path` in its `{checkpoint.ADAPTER_CONFIG}`"
+# What may be dropped in training, by the names of the configs.
+VISION_RATES = ("drop_path_rate",)
+TEXT_RATES = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
 
 
 def load(
@@ -46,6 +49,7 @@ def load(
     offline: bool = False,
     merge: bool = True,
     quantize: bool = False,
+    dropout: Mapping[str, float] | None = None,
     base: str | Path | None = None,
 ) -> tuple[Model, Florence2Processor]:
     """Load a model and its processor from a folder, a hub id, or `demo`, the small model in this package.
@@ -53,19 +57,21 @@ def load(
     An adapter brings its base along, the one it names or `base`, and is merged into it; with `merge=False` the model
     is a `PeftModel` around the base. `dtype` is a torch type or its name; without one (or with "auto") it is float32
     on a CPU, bfloat16 on a GPU that has it, else float16. `device` is the best there is. `quantize` packs the base
-    into 4 bits, to train an adapter on. Raises UserError for all that can be wrong with the names and the files.
+    into 4 bits, to train an adapter on. `dropout` replaces rates of the checkpoint's config, such as `drop_path_rate`
+    or `attention_dropout`, for training. Raises UserError for all that can be wrong with the names and the files.
     """
     device = pick_device(device)
     dtype = pick_dtype(dtype, device)
     name = str(name_or_path)
     folder = checkpoint.find_folder(name, revision, offline)
     if not checkpoint.is_adapter(folder):
-        return _load_checkpoint(folder, name, dtype, device, quantize)
+        return _load_checkpoint(folder, name, dtype, device, quantize, dropout or {})
     from florence2.model.adapter import lora  # peft takes a second or two to import, and only adapters need it
 
     adapter = lora.read_adapter(folder)
     # Rounded to a half type first, the weights would lose more to the merge than they must.
     options = {"dtype": torch.float32 if merge else dtype, "device": device, "offline": offline, "quantize": quantize}
+    options["dropout"] = dropout
     model, processor = _load_base(folder, adapter, base, options | {"revision": adapter.revision})
     wrapped = lora.apply_adapter(model, adapter)
     if not merge:
@@ -94,7 +100,7 @@ def _load_base(
 
 
 def _load_checkpoint(
-    folder: Path, name: str, dtype: torch.dtype, device: torch.device, quantize: bool
+    folder: Path, name: str, dtype: torch.dtype, device: torch.device, quantize: bool, dropout: Mapping[str, float]
 ) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
     """Load a whole checkpoint of either layout; `name` is what the model will say it was loaded from."""
     raw = checkpoint.read_json(folder / checkpoint.CONFIG)
@@ -108,6 +114,8 @@ def _load_checkpoint(
     config.text_config.vocab_size = _fit_vocabulary(state, processor)
     config.image_token_id = processor.image_token_id
     config.name_or_path, config.dtype = name, dtype
+    for rate, value in dropout.items():
+        setattr(config.vision_config if rate in VISION_RATES else config.text_config, rate, value)
     model = _assemble(config, state, folder)
     quantized.quantize(model, device, dtype) if quantize else model.to(device)
     model.generation_config = _generation_config(folder, raw, config, processor, is_legacy)

@@ -29,9 +29,10 @@ from florence2.results.exams.exam import Exam
 from florence2.results.render import draw
 from florence2.training.arguments import plan, trackers, training_arguments
 from florence2.training.cost import memory
+from florence2.training.cost.compiled import check_compile, compile_vision
 from florence2.training.cost.features import clear, with_features
 from florence2.training.cost.fitting import fit
-from florence2.training.learner import Keeper, check_base, equip, introduce, rests
+from florence2.training.learner import Keeper, check_base, dropout_rates, equip, introduce, rests
 from florence2.training.lessons import material
 from florence2.training.lessons.batches import Collator, Lessons, preview, turns
 from florence2.training.lessons.material import Material
@@ -124,6 +125,8 @@ def _begin(settings: TrainSettings, output: Path) -> Path | None:
     refuse_unstreamable(settings)
     check_name(settings.learning.optim)
     check_base(settings)
+    check_compile(settings)
+    dropout_rates(settings.model)
     checkpoint = start_from(settings.saving.resume, output)
     if checkpoint is not None:
         check_alike(checkpoint, settings)
@@ -148,6 +151,7 @@ def _load(settings: TrainSettings) -> tuple[Any, Any]:
         offline=chosen.offline,
         merge=False,
         quantize=chosen.quantize,
+        dropout=dropout_rates(chosen),
     )
 
 
@@ -181,6 +185,8 @@ def _trainer(
             lessons, measured = (with_features(each, learner, folder, base, dtype) for each in (lessons, measured))
     for line in introduce(settings, learner, lessons, length, dtype):
         _talk().print(line)
+    if settings.learning.compile:
+        compile_vision(learner)
     return LessonTrainer(
         Method.of(settings.learning, learner, lessons.processing, keeper, examiner(settings, exam, keeper.processor)),
         model=learner,

@@ -36,6 +36,7 @@ FLAGS = {
     "bf16": "--dtype",
     "fp16": "--dtype",
     "use_cpu": "--device",
+    "torch_compile": "--compile",
     "gradient_checkpointing": "--gradient_checkpointing",
     "activation_checkpointing": "--gradient_checkpointing",
     "dataloader_num_workers": "--num_workers",

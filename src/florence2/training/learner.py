@@ -19,6 +19,7 @@ from florence2.errors import UserError
 from florence2.model.adapter import quantized
 from florence2.model.adapter.lora import attach, merge, save_adapter
 from florence2.model.adapter.places import HALVES, lies_in, resolve_targets
+from florence2.model.load import TEXT_RATES, VISION_RATES
 from florence2.settings import options
 from florence2.training.arguments import Plan
 from florence2.training.cost.fitting import shapes_of
@@ -40,6 +41,15 @@ def check_base(settings: TrainSettings) -> None:
     if settings.lora.rank == 0:
         raise UserError("`--quantize` does not go with `--rank 0`: what is packed cannot learn", "give a `--rank`")
     quantized.check(pick_device(settings.model.device))
+
+
+def dropout_rates(settings: ModelSettings) -> dict[str, float]:
+    """Read `--model_dropout`."""
+    given = options("--model_dropout", settings.model_dropout, [*VISION_RATES, *TEXT_RATES])
+    for name, rate in given.items():
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+            raise UserError(f"`--model_dropout {name}={rate}` is no rate", "give a number from 0 to below 1")
+    return {name: float(rate) for name, rate in given.items()}
 
 
 def equip(model: nn.Module, settings: ModelSettings, lora: LoraSettings) -> nn.Module:
