@@ -41,6 +41,8 @@ class LessonTrainer(Kept):
         self.method = method
         self.model_accepts_loss_kwargs = True  # so that a step's tokens are counted for `compute_loss`
         self._refuse_to_copy_shards()
+        if self.is_fsdp_enabled:  # it parts nothing that is laid out otherwise
+            self.model.to(memory_format=torch.contiguous_format)
         self.remove_callback(PrinterCallback)
         self.rate = Rate()
         self.add_callback(self.rate)
