@@ -404,6 +404,9 @@ class ScoreSettings:
     missing: Literal["wrong", "skip"] = "wrong"
     """What to do about questions without a prediction: count them as wrong answers, or leave them out."""
 
+    meteor: bool = False
+    """Also score captions by METEOR, which needs Java, 2 GB of memory and some seconds."""
+
     resamples: int = 1000
     """How often pictures are drawn anew for the 95% intervals; 0 gives none."""
 

@@ -119,7 +119,7 @@ def _wanted(settings: EvaluateSettings, said: list[Said]) -> Found:
 
 def _graded(settings: EvaluateSettings, paired: list[Paired]) -> list[Graded] | list[Change]:
     how = settings.score
-    graded = [grade(each.questions, text_as=how.text_as, times=how.resamples) for each in paired]
+    graded = [grade(each.questions, text_as=how.text_as, times=how.resamples, meteor=how.meteor) for each in paired]
     return graded[0] if len(graded) == 1 else compare(graded[0], graded[1], how.resamples)
 
 

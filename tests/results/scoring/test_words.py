@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import jiwer
 import numpy as np
@@ -175,3 +176,24 @@ def test_a_missing_package_is_named_with_its_command():
         extra("no_such_package.inside")
     assert caught.value.what == "scoring this needs `no-such-package`"
     assert caught.value.hint == "pip install 'florence2[evaluate]'"
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR runs in Java")
+def test_meteor_is_that_of_pycocoevalcap() -> None:
+    pairs = [("a cat on a mat", ["a cat sits on a mat", "a cat"]), ("two dogs", ["a red car"]), ("", ["a tree"])]
+    scores = captions(pairs, meteor=True).values()
+    program = extra("pycocoevalcap.meteor.meteor").Meteor()
+    said = {i: [tokenize(text)] for i, (text, _) in enumerate(pairs)}
+    wanted = {i: [tokenize(text) for text in right] for i, (_, right) in enumerate(pairs)}
+    whole, _ = program.compute_score(wanted, said)
+    for stream in (program.meteor_p.stdin, program.meteor_p.stdout, program.meteor_p.stderr):
+        stream.close()
+    assert scores["meteor"] == whole
+    assert 0 < whole < 1
+    assert "meteor" not in captions(pairs).values()
+
+
+def test_meteor_without_java_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="`--meteor` needs Java"):
+        captions([("a cat", ["a cat"])] * 2, meteor=True)

@@ -67,14 +67,16 @@ class Change:
     changes: dict[str, Estimate]
 
 
-def grade(questions: Sequence[Question], *, text_as: TextAs = "auto", times: int = 1000) -> list[Graded]:
+def grade(
+    questions: Sequence[Question], *, text_as: TextAs = "auto", times: int = 1000, meteor: bool = False
+) -> list[Graded]:
     """Score the questions of each task; `times` is how often pictures are drawn for the intervals."""
     groups: dict[str, list[Question]] = {}
     for question in questions:
         groups.setdefault(OWN_PROMPTS if question.task.is_free else question.task.name, []).append(question)
     if not groups:
         raise UserError("there is nothing to score")
-    return [_graded(name, group, text_as, times) for name, group in groups.items()]
+    return [_graded(name, group, text_as, times, meteor) for name, group in groups.items()]
 
 
 def compare(before: Sequence[Graded], after: Sequence[Graded], times: int = 1000) -> list[Change]:
@@ -85,16 +87,17 @@ def compare(before: Sequence[Graded], after: Sequence[Graded], times: int = 1000
     ]
 
 
-def _graded(name: str, questions: list[Question], text_as: TextAs, times: int) -> Graded:
+def _graded(name: str, questions: list[Question], text_as: TextAs, times: int, meteor: bool) -> Graded:
     task = questions[0].task
-    scores = _scores(task, questions, text_as)
+    scores = _scores(task, questions, text_as, meteor)
     return Graded(name, task.answers, questions, scores, estimate(scores, _pictures(questions), times))
 
 
-def _scores(task: Task, questions: Sequence[Question], text_as: TextAs) -> Scores:
+def _scores(task: Task, questions: Sequence[Question], text_as: TextAs, meteor: bool) -> Scores:
     if task.answers is Answers.TEXT:
         wanted = _TEXT_OF_TASK.get(task.name, "answer") if text_as == "auto" else text_as
-        return _TEXT[wanted]([(question.text, question.targets) for question in questions])
+        said = [(question.text, question.targets) for question in questions]
+        return words.captions(said, meteor) if wanted == "caption" else _TEXT[wanted](said)
     pairs = [question.objects() for question in questions]
     return boxes.descriptions(pairs) if task.name == "dense_region_caption" else _PLACES[task.answers](pairs)
 

@@ -7,11 +7,13 @@ without spaces is a word.
 """
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from florence2.errors import UserError
 from florence2.results.scoring.measures import Floats, Measure, Scores, extra, mean, ratio
 
 Pair = tuple[str, Sequence[str]]
@@ -65,8 +67,8 @@ class Bleu:
         return found
 
 
-def captions(pairs: Sequence[Pair]) -> Scores:
-    """Score sentences: CIDEr, BLEU-1 to 4, ROUGE-L, exact match.
+def captions(pairs: Sequence[Pair], meteor: bool = False) -> Scores:
+    """Score sentences: CIDEr, BLEU-1 to 4, ROUGE-L, exact match, and METEOR if asked for.
 
     CIDEr weighs words by how few pictures they belong to, so that there is none of a single question.
     """
@@ -81,7 +83,27 @@ def captions(pairs: Sequence[Pair]) -> Scores:
     measures: dict[str, Measure] = {"cider": mean(cider_Q), **_bleus(said, wanted), "rouge_l": mean(rouge_Q)}
     measures["exact_match"] = mean([_is_among(text, right) for text, right in pairs])
     exact = dict(zip([f"bleu_{n}" for n in range(1, 5)], bleu.compute_score(wanted, said, verbose=0)[0], strict=True))
+    if meteor:
+        exact["meteor"], meteor_Q = _meteor(said, wanted)
+        measures["meteor"] = mean(meteor_Q)
     return Scores(measures, np.asarray(rouge_Q, dtype=float), exact)
+
+
+def _meteor(said: dict[int, list[str]], wanted: dict[int, list[str]]) -> tuple[float, list[float]]:
+    """Ask pycocoevalcap's Java program for METEOR, of all and of each."""
+    if shutil.which("java") is None:
+        raise UserError("`--meteor` needs Java, which is not installed", "install a Java runtime, or leave it out")
+    scorer = extra("pycocoevalcap.meteor.meteor").Meteor()
+    program = scorer.meteor_p
+    try:
+        whole, each = scorer.compute_score(wanted, said)
+    except (ValueError, OSError) as error:
+        scorer.lock.release()  # it is held on the way, and taken again at the end
+        raise UserError("METEOR ended before its time", "it needs Java and 2 GB of memory: leave it out") from error
+    finally:
+        for stream in (program.stdin, program.stdout, program.stderr):
+            stream.close()
+    return float(whole), list(each)
 
 
 def _bleus(said: dict[int, list[str]], wanted: dict[int, list[str]]) -> dict[str, Measure]:
