@@ -73,7 +73,7 @@ def parse() -> argparse.Namespace:
 
 def compete(given: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """Teach everybody the same pictures at each rate and length, and count what is right afterwards."""
-    found = []
+    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         lessons = make_dataset(Path(folder) / "train", LEARNT, 1000 * seed, "tags")
         held = make_dataset(Path(folder) / "held", HELD_OUT, 1000 * seed + LEARNT, "tags")
@@ -116,7 +116,7 @@ def exact(held: Path, adapter: Path) -> float:
     predict(model_path=str(adapter), input_path=str(held), output_path=str(output), task="caption", dtype="float32")
     said = {row["file_name"]: row["text"] for row in map(json.loads, output.read_text().splitlines())}
     right = [text == (held / name).with_suffix(".txt").read_text().strip() for name, text in said.items()]
-    return sum(right) / len(right)
+    return float(sum(right)) / len(right)
 
 
 class Pictures(torch.utils.data.Dataset[dict[str, Any]]):
@@ -241,7 +241,7 @@ def draw(rows: list[dict[str, Any]]) -> Image.Image:
             pen.text((left - 6, y), f"{tick / 5:.1f}", fill=(40, 40, 40), anchor="rm", font=font)
         pen.text((left + across / 2, 20), f"learning rate {rate:g}", fill=(40, 40, 40), anchor="mm", font=font)
         for number, entrant in enumerate(ENTRANTS):
-            points = [(left, edge + up)]
+            points: list[tuple[float, float]] = [(left, edge + up)]
             for steps in sorted({row["steps"] for row in rows}):
                 mean = statistics.mean(scores(rows, entrant, rate, steps))
                 points.append((left + across * steps / most, edge + up * (1 - mean)))
