@@ -65,8 +65,9 @@ def shapes_alone(model: nn.Module) -> Iterator[None]:
 
 
 def _is_packed(module: nn.Module) -> bool:
-    """Tell a packed layer from peft's wrapper around one, which has the same name."""
-    return type(module).__name__ == "Linear4bit" and type(module).__module__.startswith("bitsandbytes.")
+    """Tell a packed layer from peft's wrapper of the same name; that of a DoRA counts, because it unpacks."""
+    unpacks = type(module).__module__.startswith("bitsandbytes.") or bool(getattr(module, "lora_magnitude_vector", ()))
+    return type(module).__name__ == "Linear4bit" and unpacks
 
 
 def _packed(layer: nn.Linear, arithmetic: torch.dtype) -> nn.Module:
