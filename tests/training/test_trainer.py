@@ -221,3 +221,11 @@ def test_pictures_stay_channels_last(tmp_path: Path, rank: int) -> None:
     assert weight.is_contiguous(memory_format=torch.channels_last)
     bench.trainer.train()
     assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_copies_are_refused_where_weights_are_parted(tmp_path: Path) -> None:
+    trainer = Bench(tmp_path).trainer
+    trainer.refuse_to_copy_shards("--eval_metrics")  # all weights are here
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(UserError, match="`--sample_every_n_steps` asks a copy of the model"):
+        trainer.refuse_to_copy_shards("--sample_every_n_steps")

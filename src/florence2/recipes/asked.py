@@ -76,12 +76,9 @@ def examiner(settings: TrainSettings, exam: Exam | None, processor: Any) -> Exam
 def show_samples(settings: TrainSettings, trainer: LessonTrainer, samples: Sequence[Sample], processor: Any) -> None:
     """Ask the model about the same few pictures as it learns, if so wished."""
     saving = settings.saving
-    wished = saving.sample_every_n_epochs or saving.sample_every_n_steps
-    if trainer.is_fsdp_enabled and (wished or any(name != LOSS for name in saving.eval_metrics)):
-        what = "answers while training need all weights in one place, and FSDP parts them"
-        raise UserError(what, "leave `--sample_every_...` and `--eval_metrics` out")
-    if not wished:
+    if not (saving.sample_every_n_epochs or saving.sample_every_n_steps):
         return
+    trainer.refuse_to_copy_shards("--sample_every_n_" + ("epochs" if saving.sample_every_n_epochs else "steps"))
     asked = list({sample.key: sample for sample in samples}.values())[:SHOWN]
 
     def say(folder: Path) -> list[Shown]:

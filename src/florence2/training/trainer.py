@@ -40,7 +40,8 @@ class LessonTrainer(Kept):
         super().__init__(method.keep, **given)
         self.method = method
         self.model_accepts_loss_kwargs = True  # so that a step's tokens are counted for `compute_loss`
-        self._refuse_to_copy_shards()
+        if method.examine is not None:
+            self.refuse_to_copy_shards("--eval_metrics")
         if self.is_fsdp_enabled:  # it parts nothing that is laid out otherwise
             self.model.to(memory_format=torch.contiguous_format)
         self.remove_callback(PrinterCallback)
@@ -101,12 +102,12 @@ class LessonTrainer(Kept):
         logits: torch.Tensor = output.logits
         return logits
 
-    def _refuse_to_copy_shards(self) -> None:
-        sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
-        if sharded and self.method.examine is not None:
+    def refuse_to_copy_shards(self, flag: str) -> None:
+        """Refuse what asks a copy of the model, where no process has all of its weights."""
+        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             raise UserError(
-                "`--eval_metrics` asks a copy of the model, and its weights are spread over processes",
-                "leave it out, and score checkpoints by `florence2 evaluate --model_path`",
+                f"`{flag}` asks a copy of the model, and its weights are spread over processes",
+                "leave it out, and ask or score checkpoints by `florence2 predict` and `florence2 evaluate`",
             )
 
     def evaluation_loop(self, *given: Any, metric_key_prefix: str = "eval", **more: Any) -> Any:
