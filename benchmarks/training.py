@@ -189,7 +189,7 @@ def ours(given: argparse.Namespace, folder: str) -> Any:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     side = (pictures.size, pictures.size)
     processing = Processing(side, mean, std, 1 / 255, Image.Resampling.BICUBIC, pictures.places, 51289, None)
-    method = Method(processing, 51289, 2, 1, lambda *_: None, "adamw_torch", resting=resting(learner))
+    method = Method(processing, 51289, 2, 1, lambda *_: None, "adamw_torch_fused", resting=resting(learner))
     return LessonTrainer(
         method,
         model=learner,

@@ -145,7 +145,7 @@ class LearningSettings:
     learning_rate: float = 1e-4
     """Highest learning rate."""
 
-    optim: str = "adamw_torch"
+    optim: str = "adamw_torch_fused"
     """An optimizer of transformers or of the package pytorch-optimizer by name, or a class as `package.Class`."""
 
     optimizer_args: tuple[str, ...] = ()

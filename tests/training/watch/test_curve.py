@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from florence2.training.watch.curve import COLOURS, Metrics, draw, save
+from florence2.training.watch.curve import COLOURS, COURSE, HEIGHT, LOSS_HEIGHT, SCORE, WIDTH, Metrics, draw, save
 
 ROWS = [{"step": n, "loss": 1 / n} for n in range(1, 9)] + [
     {"step": 4, "eval_loss": 0.5},
@@ -20,6 +20,22 @@ def test_the_line_falls_with_the_loss() -> None:
         (x, y) for x in range(image.width) for y in range(90, image.height) if image.getpixel((x, y)) == COLOURS["loss"]
     ]
     assert min(blue)[1] < max(blue)[1]  # the first point is above the last
+
+
+def test_what_else_is_measured_stands_below_the_losses() -> None:
+    scores = [{"step": n, "eval_exact_match": n / 9, "eval_od_f1": n / 8, "eval_runtime": 3.0} for n in (4, 8)]
+    rates = [{"step": n, "learning_rate": 1e-4 / n} for n in range(1, 9)]
+    losses, two, three = draw(ROWS), draw(ROWS + scores), draw(ROWS + scores + rates)
+    assert losses.height == LOSS_HEIGHT
+    assert two.height == LOSS_HEIGHT + HEIGHT
+    assert three.height == LOSS_HEIGHT + 2 * HEIGHT
+    left, right = (
+        {colour for _, colour in two.crop((x, LOSS_HEIGHT, x + WIDTH // 2, two.height)).getcolors(1 << 20)}
+        for x in (0, WIDTH // 2)
+    )
+    assert SCORE in left
+    assert SCORE in right
+    assert COURSE in {colour for _, colour in three.getcolors(1 << 20)}
 
 
 def test_what_cannot_be_drawn_is_left_out() -> None:

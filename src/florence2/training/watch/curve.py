@@ -15,13 +15,17 @@ from PIL import Image, ImageDraw, ImageFont
 METRICS = "metrics.jsonl"
 CURVE = "training_curve.png"
 
-SIZE = (960, 540)
-MARGINS = (80, 30, 30, 60)  # left, top, right, bottom, in pixels
+WIDTH, LOSS_HEIGHT, HEIGHT = 960, 420, 250  # pixels; what is not a loss stands below, two panels to a row
+MARGINS = (80, 36, 30, 60)  # left, top, right, bottom of a panel, in pixels
 INK, GRID, PAPER = (40, 40, 40), (225, 225, 225), (255, 255, 255)
 COLOURS = {"loss": (38, 103, 178), "eval_loss": (214, 93, 14)}
+SCORE, COURSE = (44, 137, 84), (120, 86, 160)
+COURSES = ("learning_rate", "grad_norm")
+UNDRAWN = ("runtime", "samples_per_second", "steps_per_second")
 TICKS = 5
 
 Point = tuple[float, float]
+Lines = dict[str, list[Point]]
 
 
 @dataclass(frozen=True)
@@ -62,21 +66,22 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> Image.Image | None:
-    """Draw loss and eval loss over steps; None where there are fewer than two points."""
-    lines = {name: _points(rows, name) for name in COLOURS}
-    every = [point for line in lines.values() for point in line]
-    if len(every) < 2:
+    """Draw the losses over the steps, and below them each score, the learning rate and the gradient norm.
+
+    None where there are fewer than two points of loss.
+    """
+    losses = {name: points for name in COLOURS if (points := _points(rows, name))}
+    if sum(map(len, losses.values())) < 2:
         return None
-    frame = _Frame(every)
-    image = Image.new("RGB", SIZE, PAPER)
+    below = {name: points for name in (*_scores(rows), *COURSES) if (points := _points(rows, name))}
+    image = Image.new("RGB", (WIDTH, LOSS_HEIGHT + HEIGHT * ((len(below) + 1) // 2)), PAPER)
     pen = ImageDraw.Draw(image)
-    frame.axes(pen)
-    for name, line in lines.items():
-        places = [frame.place(point) for point in line]
-        pen.line(places, fill=COLOURS[name], width=2, joint="curve")
-        for x, y in places if len(places) <= 40 else []:
-            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=COLOURS[name])
-    _legend(pen, [name for name, line in lines.items() if line])
+    steps = [step for line in (*losses.values(), *below.values()) for step, _ in line]
+    span = min(steps), max(max(steps), min(steps) + 1)
+    _panel(pen, (0, 0, WIDTH, LOSS_HEIGHT), losses, span)
+    for at, (name, points) in enumerate(below.items()):
+        left, top = at % 2 * WIDTH // 2, LOSS_HEIGHT + at // 2 * HEIGHT
+        _panel(pen, (left, top, left + WIDTH // 2, top + HEIGHT), {name: points}, span)
     return image
 
 
@@ -87,6 +92,12 @@ def save(folder: Path) -> None:
         image.save(folder / CURVE)
 
 
+def _scores(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the scores in the order in which they came."""
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("eval_"))
+    return [name for name in names if name not in COLOURS and not name.endswith(UNDRAWN)]
+
+
 def _points(rows: Sequence[Mapping[str, Any]], name: str) -> list[Point]:
     return [
         (float(row["step"]), float(row[name]))
@@ -95,37 +106,57 @@ def _points(rows: Sequence[Mapping[str, Any]], name: str) -> list[Point]:
     ]
 
 
+def _panel(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], lines: Lines, span: Point) -> None:
+    """Draw lines into one part of the picture, left, top, right, bottom in pixels, from the first step to the last."""
+    frame = _Frame(box, [value for line in lines.values() for _, value in line], span)
+    frame.axes(pen)
+    for name, line in lines.items():
+        colour = _colour(name)
+        places = [frame.place(point) for point in line]
+        pen.line(places, fill=colour, width=2, joint="curve")
+        for x, y in places if len(places) <= 40 else []:
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
+    frame.legend(pen, list(lines))
+
+
+def _colour(name: str) -> tuple[int, int, int]:
+    return COLOURS.get(name, COURSE if name in COURSES else SCORE)
+
+
 class _Frame:
     """The window of numbers that is drawn, and where each lands on the picture."""
 
-    def __init__(self, points: Sequence[Point]) -> None:
-        steps, values = zip(*points, strict=True)
-        self.left, self.right = min(steps), max(max(steps), min(steps) + 1)
+    def __init__(self, box: tuple[int, int, int, int], values: Sequence[float], span: Point) -> None:
+        left, top, right, bottom = MARGINS
+        self.box = (box[0] + left, box[1] + top, box[2] - right, box[3] - bottom)
+        self.left, self.right = span
         spread = (max(values) - min(values)) or 1.0
         self.low, self.high = min(values) - 0.05 * spread, max(values) + 0.05 * spread
 
     def place(self, point: Point) -> Point:
-        left, top, right, bottom = MARGINS
+        left, top, right, bottom = self.box
         across = (point[0] - self.left) / (self.right - self.left)
         up = (point[1] - self.low) / (self.high - self.low)
-        return left + across * (SIZE[0] - left - right), SIZE[1] - bottom - up * (SIZE[1] - top - bottom)
+        return left + across * (right - left), bottom - up * (bottom - top)
 
     def axes(self, pen: ImageDraw.ImageDraw) -> None:
         font = ImageFont.load_default(15)
+        left, _, right, bottom = self.box
         for tick in range(TICKS + 1):
             value = self.low + (self.high - self.low) * tick / TICKS
             step = self.left + (self.right - self.left) * tick / TICKS
             x, y = self.place((step, value))
-            pen.line((MARGINS[0], y, SIZE[0] - MARGINS[2], y), fill=GRID)
-            pen.text((MARGINS[0] - 8, y), f"{value:.3g}", fill=INK, anchor="rm", font=font)
-            pen.text((x, SIZE[1] - MARGINS[3] + 10), f"{step:.0f}", fill=INK, anchor="mt", font=font)
-        pen.text((SIZE[0] / 2, SIZE[1] - 12), "step", fill=INK, anchor="mb", font=font)
+            pen.line((left, y, right, y), fill=GRID)
+            pen.text((left - 8, y), f"{value:.3g}", fill=INK, anchor="rm", font=font)
+            pen.text((x, bottom + 10), f"{step:.0f}", fill=INK, anchor="mt", font=font)
+        pen.text(((left + right) / 2, bottom + MARGINS[3] - 12), "step", fill=INK, anchor="mb", font=font)
 
-
-def _legend(pen: ImageDraw.ImageDraw, names: Sequence[str]) -> None:
-    font = ImageFont.load_default(15)
-    for row, name in enumerate(names):
-        y = MARGINS[1] + 14 + 22 * row
-        x = SIZE[0] - MARGINS[2] - 130
-        pen.line((x, y, x + 28, y), fill=COLOURS[name], width=3)
-        pen.text((x + 36, y), name.replace("_", " "), fill=INK, anchor="lm", font=font)
+    def legend(self, pen: ImageDraw.ImageDraw, names: Sequence[str]) -> None:
+        """Name the lines above them, from left to right."""
+        font = ImageFont.load_default(15)
+        x, y = self.box[0], self.box[1] - 18
+        for name in names:
+            words = name.replace("_", " ")
+            pen.line((x, y, x + 28, y), fill=_colour(name), width=3)
+            pen.text((x + 36, y), words, fill=INK, anchor="lm", font=font)
+            x += 60 + int(font.getlength(words))
