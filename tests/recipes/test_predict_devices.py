@@ -82,6 +82,20 @@ def test_the_processes_of_a_launcher_share_one_run(tiny: Path, tmp_path: Path) -
     assert said == run(tiny, folder, tmp_path / "one.jsonl", batch_size=2, max_length=20)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo is tried on POSIX")
+def test_a_launcher_scores_once(tiny: Path, tmp_path: Path) -> None:
+    folder, said = draw(tmp_path / "photos", "a.png", "b.png", "c.png"), tmp_path / "said.jsonl"
+    for name in "abc":
+        (folder / f"{name}.txt").write_text("a square")
+    launch = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node 2 -m florence2 evaluate".split()]
+    given = ["--model_path", str(tiny), "--device", "cpu", "--max_length", "8", "--references", str(folder)]
+    written = ["--predictions", str(said), "--output_path", "-"]
+    done = subprocess.run([*launch, *given, *written], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["tasks"]["caption"]["questions"] == 3, "one JSON, of all three"
+    assert lines(said) == 3
+
+
 def test_devices_that_cannot_be_meant_are_refused(tiny: Path, tmp_path: Path) -> None:
     folder = draw(tmp_path / "photos", "a.png")
     given = {"model_path": str(tiny), "input_path": str(folder), "output_path": str(tmp_path / "o.jsonl")}

@@ -39,12 +39,6 @@ def engine_for(settings: PredictSettings, generation: GenerationSettings, expect
     return Fleet(brief, [rank.device(devices[0])] if expected else [], gather(rank), tell=say)
 
 
-def leads() -> bool:
-    """Tell whether this process asks and writes: the first that a launcher started, or one on its own."""
-    rank = launched()
-    return rank is None or rank.leads
-
-
 def follow(settings: PredictSettings) -> None:
     """Answer what the first of the launched processes asks."""
     rank = launched()

@@ -17,6 +17,7 @@ from florence2.config import EvaluateSettings, InputSettings, OutputSettings, Pr
 from florence2.data.resolve import resolve_dataset
 from florence2.data.sample import Found
 from florence2.errors import UserError
+from florence2.machine import leads
 from florence2.results.gallery import page
 from florence2.results.progress import say
 from florence2.results.report import as_json, notes, tables
@@ -27,7 +28,7 @@ from florence2.results.scoring.score import Change, Graded, compare, grade
 def main(settings: EvaluateSettings) -> int:
     """Run `florence2 evaluate`."""
     scores = evaluate(settings, show=True)
-    if settings.score.output_path == "-":
+    if settings.score.output_path == "-" and leads():
         sys.stdout.write(json.dumps(scores, ensure_ascii=False, indent=2) + "\n")
     return 0
 
@@ -36,10 +37,13 @@ def evaluate(settings: EvaluateSettings | None = None, *, show: bool = False, **
     """Score predictions, write what the settings ask for, and return the scores as they stand in the JSON.
 
     Takes settings, or the flags of `florence2 evaluate` as keywords: `evaluate(predictions="captions.jsonl",
-    references="photos")`. With `show`, the table is put on stderr.
+    references="photos")`. With `show`, the table is put on stderr. Of a launcher's processes the first scores and
+    writes; the others answer for it, and return nothing.
     """
     settings = settings or by_name.build(EvaluateSettings, values)
     files = _files(settings)
+    if not leads():
+        return {}
     said = [read_predictions(file, settings.reference.task) for file in files]
     wanted = _wanted(settings, said[0])
     paired = [pair(each, wanted) for each in said]

@@ -20,10 +20,10 @@ from florence2.data.sample import Found, Prediction, Sample, folder_between
 from florence2.engine.hosting.ranks import launched
 from florence2.engine.options import GenerationSettings
 from florence2.errors import UserError
-from florence2.machine import tune_allocator
+from florence2.machine import leads, tune_allocator
 from florence2.model.checkpoint import find_folder
 from florence2.model.tasks import Task, find_task
-from florence2.recipes.answering import engine_for, follow, leads
+from florence2.recipes.answering import engine_for, follow
 from florence2.results.drawings import Drawings
 from florence2.results.exports import Export
 from florence2.results.journal import Journal, dressed, run_name, stamp, undressed

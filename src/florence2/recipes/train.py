@@ -5,7 +5,6 @@ Read it top to bottom. Finding samples is `data`, loading is `model`, learning i
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from florence2 import settings as by_name
 from florence2.config import TrainSettings
 from florence2.data.inspection.contact import contact_page
 from florence2.devices import pick_device, pick_dtype, slow_choice
-from florence2.machine import tune_allocator
+from florence2.machine import leads, tune_allocator
 from florence2.model.load import load
 from florence2.model.tasks import find_task
 from florence2.recipes.asked import best_by, exam_of, examiner, show_samples
@@ -131,7 +130,7 @@ def _begin(settings: TrainSettings, output: Path) -> Path | None:
     if checkpoint is not None:
         check_alike(checkpoint, settings)
         _talk().print(f"going on from {checkpoint}")
-    if _rank() == 0:
+    if leads():
         clear_aside(output)
     return checkpoint
 
@@ -217,8 +216,4 @@ def _finish(trainer: LessonTrainer, output: Path, record: Record, processor: Any
 
 
 def _talk() -> Console:
-    return Console(stderr=True, quiet=_rank() > 0, highlight=False, soft_wrap=True)
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+    return Console(stderr=True, quiet=not leads(), highlight=False, soft_wrap=True)

@@ -28,11 +28,6 @@ class Rank:
     world: int
     here: int
 
-    @property
-    def leads(self) -> bool:
-        """Tell whether this is the process that asks and writes."""
-        return self.number == 0
-
     def device(self, chosen: str | None) -> str | None:
         """Give this process a GPU of its own, unless the user chose where to run."""
         return f"cuda:{self.local}" if chosen is None and torch.cuda.device_count() > self.local else chosen

@@ -14,12 +14,13 @@ from PIL import Image
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
 from florence2.errors import UserError
+from florence2.machine import leads
 
 
 @contextmanager
 def opened(names: Sequence[str], folder: Path, settings: dict[str, Any]) -> Iterator[None]:
     """Keep a run of Weights & Biases open, if it is among the trackers; its files lie in `folder`."""
-    if "wandb" not in names or int(os.environ.get("RANK", "0")) > 0:
+    if "wandb" not in names or not leads():
         yield
         return
     import wandb
