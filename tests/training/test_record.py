@@ -70,5 +70,5 @@ def test_other_shapes_do_not_go_on(tmp_path: Path) -> None:
     write_record(tmp_path, Record("b", None, "t", "p", flags.flat(settings)))
     check_alike(tmp_path, settings)
     check_alike(tmp_path, flags.build(TrainSettings, {"dataset": "d", "output_dir": "o", "epochs": 9}))
-    with pytest.raises(UserError, match="`--optim adamw_torch`, not `sgd`"):
+    with pytest.raises(UserError, match="`--optim adamw_torch_fused`, not `sgd`"):
         check_alike(tmp_path, flags.build(TrainSettings, {"dataset": "d", "output_dir": "o", "optim": "sgd"}))
