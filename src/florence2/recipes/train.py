@@ -52,7 +52,8 @@ PREVIEW = "preview.html"
 
 def main(settings: TrainSettings) -> int:
     """Run `florence2 train`; return 0, or 130 where it was stopped and can go on."""
-    tune_allocator()
+    if not settings.learning.gradient_checkpointing:  # else memory counts for more than the time it takes to get it
+        tune_allocator()
     disable_progress_bar()  # of transformers, which draws one for every file it writes
     try:
         train(settings)
