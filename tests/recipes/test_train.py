@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import florence2.recipes.train as recipe
+from florence2 import settings
+from florence2.config import TrainSettings
 from florence2.data.resolve import resolve_pictures
 from florence2.engine.options import EngineSettings
 from florence2.engine.reference import Reference
@@ -269,3 +272,15 @@ def test_an_earlier_training_is_not_overwritten(room: Path) -> None:
 def test_other_weights_do_not_go_on(room: Path) -> None:
     with pytest.raises(UserError, match="was trained with `--rank 4`, not `8`"):
         run(room, "whole", **LIVELY, model_id=str(room / "lively"), resume="auto", rank=8)
+
+
+@pytest.mark.parametrize("recomputing", [False, True])
+def test_the_allocator_keeps_memory_only_where_time_counts_for_more(
+    recomputing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned: list[bool] = []
+    monkeypatch.setattr(recipe, "tune_allocator", lambda: tuned.append(True))
+    monkeypatch.setattr(recipe, "train", lambda _: None)
+    given = {"dataset": "d", "output_dir": "o", "gradient_checkpointing": recomputing}
+    assert recipe.main(settings.build(TrainSettings, given)) == 0
+    assert tuned == ([] if recomputing else [True])

@@ -15,6 +15,7 @@ from florence2.config import LoraSettings, ModelSettings, TrainSettings
 from florence2.errors import UserError
 from florence2.model.load import load
 from florence2.settings import build
+from florence2.training.cost.branches import QuickLinear
 from florence2.training.learner import check_base, dropout_rates, equip, trained
 from tests.tiny import save_tiny, tiny_model
 
@@ -40,6 +41,7 @@ def test_rank_alpha_and_dropout() -> None:
         assert layer.r["default"] == 3
         assert layer.scaling["default"] == 2
         assert layer.lora_dropout["default"].p == 0.5
+        assert isinstance(layer, QuickLinear), "on a CPU"
 
 
 def test_rank_zero_trains_all_weights() -> None:
