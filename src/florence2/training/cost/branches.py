@@ -1,7 +1,7 @@
 """LoRA's branch beside a layer, on a CPU: the same sums in less time, with less kept for the backward pass.
 
 torch draws a CPU's dropout one number at a time, and multiplies the gradients of thin matrices the slow way round;
-at real size the two took a third of a step. Knows peft's linear layers, and nothing of Florence-2.
+at real size the two took more than a quarter of a step. Knows peft's linear layers, and nothing of Florence-2.
 
 Shapes: N places of a batch, I and O the layer's width before and behind, R the rank.
 """
