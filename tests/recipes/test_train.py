@@ -215,6 +215,25 @@ def test_an_adapter_can_be_trained_on(room: Path) -> None:
     assert read_record(out).base == str(room / "lively")
 
 
+def test_a_learning_rate_that_breaks_the_weights_leaves_the_state_from_before(room: Path) -> None:
+    # The first step has a finite gradient, for its rate is still 0; the second one, too, and breaks everything.
+    far = {"epochs": 20, "batch_size": 4, "learning_rate": 1e30, "optim": "sgd", "save_every_n_steps": 1}
+    with pytest.raises(UserError, match="steps 3 to 22 had no finite gradient") as raised:
+        run(room, "broken", **far, trainer=["save_total_limit=2"])
+    good = room / "broken" / "checkpoint-1"
+    assert f"`--model_id {good}` goes on" in (raised.value.hint or "")
+    assert sorted(path.name for path in good.parent.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    out = run(room, "mended", model_id=str(good), epochs=1, batch_size=4, trainer=["logging_steps=1"])
+    assert all(0 < row["grad_norm"] < 1e3 for row in rows(out) if "grad_norm" in row)
+
+
+def test_broken_steps_at_the_end_are_told(room: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = run(room, "short", epochs=4, batch_size=4, learning_rate=1e30, optim="sgd")
+    broken = read_record(out).scores["skipped_steps"]
+    assert broken > 1
+    assert f"the last {broken} steps had no finite gradient" in capfd.readouterr().err
+
+
 def test_preview_draws_what_the_model_sees_where_pictures_are_changed(room: Path) -> None:
     out = run(room, "drawn", preview=2, augment=["hflip=0.5", "scale=0.5,0.8"])
     assert [path.name for path in out.iterdir()] == ["preview.html"]

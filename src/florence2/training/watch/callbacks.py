@@ -76,10 +76,16 @@ class Watch:
 
     def raise_if_stopped(self, state: TrainerState, command: str) -> None:
         """Say why training ended before its time, if it did; `command` goes on from there."""
+        broken = self.broken.in_a_row
         if self.broken.too_many:
+            good = self.broken.last_good(self.folder, state)
+            further = f"; `--model_id {good}` goes on from the last good state" if good else ""
             raise UserError(
-                f"{self.broken.in_a_row} steps in a row had no finite gradient",
-                f"lower `--learning_rate` or pass `--dtype float32`; checkpoint-{state.global_step} is still good",
+                f"steps {state.global_step - broken + 1} to {state.global_step} had no finite gradient",
+                f"lower `--learning_rate` or pass `--dtype float32`, with another `--output_dir`{further}",
             )
         if self.stop.asked and state.global_step < state.max_steps:
             raise Stopped(f"stopped at step {state.global_step} of {state.max_steps}", f"go on with: {command}")
+        if broken and state.is_world_process_zero:
+            some = "step" if broken == 1 else f"{broken} steps"
+            self.console.print(f"the last {some} had no finite gradient: see what it answers before you rely on it")

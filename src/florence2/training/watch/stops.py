@@ -16,7 +16,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from florence2.errors import UserError
-from florence2.training.watch.checkpoints import STATE
+from florence2.training.watch.checkpoints import STATE, is_sound, listed, steps_of
 
 BROKEN_IN_A_ROW = 20  # steps without a finite gradient, after which training stops
 
@@ -26,12 +26,17 @@ class Stopped(UserError):  # noqa: N818  it is no error to have been asked
 
 
 class BrokenSteps(TrainerCallback):  # type: ignore[misc]
-    """Leave out steps whose gradients are not finite: weights stay as they were. After too many in a row, stop."""
+    """Leave out steps whose gradients are not finite: weights stay as they were. After too many in a row, stop.
+
+    The step before them may be what broke the weights. So what would be saved or measured meanwhile waits for the next
+    whole step, and pushes no checkpoint from before out of its place.
+    """
 
     def __init__(self, limit: int = BROKEN_IN_A_ROW) -> None:
         self.limit = limit
         self.skipped = 0
         self.in_a_row = 0
+        self.postponed: set[str] = set()
 
     @property
     def too_many(self) -> bool:
@@ -56,8 +61,31 @@ class BrokenSteps(TrainerCallback):  # type: ignore[misc]
         self.in_a_row += 1
         for weight in weights:
             weight.grad = None
-        if self.too_many:
-            control.should_save = control.should_training_stop = True
+        control.should_training_stop |= self.too_many
+        return control
+
+    def on_step_end(self, _: Any, state: TrainerState, control: TrainerControl, **__: Any) -> TrainerControl:
+        """Postpone what a broken step would end with, or catch up on it."""
+        return self._wait(state, control)
+
+    def on_epoch_end(self, _: Any, state: TrainerState, control: TrainerControl, **__: Any) -> TrainerControl:
+        """Postpone what an epoch would end with."""
+        return self._wait(state, control)
+
+    def last_good(self, folder: Path, state: TrainerState) -> Path | None:
+        """Find the newest checkpoint from before the step that may have broken the weights."""
+        last_whole = state.global_step - self.in_a_row
+        return next((each for each in reversed(listed(folder)) if steps_of(each) < last_whole and is_sound(each)), None)
+
+    def _wait(self, state: TrainerState, control: TrainerControl) -> TrainerControl:
+        for name in ("should_save", "should_evaluate"):
+            if self.in_a_row and (self.too_many or state.global_step < state.max_steps):
+                if getattr(control, name):
+                    self.postponed.add(name)
+                setattr(control, name, False)
+            elif name in self.postponed:
+                self.postponed.discard(name)
+                setattr(control, name, True)
         return control
 
 
