@@ -2,6 +2,7 @@
 
     python benchmarks/learning.py                          5 seeds, the published learning rate and a higher one
     python benchmarks/learning.py --seeds 1 --steps 40     to try the file itself
+    python benchmarks/learning.py --jobs 2                 two trainings at a time, of one thread each on two cores
 
 Everybody gets the same 48 pictures, base, LoRA (rank, alpha, dropout, layers), learning rates, batch size, number of
 steps and seeds; the rest is each one's own. `transformers` is its Seq2SeqTrainer with peft as its documentation writes
@@ -18,7 +19,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,8 @@ def main() -> None:
     if given.entrant:
         learn_as_rival(given)
         return
-    rows = [row for seed in range(given.seeds) for row in compete(given, seed)]
+    with ThreadPoolExecutor(given.jobs) as pool:
+        rows = [row for each in pool.map(partial(compete, given), range(given.seeds)) for row in each]
     report = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "python benchmarks/learning.py " + " ".join(sys.argv[1:]),
@@ -65,6 +69,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, nargs="+", default=[60, 120, 240])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 2e-3])
+    parser.add_argument("--jobs", type=int, default=1, help="seeds to go through at a time")
     parser.add_argument("--write", action="store_true", help="also write a dated file and a picture into results/")
     parser.add_argument("--entrant", choices=ENTRANTS[1:])
     parser.add_argument("--job", type=json.loads)
@@ -92,31 +97,30 @@ def compete(given: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
 def learn(entrant: str, job: dict[str, Any]) -> None:
     """Train one entrant, as a process of its own."""
     if entrant == "ours":
-        command = ["-", "train", "--dataset", job["dataset"], "--output_dir", job["out"], "--model_id", "demo"]
-        command += ["--task", "caption", "--batch_size", str(BATCH), "--learning_rate", str(job["rate"])]
-        command += ["--seed", str(job["seed"]), "--trainer", f"max_steps={job['steps']}"]
-        command = [
-            sys.executable,
-            "-c",
-            "import sys; from florence2.cli import main; sys.exit(main(sys.argv[2:]))",
-            *command,
-        ]
+        command = ["-m", "florence2", "train", "--dataset", job["dataset"], "--output_dir", job["out"]]
+        command += ["--model_id", "demo", "--task", TASK.name, "--batch_size", str(BATCH)]
+        command += ["--learning_rate", str(job["rate"]), "--seed", str(job["seed"])]
+        command += ["--trainer", f"max_steps={job['steps']}"]
     else:
-        command = [sys.executable, __file__, "--entrant", entrant, "--job", json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
+        command = [__file__, "--entrant", entrant, "--job", json.dumps(job)]
+    python(*command)
 
 
 def exact(held: Path, adapter: Path) -> float:
     """Ask a trained adapter about held-out pictures, and give the share of captions that are right to the letter."""
-    from florence2 import predict
-
     output = adapter / "said.jsonl"
-    predict(model_path=str(adapter), input_path=str(held), output_path=str(output), task="caption", dtype="float32")
+    asked = ["--model_path", str(adapter), "--input_path", str(held), "--output_path", str(output)]
+    python("-m", "florence2", "predict", *asked, "--task", TASK.name, "--dtype", "float32")
     said = {row["file_name"]: row["text"] for row in map(json.loads, output.read_text().splitlines())}
     right = [text == (held / name).with_suffix(".txt").read_text().strip() for name, text in said.items()]
     return float(sum(right)) / len(right)
+
+
+def python(*words: str) -> None:
+    """Run Python as a process of its own, and stop with the end of what it said if it fails."""
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
 
 
 class Pictures(torch.utils.data.Dataset[dict[str, Any]]):
