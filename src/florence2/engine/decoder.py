@@ -116,7 +116,7 @@ class Decoder:
         self._words, self._norm = decoder.embed_tokens, decoder.layernorm_embedding
         self._places = decoder.embed_positions.weight[decoder.embed_positions.offset :]
         self._picture = _joined([p for layer in decoder.layers for p in _picture_projections(layer)])
-        self._head = model.lm_head.weight
+        self._head = model.lm_head.weight if self._multiplies_into_float32 else model.lm_head.weight.float()
 
     def look(self, cache: Cache, slots: Sequence[int], states_BND: Tensor, lengths: Sequence[int]) -> None:
         """Put what the encoder saw into slots: states of B questions, of which `lengths` positions count."""
@@ -141,7 +141,19 @@ class Decoder:
             hidden_SWD = layer.picture_norm(hidden_SWD + self._see(cache, number, hidden_SWD))
             widened = self._activation(F.linear(hidden_SWD, *layer.up))
             hidden_SWD = layer.last_norm(hidden_SWD + F.linear(widened, *layer.down))
-        return F.linear(hidden_SWD, self._head).float()
+        return self.logits(hidden_SWD)
+
+    def logits(self, hidden_SWD: Tensor) -> Tensor:
+        """Give logits in float32 whatever the model's type: around 20, bfloat16 tells no two apart within 0.06."""
+        if not self._multiplies_into_float32:
+            return F.linear(hidden_SWD.float(), self._head)
+        flat: Tensor = torch.mm(hidden_SWD.flatten(0, 1), self._head.T, out_dtype=torch.float32)
+        return flat.view(*hidden_SWD.shape[:2], -1)
+
+    @property
+    def _multiplies_into_float32(self) -> bool:
+        """Whether the device multiplies halves into float32; a CPU would need a float32 copy of the weights."""
+        return self.device.type == "cuda" and torch.version.hip is None and self.dtype != torch.float32
 
     def _past(self, slots: Slots, place_S: Tensor) -> Tensor:
         """Say which cached tokens each row may look at: 0 or -inf, (S, W, T x W), tokens outside."""
