@@ -132,6 +132,8 @@ def build(small: bool) -> Any:
         decoder_ffn_dim=4 * wide,
         max_position_embeddings=1024,
         dropout=0.1,
+        attention_dropout=0.1,
+        activation_dropout=0.1,
     )
     config = Florence2Config(
         vision_config=Florence2VisionConfig(depths=depths, projection_dim=wide, drop_path_rate=0.1, **vision),

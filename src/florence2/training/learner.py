@@ -22,7 +22,7 @@ from florence2.model.adapter.places import HALVES, lies_in, resolve_targets
 from florence2.model.load import TEXT_RATES, VISION_RATES
 from florence2.settings import options
 from florence2.training.arguments import Plan
-from florence2.training.cost.branches import quicken
+from florence2.training.cost import branches, dropping
 from florence2.training.cost.fitting import shapes_of
 from florence2.training.cost.memory import GIB, expect, too_much
 from florence2.training.lessons.batches import Lessons
@@ -70,7 +70,8 @@ def equip(model: nn.Module, settings: ModelSettings, lora: LoraSettings) -> nn.M
     for name, module in learner.named_modules():
         if name.endswith("model.vision_tower"):  # pictures come this way, and convolutions are faster so
             module.to(memory_format=torch.channels_last)
-    quicken(learner)
+    branches.quicken(learner)
+    dropping.quicken(learner)
     if not any(weight.requires_grad for weight in learner.parameters()):
         raise UserError(f"with `--freeze {settings.freeze}` there is nothing left to train", "leave `--freeze` out")
     return learner

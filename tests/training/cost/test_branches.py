@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from florence2.training.cost import branches
-from florence2.training.cost.branches import STEPS, QuickLinear, keep, quicken
+from florence2.training.cost.branches import QuickLinear, quicken
+from florence2.training.cost.dropping import STEPS, keep
 
 RATE = 0.25
 

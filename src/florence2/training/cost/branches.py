@@ -13,7 +13,7 @@ from peft.tuners.lora import Linear
 from torch import nn
 from torch.nn import functional
 
-STEPS = 1 << 16  # dropout rates are counted in these, and each is exactly what it is counted as
+from florence2.training.cost.dropping import STEPS, counted, keep
 
 
 def quicken(learner: nn.Module) -> None:
@@ -65,7 +65,7 @@ class Branch(torch.autograd.Function):
     ) -> torch.Tensor:
         """Take (..., O) and (..., I)."""
         seen_NI, kept_NI, share = x.reshape(-1, x.shape[-1]), None, 1.0
-        if dropped := min(round(rate * STEPS), STEPS - 1):
+        if dropped := counted(rate):
             kept_NI, share = keep(seen_NI, dropped), 1 - dropped / STEPS
             seen_NI = seen_NI * kept_NI
         factor = scaling / share
@@ -89,19 +89,3 @@ class Branch(torch.autograd.Function):
         down_grad = back_NR.t() @ seen_NI if context.needs_input_grad[2] else None
         up_grad = (thin_NR.t() @ grad_NO).t() if context.needs_input_grad[3] else None
         return grad, x_grad, down_grad, up_grad, None, None
-
-
-@torch.library.custom_op("florence2::keep", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def keep(like: torch.Tensor, dropped: int) -> torch.Tensor:
-    """Draw which places are kept: each but for `dropped` chances in `STEPS`, four places from each 64 bits.
-
-    An operation of its own, because torch's compiler does not know how to draw whole numbers in place.
-    """
-    count = like.numel()
-    bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
-    return (bits.view(torch.int16)[:count] >= dropped - STEPS // 2).view(like.shape)
-
-
-@keep.register_fake
-def _(like: torch.Tensor, dropped: int) -> torch.Tensor:  # noqa: ARG001
-    return torch.empty(like.shape, dtype=torch.bool)
