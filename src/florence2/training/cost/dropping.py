@@ -56,14 +56,14 @@ class Dropout(torch.autograd.Function):
         kept = keep(x, dropped)
         context.save_for_backward(kept)
         context.factor = STEPS / (STEPS - dropped)
-        grown: torch.Tensor = (x * kept).mul_(context.factor)
+        grown: torch.Tensor = torch.where(kept, x, 0).mul_(context.factor)
         return grown
 
     @staticmethod
     def backward(context: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
         """Drop the same places."""
         (kept,) = context.saved_tensors
-        return (grad * kept).mul_(context.factor), None
+        return torch.where(kept, grad, 0).mul_(context.factor), None
 
 
 class Attention(torch.autograd.Function):
@@ -88,7 +88,7 @@ class Attention(torch.autograd.Function):
             kept_BHLS = keep(weights_BHLS, dropped)
             context.save_for_backward(query_BHLE, key_BHSE, value_BHSE, weights_BHLS, kept_BHLS)
             context.scaling, context.factor = scaling, STEPS / (STEPS - dropped)
-            seen_BHLE: torch.Tensor = ((weights_BHLS * kept_BHLS) @ value_BHSE).mul_(context.factor)
+            seen_BHLE: torch.Tensor = (torch.where(kept_BHLS, weights_BHLS, 0) @ value_BHSE).mul_(context.factor)
             return seen_BHLE
 
     @staticmethod
@@ -96,8 +96,8 @@ class Attention(torch.autograd.Function):
         """Give the gradients of query, key and value."""
         query_BHLE, key_BHSE, value_BHSE, weights_BHLS, kept_BHLS = context.saved_tensors
         grad_BHLE = grad_BHLE * context.factor
-        value_grad = (weights_BHLS * kept_BHLS).transpose(2, 3) @ grad_BHLE
-        weights_grad = (grad_BHLE @ value_BHSE.transpose(2, 3)).mul_(kept_BHLS)
+        value_grad = torch.where(kept_BHLS, weights_BHLS, 0).transpose(2, 3) @ grad_BHLE
+        weights_grad = torch.where(kept_BHLS, grad_BHLE @ value_BHSE.transpose(2, 3), 0)
         scores_grad = torch._softmax_backward_data(weights_grad, weights_BHLS, -1, weights_BHLS.dtype)
         query_grad = (scores_grad @ key_BHSE).mul_(context.scaling)
         key_grad = (scores_grad.transpose(2, 3) @ query_BHLE).mul_(context.scaling)
