@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainerCallback
 
 from florence2.config import LoraSettings, ModelSettings
 from florence2.data.sample import Sample
@@ -191,6 +191,21 @@ def test_a_broken_step_moves_nothing_and_many_end_the_training(tmp_path: Path) -
     bench.trainer.train()
     assert all(torch.equal(before[name], weight) for name, weight in bench.weights().items())
     assert (broken.skipped, bench.trainer.state.global_step, broken.too_many) == (3, 3, True)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant_with_warmup"])
+def test_no_step_is_taken_at_a_rate_of_nothing(tmp_path: Path, schedule: str) -> None:
+    taken: list[float] = []
+
+    class Rates(TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, optimizer: torch.optim.Optimizer, **__: Any) -> None:
+            taken.append(optimizer.param_groups[0]["lr"])
+
+    bench = Bench(tmp_path, num_train_epochs=8, callbacks=[Rates()], lr_scheduler_type=schedule, warmup_steps=3)
+    bench.trainer.train()
+    assert taken[:3] == pytest.approx([0.1 / 3, 0.2 / 3, 0.1])
+    assert len(taken) == 8
+    assert 0 < taken[-1] <= taken[2] == max(taken)
 
 
 def test_one_broken_step_is_passed_over(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import PrinterCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -26,7 +27,7 @@ from florence2.training.lessons import eva
 from florence2.training.lessons.batches import Lessons, shift_right
 from florence2.training.lessons.streamed import Pouring, Tap
 from florence2.training.method import Learnt, Method
-from florence2.training.optimizer.making import build, one_cycle, refusal
+from florence2.training.optimizer.making import build, one_cycle, pass_over_first, refusal
 from florence2.training.watch.shown import Rate
 
 
@@ -163,7 +164,11 @@ class LessonTrainer(Kept):
         if self.method.one_cycle and self.lr_scheduler is None:
             self.lr_scheduler = one_cycle(optimizer or self.optimizer, num_training_steps)
             self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
+        warms_up = self.lr_scheduler is None and self.args.get_warmup_steps(num_training_steps) > 0
+        made = super().create_scheduler(num_training_steps + warms_up, optimizer)
+        if warms_up and isinstance(made, LambdaLR):
+            pass_over_first(made)
+        return made
 
     def get_train_dataloader(self) -> Any:
         """Load the lessons; those of a stream are shared out by themselves, and begin where the training stands."""

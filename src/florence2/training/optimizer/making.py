@@ -1,8 +1,9 @@
-"""The optimizer, made from its name, its arguments and our groups of weights; and the one-cycle schedule."""
+"""The optimizer, from its name, its arguments and our groups of weights; and what schedules need of ours."""
 
 import contextlib
 import inspect
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,6 +68,13 @@ def one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
     # What averages the weights needs the momentum that it averaged with.
     momentum &= not hasattr(optimizer, "eval")
     return OneCycleLR(optimizer, max_lr=rates, total_steps=steps + 1, cycle_momentum=momentum)
+
+
+def pass_over_first(schedule: LRScheduler) -> None:
+    """Begin a schedule at its second step: the first of a warm-up has a rate of 0, and would be learnt nothing in."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch wants the optimizer to go first
+        schedule.step()
 
 
 def refusal(optim: str, error: Exception) -> UserError:
