@@ -1,7 +1,7 @@
 """All fifteen tasks: data from the generator, 200 steps of LoRA, predictions and scores, all by the command line.
 
     uv run python benchmarks/fifteen_tasks.py [--steps 200] [--held_out 120] [--write]
-    uv run python benchmarks/fifteen_tasks.py --first 6000000 --recipe "..."     to choose a recipe, on other scenes
+    uv run python benchmarks/fifteen_tasks.py --first 6000000 --adapter DIR     to choose a recipe, on other scenes
 
 The bundled model learns all tasks, mixed in one JSONL, and is asked about scenes that neither it nor the training saw;
 so is the model as it is bundled. Prints one table, and one line of JSON last. A score that falls is marked where its
@@ -41,6 +41,9 @@ def main() -> None:
     parser.add_argument("--held_out", type=int, default=120, help="scenes to be scored on")
     parser.add_argument("--first", type=int, default=HELD_OUT_SEED, help="number of the first scene to be scored on")
     parser.add_argument("--recipe", default=RECIPE, help="flags of `florence2 train`")
+    parser.add_argument(
+        "--adapter", type=Path, help="where the training leaves its result; what is there is not trained again"
+    )
     parser.add_argument("--write", action="store_true", help="also write the table under benchmarks/results/")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -64,9 +67,10 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Train, ask both models, and give the scores of each task: before, after, and the change."""
     lessons = mixed(make_dataset(folder / "lessons", given.scenes, TRAINED_SEED))
     held = mixed(make_dataset(folder / "held", given.held_out, given.first))
-    adapter, scores = folder / "adapter", folder / "scores.json"
-    told = ["--dataset", str(lessons), "--output_dir", str(adapter), "--trainer", f"max_steps={given.steps}"]
-    florence2("train", "--model_id", "demo", *told, *given.recipe.split(), *MIX)
+    adapter, scores = given.adapter or folder / "adapter", folder / "scores.json"
+    if not adapter.exists():
+        told = ["--dataset", str(lessons), "--output_dir", str(adapter), "--trainer", f"max_steps={given.steps}"]
+        florence2("train", "--model_id", "demo", *told, *given.recipe.split(), *MIX)
     said = [str(folder / f"{each}.jsonl") for each in ("bundled", "trained")]
     for model, file in zip(("demo", str(adapter)), said, strict=True):
         florence2("predict", "--model_path", model, "--input_path", str(held), "--output_path", file)

@@ -25,6 +25,7 @@ from transformers.models.bart.modeling_bart import (
 
 STEPS = 1 << 16  # dropout rates are counted in these, and each is exactly what it is counted as
 ATTENTION = "florence2_quick_dropout"
+HERE = ("cpu", "meta")  # where the quick way is taken; a model may move on after it was equipped
 
 
 def quicken(learner: nn.Module) -> None:
@@ -115,7 +116,7 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Attend as transformers' `sdpa` does, and drop the quick way where there is something to drop."""
     dropped = counted(dropout)
-    if not dropped or query.is_cuda:
+    if not dropped or query.device.type not in HERE:
         answer: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, **given
         )
@@ -156,7 +157,7 @@ def _move(owner: Any, name: str, *modules: nn.Module) -> None:
 
 
 def _drop(dropped: int, module: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
-    if not module.training or output.is_cuda:
+    if not module.training or output.device.type not in HERE:
         return functional.dropout(output, dropped / STEPS, module.training)
     result: torch.Tensor = Dropout.apply(output, dropped)
     return result

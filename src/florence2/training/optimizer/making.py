@@ -71,7 +71,7 @@ def one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
 
 
 def pass_over_first(schedule: LRScheduler) -> None:
-    """Begin a schedule at its second step: the first of a warm-up has a rate of 0, and would be learnt nothing in."""
+    """Begin a schedule at its second step: the first of a warm-up has a rate of 0 and teaches nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch wants the optimizer to go first
         schedule.step()
