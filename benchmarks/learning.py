@@ -58,7 +58,9 @@ def main() -> None:
     print(text := table(report))
     if given.write:
         name = f"{report['date'][:10]}-learning"  # type: ignore[index]
-        (RESULTS / f"{name}.md").write_text(f"{text}\n\n```json\n{json.dumps(report)}\n```\n")
+        (RESULTS / f"{name}.md").write_text(
+            f"{text}\n\n![Curves of the means]({name}.png)\n\n```json\n{json.dumps(report)}\n```\n"
+        )
         draw(rows).save(RESULTS / f"{name}.png")
     print(json.dumps(report))
 
