@@ -2,7 +2,7 @@
 
     python benchmarks/learning.py                          5 seeds, the published learning rate and a higher one
     python benchmarks/learning.py --seeds 1 --steps 40     to try the file itself
-    python benchmarks/learning.py --jobs 2                 two trainings at a time, of one thread each on two cores
+    OMP_NUM_THREADS=1 python benchmarks/learning.py --jobs 2     two trainings at a time, of one thread each
 
 Everybody gets the same 48 pictures, base, LoRA (rank, alpha, dropout, layers), learning rates, batch size, number of
 steps and seeds; the rest is each one's own. `transformers` is its Seq2SeqTrainer with peft as its documentation writes
@@ -59,7 +59,7 @@ def main() -> None:
     if given.write:
         name = f"{report['date'][:10]}-learning"  # type: ignore[index]
         (RESULTS / f"{name}.md").write_text(
-            f"{text}\n\n![Curves of the means]({name}.png)\n\n```json\n{json.dumps(report)}\n```\n"
+            f"{text}\n\n![Curves of the means over steps]({name}.png)\n\n```json\n{json.dumps(report)}\n```\n"
         )
         draw(rows).save(RESULTS / f"{name}.png")
     print(json.dumps(report))

@@ -10,12 +10,14 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers.models.bart.modeling_bart import BartDecoderLayer, BartEncoderLayer
 
 from florence2.config import LoraSettings, ModelSettings, TrainSettings
 from florence2.errors import UserError
 from florence2.model.load import load
 from florence2.settings import build
 from florence2.training.cost.branches import QuickLinear
+from florence2.training.cost.dropping import ATTENTION
 from florence2.training.learner import check_base, dropout_rates, equip, trained
 from tests.tiny import save_tiny, tiny_model
 
@@ -42,6 +44,15 @@ def test_rank_alpha_and_dropout() -> None:
         assert layer.scaling["default"] == 2
         assert layer.lora_dropout["default"].p == 0.5
         assert isinstance(layer, QuickLinear), "on a CPU"
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_on_a_cpu_the_language_half_drops_the_quick_way(rank: int) -> None:
+    halves = [m for m in learner(rank=rank).modules() if isinstance(m, (BartEncoderLayer, BartDecoderLayer))]
+    assert halves
+    assert {half.self_attn.config._attn_implementation for half in halves} == {ATTENTION}
+    assert {half.dropout for half in halves} == {0.0}
+    assert all(half.fc2._forward_hooks for half in halves), "what a layer drops, its parts do now"
 
 
 def test_rank_zero_trains_all_weights() -> None:

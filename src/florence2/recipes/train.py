@@ -98,7 +98,7 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
             trainer.take_up(checkpoint)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    watch.raise_if_stopped(trainer.state, command(settings, resume="auto"))
+    watch.conclude(trainer.state, command(settings, resume="auto"))
     weights = trainer.gathered()  # by all processes
     if trainer.is_world_process_zero():
         _finish(trainer, output, replace(record, scores=trainer.scores(began) | watch.scores()), processor, weights)

@@ -1,4 +1,4 @@
-"""The optimizer, from its name, its arguments and our groups of weights; and what schedules need of ours."""
+"""The optimizer, from its name, its arguments and our groups; and where our schedules depart from transformers'."""
 
 import contextlib
 import inspect

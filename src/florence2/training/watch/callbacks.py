@@ -74,8 +74,8 @@ class Watch:
         """Say what went wrong on the way."""
         return {"skipped_steps": self.broken.skipped}
 
-    def raise_if_stopped(self, state: TrainerState, command: str) -> None:
-        """Say why training ended before its time, if it did; `command` goes on from there."""
+    def conclude(self, state: TrainerState, command: str) -> None:
+        """Raise where training ended before its time, if it did; `command` goes on from there. Warn of a broken end."""
         broken = self.broken.in_a_row
         if self.broken.too_many:
             good = self.broken.last_good(self.folder, state)
