@@ -29,7 +29,7 @@ class BrokenSteps(TrainerCallback):  # type: ignore[misc]
     """Leave out steps whose gradients are not finite: weights stay as they were. After too many in a row, stop.
 
     The step before them may be what broke the weights. So what would be saved or measured meanwhile waits for the next
-    whole step, and pushes no checkpoint from before out of its place.
+    whole step, if there is one, and pushes no checkpoint from before out of its place.
     """
 
     def __init__(self, limit: int = BROKEN_IN_A_ROW) -> None:
