@@ -23,7 +23,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,8 @@ def main() -> None:
     """Run, print a table for people and one line of JSON, and write both down."""
     options = parse()
     with tempfile.TemporaryDirectory() as folder:
-        pictures = make_pictures(Path(folder), options.pictures)
+        files = make_pictures(Path(folder), min(options.files, options.pictures))
+        pictures = list(islice(cycle(files), options.pictures))
         rounds = compete(options, pictures, Path(folder))
     report = summary(options, rounds)
     print(text := table(report))
@@ -65,6 +69,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--batches", default="1,8", help="batch sizes of all rivals but hf-fp32")
     parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--files", type=int, default=64, help="files on disk; beyond them pictures come again")
+    parser.add_argument(
+        "--decoded", action="store_true", help="open pictures, at the model's size, before the clock starts"
+    )
     parser.add_argument("--rival-pictures", type=int, default=16, help="pictures each rival gets in a round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
@@ -82,18 +90,19 @@ def parse() -> argparse.Namespace:
 
 def make_pictures(folder: Path, count: int) -> list[str]:
     """Write JPEGs of 1 and 12 megapixels in turns: clouds with some grain, no two alike."""
-    grain = np.random.default_rng(0)
-    paths = []
-    for number in range(count):
-        size = SIZES[number % len(SIZES)]
-        clouds = Image.fromarray(grain.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(
-            size, Image.Resampling.BICUBIC
-        )
-        noise = grain.integers(0, 24, (size[1] // 2, size[0] // 2, 1), dtype=np.uint8)
-        pixels = np.asarray(clouds) // 8 * 7 + noise.repeat(2, 0).repeat(2, 1)
-        paths.append(str(folder / f"{number:04}.jpg"))
-        Image.fromarray(pixels).save(paths[-1], quality=90)
-    return paths
+    with ProcessPoolExecutor() as pool:
+        return list(pool.map(partial(make_picture, folder), range(count)))
+
+
+def make_picture(folder: Path, number: int) -> str:
+    """Write one JPEG."""
+    grain, size = np.random.default_rng(number), SIZES[number % len(SIZES)]
+    clouds = Image.fromarray(grain.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    noise = grain.integers(0, 24, (size[1] // 2, size[0] // 2, 1), dtype=np.uint8)
+    pixels = np.asarray(clouds) // 8 * 7 + noise.repeat(2, 0).repeat(2, 1)
+    path = str(folder / f"{number:04}.jpg")
+    Image.fromarray(pixels).save(path, quality=90)
+    return path
 
 
 def lengths(count: int) -> list[int]:
@@ -130,7 +139,7 @@ def compete(options: argparse.Namespace, pictures: list[str], folder: Path) -> d
         for name, (plan, process) in running.items():
             count = len(pictures) if plan["name"] == "ours" else min(len(pictures), options.rival_pictures)
             load = os.getloadavg()[0]
-            ask(process, pictures[:count], lengths(count), folder)
+            ask(process, pictures[:count], lengths(count), folder, options.decoded)
             found[name].append(answer(process) | {"pictures": count, "load_before": round(load, 2)})
             rate = found[name][-1]["seconds"] / count
             print(f"round {number + 1}: {name:18} {rate:8.3f} s/picture (load before {load:.2f})", file=sys.stderr)
@@ -144,10 +153,13 @@ def label(plan: dict[str, Any]) -> str:
     return "ours" if plan["name"] == "ours" else f"{plan['name']} b{plan['batch']}"
 
 
-def ask(process: subprocess.Popen[str], pictures: list[str], wanted: list[int], folder: Path) -> None:
+def ask(
+    process: subprocess.Popen[str], pictures: list[str], wanted: list[int], folder: Path, decoded: bool = False
+) -> None:
     """Give a contestant a job."""
     assert process.stdin
-    job = {"pictures": pictures, "lengths": wanted, "output": str(folder / "captions.jsonl")}
+    output = str(folder / "captions.jsonl")
+    job = {"pictures": pictures, "lengths": wanted, "output": output, "decoded": decoded}
     print(json.dumps(job), file=process.stdin, flush=True)
 
 

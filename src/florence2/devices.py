@@ -48,6 +48,13 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Give a tensor of the host's to a device; the host does not wait for a GPU to have done what came before."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # a pinned tensor is not copied again
+
+
 def slow_choice(dtype: torch.dtype, device: torch.device) -> str:
     """Warn of half precision that a CPU must emulate; empty where there is nothing to warn of."""
     if device.type != "cpu" or dtype == torch.float32 or (dtype == torch.bfloat16 and has_bfloat16(device)):

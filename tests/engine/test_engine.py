@@ -80,6 +80,16 @@ def test_hearing_late_of_slots_that_are_done_changes_nothing(tiny, search: dict)
         assert texts(answers(tiny, asked, slots=slots, late=4, **search)) == wanted
 
 
+def test_a_slot_that_said_much_may_stand_empty_beside_short_answers(tiny):
+    lengths = {f"{n}.png": 90 if n % 4 == 0 else 3 + n for n in range(14)}
+    settings = EngineSettings(
+        generation=GenerationSettings(max_length=90, num_beams=2), batch_size=8, lengths=lambda s: lengths[s.id]
+    )
+    with Engine(*tiny, settings) as engine:
+        engine.watch, engine.is_static, engine.encoder.batch = Watch(4), True, 2
+        assert {p.file_name: p.num_tokens for p in engine.run(samples(14, ("caption",)))} == lengths
+
+
 @pytest.mark.parametrize("search", [{"top_p": 0.9}, {"top_k": 20, "num_return_sequences": 2}, {"num_beams": 2}])
 def test_sampling_does_not_depend_on_company(tiny, search: dict):
     asked, search = samples(8, ("what is this?", "od")), {"do_sample": True, "temperature": 1.2} | search

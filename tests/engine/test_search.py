@@ -15,7 +15,7 @@ def said(rows: list[list[int]], seeds: list[int] | None = None) -> Slots:
     """Make a table where each slot has one row that said so much."""
     slots = Slots.empty(len(rows), 1, 12, torch.device("cpu"))
     for number, row in enumerate(rows):
-        slots.take(number, Limits(least=5, most=12, ngram=3), RULES, (seeds or [0] * 99)[number])
+        slots.take([number], [Limits(least=5, most=12, ngram=3)], RULES, [(seeds or [0] * 99)[number]])
         slots.tokens_SWT[number, 0, : len(row)] = torch.tensor(row)
         slots.length_S[number] = len(row)
     return slots
@@ -77,7 +77,7 @@ def test_draws_differ_by_place_and_row_and_agree_by_seed():
 
 def test_exact_ties_fall_as_in_transformers():
     slots = Slots.empty(1, 3, 12, torch.device("cpu"))
-    slots.take(0, Limits(least=0, most=12, ngram=0), RULES, 0)
+    slots.take([0], [Limits(least=0, most=12, ngram=0)], RULES, [0])
     slots.length_S[:] = 4
     slots.scores_SW[:] = torch.tensor([-1.0, -1.0, -1.0])
     logits = torch.zeros(1, 3, 2000)

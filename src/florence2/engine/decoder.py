@@ -10,7 +10,7 @@ Shapes: S slots, W rows of a slot, T tokens, N encoder positions, H heads, E hea
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from florence2.devices import send
 from florence2.engine.slots import Slots, whole_strides
 
 Weights = tuple[Tensor, Tensor]
@@ -53,10 +54,11 @@ class Cache:
         self.picture_values_SHNE = [self._wider(whole, 2) for whole in self.picture_values_SHNE]
         self.mask_S1N = self._wider(self.mask_S1N, 2, self._never)
 
-    def show(self, slot: int, length: int) -> None:
-        """Let a slot look at so many positions."""
-        self.mask_S1N[slot] = self._never
-        self.mask_S1N[slot, :, :length] = 0
+    def show(self, slot_B: Tensor, length_B: Tensor) -> None:
+        """Let each slot look at so many positions."""
+        is_hidden_BN = torch.arange(self.reach, device=length_B.device) >= length_B[:, None]
+        mask_BN = self.mask_S1N.new_zeros(is_hidden_BN.shape).masked_fill(is_hidden_BN, self._never)
+        self.mask_S1N.index_copy_(0, slot_B, mask_BN.unsqueeze(1))
 
     def move(self, source: int, target: int) -> None:
         """Let one slot take over from another."""
@@ -122,17 +124,17 @@ class Decoder:
         """Put what the encoder saw into slots: states of B questions, of which `lengths` positions count."""
         batch, positions, _ = states_BND.shape
         cache.grow(positions)
+        slot_B, length_B = send(torch.tensor([slots, lengths]), self.device)
         both = F.linear(states_BND, *self._picture)
         both_LKBHNE = both.view(batch, positions, len(self.layers), 2, self.heads, -1).permute(2, 3, 0, 4, 1, 5)
-        for row, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
-            for layer, (keys_BHNE, values_BHNE) in enumerate(both_LKBHNE):
-                cache.picture_keys_SHNE[layer][slot, :, :length] = keys_BHNE[row, :, :length]
-                cache.picture_values_SHNE[layer][slot, :, :length] = values_BHNE[row, :, :length]
-            cache.show(slot, length)
+        for layer, (keys_BHNE, values_BHNE) in enumerate(both_LKBHNE):
+            cache.picture_keys_SHNE[layer][:, :, :positions].index_copy_(0, slot_B, keys_BHNE)
+            cache.picture_values_SHNE[layer][:, :, :positions].index_copy_(0, slot_B, values_BHNE)
+        cache.show(slot_B, length_B)
 
     def step(self, cache: Cache, slots: Slots) -> Tensor:
         """Read each row's last token and give the logits of its next, (S, W, V) in float32."""
-        place_S = slots.length_S - 1
+        place_S = slots.last_places()
         last_SW = slots.tokens_SWT.gather(2, place_S.view(-1, 1, 1).expand(*slots.scores_SW.shape, 1)).squeeze(-1)
         hidden_SWD = self._norm(self._words(last_SW) + self._places[place_S].unsqueeze(1))
         mask_SWK = self._past(slots, place_S)
@@ -191,29 +193,6 @@ class Decoder:
         scores = (query_SHWE * self._scale) @ keys.transpose(2, 3) + mask.unsqueeze(1)
         seen_SHWE = scores.softmax(-1) @ values
         return F.linear(seen_SHWE.transpose(1, 2).flatten(2), *out)
-
-
-class Replay:
-    """Runs a step; on a GPU, from the second time in the same shape on, as a recorded graph.
-
-    The first time is a step like any other and warms up what recording may not meet cold. Not measured yet.
-    """
-
-    def __init__(self, step: Callable[..., None], records: bool) -> None:
-        self._step, self._records = step, records
-        self._graphs: dict[tuple[int, ...], Any] = {}
-
-    def __call__(self, *shape: int) -> None:
-        """Do the step for a shape; whatever lies elsewhere in memory must show in the shape."""
-        if not self._records or shape not in self._graphs:
-            self._graphs[shape] = None
-            self._step(*shape)
-            return
-        if self._graphs[shape] is None:
-            self._graphs[shape] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graphs[shape]):
-                self._step(*shape)
-        self._graphs[shape].replay()
 
 
 def fitting_slots(model: Any, width: int, tokens: int, most: int) -> int:

@@ -15,8 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from florence2.devices import send
+from florence2.engine.channels import quicken, restore
 from florence2.engine.options import EngineSettings, Rules, Stats
 from florence2.engine.questions import Question, View
+from florence2.engine.replay import Replay
 from florence2.machine import has_compiler, require_compiler
 from florence2.model.processing import Processing
 
@@ -34,9 +37,23 @@ class Encoder:
         self.batch = 1 if model.device.type == "cpu" else GPU_BATCH  # batching gains nothing on a CPU
         self.vision = model.model.vision_tower.to(memory_format=torch.channels_last)
         self.is_compiled = False
+        if model.dtype == torch.bfloat16:  # sums of squares are too large for float16
+            quicken(self.vision)
+        self._replay = Replay(self._see, records=model.device.type == "cuda")
+        # Where the pictures of a micro-batch and their features lie: a recording knows places, not tensors.
+        self._levels_BHWC = torch.empty(0, dtype=torch.uint8, device=model.device)
+        self._features_BND = torch.empty(0, dtype=model.dtype, device=model.device)
 
+    def close(self) -> None:
+        """Give the model its own ways back."""
+        restore(self._model.model.vision_tower)
+
+    @torch.inference_mode()
     def prepare(self, settings: EngineSettings, expected: int) -> None:
-        """Compile the vision tower where that was asked for, or where so many pictures pay for it."""
+        """Make room for a micro-batch; compile the vision tower where that was asked for, or where it pays."""
+        places, width = self._processing.num_image_tokens, self._model.config.text_config.d_model
+        self._levels_BHWC.resize_(self.batch, *self._processing.size, 3)
+        self._features_BND.resize_(self.batch, places, width)
         if self.is_compiled or not wants_compiler(settings.compile, expected, self._model.device.type):
             return
         # Freezing lets the compiler lay the weights out anew; shapes are fixed, for a micro-batch is always full.
@@ -54,29 +71,35 @@ class Encoder:
 
     def _look(self, views: Sequence[View]) -> None:
         """Compute the features of pictures that were not seen yet."""
-        model = self._model
-        pixels = [view.pixels_HWC for view in views]
-        if self.is_compiled:
-            pixels += [pixels[0]] * (self.batch - len(pixels))
-        levels_BHWC = torch.from_numpy(np.stack(pixels))
-        # Bytes travel to the device, numbers are made there; the layout stays channels-last.
-        pixels_BCHW = self._processing.normalize(levels_BHWC.to(model.device)).to(model.dtype)
-        seen_BCHW = self.vision(pixels_BCHW).last_hidden_state
-        for view, features_ND in zip(views, model.model.multi_modal_projector(seen_BCHW), strict=False):
+        count = self.batch if self.is_compiled else len(views)
+        pinned = self._levels_BHWC.is_cuda
+        levels_BHWC = torch.empty(len(views), *self._levels_BHWC.shape[1:], dtype=torch.uint8, pin_memory=pinned)
+        np.stack([view.pixels_HWC for view in views], out=levels_BHWC.numpy())
+        self._levels_BHWC[: len(views)].copy_(levels_BHWC, non_blocking=pinned)
+        self._replay(count)
+        for view, features_ND in zip(views, self._features_BND.clone(), strict=False):
             view.features_ND = features_ND
+
+    def _see(self, count: int) -> None:
+        """Turn the first of the bytes that lie on the device into features."""
+        model = self._model
+        # Bytes travel to the device, numbers are made there; the layout stays channels-last.
+        pixels_BCHW = self._processing.normalize(self._levels_BHWC[:count]).to(model.dtype)
+        self._features_BND[:count] = model.model.multi_modal_projector(self.vision(pixels_BCHW).last_hidden_state)
 
     def _read(self, questions: Sequence[Question]) -> Tensor:
         model = self._model
         lengths = [len(question.prompt_ids) for question in questions]
         longest = max(lengths)
         ids = [q.prompt_ids + [self._rules.pad] * (longest - len(q.prompt_ids)) for q in questions]
-        embeds_BND = model.get_input_embeddings()(torch.tensor(ids, device=model.device))
-        for embeds_ND, question in zip(embeds_BND, questions, strict=True):
-            assert question.view.features_ND is not None
-            embeds_ND[: self._processing.num_image_tokens] = question.view.features_ND
+        embeds_BND = model.get_input_embeddings()(send(torch.tensor(ids), model.device))
+        seen = [question.view.features_ND for question in questions]
+        embeds_BND[:, : self._processing.num_image_tokens] = torch.stack(
+            [features for features in seen if features is not None]
+        )
         mask_BN = None
         if min(lengths) < longest:
-            ends = torch.tensor(lengths, device=model.device)
+            ends = send(torch.tensor(lengths), model.device)
             mask_BN = (torch.arange(longest, device=model.device) < ends[:, None]).long()
         states: Tensor = model.get_encoder()(inputs_embeds=embeds_BND, attention_mask=mask_BN).last_hidden_state
         return states

@@ -14,17 +14,18 @@ from typing import Any, Self
 import torch
 
 from florence2.data.sample import Prediction, Sample
-from florence2.engine.decoder import Cache, Decoder, Replay, fitting_slots
+from florence2.engine.decoder import Cache, Decoder, fitting_slots
 from florence2.engine.encoder import Encoder
 from florence2.engine.options import EngineSettings, Rules, Stats, seed_of
 from florence2.engine.questions import Answered, Question, Questions, Said, Wanted, answer, everything
+from florence2.engine.replay import Replay
 from florence2.engine.search import search_for
 from florence2.engine.slots import Slots, Watch, whole_strides
 from florence2.errors import UserError
 from florence2.model.processing import Processing
 
 CPU_SLOTS = 16
-GPU_SLOTS, GPU_LOOKS = 64, 8  # not measured
+GPU_SLOTS, GPU_LOOKS = 256, 4  # not measured
 
 
 class Engine:
@@ -59,6 +60,7 @@ class Engine:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.encoder.close()
         del self.encoder, self.decoder, self.cache, self.slots, self.watch, self.move
 
     def run(self, samples: Iterable[Sample]) -> Iterator[Prediction]:
@@ -85,8 +87,10 @@ class Engine:
         done = self.admit(asked)
         if self.in_use:
             with self.stats.timed("decode"):
-                self.move(self._count(), self._reach(), self.cache.reach)
-                done += [self.finish(slot, asked) for slot in self._done()]
+                reach = self._reach()
+                self.move(self._count(), reach, self.cache.reach)
+                ended, table = self._ended(reach)
+                done += [self.finish(slot, table, asked) for slot in ended]
         return done
 
     def _move(self, count: int, tokens: int, _reach: int) -> None:
@@ -100,8 +104,9 @@ class Engine:
         taken: list[Question] = []
         failed: list[Answered] = []
         free = [slot for slot, question in enumerate(self._questions) if question is None]
-        if self.is_static and self.in_use and len(free) < min(self.encoder.batch, self.stats.slots // 4):
-            return []  # a GPU sees several pictures in the time of one
+        size = self.encoder.batch
+        if self.is_static and self.in_use and self.stats.slots >= 4 * size:
+            free = free[: len(free) // size * size]  # a GPU sees several pictures in the time of one
         with self.stats.timed("read"):
             while len(taken) < len(free):
                 found = asked.take(wait=not (taken or failed or self.in_use))
@@ -111,18 +116,17 @@ class Engine:
                     taken.append(found)
                 else:
                     failed.append(found)
-        size = self.encoder.batch
         for first in range(0, len(taken), size):
             self._place(free[first : first + size], taken[first : first + size])
         return failed
 
-    def finish(self, slot: int, asked: Questions) -> Answered:
-        """Read the answer of a slot that is done, and free it; what the answer leads to is asked next."""
+    def finish(self, slot: int, table: Slots, asked: Questions) -> Answered:
+        """Read the answer of a slot that is done from a table, and free it; what the answer leads to is asked next."""
         question = self._questions[slot]
         assert question is not None
         self._questions[slot] = None
         count = self.settings.generation.num_return_sequences
-        tokens_WT, logprobs_WT = self.slots.answers(slot, question.limits.most)
+        tokens_WT, logprobs_WT = table.answers(slot, question.limits.most)
         said = [
             Said(ids, odds)
             for ids, odds in zip(tokens_WT[:count, 1:].tolist(), logprobs_WT[:count, 1:].tolist(), strict=True)
@@ -150,35 +154,36 @@ class Engine:
         slots = free[: len(questions)]
         with self.stats.timed("encode"):
             self.decoder.look(self.cache, slots, states_BND, [len(question.prompt_ids) for question in questions])
+        seeds = [seed_of(question.sample, self.settings.generation.seed) for question in questions]
+        self.slots.take(slots, [question.limits for question in questions], self.rules, seeds)
         for slot, question in zip(slots, questions, strict=True):
             self._questions[slot], self._lengths[slot] = question, 1
-            seed = seed_of(question.sample, self.settings.generation.seed)
-            self.slots.take(slot, question.limits, self.rules, seed)
 
     def _count(self) -> int:
-        """Close the gaps between the slots in use, and say how many slots to look at."""
-        count = self.in_use
+        """Say how many slots to look at, and move into them what lies behind; a static device knows few counts."""
+        in_use = self.in_use
+        count = min(2 ** (in_use - 1).bit_length(), self.stats.slots) if self.is_static else in_use
         holes = [slot for slot in range(count) if self._questions[slot] is None]
         behind = [slot for slot in range(count, len(self._questions)) if self._questions[slot] is not None]
-        for source, target in zip(behind, holes, strict=True):
+        for source, target in zip(behind, holes, strict=False):
             self.slots.move(source, target)
             self.cache.move(source, target)
             self._questions[target], self._lengths[target] = self._questions[source], self._lengths[source]
             self._questions[source] = None
         self.stats.steps += 1
-        self.stats.slots_in_use = count
-        return min(2 ** (count - 1).bit_length(), self.stats.slots) if self.is_static else count
+        self.stats.slots_in_use = in_use
+        return count
 
     def _reach(self) -> int:
         """Say how many tokens to look at: one more than the longest answer has."""
         longest = max(length for length, question in zip(self._lengths, self._questions, strict=True) if question)
         return whole_strides(longest + 1)
 
-    def _done(self) -> list[int]:
+    def _ended(self, reach: int) -> tuple[list[int], Slots]:
         for slot, question in enumerate(self._questions):
             if question is not None:
                 self._lengths[slot] = min(self._lengths[slot] + 1, question.limits.most)
-        return self.watch.done(self.slots.busy_S, self._questions)
+        return self.watch.done(self.slots.part(self.stats.slots, reach), self._questions)
 
     @torch.inference_mode()
     def _clear(self) -> None:

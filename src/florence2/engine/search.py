@@ -174,8 +174,8 @@ class Allow:
         size, tokens_SWT = self._ngram, slots.tokens_SWT
         if tokens_SWT.shape[-1] < size:
             return
-        behind = torch.arange(1 - size, 0, device=tokens_SWT.device)
-        ending = (slots.length_S[:, None] + behind).clamp(min=0)[:, None].expand(-1, tokens_SWT.shape[1], -1)
+        behind = torch.arange(2 - size, 1, device=tokens_SWT.device)
+        ending = (slots.last_places()[:, None] + behind).clamp(min=0)[:, None].expand(-1, tokens_SWT.shape[1], -1)
         windows = tokens_SWT.unfold(-1, size, 1)
         repeats = (windows[..., :-1] == tokens_SWT.gather(-1, ending).unsqueeze(2)).all(-1)
         repeats &= _is_said(slots)[..., size - 1 :] & (slots.ngram_S > 0).view(-1, 1, 1)

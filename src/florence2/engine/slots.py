@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
+from florence2.devices import send
+
 if TYPE_CHECKING:
     from florence2.engine.options import Limits, Rules
 
@@ -87,37 +89,43 @@ class Slots:
 
     def part(self, slots: int, tokens: int) -> Self:
         """Look at the first slots and the first tokens; writing to the part writes to the whole."""
-        parts = {}
-        for item in fields(self):
-            whole = getattr(self, item.name)
-            parts[item.name] = whole[:slots, :, :tokens] if item.name.endswith("SWT") else whole[:slots]
+        parts = {
+            name: whole[:slots, :, :tokens] if name.endswith("SWT") else whole[:slots] for name, whole in self._tables()
+        }
         return type(self)(**parts)
 
-    def take(self, slot: int, limits: Limits, rules: Rules, seed: int) -> None:
-        """Begin an answer in a slot."""
-        width = self.tokens_SWT.shape[1]
-        for tokens_WT in (self.tokens_SWT[slot], self.kept_tokens_SWT[slot]):
-            tokens_WT.fill_(rules.pad)
-            tokens_WT[:, 0] = rules.start
-        self.logprobs_SWT[slot] = 0
-        self.kept_logprobs_SWT[slot] = 0
-        self.origin_SWT[slot] = torch.arange(width, device=self.origin_SWT.device)[:, None]
-        self.length_S[slot] = 1
+    def last_places(self) -> Tensor:
+        """Where the last token stands; that of a slot which is done may lie behind the part that is looked at."""
+        return (self.length_S - 1).clamp(max=self.tokens_SWT.shape[-1] - 1)
+
+    def take(self, slots: Sequence[int], limits: Sequence[Limits], rules: Rules, seeds: Sequence[int]) -> None:
+        """Begin an answer in each of these slots, all of them with the same few operations."""
+        bounds = ([each.least for each in limits], [each.most for each in limits], [each.ngram for each in limits])
+        numbers = send(torch.tensor([slots, *bounds, seeds]), self.busy_S.device)
+        slot_B = numbers[0]
+        for name, whole in self._tables():
+            whole.index_fill_(0, slot_B, rules.pad if "tokens" in name else NEVER if "scores" in name else 0)
+        for words_SWT in (self.tokens_SWT, self.kept_tokens_SWT):
+            words_SWT[:, :, 0].index_fill_(0, slot_B, rules.start)
+        self.origin_SWT.index_copy_(
+            0, slot_B, self._own_rows()[: len(slots), :, None].expand_as(self.origin_SWT[: len(slots)])
+        )
+        self.length_S.index_fill_(0, slot_B, 1)
         # Only the first beam counts at first, or all beams would say the same.
-        self.scores_SW[slot] = NEVER
-        self.scores_SW[slot, 0] = 0
-        self.kept_scores_SW[slot] = NEVER
-        self.finished_SW[slot] = False
-        self.busy_S[slot] = True
-        self.least_S[slot], self.most_S[slot], self.ngram_S[slot] = limits.least, limits.most, limits.ngram
-        self.seed_S[slot] = seed
+        self.scores_SW[:, 0].index_fill_(0, slot_B, 0)
+        self.busy_S.index_fill_(0, slot_B, True)
+        for whole, numbers_B in zip((self.least_S, self.most_S, self.ngram_S, self.seed_S), numbers[1:], strict=True):
+            whole.index_copy_(0, slot_B, numbers_B)
 
     def move(self, source: int, target: int) -> None:
         """Let the answer of one slot go on in another."""
-        for item in fields(self):
-            whole = getattr(self, item.name)
+        for _, whole in self._tables():
             whole[target] = whole[source]
         self.busy_S[source] = False
+
+    def copied(self) -> Self:
+        """Start a copy to the host's memory, which the device makes when it comes to it."""
+        return type(self)(**{name: _host_copy(whole) for name, whole in self._tables()})
 
     def answers(self, slot: int, most: int) -> tuple[Tensor, Tensor]:
         """Give the tokens and log-probabilities of a slot that is done: kept beams, best first, or all rows."""
@@ -144,6 +152,9 @@ class Slots:
         self.length_S.add_(self.busy_S)
         self.busy_S.logical_and_(~choice.done_S)
 
+    def _tables(self) -> list[tuple[str, Tensor]]:
+        return [(item.name, getattr(self, item.name)) for item in fields(self)]
+
     def _candidates(self, choice: Choice) -> tuple[Tensor, Tensor]:
         """Write each candidate out: its parent's tokens and log-probabilities, and its own at the end."""
         tokens_SKT = _put(_rows(self.tokens_SWT, choice.parent_SK), self.length_S, choice.token_SK)
@@ -169,7 +180,7 @@ class Slots:
 
 
 class Watch:
-    """Learns which slots are done; with `every` > 1 it asks so seldom, and so early, that the device never waits.
+    """Learns which slots are done, and what they say; with `every` > 1 so seldom and so late that no device waits.
 
     What it hears is then `every` steps old. That does no harm: a slot that is done stays as it is, and one that was
     taken again since is told by its question.
@@ -177,32 +188,22 @@ class Watch:
 
     def __init__(self, every: int) -> None:
         self._every, self._steps = every, 0
-        self._asked: tuple[Tensor, list[Any], torch.cuda.Event | None] | None = None
+        self._asked: tuple[Slots, list[Any], torch.cuda.Event | None] | None = None
 
-    def done(self, busy_S: Tensor, questions: Sequence[Any]) -> list[int]:
-        """List the slots whose question is known to be answered."""
+    def done(self, slots: Slots, questions: Sequence[Any]) -> tuple[list[int], Slots]:
+        """List the slots whose question is known to be answered, and give the table to read the answers from."""
         self._steps += 1
         if self._every == 1:
-            return _ended(busy_S.tolist(), questions, questions)
+            return _ended(slots, questions, questions), slots
         if self._steps % self._every:
-            return []
-        ended: list[int] = []
-        if self._asked is not None:
-            heard_S, asked_about, event = self._asked
-            if event is not None:
-                event.synchronize()
-            ended = _ended(heard_S.tolist(), asked_about, questions)
-        self._asked = self._ask(busy_S), list(questions), None
-        if busy_S.is_cuda:
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
-            self._asked = *self._asked[:2], event
-        return ended
-
-    def _ask(self, busy_S: Tensor) -> Tensor:
-        """Start a copy that the device makes when it comes to it."""
-        heard_S = torch.empty(busy_S.shape, dtype=torch.bool, pin_memory=busy_S.is_cuda)
-        return heard_S.copy_(busy_S, non_blocking=True)
+            return [], slots
+        asked, self._asked = self._asked, (slots.copied(), list(questions), _mark(slots.busy_S.device))
+        if asked is None:
+            return [], slots
+        heard, asked_about, event = asked
+        if event is not None:
+            event.synchronize()
+        return _ended(heard, asked_about, questions), heard
 
 
 def whole_strides(places: int) -> int:
@@ -210,10 +211,24 @@ def whole_strides(places: int) -> int:
     return -(-places // STRIDE) * STRIDE
 
 
-def _ended(busy: Sequence[bool], asked_about: Sequence[Any], questions: Sequence[Any]) -> list[int]:
+def _mark(device: torch.device) -> torch.cuda.Event | None:
+    """Note where the device's work has come to, to wait for it later; None: whatever was asked for is done."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _host_copy(whole: Tensor) -> Tensor:
+    copy = torch.empty(whole.shape, dtype=whole.dtype, pin_memory=whole.is_cuda)
+    return copy.copy_(whole, non_blocking=whole.is_cuda)
+
+
+def _ended(slots: Slots, asked_about: Sequence[Any], questions: Sequence[Any]) -> list[int]:
     return [
         slot
-        for slot, (is_busy, then, now) in enumerate(zip(busy, asked_about, questions, strict=True))
+        for slot, (is_busy, then, now) in enumerate(zip(slots.busy_S.tolist(), asked_about, questions, strict=True))
         if now is not None and then is now and not is_busy
     ]
 

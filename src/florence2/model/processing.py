@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from florence2.devices import send
 from florence2.errors import UserError
 from florence2.model.tasks import Task
 
@@ -74,8 +75,8 @@ class Processing:
         The memory stays laid out channels-last, as it came.
         """
         levels = torch.as_tensor(pixels)
-        scale = torch.tensor([self.rescale / std for std in self.std], device=levels.device)
-        shift = torch.tensor([-mean / std for mean, std in zip(self.mean, self.std, strict=True)], device=levels.device)
+        scale = send(torch.tensor([self.rescale / std for std in self.std]), levels.device)
+        shift = send(torch.tensor([-mean / std for mean, std in zip(self.mean, self.std, strict=True)]), levels.device)
         return (levels.float() * scale + shift).movedim(-1, -3)
 
     def prompt_ids(self, task: Task, input: str = "", max_length: int | None = None) -> list[int]:  # noqa: A002
