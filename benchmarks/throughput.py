@@ -23,7 +23,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from itertools import cycle, islice
@@ -34,7 +36,9 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.contestants import Plan, random_model
 from florence2.devices import has_bfloat16, pick_dtype
 
 RESULTS = Path(__file__).parent / "results"
@@ -139,13 +143,54 @@ def compete(options: argparse.Namespace, pictures: list[str], folder: Path) -> d
         for name, (plan, process) in running.items():
             count = len(pictures) if plan["name"] == "ours" else min(len(pictures), options.rival_pictures)
             load = os.getloadavg()[0]
-            ask(process, pictures[:count], lengths(count), folder, options.decoded)
-            found[name].append(answer(process) | {"pictures": count, "load_before": round(load, 2)})
+            with utilisation(options.device) as used:
+                ask(process, pictures[:count], lengths(count), folder, options.decoded)
+                found[name].append(answer(process) | {"pictures": count, "load_before": round(load, 2)})
+            found[name][-1]["gpu_use"] = statistics.mean(used) if used else None
             rate = found[name][-1]["seconds"] / count
             print(f"round {number + 1}: {name:18} {rate:8.3f} s/picture (load before {load:.2f})", file=sys.stderr)
     for _, process in running.values():
         process.communicate()
     return found
+
+
+@contextmanager
+def utilisation(device: str) -> Iterator[list[int]]:
+    """Ask nvidia-smi ten times a second how much of the time the GPU was busy, in percent."""
+    used: list[int] = []
+    if device != "cuda":
+        yield used
+        return
+    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    yield used
+    process.terminate()
+    used += [int(line) for line in process.communicate()[0].split()]
+
+
+@torch.no_grad()
+def work(size: str, beams: int, tokens: int = 42) -> float:
+    """Count the operations of one picture's caption in GFLOP, two for a multiplication and an addition."""
+    plan = Plan("count", 1, size, beams, "meta", "float32", "off", 0)
+    model, _ = random_model(plan)
+    vision, ids = torch.empty(1, 3, 768, 768, device="meta"), torch.zeros(1, 10, dtype=torch.long, device="meta")
+
+    def count(do: Callable[[], Any]) -> tuple[Any, int]:
+        with FlopCounterMode(display=False) as counter:
+            made = do()
+        return made, counter.get_total_flops()
+
+    seen, looked = count(lambda: model.model.multi_modal_projector(model.model.vision_tower(vision).last_hidden_state))
+    embeds = torch.cat((seen, model.get_input_embeddings()(ids)), 1)
+    states, read = count(lambda: model.get_encoder()(inputs_embeds=embeds).last_hidden_state)
+
+    def say(length: int) -> int:
+        said = torch.zeros(1, length, dtype=torch.long, device="meta")
+        decoder = model.model.language_model.decoder
+        return count(lambda: model.lm_head(decoder(said, encoder_hidden_states=states).last_hidden_state))[1]
+
+    each = (say(2 * tokens) - say(tokens)) / tokens
+    return (looked + read + say(tokens) + (beams - 1) * tokens * each) / 1e9
 
 
 def label(plan: dict[str, Any]) -> str:
@@ -189,6 +234,7 @@ def summary(options: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]
         "threads": options.threads,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "gflop_per_picture": work(options.size, options.beams),
         "seconds_per_picture": per_picture,
         "times_as_fast_as": {rival: seconds / best["ours"] for rival, seconds in best.items() if rival != "ours"},
         "options": vars(options),
@@ -210,16 +256,20 @@ def table(report: dict[str, Any]) -> str:
     ours = report["seconds_per_picture"]["ours"]
     for name, seconds in report["seconds_per_picture"].items():
         turns = report["rounds"][name]
-        each = ", ".join(f"{turn['seconds'] / turn['pictures']:.3f}" for turn in turns)
+        each = ", ".join(f"{turn['seconds'] / turn['pictures']:.4f}" for turn in turns)
         peak, load = max(turn["peak_mib"] for turn in turns), max(turn["load_before"] for turn in turns)
         on_gpu = f" ({max(turn['gpu_peak_mib'] for turn in turns):.0f})" if options["device"] == "cuda" else ""
         work = statistics.median(turn["cpu_seconds"] / turn["pictures"] for turn in turns)
-        pace = f"{seconds:.3f} | {1 / seconds:.2f} | {seconds / ours:.2f} | {each}"
+        pace = f"{seconds:.4f} | {1 / seconds:.2f} | {seconds / ours:.2f} | {each}"
         cells = (pace, f"{work:.3f}", f"{peak:.0f}{on_gpu}")
         lines.append(f"| {name} | {' | '.join(cells)} | {load:.1f} |")
     stats = report["rounds"]["ours"][-1]["stats"]
-    split = ", ".join(f"{what} {spent / options['pictures']:.3f}" for what, spent in stats["seconds"].items())
-    return "\n".join([*lines, "", f"Ours, last round, s/picture: {split}; {stats['steps']} steps."])
+    split = ", ".join(f"{what} {spent / options['pictures']:.4f}" for what, spent in stats["seconds"].items())
+    rate = report["gflop_per_picture"] / ours / 1000
+    pace = f"{report['gflop_per_picture']:.0f} GFLOP a picture as transformers computes it: {rate:.2f} TFLOP/s"
+    used = report["rounds"]["ours"][-1]["gpu_use"]
+    busy = f"; the GPU was busy {used:.0f}% of the time" if used is not None else ""
+    return "\n".join([*lines, "", f"Ours, last round, s/picture: {split}; {stats['steps']} steps. {pace}{busy}."])
 
 
 def processor_name() -> str:

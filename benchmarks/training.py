@@ -46,7 +46,7 @@ TARGETS = ("qkv", "proj", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2"
 
 @dataclass(frozen=True)
 class Result:
-    """What one row measured: seconds of each step after the first, and the process's highest memory."""
+    """What one row measured: seconds of each step after the first, and the most memory of the process, or the GPU."""
 
     row: str
     step_s: float
@@ -222,25 +222,31 @@ def theirs(given: argparse.Namespace, folder: str) -> Any:
 
 def measure(given: argparse.Namespace) -> Result:
     """Take the steps and note when each ended; the first, which warms up and compiles, is left out."""
+    import torch
     from transformers import TrainerCallback
 
     ends: list[float] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             ends.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = (ours if given.who == "ours" else theirs)(given, folder)
         if hasattr(trainer, "_get_train_sampler") and given.who == "ours":
-            import torch
-
             trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
         trainer.add_callback(Clock())
         trainer.train()
     steps = sorted(b - a for a, b in pairwise(ends))
     middle = steps[len(steps) // 2]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    on_gpu = torch.cuda.is_available()
+    peak = (
+        torch.cuda.max_memory_allocated() / 2**30
+        if on_gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    )
     row = " ".join(sys.argv[sys.argv.index("--row") + 1 :]) if "--row" in sys.argv else given.who
     return Result(row, middle, (steps[0], steps[-1]), given.batch / middle, peak)
 
@@ -261,7 +267,7 @@ def table(rows: list[str], extra: list[str]) -> None:
         first = first or result
         low, high = result["spread_s"]
         print(
-            f"| {row} | {result['step_s']:.2f} | {low:.2f} to {high:.2f} | {result['pictures_per_s']:.3f} "
+            f"| {row} | {result['step_s']:.3f} | {low:.3f} to {high:.3f} | {result['pictures_per_s']:.3f} "
             f"| {result['peak_gib']:.2f} | {result['step_s'] / first['step_s']:.2f} "
             f"| {result['peak_gib'] / first['peak_gib']:.2f} |",
             flush=True,

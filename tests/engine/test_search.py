@@ -4,7 +4,7 @@ from transformers import LogitsProcessorList
 from transformers.generation import logits_process as theirs
 
 from florence2.engine.options import GenerationSettings, Limits, Rules
-from florence2.engine.search import Allow, draw, search_for, warp
+from florence2.engine.search import BLOCK, Allow, draw, largest, search_for, warp
 from florence2.engine.slots import Slots
 
 RULES = Rules(start=2, bos=0, eos=2, pad=1, forced_bos=0, forced_eos=2, ngram=3, positions=64)
@@ -85,3 +85,16 @@ def test_exact_ties_fall_as_in_transformers():
     index = (logits.log_softmax(-1) - 1.0).flatten(1).topk(6).indices
     assert torch.equal(choice.token_SK, index % 2000)
     assert torch.equal(choice.parent_SK, index // 2000)
+
+
+@pytest.mark.parametrize("vocabulary", [BLOCK - 1, BLOCK, 2 * BLOCK + 1, 1001])
+def test_the_largest_by_blocks_are_the_largest(vocabulary: int):
+    chance = torch.Generator().manual_seed(vocabulary)
+    scores, added = torch.randn(4, 3, vocabulary, generator=chance), torch.randn(4, 3, generator=chance)
+    scores[0, :, 5:] = -float("inf")  # hardly anything is allowed
+    scores[1, 2, -1] = 9.0
+    value, index = largest(scores, added, 6)
+    wanted = (scores + added.unsqueeze(-1)).flatten(1)
+    assert torch.equal(value, wanted.topk(6).values)
+    assert torch.equal(wanted.gather(1, index), value)
+    assert index[1, 0] == 3 * vocabulary - 1

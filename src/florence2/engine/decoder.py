@@ -1,8 +1,8 @@
 """The decoder, one token at a time for all slots, against caches that never move.
 
 Keys and values of what was said stay in the row where they were computed; the slots' `origin` table says whose past a
-row looks at. Keys and values of the picture are computed once for all rows of a slot, and lie heads first, as the
-batched products want them. Knows nothing of how tokens are chosen.
+row looks at. Keys and values of the picture are computed once for all rows of a slot. All lie heads first, and keys
+with their places last, as the batched products want them. Knows nothing of how tokens are chosen.
 
 Shapes: S slots, W rows of a slot, T tokens, N encoder positions, H heads, E head size, D model size, V vocabulary.
 """
@@ -33,13 +33,13 @@ class Cache:
 
     def __init__(self, decoder: Decoder, slots: int, width: int, tokens: int) -> None:
         """Set the memory for words aside; that for pictures comes with the first picture."""
-        words = (slots, decoder.heads, tokens, width, decoder.head_size)
+        heads, size = decoder.heads, decoder.head_size
         self._new = {"dtype": decoder.dtype, "device": decoder.device}
         layers = range(len(decoder.layers))
-        self.keys_SHTWE = [torch.zeros(words, **self._new) for _ in layers]
-        self.values_SHTWE = [torch.zeros(words, **self._new) for _ in layers]
-        self.picture_keys_SHNE = [self.keys_SHTWE[0][:, :, 0, :0] for _ in layers]
-        self.picture_values_SHNE = [self.keys_SHTWE[0][:, :, 0, :0] for _ in layers]
+        self.keys_SHETW = [torch.zeros(slots, heads, size, tokens, width, **self._new) for _ in layers]
+        self.values_SHTWE = [torch.zeros(slots, heads, tokens, width, size, **self._new) for _ in layers]
+        self.picture_keys_SHEN = [torch.zeros(slots, heads, size, 0, **self._new) for _ in layers]
+        self.picture_values_SHNE = [torch.zeros(slots, heads, 0, size, **self._new) for _ in layers]
         self.mask_S1N = torch.zeros(slots, 1, 0, **self._new)
         self.reach = 0
         # Finite, so that a slot which was never taken computes no NaN.
@@ -50,7 +50,7 @@ class Cache:
         if positions <= self.reach:
             return
         self.reach = whole_strides(positions)
-        self.picture_keys_SHNE = [self._wider(whole, 2) for whole in self.picture_keys_SHNE]
+        self.picture_keys_SHEN = [self._wider(whole, 3) for whole in self.picture_keys_SHEN]
         self.picture_values_SHNE = [self._wider(whole, 2) for whole in self.picture_values_SHNE]
         self.mask_S1N = self._wider(self.mask_S1N, 2, self._never)
 
@@ -62,7 +62,7 @@ class Cache:
 
     def move(self, source: int, target: int) -> None:
         """Let one slot take over from another."""
-        words, pictures = self.keys_SHTWE + self.values_SHTWE, self.picture_keys_SHNE + self.picture_values_SHNE
+        words, pictures = self.keys_SHETW + self.values_SHTWE, self.picture_keys_SHEN + self.picture_values_SHNE
         for whole in (*words, *pictures, self.mask_S1N):
             whole[target] = whole[source]
 
@@ -128,7 +128,7 @@ class Decoder:
         both = F.linear(states_BND, *self._picture)
         both_LKBHNE = both.view(batch, positions, len(self.layers), 2, self.heads, -1).permute(2, 3, 0, 4, 1, 5)
         for layer, (keys_BHNE, values_BHNE) in enumerate(both_LKBHNE):
-            cache.picture_keys_SHNE[layer][:, :, :positions].index_copy_(0, slot_B, keys_BHNE)
+            cache.picture_keys_SHEN[layer][..., :positions].index_copy_(0, slot_B, keys_BHNE.mT)
             cache.picture_values_SHNE[layer][:, :, :positions].index_copy_(0, slot_B, values_BHNE)
         cache.show(slot_B, length_B)
 
@@ -170,28 +170,28 @@ class Decoder:
         """Attend to what was said, after adding the last token to it."""
         slots, width, _ = hidden_SWD.shape
         tokens = mask_SWK.shape[-1] // width
-        layer, keys, values = self.layers[number], cache.keys_SHTWE[number], cache.values_SHTWE[number]
+        layer, keys, values = self.layers[number], cache.keys_SHETW[number], cache.values_SHTWE[number]
         qkv = F.linear(hidden_SWD, *layer.qkv).view(slots, width, 3, self.heads, self.head_size)
         query_SHWE, key_SHWE, value_SHWE = qkv.permute(2, 0, 3, 1, 4)
         every_S = torch.arange(slots, device=self.device)
-        keys[every_S, :, place_S] = key_SHWE
+        keys[every_S, :, :, place_S] = key_SHWE.mT
         values[every_S, :, place_S] = value_SHWE
-        past_SHKE = keys[:slots, :, :tokens].flatten(2, 3), values[:slots, :, :tokens].flatten(2, 3)
-        return self._attend(query_SHWE, past_SHKE, mask_SWK, layer.out)
+        past = keys[:slots, ..., :tokens, :].flatten(3), values[:slots, :, :tokens].flatten(2, 3)
+        return self._attend(query_SHWE, past, mask_SWK, layer.out)
 
     def _see(self, cache: Cache, number: int, hidden_SWD: Tensor) -> Tensor:
         """Attend to the picture and the prompt."""
         slots, width, _ = hidden_SWD.shape
         layer = self.layers[number]
         query_SWHE = F.linear(hidden_SWD, *layer.picture_query).view(slots, width, self.heads, self.head_size)
-        picture_SHNE = cache.picture_keys_SHNE[number][:slots], cache.picture_values_SHNE[number][:slots]
-        return self._attend(query_SWHE.transpose(1, 2), picture_SHNE, cache.mask_S1N[:slots], layer.picture_out)
+        picture = cache.picture_keys_SHEN[number][:slots], cache.picture_values_SHNE[number][:slots]
+        return self._attend(query_SWHE.transpose(1, 2), picture, cache.mask_S1N[:slots], layer.picture_out)
 
     def _attend(self, query_SHWE: Tensor, known: tuple[Tensor, Tensor], mask: Tensor, out: Weights) -> Tensor:
         """Weigh the values of what is known by how well its keys answer; the rows of a slot share one product."""
-        keys, values = known
-        scores = (query_SHWE * self._scale) @ keys.transpose(2, 3) + mask.unsqueeze(1)
-        seen_SHWE = scores.softmax(-1) @ values
+        keys_SHEN, values_SHNE = known
+        scores_SHWN = (query_SHWE * self._scale) @ keys_SHEN + mask.unsqueeze(1)
+        seen_SHWE = scores_SHWN.softmax(-1) @ values_SHNE
         return F.linear(seen_SHWE.transpose(1, 2).flatten(2), *out)
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from florence2.devices import send
 from florence2.engine.channels import quicken, restore
-from florence2.engine.options import EngineSettings, Rules, Stats
+from florence2.engine.lanes import Lanes
+from florence2.engine.options import EngineSettings, Rules
 from florence2.engine.questions import Question, View
 from florence2.engine.replay import Replay
 from florence2.machine import has_compiler, require_compiler
@@ -32,8 +32,8 @@ GPU_BATCH = 16  # not measured
 class Encoder:
     """The vision tower and the encoder of a `Florence2ForConditionalGeneration`."""
 
-    def __init__(self, model: Any, processing: Processing, rules: Rules, stats: Stats) -> None:
-        self._model, self._processing, self._rules, self._stats = model, processing, rules, stats
+    def __init__(self, model: Any, processing: Processing, rules: Rules, lanes: Lanes) -> None:
+        self._model, self._processing, self._rules, self._lanes = model, processing, rules, lanes
         self.batch = 1 if model.device.type == "cpu" else GPU_BATCH  # batching gains nothing on a CPU
         self.vision = model.model.vision_tower.to(memory_format=torch.channels_last)
         self.is_compiled = False
@@ -64,9 +64,9 @@ class Encoder:
         """Give the states of several questions, (B, N, D); shorter prompts are padded behind."""
         new = list({id(q.view): q.view for q in questions if q.view.features_ND is None}.values())
         if new:
-            with self._stats.timed("vision"):
+            with self._lanes.timed("vision"):
                 self._look(new)
-        with self._stats.timed("encode"):
+        with self._lanes.timed("encode"):
             return self._read(questions)
 
     def _look(self, views: Sequence[View]) -> None:
@@ -74,7 +74,7 @@ class Encoder:
         count = self.batch if self.is_compiled else len(views)
         pinned = self._levels_BHWC.is_cuda
         levels_BHWC = torch.empty(len(views), *self._levels_BHWC.shape[1:], dtype=torch.uint8, pin_memory=pinned)
-        np.stack([view.pixels_HWC for view in views], out=levels_BHWC.numpy())
+        torch.stack([torch.from_numpy(view.pixels_HWC) for view in views], out=levels_BHWC)
         self._levels_BHWC[: len(views)].copy_(levels_BHWC, non_blocking=pinned)
         self._replay(count)
         for view, features_ND in zip(views, self._features_BND.clone(), strict=False):
@@ -88,15 +88,15 @@ class Encoder:
         self._features_BND[:count] = model.model.multi_modal_projector(self.vision(pixels_BCHW).last_hidden_state)
 
     def _read(self, questions: Sequence[Question]) -> Tensor:
-        model = self._model
+        """Read pictures and prompts together."""
+        model, places = self._model, self._processing.num_image_tokens
         lengths = [len(question.prompt_ids) for question in questions]
         longest = max(lengths)
-        ids = [q.prompt_ids + [self._rules.pad] * (longest - len(q.prompt_ids)) for q in questions]
-        embeds_BND = model.get_input_embeddings()(send(torch.tensor(ids), model.device))
+        ids = [q.prompt_ids[places:] + [self._rules.pad] * (longest - len(q.prompt_ids)) for q in questions]
+        words_BND = model.get_input_embeddings()(send(torch.tensor(ids), model.device))
         seen = [question.view.features_ND for question in questions]
-        embeds_BND[:, : self._processing.num_image_tokens] = torch.stack(
-            [features for features in seen if features is not None]
-        )
+        seen_BND = torch.stack([features_ND for features_ND in seen if features_ND is not None])
+        embeds_BND = torch.cat((seen_BND, words_BND), 1)
         mask_BN = None
         if min(lengths) < longest:
             ends = send(torch.tensor(lengths), model.device)

@@ -177,7 +177,8 @@ class Stats:
     """Where the time of a run went, and what came out of it.
 
     `seconds` has the keys read (waiting for pictures; most reading is hidden behind the rest), vision, encode,
-    decode and write (everything the caller did between two predictions).
+    decode and write (making predictions of tokens, and everything the caller did between two of them). Those of a
+    GPU are its own time, and as it does two things at once they may be more than have passed.
     """
 
     slots: int = 0
@@ -199,7 +200,11 @@ class Stats:
             if item.name != "seconds":
                 setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
         for what, spent in other.seconds.items():
-            self.seconds[what] = self.seconds.get(what, 0.0) + spent
+            self.spend(what, spent)
+
+    def spend(self, what: str, seconds: float) -> None:
+        """Add time to its part of the whole."""
+        self.seconds[what] = self.seconds.get(what, 0.0) + seconds
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -208,7 +213,7 @@ class Stats:
         try:
             yield
         finally:
-            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
+            self.spend(what, time.perf_counter() - start)
 
 
 def seed_of(sample: Sample, seed: int) -> int:

@@ -14,6 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any, Self
 
 import numpy as np
@@ -88,6 +89,8 @@ class Questions:
     ) -> None:
         """Take samples; `ahead` questions are ready before they are asked for, besides those being opened."""
         self._processing, self._rules, self._settings, self._samples = processing, rules, settings, samples
+        # Most samples ask the same.
+        self._prompt_ids = lru_cache(1024)(partial(processing.prompt_ids, max_length=rules.positions))
         self._workers = max(1, settings.num_workers)
         self._room = threading.Semaphore(2 * self._workers + ahead)
         self._arrived: queue.Queue[tuple[Sample, Future[View]] | Exception | None] = queue.Queue()
@@ -191,7 +194,7 @@ class Questions:
 
     def _question(self, sample: Sample, view: View) -> Question:
         task = find_task(sample.task)
-        ids = self._processing.prompt_ids(task, sample.input, self._rules.positions)
+        ids = self._prompt_ids(task, sample.input)
         length = self._settings.lengths(sample) if self._settings.lengths else None
         return Question(sample, task, ids, view, self._rules.limits(task, self._settings.generation, length))
 
