@@ -169,11 +169,10 @@ def utilisation(device: str) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def work(size: str, beams: int, tokens: int = 42) -> float:
+def work(size: str, beams: int, device: str, tokens: int = 42) -> float:
     """Count the operations of one picture's caption in GFLOP, two for a multiplication and an addition."""
-    plan = Plan("count", 1, size, beams, "meta", "float32", "off", 0)
-    model, _ = random_model(plan)
-    vision, ids = torch.empty(1, 3, 768, 768, device="meta"), torch.zeros(1, 10, dtype=torch.long, device="meta")
+    model, _ = random_model(Plan("count", 1, size, beams, device, "float32", "off", 0))
+    vision, ids = torch.zeros(1, 3, 768, 768, device=device), torch.zeros(1, 10, dtype=torch.long, device=device)
 
     def count(do: Callable[[], Any]) -> tuple[Any, int]:
         with FlopCounterMode(display=False) as counter:
@@ -185,7 +184,7 @@ def work(size: str, beams: int, tokens: int = 42) -> float:
     states, read = count(lambda: model.get_encoder()(inputs_embeds=embeds).last_hidden_state)
 
     def say(length: int) -> int:
-        said = torch.zeros(1, length, dtype=torch.long, device="meta")
+        said = torch.zeros(1, length, dtype=torch.long, device=device)
         decoder = model.model.language_model.decoder
         return count(lambda: model.lm_head(decoder(said, encoder_hidden_states=states).last_hidden_state))[1]
 
@@ -234,7 +233,7 @@ def summary(options: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]
         "threads": options.threads,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "gflop_per_picture": work(options.size, options.beams),
+        "gflop_per_picture": work(options.size, options.beams, options.device),
         "seconds_per_picture": per_picture,
         "times_as_fast_as": {rival: seconds / best["ours"] for rival, seconds in best.items() if rival != "ours"},
         "options": vars(options),

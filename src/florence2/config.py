@@ -151,8 +151,8 @@ class LearningSettings:
     optimizer_args: tuple[str, ...] = ()
     """Arguments of the optimizer, as key=value."""
 
-    scheduler: str = "cosine"
-    """A learning rate schedule of transformers by name, or `onecycle`."""
+    scheduler: str = "warmup_stable_decay"
+    """A learning rate schedule of transformers by name, or `onecycle`; by default the rate falls in the last fifth."""
 
     vision_learning_rate: float | None = None
     """Learning rate of the picture half of the model (default: that of the rest)."""

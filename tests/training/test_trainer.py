@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 from transformers import Seq2SeqTrainingArguments, TrainerCallback
 
-from florence2.config import LoraSettings, ModelSettings
+from florence2.config import LearningSettings, LoraSettings, ModelSettings
 from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model.processing import Processing
@@ -193,19 +193,31 @@ def test_a_broken_step_moves_nothing_and_many_end_the_training(tmp_path: Path) -
     assert (broken.skipped, bench.trainer.state.global_step, broken.too_many) == (3, 3, True)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant_with_warmup"])
+class Rates(TrainerCallback):
+    """Notes the rate of each step."""
+
+    def __init__(self) -> None:
+        self.taken: list[float] = []
+
+    def on_pre_optimizer_step(self, *_: Any, optimizer: torch.optim.Optimizer, **__: Any) -> None:
+        self.taken.append(optimizer.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant_with_warmup", "warmup_stable_decay"])
 def test_no_step_is_taken_at_a_rate_of_nothing(tmp_path: Path, schedule: str) -> None:
-    taken: list[float] = []
+    rates = Rates()
+    Bench(tmp_path, num_train_epochs=8, callbacks=[rates], lr_scheduler_type=schedule, warmup_steps=3).trainer.train()
+    assert rates.taken[:3] == pytest.approx([0.1 / 3, 0.2 / 3, 0.1])
+    assert len(rates.taken) == 8
+    assert 0 < rates.taken[-1] <= rates.taken[2] == max(rates.taken)
 
-    class Rates(TrainerCallback):
-        def on_pre_optimizer_step(self, *_: Any, optimizer: torch.optim.Optimizer, **__: Any) -> None:
-            taken.append(optimizer.param_groups[0]["lr"])
 
-    bench = Bench(tmp_path, num_train_epochs=8, callbacks=[Rates()], lr_scheduler_type=schedule, warmup_steps=3)
-    bench.trainer.train()
-    assert taken[:3] == pytest.approx([0.1 / 3, 0.2 / 3, 0.1])
-    assert len(taken) == 8
-    assert 0 < taken[-1] <= taken[2] == max(taken)
+@pytest.mark.parametrize(("given", "wanted"), [(None, [0.05]), ({"num_decay_steps": 4}, [0.0854, 0.05, 0.0146])])
+def test_by_default_the_rate_falls_in_the_last_fifth(tmp_path: Path, given: Any, wanted: list[float]) -> None:
+    rates, schedule = Rates(), LearningSettings().scheduler
+    more = {"lr_scheduler_type": schedule, "lr_scheduler_kwargs": given}
+    Bench(tmp_path, num_train_epochs=9, callbacks=[rates], **more).trainer.train()
+    assert rates.taken == pytest.approx([0.1] * (9 - len(wanted)) + wanted, rel=1e-2)
 
 
 def test_one_broken_step_is_passed_over(tmp_path: Path) -> None:

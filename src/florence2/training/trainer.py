@@ -27,7 +27,7 @@ from florence2.training.lessons import eva
 from florence2.training.lessons.batches import Lessons, shift_right
 from florence2.training.lessons.streamed import Pouring, Tap
 from florence2.training.method import Learnt, Method
-from florence2.training.optimizer.making import build, one_cycle, pass_over_first, refusal
+from florence2.training.optimizer.making import build, decay_in_the_end, one_cycle, pass_over_first, refusal
 from florence2.training.watch.shown import Rate
 
 
@@ -164,6 +164,7 @@ class LessonTrainer(Kept):
         if self.method.one_cycle and self.lr_scheduler is None:
             self.lr_scheduler = one_cycle(optimizer or self.optimizer, num_training_steps)
             self._created_lr_scheduler = True
+        decay_in_the_end(self.args, num_training_steps)
         warms_up = self.lr_scheduler is None and self.args.get_warmup_steps(num_training_steps) > 0
         made = super().create_scheduler(num_training_steps + warms_up, optimizer)
         if warms_up and isinstance(made, LambdaLR):

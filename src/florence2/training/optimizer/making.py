@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import math
 import sys
 import warnings
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import SchedulerType, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from florence2.errors import UserError
 from florence2.settings import near, pairs, value
@@ -68,6 +69,12 @@ def one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
     # What averages the weights needs the momentum that it averaged with.
     momentum &= not hasattr(optimizer, "eval")
     return OneCycleLR(optimizer, max_lr=rates, total_steps=steps + 1, cycle_momentum=momentum)
+
+
+def decay_in_the_end(args: Seq2SeqTrainingArguments, steps: int) -> None:
+    """Let a schedule that holds its rate fall over the last fifth of the steps, where nobody says otherwise."""
+    if args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
+        args.lr_scheduler_kwargs = {"num_decay_steps": math.ceil(steps / 5)} | dict(args.lr_scheduler_kwargs or {})
 
 
 def pass_over_first(schedule: LRScheduler) -> None:
