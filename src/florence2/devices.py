@@ -3,6 +3,9 @@
 Knows no model.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 
 from florence2.errors import UserError
@@ -46,6 +49,11 @@ def has_bfloat16(device: torch.device) -> bool:
         units = torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported
         return any(has_unit() for has_unit in units)  # type: ignore[no-untyped-call]
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Let a GPU be the one that streams, events and graphs are made on; torch's own choice is the first."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

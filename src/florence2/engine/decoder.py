@@ -22,6 +22,7 @@ from florence2.devices import send
 from florence2.engine.slots import Slots, whole_strides
 
 Weights = tuple[Tensor, Tensor]
+REFINED = 64  # logits of a row that are computed exactly where the rest is rough
 PICTURE_POSITIONS = 600  # 577 for the picture and some for a prompt; more are made room for when they come
 
 
@@ -118,7 +119,7 @@ class Decoder:
         self._words, self._norm = decoder.embed_tokens, decoder.layernorm_embedding
         self._places = decoder.embed_positions.weight[decoder.embed_positions.offset :]
         self._picture = _joined([p for layer in decoder.layers for p in _picture_projections(layer)])
-        self._head = model.lm_head.weight if self._multiplies_into_float32 else model.lm_head.weight.float()
+        self._head = model.lm_head.weight
 
     def look(self, cache: Cache, slots: Sequence[int], states_BND: Tensor, lengths: Sequence[int]) -> None:
         """Put what the encoder saw into slots: states of B questions, of which `lengths` positions count."""
@@ -147,15 +148,19 @@ class Decoder:
 
     def logits(self, hidden_SWD: Tensor) -> Tensor:
         """Give logits in float32 whatever the model's type: around 20, bfloat16 tells no two apart within 0.06."""
-        if not self._multiplies_into_float32:
-            return F.linear(hidden_SWD.float(), self._head)
-        flat: Tensor = torch.mm(hidden_SWD.flatten(0, 1), self._head.T, out_dtype=torch.float32)
-        return flat.view(*hidden_SWD.shape[:2], -1)
+        if self.dtype == torch.float32:
+            return F.linear(hidden_SWD, self._head)
+        if self.device.type == "cuda" and torch.version.hip is None:
+            flat: Tensor = torch.mm(hidden_SWD.flatten(0, 1), self._head.T, out_dtype=torch.float32)
+            return flat.view(*hidden_SWD.shape[:2], -1)
+        return self._refined(hidden_SWD, F.linear(hidden_SWD, self._head).float())
 
-    @property
-    def _multiplies_into_float32(self) -> bool:
-        """Whether the device multiplies halves into float32; a CPU would need a float32 copy of the weights."""
-        return self.device.type == "cuda" and torch.version.hip is None and self.dtype != torch.float32
+    def _refined(self, hidden_SWD: Tensor, logits_SWV: Tensor) -> Tensor:
+        """Compute the largest logits, of which one will be said, once more in float32; a CPU gives halves of halves."""
+        best_SWC = logits_SWV.topk(min(REFINED, logits_SWV.shape[-1]), sorted=False).indices
+        weights_SWCD = F.embedding(best_SWC, self._head).float()
+        exact_SWC1 = weights_SWCD @ hidden_SWD.float().unsqueeze(-1)
+        return logits_SWV.scatter_(-1, best_SWC, exact_SWC1.squeeze(-1))
 
     def _past(self, slots: Slots, place_S: Tensor) -> Tensor:
         """Say which cached tokens each row may look at: 0 or -inf, (S, W, T x W), tokens outside."""

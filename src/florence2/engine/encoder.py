@@ -16,7 +16,7 @@ from torch import Tensor
 
 from florence2.devices import send
 from florence2.engine.channels import quicken, restore
-from florence2.engine.lanes import Lanes
+from florence2.engine.clock import Clock
 from florence2.engine.options import EngineSettings, Rules
 from florence2.engine.questions import Question, View
 from florence2.engine.replay import Replay
@@ -32,8 +32,8 @@ GPU_BATCH = 16  # not measured
 class Encoder:
     """The vision tower and the encoder of a `Florence2ForConditionalGeneration`."""
 
-    def __init__(self, model: Any, processing: Processing, rules: Rules, lanes: Lanes) -> None:
-        self._model, self._processing, self._rules, self._lanes = model, processing, rules, lanes
+    def __init__(self, model: Any, processing: Processing, rules: Rules, clock: Clock) -> None:
+        self._model, self._processing, self._rules, self._clock = model, processing, rules, clock
         self.batch = 1 if model.device.type == "cpu" else GPU_BATCH  # batching gains nothing on a CPU
         self.vision = model.model.vision_tower.to(memory_format=torch.channels_last)
         self.is_compiled = False
@@ -64,9 +64,9 @@ class Encoder:
         """Give the states of several questions, (B, N, D); shorter prompts are padded behind."""
         new = list({id(q.view): q.view for q in questions if q.view.features_ND is None}.values())
         if new:
-            with self._lanes.timed("vision"):
+            with self._clock.timed("vision"):
                 self._look(new)
-        with self._lanes.timed("encode"):
+        with self._clock.timed("encode"):
             return self._read(questions)
 
     def _look(self, views: Sequence[View]) -> None:

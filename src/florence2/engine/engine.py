@@ -8,16 +8,16 @@ Knows no files: samples in, predictions out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from operator import length_hint
 from typing import Any, Self
 
 import torch
 
 from florence2.data.sample import Prediction, Sample
+from florence2.devices import on
+from florence2.engine.clock import Clock
 from florence2.engine.decoder import Cache, Decoder, fitting_slots
 from florence2.engine.encoder import Encoder
-from florence2.engine.lanes import Lanes
 from florence2.engine.options import EngineSettings, Rules, Stats, seed_of
 from florence2.engine.questions import Answered, Question, Questions, Said, Wanted, answer, everything
 from florence2.engine.replay import Replay
@@ -28,20 +28,6 @@ from florence2.model.processing import Processing
 
 CPU_SLOTS = 16
 GPU_SLOTS, GPU_LOOKS = 256, 4  # not measured
-
-
-@dataclass(frozen=True, eq=False)
-class Coming:
-    """Questions whose pictures are being looked at, and the slots that are theirs when that is done."""
-
-    slots: Sequence[int]
-    questions: Sequence[Question]
-    mark: torch.cuda.Event | None
-
-    @property
-    def is_here(self) -> bool:
-        """Tell whether their pictures have been looked at."""
-        return self.mark is None or bool(self.mark.query())  # type: ignore[no-untyped-call]
 
 
 class Engine:
@@ -65,21 +51,19 @@ class Engine:
         most = GPU_SLOTS if self.is_static else CPU_SLOTS
         count = self.settings.batch_size or fitting_slots(self.model, width, longest, most)
         self.stats = Stats(slots=count)
-        self.lanes = Lanes(device, self.stats)
-        self.encoder = Encoder(self.model, self.processing, self.rules, self.lanes)
+        self.clock = Clock(device, self.stats)
+        self.encoder = Encoder(self.model, self.processing, self.rules, self.clock)
         self.decoder = Decoder(self.model)
         self.cache = Cache(self.decoder, count, width, longest)
         self.slots = Slots.empty(count, width, longest, device)
         self.watch = Watch(GPU_LOOKS if self.is_static else 1)
         self.move = Replay(self._move, records=device.type == "cuda")
-        self._coming: list[Coming] = []
-        self._has_moved = False
         self._questions: list[Question | None] = [None] * count
         self._lengths = [0] * count  # the slots' lengths, known here without asking the device
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.lanes.finish()
+        self.clock.settle(wait=True)
         self.encoder.close()
         del self.encoder, self.decoder, self.cache, self.slots, self.watch, self.move
 
@@ -92,7 +76,7 @@ class Engine:
         self.encoder.prepare(self.settings, self.settings.expected or length_hint(samples, 0))
         with Questions(self.processing, self.rules, self.settings, samples, self.stats.slots, wanted) as asked:
             try:
-                while not asked.exhausted or self.in_use or self._coming:
+                while not asked.exhausted or self.in_use:
                     for answered in self.step(asked):
                         self.stats.count(answered.prediction)
                         with self.stats.timed("write"):
@@ -103,18 +87,20 @@ class Engine:
     @torch.inference_mode()
     def step(self, asked: Questions) -> list[Answered]:
         """Let every slot move by one token, and give what is done."""
-        with self.lanes.front():
-            self._leave(asked)
-            done = self.admit(asked)
-            self._arrive()
-            if self.in_use:
-                reach = self._reach()
-                with self.lanes.timed("decode"):
-                    self.move(self._count(), reach, self.cache.reach)
-                    ended, table = self._ended(reach)
-                with self.stats.timed("write"):
-                    done += [self.finish(slot, table, asked) for slot in ended]
-                self.lanes.settle()
+        with on(self.model.device):
+            return self._step(asked)
+
+    def _step(self, asked: Questions) -> list[Answered]:
+        self._leave(asked)
+        done = self.admit(asked)
+        if self.in_use:
+            reach = self._reach()
+            with self.clock.timed("decode"):
+                self.move(self._count(), reach, self.cache.reach)
+                ended, table = self._ended(reach)
+            with self.stats.timed("write"):
+                done += [self.finish(slot, table, asked) for slot in ended]
+            self.clock.settle()
         return done
 
     def _move(self, count: int, tokens: int, _reach: int) -> None:
@@ -127,14 +113,13 @@ class Engine:
         """Fill free slots with questions whose pictures are open; give back those that failed."""
         taken: list[Question] = []
         failed: list[Answered] = []
-        reserved = self._reserved
-        free = [slot for slot, question in enumerate(self._questions) if question is None and slot not in reserved]
+        free = [slot for slot, question in enumerate(self._questions) if question is None]
         size = self.encoder.batch
         if self.is_static and self.in_use and self.stats.slots >= 4 * size:
             free = free[: len(free) // size * size]  # a GPU sees several pictures in the time of one
         with self.stats.timed("read"):
             while len(taken) < len(free):
-                found = asked.take(wait=not (taken or failed or self.in_use or self._coming))
+                found = asked.take(wait=not (taken or failed or self.in_use))
                 if found is None:
                     break
                 if isinstance(found, Question):
@@ -174,51 +159,27 @@ class Engine:
                 self.slots.busy_S[slot] = False
 
     def _place(self, free: Sequence[int], questions: Sequence[Question]) -> None:
-        """Look at the pictures of a few questions, for slots that are theirs when that is done."""
+        """Encode a few questions and put them into slots."""
+        states_BND = self.encoder.encode(questions)
         slots = free[: len(questions)]
-        positions = [len(question.prompt_ids) for question in questions]
-        if max(positions) > self.cache.reach or self._has_moved:
-            self.lanes.meet()
-            self.cache.grow(max(positions))
-            self.lanes.meet()
-            self._has_moved = False
-        with self.lanes.side():
-            states_BND = self.encoder.encode(questions)
-            with self.lanes.timed("encode"):
-                self.decoder.look(self.cache, slots, states_BND, positions)
-        self._coming.append(Coming(slots, questions, self.lanes.mark()))
-
-    def _arrive(self) -> None:
-        """Begin to answer the questions whose pictures have been looked at; where all slots are idle, wait for some."""
-        while self._coming and (self._coming[0].is_here or not self.in_use):
-            coming = self._coming.pop(0)
-            self.lanes.join(coming.mark)
-            seeds = [seed_of(question.sample, self.settings.generation.seed) for question in coming.questions]
-            self.slots.take(coming.slots, [question.limits for question in coming.questions], self.rules, seeds)
-            for slot, question in zip(coming.slots, coming.questions, strict=True):
-                self._questions[slot], self._lengths[slot] = question, 1
-
-    @property
-    def _reserved(self) -> set[int]:
-        return {slot for coming in self._coming for slot in coming.slots}
+        with self.clock.timed("encode"):
+            self.decoder.look(self.cache, slots, states_BND, [len(question.prompt_ids) for question in questions])
+        seeds = [seed_of(question.sample, self.settings.generation.seed) for question in questions]
+        self.slots.take(slots, [question.limits for question in questions], self.rules, seeds)
+        for slot, question in zip(slots, questions, strict=True):
+            self._questions[slot], self._lengths[slot] = question, 1
 
     def _count(self) -> int:
         """Say how many slots to look at, and move into them what lies behind; a static device knows few counts."""
-        reserved = self._reserved
-        count = in_use = self.in_use
-        if self.is_static:
-            count = 2 ** (in_use - 1).bit_length()
-            while count - sum(slot < count for slot in reserved) < in_use:
-                count *= 2
-            count = min(count, self.stats.slots)
-        holes = [slot for slot in range(count) if self._questions[slot] is None and slot not in reserved]
+        in_use = self.in_use
+        count = min(2 ** (in_use - 1).bit_length(), self.stats.slots) if self.is_static else in_use
+        holes = [slot for slot in range(count) if self._questions[slot] is None]
         behind = [slot for slot in range(count, len(self._questions)) if self._questions[slot] is not None]
         for source, target in zip(behind, holes, strict=False):
             self.slots.move(source, target)
             self.cache.move(source, target)
             self._questions[target], self._lengths[target] = self._questions[source], self._lengths[source]
             self._questions[source] = None
-            self._has_moved = True
         self.stats.steps += 1
         self.stats.slots_in_use = in_use
         return count
@@ -238,6 +199,4 @@ class Engine:
     def _clear(self) -> None:
         """Forget what was not finished, when a run is left early."""
         self._questions = [None] * self.stats.slots
-        self._coming.clear()
-        with self.lanes.front():
-            self.slots.busy_S.zero_()
+        self.slots.busy_S.zero_()

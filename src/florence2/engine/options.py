@@ -177,8 +177,8 @@ class Stats:
     """Where the time of a run went, and what came out of it.
 
     `seconds` has the keys read (waiting for pictures; most reading is hidden behind the rest), vision, encode,
-    decode and write (making predictions of tokens, and everything the caller did between two of them). Those of a
-    GPU are its own time, and as it does two things at once they may be more than have passed.
+    decode and write (making predictions of tokens, and everything the caller did between two of them). Vision, encode
+    and decode on a GPU are its own time.
     """
 
     slots: int = 0

@@ -15,8 +15,6 @@ import torch
 class Replay:
     """Runs a step; on a GPU as a recorded graph, once it has been run in the same shape a few times.
 
-    Call it within a stream of one's own: the default one cannot be recorded.
-
     The times before are steps like any other: they warm up what recording may not meet cold, and shapes that come
     seldom are not worth a recording. All graphs work in the same memory, for only one runs at a time.
     """
@@ -42,7 +40,6 @@ class Replay:
             return
         if shape not in self._graphs:
             self._graphs[shape] = torch.cuda.CUDAGraph()
-            graph, stream = self._graphs[shape], torch.cuda.current_stream()
-            with torch.cuda.graph(graph, self._memory, stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graphs[shape], self._memory, capture_error_mode="thread_local"):
                 self._step(*shape)
         self._graphs[shape].replay()
