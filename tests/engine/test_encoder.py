@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from florence2.engine.encoder import PAYS_FROM, wants_compiler
+from florence2.engine.seeing.encoder import PAYS_FROM, wants_compiler
 from florence2.errors import UserError
 
 

@@ -13,10 +13,10 @@ import torch
 from florence2.data.sample import Prediction, Sample
 from florence2.demo.scenes import scene
 from florence2.demo.targets import all_truths
-from florence2.engine.decoder import REFINED, Decoder
 from florence2.engine.engine import Engine
 from florence2.engine.options import EngineSettings, GenerationSettings
 from florence2.engine.reference import Reference
+from florence2.engine.saying.decoder import REFINED, Decoder
 from florence2.model.load import load
 from florence2.model.tasks import TASKS, Task, find_task
 

@@ -3,8 +3,9 @@ import math
 import pytest
 
 from florence2.data.sample import Sample
+from florence2.engine.answers import Said, answer
 from florence2.engine.options import GenerationSettings, Rules
-from florence2.engine.questions import Question, Said, View, answer
+from florence2.engine.questions import Question, View
 from florence2.model.processing import Processing
 from florence2.model.tasks import find_task
 from tests.engine.pictures import picture

@@ -4,7 +4,8 @@ from transformers import LogitsProcessorList
 from transformers.generation import logits_process as theirs
 
 from florence2.engine.options import GenerationSettings, Limits, Rules
-from florence2.engine.search import BLOCK, Allow, draw, largest, search_for, warp
+from florence2.engine.saying.odds import BLOCK, Allow, draw, largest, warp
+from florence2.engine.saying.search import search_for
 from florence2.engine.slots import Slots
 
 RULES = Rules(start=2, bos=0, eos=2, pad=1, forced_bos=0, forced_eos=2, ngram=3, positions=64)

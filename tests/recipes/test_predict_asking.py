@@ -17,7 +17,7 @@ from florence2 import cli
 from florence2.data.formats.source import find_source
 from florence2.data.metadata import Columns
 from florence2.demo.dataset import make_dataset
-from florence2.engine.encoder import Encoder
+from florence2.engine.seeing.encoder import Encoder
 from florence2.errors import UserError
 from florence2.recipes.evaluate import evaluate
 from florence2.recipes.predict import predict

@@ -15,13 +15,14 @@ import torch
 
 from florence2.data.sample import Prediction, Sample
 from florence2.devices import on
+from florence2.engine.answers import Said, answer
 from florence2.engine.clock import Clock
-from florence2.engine.decoder import Cache, Decoder, fitting_slots
-from florence2.engine.encoder import Encoder
 from florence2.engine.options import EngineSettings, Rules, Stats, seed_of
-from florence2.engine.questions import Answered, Question, Questions, Said, Wanted, answer, everything
+from florence2.engine.questions import Answered, Question, Questions, Wanted, everything
 from florence2.engine.replay import Replay
-from florence2.engine.search import search_for
+from florence2.engine.saying.decoder import Cache, Decoder, fitting_slots
+from florence2.engine.saying.search import search_for
+from florence2.engine.seeing.encoder import Encoder
 from florence2.engine.slots import Slots, Watch, whole_strides
 from florence2.errors import UserError
 from florence2.model.processing import Processing

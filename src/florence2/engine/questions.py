@@ -1,4 +1,4 @@
-"""Samples become questions the model can be asked, and the tokens it says become predictions.
+"""Samples become questions the model can be asked.
 
 Threads open pictures ahead of the model, through a bounded window and in order; a picture that cannot be opened, or a
 prompt that cannot be asked, is a `Prediction` with an error. Knows nothing of how answers are found.
@@ -6,14 +6,12 @@ prompt that cannot be asked, is a `Prediction` with an error. Knows nothing of h
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
-from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Self
 
@@ -23,10 +21,8 @@ import torch
 from florence2.data.sample import Prediction, Sample, Size
 from florence2.engine.options import EngineSettings, Limits, Rules
 from florence2.errors import UserError
-from florence2.model import locations
 from florence2.model.processing import Processing
-from florence2.model.tasks import Answers, Task, find_task
-from florence2.model.wire import Placed, Span
+from florence2.model.tasks import Task, find_task
 
 RECENT_VIEWS = 8  # samples this far apart still share one opened picture
 
@@ -57,14 +53,6 @@ class Answered:
 
     sample: Sample
     prediction: Prediction
-
-
-@dataclass(frozen=True, eq=False)
-class Said:
-    """One sequence as generated: tokens after the start token, and their log-probabilities; eos ends what counts."""
-
-    ids: list[int]
-    logprobs: list[float]
 
 
 Wanted = Callable[[Sample], bool]
@@ -197,61 +185,6 @@ class Questions:
         ids = self._prompt_ids(task, sample.input)
         length = self._settings.lengths(sample) if self._settings.lengths else None
         return Question(sample, task, ids, view, self._rules.limits(task, self._settings.generation, length))
-
-
-def answer(processing: Processing, rules: Rules, question: Question, said: Sequence[Said]) -> Prediction:
-    """Read what the model said; where it said several things, the first has the others as its alternatives."""
-    first, *others = [_read(processing, rules, question, each) for each in said]
-    return replace(first, alternatives=tuple(others))
-
-
-def _read(processing: Processing, rules: Rules, question: Question, said: Said) -> Prediction:
-    """Read one sequence.
-
-    `score` is exp of the mean log-probability of the tokens the model chose, eos included; tokens that were forced on
-    it (bos, and eos at the longest length) do not count. Objects have scores of their own: `Sureness`.
-    """
-    words = rules.caption(said.ids)
-    caption = list(said.ids[words])
-    text = processing.decode(caption)
-    is_words = question.task.answers is Answers.TEXT
-    score = None if is_words else Sureness(processing.spans(caption), said.logprobs[words]).of
-    return Prediction(
-        file_name=question.sample.id,
-        task=question.sample.task,
-        input=question.sample.input,
-        text=text,
-        answer=locations.read(question.task, text, question.view.size, score=score),
-        num_tokens=len(caption),
-        score=_likelihood(said.logprobs[rules.chosen(said.ids, question.limits)]),
-    )
-
-
-class Sureness:
-    """How sure the model was of each object in a text: of its label and of its places, together."""
-
-    def __init__(self, spans: Sequence[Span], logprobs: Sequence[float]) -> None:
-        """Take where each token stands in the text, and its log-probability."""
-        seen = [(*span, logprob) for span, logprob in zip(spans, logprobs, strict=True) if span[0] < span[1]]
-        self._starts, self._ends = [start for start, _, _ in seen], [end for _, end, _ in seen]
-        self._logprobs = [logprob for _, _, logprob in seen]
-
-    def of(self, placed: Placed) -> float | None:
-        """Give the geometric mean of two: that of the label's probabilities, and that of the places'.
-
-        So a label counts as much as its places, however many tokens either has; it counts for each of its objects.
-        """
-        parts = [_likelihood(self._within(*span)) for span in (placed.label_span, placed.span)]
-        return _likelihood([math.log(part) for part in parts if part])
-
-    def _within(self, start: int, end: int) -> list[float]:
-        first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
-        return self._logprobs[first:last] if start < end else []
-
-
-def _likelihood(logprobs: Sequence[float]) -> float | None:
-    """Give the geometric mean of probabilities."""
-    return math.exp(sum(logprobs) / len(logprobs)) if logprobs else None
 
 
 def failure(sample: Sample, error: UserError) -> Answered:

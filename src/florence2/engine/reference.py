@@ -16,8 +16,9 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from florence2.data.sample import Prediction, Sample
+from florence2.engine.answers import Said, answer
 from florence2.engine.options import EngineSettings, Limits, Rules, Stats, seed_of
-from florence2.engine.questions import Question, Questions, Said, answer
+from florence2.engine.questions import Question, Questions
 from florence2.model.processing import Processing
 
 DEFAULT_BATCH = 8

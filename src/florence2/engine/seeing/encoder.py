@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from florence2.devices import send
-from florence2.engine.channels import quicken, restore
 from florence2.engine.clock import Clock
 from florence2.engine.options import EngineSettings, Rules
 from florence2.engine.questions import Question, View
 from florence2.engine.replay import Replay
+from florence2.engine.seeing.channels import quicken, restore
 from florence2.machine import has_compiler, require_compiler
 from florence2.model.processing import Processing
 

@@ -1,0 +1,1 @@
+"""How pictures and prompts become what the decoder looks at."""
