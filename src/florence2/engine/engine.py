@@ -28,7 +28,7 @@ from florence2.errors import UserError
 from florence2.model.processing import Processing
 
 CPU_SLOTS = 16
-GPU_SLOTS, GPU_LOOKS = 256, 4  # not measured
+GPU_SLOTS, GPU_LOOKS = 256, 4
 
 
 class Engine:

@@ -103,7 +103,7 @@ def read_tokenizer(folder: Path) -> RobertaTokenizer:
         backend = (
             Tokenizer.from_file(str(path))
             if path.is_file()
-            else RobertaTokenizer.from_pretrained(folder).backend_tokenizer
+            else _tokenizer_of(folder / "vocab.json", folder / "merges.txt")
         )
     except Exception as error:  # tokenizers raises nothing narrower
         raise _damaged(path, error) from None
@@ -118,6 +118,13 @@ def read_tokenizer(folder: Path) -> RobertaTokenizer:
         extra_special_tokens=[token for token in extra if token not in _LAYOUT_TOKENS],
         model_max_length=limit or 1024,
     )
+
+
+def _tokenizer_of(vocabulary: Path, merges: Path) -> Tokenizer:
+    """Make the tokenizer of exports that are older than `tokenizer.json`."""
+    pairs = [tuple(line.split()) for line in merges.read_text("utf-8").splitlines() if not line.startswith("#version")]
+    made: Tokenizer = RobertaTokenizer(vocab=read_json(vocabulary), merges=pairs).backend_tokenizer
+    return made
 
 
 def _find_checkpoint(folder: Path) -> Path:
