@@ -1,3 +1,4 @@
+import json
 import pickle
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def pictures(folder: Path, **sizes: tuple[int, int]) -> Path:
 
 def test_the_questions_about_one_picture_stand_together_and_share_it(tmp_path):
     plan = Plan.of(["caption", "od+region_to_ocr"])
-    found = plan.about(lambda task, _: Found("x", None, [Sample(n, Image.new("RGB", (9, 9)), task) for n in "ab"]))
+    _, found = plan.about(lambda task, _: Found("x", None, [Sample(n, Image.new("RGB", (9, 9)), task) for n in "ab"]))
     assert [(s.id, s.task) for s in found.samples] == [(n, t) for n in "ab" for t in ("<CAPTION>", "<OD>")]
     assert found.samples[0].picture is found.samples[1].picture
     [led] = found.samples[1].then(Prediction("a", "<OD>", text=CAT))
@@ -113,14 +114,14 @@ def test_the_questions_about_one_picture_stand_together_and_share_it(tmp_path):
 
 def test_a_region_in_pixels_is_that_of_each_picture(tmp_path):
     folder = pictures(tmp_path, a=(100, 100), b=(200, 50), c=(10, 10))
-    found = Plan.of(["region_to_ocr"], "10, 20, 50, 40.5").about(found_in(folder))
+    _, found = Plan.of(["region_to_ocr"], "10, 20, 50, 40.5").about(found_in(folder))
     assert [sample.input for sample in found.samples[:2]] == [
         "<loc_100><loc_200><loc_500><loc_405>",
         "<loc_50><loc_400><loc_250><loc_810>",
     ]
     with pytest.raises(UserError, match=r"c.png has 10 x 10 pixels"):
         found.samples[2].open()
-    beside = Plan.of(["region_to_ocr", "caption"], "10,20,50,40").about(found_in(folder)).samples[-1]
+    beside = Plan.of(["region_to_ocr", "caption"], "10,20,50,40").about(found_in(folder))[1].samples[-1]
     assert (beside.key, beside.open().size) == (("c.png", "<CAPTION>", ""), (10, 10))
 
 
@@ -130,12 +131,31 @@ def test_a_task_without_its_input_is_refused_unless_rows_have_it(tmp_path):
         Plan.of(["region_to_ocr"]).about(found_in(folder))
     rows = folder / "list.csv"
     rows.write_text('file_name,input\na.png,"10,20,50,40"\n')
-    [sample] = Plan.of(["region_to_ocr"]).about(found_in(rows)).samples
+    [sample] = Plan.of(["region_to_ocr"]).about(found_in(rows))[1].samples
     assert sample.input == "<loc_100><loc_200><loc_500><loc_400>"
 
 
 def test_rows_that_name_their_task_are_asked_that_alone(tmp_path):
     folder = pictures(tmp_path, a=(100, 100), b=(100, 100))
     (folder / "list.jsonl").write_text('{"file_name": "a.png"}\n{"file_name": "b.png", "task": "ocr"}\n')
-    found = Plan.of(["caption", "od"]).about(found_in(folder / "list.jsonl"))
+    _, found = Plan.of(["caption", "od"]).about(found_in(folder / "list.jsonl"))
     assert [(s.id, s.task) for s in found.samples] == [("a.png", "<CAPTION>"), ("a.png", "<OD>"), ("b.png", "<OCR>")]
+
+
+def test_rows_may_name_cascades_of_their_own(tmp_path):
+    folder = pictures(tmp_path, a=(100, 100), b=(100, 100), c=(100, 100))
+    rows = [("a", "od+region_to_ocr", ""), ("b", "region_to_ocr", [10, 20, 50, 40]), ("c", "2 + 2 = ?", "")]
+    lines = [{"file_name": f"{name}.png", "task": task, "input": words} for name, task, words in rows]
+    (folder / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    plan, found = Plan.of(["caption"]).about(found_in(folder / "list.jsonl"))
+    assert [(sample.task, sample.input) for sample in found.samples] == [
+        ("<OD>", ""),
+        ("<REGION_TO_OCR>", "<loc_100><loc_200><loc_500><loc_400>"),
+        ("2 + 2 = ?", ""),
+    ]
+    assert [sample.then is not None for sample in found.samples] == [True, False, False]
+    assert (plan.leads_on, plan.several) == (True, True)
+    assert [task.name for task in plan.tasks] == ["caption", "od", "region_to_ocr"]
+    (folder / "list.jsonl").write_text(json.dumps(lines[0] | {"task": "od+caption"}))
+    with pytest.raises(UserError, match="`caption` takes no input, so `od` cannot lead to it"):
+        Plan.of(["caption"]).about(found_in(folder / "list.jsonl"))

@@ -95,18 +95,32 @@ class Plan:
 
         return list(dict.fromkeys(below(self.steps)))
 
-    def about(self, find: Callable[[str, str], Found]) -> Found:
-        """Ask about all pictures that `find` finds for a task and an input; questions about one stand together."""
+    def about(self, find: Callable[[str, str], Found]) -> tuple["Plan", Found]:
+        """Ask about all pictures that `find` finds for a task and an input; questions about one stand together.
+
+        Rows of a table may name cascades of their own: the plan that is given back holds those, too.
+        """
         found = [find(step.task.token, step.input) for step in self.steps]
         asked: dict[str, dict[tuple[str, str, str], Sample]] = {}
         pictures: dict[str, Any] = {}  # one object for each, so that it is opened once
+        cascades: dict[Step, None] = {}
         for step, each in zip(self.steps, found, strict=True):
             for sample in each.samples:
                 mine = replace(sample, picture=pictures.setdefault(sample.id, sample.picture))
-                if sample.task == step.task.token:
-                    mine = step.of(_complete(mine, step.task))
+                own = step if sample.task == step.task.token else _cascade(sample)
+                if own:
+                    cascades |= {own: None} if own is not step else {}
+                    mine = replace(mine, task=own.task.token, input=sample.input or own.input)
+                    mine = own.of(_complete(mine, own.task))
                 asked.setdefault(sample.id, {}).setdefault(mine.key, mine)
-        return replace(found[0], samples=[sample for beside in asked.values() for sample in beside.values()])
+        samples = [sample for beside in asked.values() for sample in beside.values()]
+        return Plan((*self.steps, *cascades)), replace(found[0], samples=samples)
+
+
+def _cascade(sample: Sample) -> Step | None:
+    """Read the task of a row as a cascade, if it is one."""
+    links = _chain(sample.task, sample.input)
+    return _steps([links])[0] if len(links) > 1 else None
 
 
 def _complete(sample: Sample, task: Task) -> Sample:
