@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,9 @@ import yaml
 from safetensors.torch import load_file
 
 from florence2.data.formats.shards import write_shards
+from florence2.errors import UserError
 from florence2.model.load import load
+from florence2.training.kept import refuse_to_keep_nothing
 from tests.training.photos import CAPTIONS, run, save_calm, save_photos
 
 ROOT = Path(__file__).parents[2]
@@ -37,10 +42,10 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 EXAM = ("--eval_metrics", "loss", "cer")
 
 
-def launch(room: Path, how: str, name: str, *more: str) -> str:
+def launch(room: Path, how: str, name: str, *more: str, **other: Any) -> str:
     """Train in two processes and return what they said."""
     given = {"dataset": "photos", "model_id": "model", "output_dir": name, "device": "cpu", "batch_size": 2}
-    flags = [word for flag, value in (given | SHARED).items() for word in (f"--{flag}", str(value))]
+    flags = [word for flag, value in (given | SHARED | other).items() for word in (f"--{flag}", str(value))]
     flags += ["--trainer", "logging_steps=1", "--val_dataset", "photos", *more]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     done = subprocess.run(
@@ -98,6 +103,55 @@ def test_two_processes_go_on(room: Path) -> None:
     launch(room, PLAIN, "two-again", *EXAM, "--resume", "auto")
     again, whole = learnt(room / "two-again"), learnt(room / "two")
     assert all(torch.equal(again[name], weight) for name, weight in whole.items())
+
+
+@pytest.mark.skipif(not os.environ.get("FLORENCE2_LONG"), reason="FLORENCE2_LONG=1 asks for it")
+def test_two_machines_are_one_with_twice_the_batch(room: Path) -> None:
+    config = yaml.safe_load((ROOT / "examples" / "devices" / "two_machines.yaml").read_text())
+    here = {"num_processes": 2, "main_process_ip": "127.0.0.1", "mixed_precision": "no"}
+    (room / "machines.yaml").write_text(yaml.safe_dump(config | here))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    how = f"--main_process_port {port} --config_file machines.yaml --machine_rank %d -m florence2"
+    with ThreadPoolExecutor(2) as machines:
+        said = list(machines.map(lambda rank: launch(room, how % rank, "machines", *EXAM), range(2)))
+    assert [each.count("saved machines") for each in said] == [1, 0]  # only one of them talks
+    assert_alike(room / "machines", room / "one")
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_learns_the_same_and_goes_on(room: Path, stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    config = yaml.safe_load((ROOT / "examples" / "devices" / "deepspeed.yaml").read_text())
+    config["deepspeed_config"]["zero_stage"] = stage
+    (room / "ds.yaml").write_text(yaml.safe_dump(config | {"mixed_precision": "no", "use_cpu": True}))
+    plain, how, name = f"zero-{stage}-one", "--config_file ds.yaml -m florence2", f"zero-{stage}"
+    # DeepSpeed knows no optimizer but Adam and its kin by heart.
+    adam = {"optim": "adamw_torch", "learning_rate": 1e-3}
+    run(room, plain, **SHARED | adam, batch_size=4)
+    launch(room, how, name, **adam)
+    mine, theirs = learnt(room / name), learnt(room / plain)
+    assert all(torch.allclose(mine[key], weight, atol=1e-4) for key, weight in theirs.items())
+    shutil.copytree(room / name / "checkpoint-2", room / f"{name}-again" / "checkpoint-2")
+    launch(room, how, f"{name}-again", "--resume", "auto", **adam)
+    again = learnt(room / f"{name}-again")
+    assert all(torch.equal(again[key], weight) for key, weight in mine.items())
+
+
+@pytest.mark.parametrize(
+    ("zero", "is_refused"),
+    [
+        ({"stage": 2}, False),
+        ({"stage": 3}, True),
+        ({"stage": 3, "stage3_gather_16bit_weights_on_model_save": False}, True),
+        ({"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}, False),
+    ],
+)
+def test_weights_that_could_not_be_kept_are_not_parted(zero: dict[str, Any], is_refused: bool) -> None:
+    with pytest.raises(UserError, match="does not let them be saved") if is_refused else nullcontext():
+        refuse_to_keep_nothing({"zero_optimization": zero})
 
 
 def test_parted_weights_learn_the_same_and_go_on(room: Path) -> None:

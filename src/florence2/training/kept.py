@@ -22,6 +22,16 @@ RAW = "trained_weights.safetensors"
 Keep = Callable[[nn.Module, Path, Mapping[str, torch.Tensor] | None], None]
 
 
+def refuse_to_keep_nothing(config: Mapping[str, Any]) -> None:
+    """Refuse a config of DeepSpeed that parts the weights and, at the end, would not bring them together."""
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+        raise UserError(
+            "DeepSpeed's ZeRO 3 parts the weights, and its config does not let them be saved",
+            "add `zero3_save_16bit_model: true` to the `deepspeed_config` of accelerate's file",
+        )
+
+
 class Kept(Seq2SeqTrainer):  # type: ignore[misc]
     """Writes what it learns so that no kill can harm it; `keep` writes model and processor into a folder."""
 
@@ -33,6 +43,8 @@ class Kept(Seq2SeqTrainer):  # type: ignore[misc]
         self.keep = keep
         if self.is_fsdp_enabled:
             self._leave_the_embedding_whole()
+        if self.is_deepspeed_enabled:
+            refuse_to_keep_nothing(self.accelerator.state.deepspeed_plugin.deepspeed_config)
 
     def _leave_the_embedding_whole(self) -> None:
         """Let every process hold the matrix that four modules share: FSDP parts what belongs to one module alone."""

@@ -43,7 +43,7 @@ class LessonTrainer(Kept):
         self.model_accepts_loss_kwargs = True  # so that a step's tokens are counted for `compute_loss`
         if method.examine is not None:
             self.refuse_to_copy_shards("--eval_metrics")
-        if self.is_fsdp_enabled:  # it parts nothing that is laid out otherwise
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # they part nothing that is laid out otherwise
             self.model.to(memory_format=torch.contiguous_format)
         self.remove_callback(PrinterCallback)
         self.rate = Rate()
