@@ -77,7 +77,7 @@ class Encoder:
         torch.stack([torch.from_numpy(view.pixels_HWC) for view in views], out=levels_BHWC)
         self._levels_BHWC[: len(views)].copy_(levels_BHWC, non_blocking=pinned)
         self._replay(count)
-        for view, features_ND in zip(views, self._features_BND.clone(), strict=False):
+        for view, features_ND in zip(views, self._features_BND[: len(views)].clone(), strict=True):
             view.features_ND = features_ND
 
     def _see(self, count: int) -> None:
