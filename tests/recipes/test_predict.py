@@ -69,6 +69,7 @@ def test_a_bad_picture_is_a_line_with_an_error_and_exit_code_1(tiny: Path, tmp_p
 @pytest.mark.parametrize("more", [{}, {"num_beams": 2}, {"do_sample": True, "temperature": 1.5}], ids=str)
 def test_no_answer_depends_on_the_batch_or_the_engine(tiny: Path, tmp_path: Path, more: dict[str, Any]) -> None:
     folder = draw(tmp_path / "photos", *(f"{n}.png" for n in range(5)))
+    more = {"dtype": "float32"} | more  # half precision rounds otherwise in other company
     alone = run(tiny, folder, tmp_path / "1.jsonl", batch_size=1, **more)
     assert run(tiny, folder, tmp_path / "4.jsonl", batch_size=4, **more) == alone
     if not more.get("do_sample"):

@@ -77,5 +77,7 @@ def _packed(layer: nn.Linear, arithmetic: torch.dtype) -> nn.Module:
     made = Linear4bit(*size, bias=bias, compute_dtype=arithmetic, quant_type="nf4", device="meta")
     made.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True)
     made.bias = layer.bias
+    # Else a look without gradients lays the matrix out anew on some CPUs, with coarser scales, and training goes on so.
+    made.support_avx512bf16_for_cpu = False
     packed: nn.Module = made
     return packed
