@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import BartConfig, BartModel
 
-from florence2.training.cost.dropping import STEPS, attend, counted, keep, quicken
+from florence2.training.cost.dropping import STEPS, attend, counted, keep, only, quicken
 from tests.tiny import tiny_model
 
 RATES = {"dropout": 0.1, "attention_dropout": 0.2, "activation_dropout": 0.3}
@@ -115,3 +115,15 @@ def test_nothing_of_it_is_kept_with_the_model(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "after")
     before, after = ((tmp_path / name / "config.json").read_text() for name in ("before", "after"))
     assert before == after
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_what_is_kept_is_as_it_was_and_the_rest_is_nothing(dtype: torch.dtype) -> None:
+    x = torch.randn(7, 5).to(dtype)
+    x[0, 0], x[1, 1], x[2, 2] = float("inf"), float("nan"), -0.0
+    kept = keep(x, STEPS // 2)
+    assert kept.dtype == (torch.int16 if dtype in (torch.bfloat16, torch.float16) else torch.bool)
+    found = only(kept, x)
+    assert torch.equal(found.nan_to_num(7), torch.where(kept.bool(), x, 0).nan_to_num(7))
+    assert torch.equal(only(kept, x.t().contiguous().t()).nan_to_num(7), found.nan_to_num(7))  # however it lies
+    assert torch.equal(only(kept, x.double()).nan_to_num(7), found.double().nan_to_num(7))  # and however wide

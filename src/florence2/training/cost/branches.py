@@ -13,7 +13,7 @@ from peft.tuners.lora import Linear
 from torch import nn
 from torch.nn import functional
 
-from florence2.training.cost.dropping import STEPS, counted, keep
+from florence2.training.cost.dropping import STEPS, counted, keep, only
 
 
 def quicken(learner: nn.Module) -> None:
@@ -67,7 +67,7 @@ class Branch(torch.autograd.Function):
         seen_NI, kept_NI, share = x.reshape(-1, x.shape[-1]), None, 1.0
         if dropped := counted(rate):
             kept_NI, share = keep(seen_NI, dropped), 1 - dropped / STEPS
-            seen_NI = torch.where(kept_NI, seen_NI, 0)  # a product would make numbers of what is kept first
+            seen_NI = only(kept_NI, seen_NI)
         factor = scaling / share
         thin_NR = (seen_NI @ down_RI.t()).mul_(factor)
         result.view(-1, result.shape[-1]).addmm_(thin_NR, up_OR.t())
@@ -85,7 +85,7 @@ class Branch(torch.autograd.Function):
         x_grad = None
         if context.needs_input_grad[1]:
             x_grad = back_NR @ down_RI
-            x_grad = (x_grad if kept_NI is None else torch.where(kept_NI, x_grad, 0)).view(context.shape)
+            x_grad = (x_grad if kept_NI is None else only(kept_NI, x_grad)).view(context.shape)
         down_grad = back_NR.t() @ seen_NI if context.needs_input_grad[2] else None
         up_grad = (thin_NR.t() @ grad_NO).t() if context.needs_input_grad[3] else None
         return grad, x_grad, down_grad, up_grad, None, None

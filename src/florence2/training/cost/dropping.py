@@ -57,14 +57,13 @@ class Dropout(torch.autograd.Function):
         kept = keep(x, dropped)
         context.save_for_backward(kept)
         context.factor = STEPS / (STEPS - dropped)
-        grown: torch.Tensor = torch.where(kept, x, 0).mul_(context.factor)
-        return grown
+        return only(kept, x).mul_(context.factor)
 
     @staticmethod
     def backward(context: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
         """Drop the same places."""
         (kept,) = context.saved_tensors
-        return torch.where(kept, grad, 0).mul_(context.factor), None
+        return only(kept, grad).mul_(context.factor), None
 
 
 class Attention(torch.autograd.Function):
@@ -89,7 +88,7 @@ class Attention(torch.autograd.Function):
             kept_BHLS = keep(weights_BHLS, dropped)
             context.save_for_backward(query_BHLE, key_BHSE, value_BHSE, weights_BHLS, kept_BHLS)
             context.scaling, context.factor = scaling, STEPS / (STEPS - dropped)
-            seen_BHLE: torch.Tensor = (torch.where(kept_BHLS, weights_BHLS, 0) @ value_BHSE).mul_(context.factor)
+            seen_BHLE: torch.Tensor = (only(kept_BHLS, weights_BHLS) @ value_BHSE).mul_(context.factor)
             return seen_BHLE
 
     @staticmethod
@@ -97,8 +96,8 @@ class Attention(torch.autograd.Function):
         """Give the gradients of query, key and value."""
         query_BHLE, key_BHSE, value_BHSE, weights_BHLS, kept_BHLS = context.saved_tensors
         grad_BHLE = grad_BHLE * context.factor
-        value_grad = torch.where(kept_BHLS, weights_BHLS, 0).transpose(2, 3) @ grad_BHLE
-        weights_grad = torch.where(kept_BHLS, grad_BHLE @ value_BHSE.transpose(2, 3), 0)
+        value_grad = only(kept_BHLS, weights_BHLS).transpose(2, 3) @ grad_BHLE
+        weights_grad = only(kept_BHLS, grad_BHLE @ value_BHSE.transpose(2, 3))
         scores_grad = torch._softmax_backward_data(weights_grad, weights_BHLS, -1, weights_BHLS.dtype)
         query_grad = (scores_grad @ key_BHSE).mul_(context.scaling)
         key_grad = (scores_grad.transpose(2, 3) @ query_BHLE).mul_(context.scaling)
@@ -136,16 +135,33 @@ def attend(
 def keep(like: torch.Tensor, dropped: int) -> torch.Tensor:
     """Draw which places are kept: each but for `dropped` chances in `STEPS`, four places from each 64 bits.
 
-    An operation of its own, because torch's compiler does not know how to draw whole numbers in place.
+    True and False, or 1 and 0 as wide as what is dropped, where that is half a number. An operation of its own, because
+    torch's compiler does not know how to draw whole numbers in place.
     """
     count = like.numel()
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
-    return (bits.view(torch.int16)[:count] >= dropped - STEPS // 2).view(like.shape)
+    kept = torch.empty(count, dtype=_kind(like))
+    return torch.ge(bits.view(torch.int16)[:count], dropped - STEPS // 2, out=kept).view(like.shape)
 
 
 @keep.register_fake
 def _(like: torch.Tensor, dropped: int) -> torch.Tensor:  # noqa: ARG001
-    return torch.empty(like.shape, dtype=torch.bool)
+    return torch.empty(like.shape, dtype=_kind(like))
+
+
+def _kind(like: torch.Tensor) -> torch.dtype:
+    return torch.int16 if like.element_size() == 2 else torch.bool
+
+
+def only(kept: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Give what is kept of a tensor, and 0 elsewhere.
+
+    Halves are multiplied as whole numbers, by 1 or 0: to choose among them takes torch eight times as long.
+    """
+    if kept.dtype == torch.int16 and x.element_size() == 2:
+        return (x.view(torch.int16) * kept).view(x.dtype)
+    # Whole numbers are chosen: a product with truths would make numbers of them first.
+    return torch.where(kept.bool(), x, 0)
 
 
 def _move(owner: Any, name: str, *modules: nn.Module) -> None:
