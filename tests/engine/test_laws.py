@@ -37,7 +37,9 @@ def questions(count: int, tasks: tuple[Task, ...] = TASKS) -> list[Sample]:
 
 
 def answers(kind: type[Engine] | type[Reference], asked: list[Sample], slots: int, **how) -> list[Prediction]:
-    model, processor = load("demo", dtype=how.pop("dtype", "float32"), device="cpu")
+    dtype = how.pop("dtype", torch.float32)
+    model, processor = load("demo", dtype=torch.float32 if dtype == torch.float64 else dtype, device="cpu")
+    model.to(dtype)
     with kind(model, processor, EngineSettings(generation=GenerationSettings(**how), batch_size=slots)) as engine:
         return sorted(engine.run(asked), key=lambda prediction: prediction.file_name)
 
@@ -49,10 +51,19 @@ def test_token_for_token_on_the_bundled_model(num_beams: int):
     shuffled = random.Random(0).sample(asked, len(asked))
     for slots, order in ((16, asked), (3, shuffled), (1, asked[::-1])) if LONG else ((3, shuffled),):
         found = answers(Engine, order, slots, num_beams=num_beams)
+        unlike = {one.file_name for one, other in zip(found, wanted, strict=True) if told(one) != told(other)}
+        # Of answers that are equally good but for the last bits, float32 may give either; float64 tells which it is.
+        assert len(unlike) <= 0.01 * len(asked), unlike
+        again = [sample for sample in asked if sample.id in unlike]
+        exact = [answers(kind, again, slots, num_beams=num_beams, dtype=torch.float64) for kind in (Engine, Reference)]
+        assert [told(one) for one in exact[0]] == [told(other) for other in exact[1]]
         for one, other in zip(found, wanted, strict=True):
-            assert (one.file_name, one.text, one.num_tokens) == (other.file_name, other.text, other.num_tokens)
-            assert places(one.answer) == places(other.answer)
-            assert [one.score, *scores(one.answer)] == pytest.approx([other.score, *scores(other.answer)], rel=1e-3)
+            if one.file_name not in unlike:
+                assert [one.score, *scores(one.answer)] == pytest.approx([other.score, *scores(other.answer)], rel=1e-3)
+
+
+def told(prediction: Prediction) -> tuple[Any, ...]:
+    return prediction.file_name, prediction.text, prediction.num_tokens, places(prediction.answer)
 
 
 def places(answer: Any) -> Any:
