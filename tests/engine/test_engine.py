@@ -80,16 +80,6 @@ def test_hearing_late_of_slots_that_are_done_changes_nothing(tiny, search: dict)
         assert texts(answers(tiny, asked, slots=slots, late=4, **search)) == wanted
 
 
-def test_a_slot_that_said_much_may_stand_empty_beside_short_answers(tiny):
-    lengths = {f"{n}.png": 90 if n % 4 == 0 else 3 + n for n in range(14)}
-    settings = EngineSettings(
-        generation=GenerationSettings(max_length=90, num_beams=2), batch_size=8, lengths=lambda s: lengths[s.id]
-    )
-    with Engine(*tiny, settings) as engine:
-        engine.watch, engine.is_static, engine.encoder.batch = Watch(4), True, 2
-        assert {p.file_name: p.num_tokens for p in engine.run(samples(14, ("caption",)))} == lengths
-
-
 @pytest.mark.parametrize("search", [{"top_p": 0.9}, {"top_k": 20, "num_return_sequences": 2}, {"num_beams": 2}])
 def test_sampling_does_not_depend_on_company(tiny, search: dict):
     asked, search = samples(8, ("what is this?", "od")), {"do_sample": True, "temperature": 1.2} | search
@@ -259,4 +249,17 @@ def test_a_step_never_waits_for_the_device(tiny, search: dict):
         next(run)
         with NoWaiting():
             engine.move(2, 12, engine.cache.reach)
+        run.close()
+
+
+@pytest.mark.parametrize("search", [{}, {"num_beams": 2}])
+def test_a_slot_that_said_much_may_stand_empty_beside_short_answers(tiny, search: dict):
+    settings = EngineSettings(generation=GenerationSettings(max_length=90, **search), batch_size=2)
+    with Engine(*tiny, settings) as engine, torch.inference_mode():
+        run = engine.run(samples(2, ("caption",)))
+        next(run)
+        engine.slots.length_S[:] = torch.tensor([5, 90])
+        engine.slots.busy_S[:] = torch.tensor([True, False])
+        engine.move(2, 32, engine.cache.reach)
+        assert engine.slots.length_S.tolist() == [6, 90]
         run.close()
