@@ -154,7 +154,7 @@ def test_rows_may_name_cascades_of_their_own(tmp_path):
         ("2 + 2 = ?", ""),
     ]
     assert [sample.then is not None for sample in found.samples] == [True, False, False]
-    assert (plan.leads_on, plan.several) == (True, True)
+    assert (plan.leads_on, plan.several, [step.task.name for step in plan.steps]) == (True, True, ["caption"])
     assert [task.name for task in plan.tasks] == ["caption", "od", "region_to_ocr"]
     (folder / "list.jsonl").write_text(json.dumps(lines[0] | {"task": "od+caption"}))
     with pytest.raises(UserError, match="`caption` takes no input, so `od` cannot lead to it"):

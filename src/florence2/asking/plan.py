@@ -61,9 +61,10 @@ def led_to(task: Task, text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is asked about each picture."""
+    """All that is asked about each picture, and the cascades that rows of a table name for theirs."""
 
     steps: tuple[Step, ...]
+    of_rows: tuple[Step, ...] = ()
 
     @classmethod
     def of(cls, tasks: Sequence[str], words: str = "") -> "Plan":
@@ -82,7 +83,7 @@ class Plan:
     @property
     def leads_on(self) -> bool:
         """Tell whether answers lead to more questions, as many as they like."""
-        return any(step.then for step in self.steps)
+        return any(step.then for step in self.steps + self.of_rows)
 
     @property
     def tasks(self) -> list[Task]:
@@ -93,12 +94,12 @@ class Plan:
                 yield step.task
                 yield from below(step.then)
 
-        return list(dict.fromkeys(below(self.steps)))
+        return list(dict.fromkeys(below(self.steps + self.of_rows)))
 
     def about(self, find: Callable[[str, str], Found]) -> tuple["Plan", Found]:
         """Ask about all pictures that `find` finds for a task and an input; questions about one stand together.
 
-        Rows of a table may name cascades of their own: the plan that is given back holds those, too.
+        The plan that is given back knows the cascades of rows, too.
         """
         found = [find(step.task.token, step.input) for step in self.steps]
         asked: dict[str, dict[tuple[str, str, str], Sample]] = {}
@@ -108,13 +109,14 @@ class Plan:
             for sample in each.samples:
                 mine = replace(sample, picture=pictures.setdefault(sample.id, sample.picture))
                 own = step if sample.task == step.task.token else _cascade(sample)
+                if own and own is not step:
+                    cascades[own] = None
                 if own:
-                    cascades |= {own: None} if own is not step else {}
                     mine = replace(mine, task=own.task.token, input=sample.input or own.input)
                     mine = own.of(_complete(mine, own.task))
                 asked.setdefault(sample.id, {}).setdefault(mine.key, mine)
         samples = [sample for beside in asked.values() for sample in beside.values()]
-        return Plan((*self.steps, *cascades)), replace(found[0], samples=samples)
+        return replace(self, of_rows=tuple(cascades)), replace(found[0], samples=samples)
 
 
 def _cascade(sample: Sample) -> Step | None:
