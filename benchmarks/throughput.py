@@ -2,7 +2,7 @@
 
     python -m benchmarks.throughput --beams 3
     python -m benchmarks.throughput --beams 1 --rival hf-bf16-tuned
-    python -m benchmarks.throughput --device cuda --size large --pictures 512 --rival-pictures 128
+    python -m benchmarks.throughput --device cuda --decoded --compile on --pictures 3000 --batches 16,64
 
 Rivals: `hf-fp32` is `generate` as the model card shows it, one by one; `hf-bf16` the same in bfloat16; `hf-fp32-tuned`
 and `hf-bf16-tuned` also with channels-last weights and a tuned allocator; all but the first at the batch sizes of

@@ -94,11 +94,12 @@ def test_answering_drops_nothing() -> None:
         torch.testing.assert_close(quick(torch.ones(3, 24)), plain(torch.ones(3, 24)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rate", [1 / STEPS, 0.1, 0.25, 0.5, 0.999])
-def test_each_place_is_kept_by_the_same_chance(rate: float) -> None:
+def test_each_place_is_kept_by_the_same_chance(rate: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     dropped = round(rate * STEPS)
-    kept = keep(torch.empty(250_000, 4), dropped).double()  # a row from each draw of 64 bits
+    kept = keep(torch.empty(250_000, 4, dtype=dtype), dropped).double()  # a row from each draw of 64 bits
     share, spread = 1 - dropped / STEPS, (dropped / STEPS * (1 - dropped / STEPS) / 250_000) ** 0.5
     assert kept.mean(0).sub(share).abs().max() < 5 * spread
     if rate == RATE:
