@@ -160,7 +160,7 @@ def only(kept: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """
     if kept.dtype == torch.int16 and x.element_size() == 2:
         return (x.view(torch.int16) * kept).view(x.dtype)
-    # Whole numbers are chosen: a product with truths would make numbers of them first.
+    # Wider numbers are chosen: a product with truths would make numbers of those first.
     return torch.where(kept.bool(), x, 0)
 
 
