@@ -173,9 +173,9 @@ def ours(given: argparse.Namespace, folder: str) -> Any:
     from florence2.config import LoraSettings, ModelSettings
     from florence2.machine import tune_allocator
     from florence2.model.processing import Processing
-    from florence2.training.cost.compiled import compile_vision
-    from florence2.training.cost.features import take_features
+    from florence2.training.cost.compiled import compile_parts
     from florence2.training.cost.memory import checkpoint_activations
+    from florence2.training.cost.recorded import PAD_TO, can_record
     from florence2.training.learner import equip, resting
     from florence2.training.lessons.batches import Collator
     from florence2.training.method import Method
@@ -187,21 +187,23 @@ def ours(given: argparse.Namespace, folder: str) -> Any:
     learner = equip(model, ModelSettings(freeze="vision" if given.frozen else "none"), LoraSettings())
     if given.recompute:
         checkpoint_activations(learner)
-    if given.features:
-        take_features(learner)
     if given.compile:
-        compile_vision(learner)
+        compile_parts(learner)
     pictures = OurPictures(given, model.config)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     side = (pictures.size, pictures.size)
     processing = Processing(side, mean, std, 1 / 255, Image.Resampling.BICUBIC, pictures.places, 51289, None)
-    method = Method(processing, 51289, 2, 1, lambda *_: None, "adamw_torch_fused", resting=resting(learner))
+    args = arguments(given, folder, label_names=["labels"])
+    records = can_record(learner, "adamw_torch_fused", given.recompute)
+    method = Method(
+        *(processing, 51289, 2, 1, lambda *_: None, "adamw_torch_fused"), resting=resting(learner), records=records
+    )
     return LessonTrainer(
         method,
         model=learner,
-        args=arguments(given, folder, label_names=["labels"]),
+        args=args,
         train_dataset=pictures,
-        data_collator=Collator(1),
+        data_collator=Collator(1, PAD_TO if records else 1),
     )
 
 

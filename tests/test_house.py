@@ -25,6 +25,7 @@ LEVELS = {
     "settings": 1,
     "machine": 1,
     "devices": 1,
+    "replay": 1,
     "published": 1,
     "model": 2,
     "data": 3,

@@ -39,6 +39,8 @@ class Bench:
         rank: int = 0,
         lora: tuple[str, ...] = (),
         freeze: str = "none",
+        records: bool = False,
+        pad_to: int = 1,
         callbacks: Sequence[Any] = (),
         **args: Any,
     ) -> None:
@@ -61,6 +63,7 @@ class Bench:
             text.pad_token_id,
             keep=lambda *_: None,
             resting=resting(self.learner),
+            records=records,
             **optim,
         )
         plain = {
@@ -86,7 +89,7 @@ class Bench:
             method,
             model=self.learner,
             args=self.args,
-            data_collator=Collator(1),
+            data_collator=Collator(1, pad_to),
             train_dataset=self.lessons,
             callbacks=list(callbacks),
         )
@@ -113,7 +116,6 @@ def test_the_loss_is_that_of_the_model(bench: Bench) -> None:
     pixels = bench.processing.normalize(batch["pixels_BHWC"])
     logits = bench.base(
         input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
         pixel_values=pixels,
         labels=batch["labels"],
     ).logits
@@ -127,6 +129,12 @@ def test_padding_does_not_change_the_loss(bench: Bench) -> None:
     tokens = [len(bench.lessons[n]["labels"]) for n in range(4)]
     alone = sum(bench.loss(n) * tokens[n] for n in range(4)) / sum(tokens)
     torch.testing.assert_close(bench.loss(0, 1, 2, 3), alone, rtol=1e-5, atol=1e-6)
+
+
+def test_nor_does_padding_to_a_multiple(bench: Bench) -> None:
+    which = [bench.lessons[n] for n in (0, 2, 3)]
+    loss = bench.trainer.compute_loss(bench.learner, Collator(1, 16)(which))
+    torch.testing.assert_close(loss, bench.loss(0, 2, 3), rtol=1e-5, atol=1e-6)
 
 
 def test_logits_of_padding_are_never_made(bench: Bench) -> None:

@@ -28,9 +28,10 @@ from florence2.results.exams.exam import Exam
 from florence2.results.render import draw
 from florence2.training.arguments import plan, trackers, training_arguments
 from florence2.training.cost import memory
-from florence2.training.cost.compiled import check_compile, compile_vision
+from florence2.training.cost.compiled import check_compile, compile_parts
 from florence2.training.cost.features import clear, with_features
 from florence2.training.cost.fitting import fit
+from florence2.training.cost.recorded import PAD_TO
 from florence2.training.learner import Keeper, check_base, dropout_rates, equip, introduce, rests
 from florence2.training.lessons import material
 from florence2.training.lessons.batches import Collator, Lessons, preview, turns
@@ -186,12 +187,14 @@ def _trainer(
     for line in introduce(settings, learner, lessons, length, dtype):
         _talk().print(line)
     if settings.learning.compile:
-        compile_vision(learner)
+        compile_parts(learner)
+    examine = examiner(settings, exam, keeper.processor)
+    method = Method.of(settings.learning, learner, lessons.processing, keeper, examine)
     return LessonTrainer(
-        Method.of(settings.learning, learner, lessons.processing, keeper, examiner(settings, exam, keeper.processor)),
+        method,
         model=learner,
         args=args,
-        data_collator=Collator(lessons.processing.tokenizer.pad_token_id),
+        data_collator=Collator(method.pad, PAD_TO if method.records else 1),
         train_dataset=lessons if found.stream is None else Pouring.of_process(lessons, found.stream, args),
         eval_dataset=measured if found.held else None,
         callbacks=watch.callbacks(length.per_step, *best),

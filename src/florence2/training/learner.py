@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel
 from torch import nn
+from transformers.models.florence2.modeling_florence2 import Florence2VisionChannelAttention
 
 from florence2.config import LoraSettings, ModelSettings, TrainSettings
 from florence2.devices import pick_device
@@ -23,6 +24,7 @@ from florence2.model.load import TEXT_RATES, VISION_RATES
 from florence2.settings import options
 from florence2.training.arguments import Plan
 from florence2.training.cost import branches, dropping
+from florence2.training.cost.features import join
 from florence2.training.cost.fitting import shapes_of
 from florence2.training.cost.memory import GIB, expect, too_much
 from florence2.training.lessons.batches import Lessons
@@ -68,13 +70,26 @@ def equip(model: nn.Module, settings: ModelSettings, lora: LoraSettings) -> nn.M
         if lies_in(name, settings.freeze):
             weight.requires_grad_(False)
     for name, module in learner.named_modules():
-        if name.endswith("model.vision_tower"):  # pictures come this way, and convolutions are faster so
-            module.to(memory_format=torch.channels_last)
+        if name.endswith("model.vision_tower"):
+            _lay_out(module)
+    join(learner)
     branches.quicken(learner)
     dropping.quicken(learner)
     if not any(weight.requires_grad for weight in learner.parameters()):
         raise UserError(f"with `--freeze {settings.freeze}` there is nothing left to train", "leave `--freeze` out")
     return learner
+
+
+def _lay_out(tower: Any) -> None:
+    """Lay a vision tower out as pictures come, and let its channels attend in the arithmetic of the rest.
+
+    A GPU has no quick way for heads as wide as a picture has places, and torch's slow one multiplies in float32.
+    """
+    tower.to(memory_format=torch.channels_last)
+    for module in tower.modules():
+        if isinstance(module, Florence2VisionChannelAttention) and tower.device.type == "cuda":
+            module.config = copy.copy(module.config)
+            module.config._attn_implementation = "eager"
 
 
 def rests(learner: nn.Module, half: str) -> bool:

@@ -13,6 +13,7 @@ from torch import nn
 from florence2.config import LearningSettings
 from florence2.model.processing import Processing
 from florence2.training.arguments import ONECYCLE
+from florence2.training.cost.recorded import can_record
 from florence2.training.kept import Keep
 from florence2.training.learner import resting
 from florence2.training.optimizer.making import arguments_of
@@ -25,7 +26,7 @@ class Method:
     """How a step is taken, beyond what transformers' arguments say.
 
     `words` is the number of vocabulary rows that stand for words: rows behind them, such as that of the picture's
-    place, are never an answer. `resting` modules stay in eval mode. `keep`
+    place, are never an answer. `resting` modules stay in eval mode. With `records` a GPU records its steps. `keep`
     writes model and processor into a folder, `examine` scores the learner whenever the loss is measured.
     """
 
@@ -40,6 +41,7 @@ class Method:
     vision_learning_rate: float | None = None
     one_cycle: bool = False
     resting: tuple[nn.Module, ...] = ()
+    records: bool = False
     examine: Examine | None = None
 
     @classmethod
@@ -61,6 +63,7 @@ class Method:
             vision_learning_rate=learning.vision_learning_rate,
             one_cycle=learning.scheduler.lower() == ONECYCLE,
             resting=resting(learner),
+            records=can_record(learner, learning.optim, learning.gradient_checkpointing),
             examine=examine,
         )
 

@@ -9,6 +9,7 @@ tokens of the batch, V words of the vocabulary.
 """
 
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from florence2.errors import UserError
 from florence2.model.processing import IGNORED_LABEL
 from florence2.training.cost.memory import GIB, peak
+from florence2.training.cost.recorded import Recorded
 from florence2.training.kept import Kept
 from florence2.training.lessons import eva
 from florence2.training.lessons.batches import Lessons, shift_right
@@ -48,6 +50,7 @@ class LessonTrainer(Kept):
         self.remove_callback(PrinterCallback)
         self.rate = Rate()
         self.add_callback(self.rate)
+        self.recorded: Recorded | None = None
         self._learnt = Learnt()  # no method of ours, so that a copy of the model is none of the trainer
         self.model.get_output_embeddings().register_forward_pre_hook(self._learnt)
 
@@ -59,23 +62,40 @@ class LessonTrainer(Kept):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Give the summed cross entropy divided by the tokens of the whole step."""
-        labels_BT = inputs["labels"]
-        flat = labels_BT.flatten()
-        self._learnt.places = (flat != IGNORED_LABEL).nonzero().squeeze(1)
+        places_N = inputs["learnt_N"]
+        learnt_N = inputs["labels"].flatten()[places_N.clamp(min=0)].masked_fill(places_N < 0, IGNORED_LABEL)
+        self._learnt.places = places_N.clamp(min=0)
         try:
             logits_NV = self._answer(model, inputs)
         finally:
-            learnt, self._learnt.places = self._learnt.places, None
+            self._learnt.places = None
         loss = functional.cross_entropy(
             logits_NV[:, : self.method.words].float(),
-            flat[learnt],
+            learnt_N,
+            ignore_index=IGNORED_LABEL,
             reduction="sum",
             label_smoothing=self.args.label_smoothing_factor,
         )
-        loss = loss / (learnt.numel() if num_items_in_batch is None else num_items_in_batch)
+        loss = loss / ((places_N >= 0).sum() if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Add the gradients of a batch, by heart where a GPU knows batches of its shape."""
+        if not self.method.records or num_items_in_batch is None:
+            plain: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+            return plain
+        if self.recorded is None:
+            step = partial(super().training_step, model)
+            self.recorded = Recorded(step, self.learner)
+        items = torch.as_tensor(num_items_in_batch, device=self.args.device)
+        return self.recorded(self._prepare_inputs(inputs), items)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         if "problem" in inputs:
@@ -95,7 +115,7 @@ class LessonTrainer(Kept):
             seen = method.processing.normalize(inputs["pixels_BHWC"])
         output = model(
             input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            attention_mask=inputs.get("attention_mask"),
             pixel_values=seen,
             decoder_input_ids=shift_right(inputs["labels"], method.start, method.pad),
             use_cache=False,

@@ -14,7 +14,7 @@ from florence2 import settings
 from florence2.config import LoraSettings, ModelSettings, TrainSettings
 from florence2.errors import UserError
 from florence2.recipes.train import train
-from florence2.training.cost.compiled import check_compile, compile_vision
+from florence2.training.cost.compiled import check_compile, compile_parts
 from florence2.training.cost.memory import checkpoint_activations
 from florence2.training.learner import equip
 from tests.tiny import tiny_model
@@ -37,7 +37,7 @@ def test_gradients_are_those_of_the_plain_tower_even_recomputed() -> None:
     compiled = copy.deepcopy(plain)
     checkpoint_activations(compiled)
     before = counters["stats"]["unique_graphs"]
-    compile_vision(compiled, backend="aot_eager")
+    compile_parts(compiled, backend="aot_eager")
     wanted, found = gradients(plain), gradients(compiled)
     assert counters["stats"]["unique_graphs"] > before
     assert len(wanted) == len(found) > 0
@@ -48,7 +48,7 @@ def test_gradients_are_those_of_the_plain_tower_even_recomputed() -> None:
 def test_a_copy_of_a_compiled_learner_is_plain() -> None:
     learner = equip(tiny_model()[0], ModelSettings(), LoraSettings())
     names = learner.state_dict().keys()
-    compile_vision(learner)
+    compile_parts(learner)
     assert learner.state_dict().keys() == names
     tower = next(m for name, m in copy.deepcopy(learner).named_modules() if name.endswith("model.vision_tower"))
     assert tower._compiled_call_impl is None
@@ -75,7 +75,7 @@ def test_a_compiled_training_ends_where_a_plain_one_does(tmp_path: Path) -> None
     for compiled in (False, True):
         out = tmp_path / f"compiled-{compiled}"
         train(
-            dataset=str(made), output_dir=str(out), model_id="demo", epochs=2, batch_size=4, dropout=0, compile=compile
+            dataset=str(made), output_dir=str(out), model_id="demo", epochs=2, batch_size=4, dropout=0, compile=compiled
         )
         losses.append([json.loads(row)["loss"] for row in (out / "metrics.jsonl").read_text().splitlines()[:4]])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

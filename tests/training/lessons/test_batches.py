@@ -72,9 +72,28 @@ def test_padding_is_masked_and_ignored(processing: Processing, samples: list[Sam
     for row, item in enumerate((lessons[0], lessons[5])):
         size = len(item["labels"])
         assert batch["labels"][row].tolist() == [*item["labels"], *[-100] * (batch["labels"].shape[1] - size)]
-        assert batch["attention_mask"][row].sum() == len(item["input_ids"])
+    assert batch["labels"].flatten()[batch["learnt_N"]].tolist() == lessons[0]["labels"] + lessons[5]["labels"]
+    assert "attention_mask" not in batch, "prompts of one length need none"
+    longer = lessons[5] | {"input_ids": [*lessons[5]["input_ids"], 7, 7]}
+    mask = Collator(1)([lessons[0], longer])["attention_mask"]
+    assert mask.sum(1).tolist() == [len(lessons[0]["input_ids"]), len(longer["input_ids"])]
     assert batch["pixels_BHWC"].dtype == torch.uint8
     assert batch["pixels_BHWC"].shape == (2, 64, 64, 3)
+
+
+def test_padded_to_a_multiple_batches_come_in_few_shapes(processing: Processing, samples: list[Sample]) -> None:
+    lessons = Lessons(samples, processing, CaptionRules())
+    plain, padded = (Collator(1, pad_to)([lessons[0], lessons[5]]) for pad_to in (1, 16))
+    assert padded["labels"].shape[1] % 16 == 0
+    assert torch.equal(padded["input_ids"], plain["input_ids"]), "prompts of one length stay as they are"
+    assert len(padded["learnt_N"]) % (padded["labels"].numel() // 8) == 0
+    places = padded["learnt_N"][padded["learnt_N"] >= 0]
+    assert padded["labels"].flatten()[places].equal(plain["labels"].flatten()[plain["learnt_N"]])
+    assert padded["learnt_N"][len(places) :].eq(-1).all()
+    longer = lessons[5] | {"input_ids": [*lessons[5]["input_ids"], 7, 7]}
+    uneven = Collator(1, 16)([lessons[0], longer])
+    assert uneven["input_ids"].shape[1] % 16 == 0
+    assert uneven["attention_mask"].sum(1).tolist() == [len(lessons[0]["input_ids"]), len(longer["input_ids"])]
 
 
 def test_the_decoder_reads_what_comes_before() -> None:

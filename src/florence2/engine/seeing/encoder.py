@@ -18,10 +18,10 @@ from florence2.devices import send
 from florence2.engine.clock import Clock
 from florence2.engine.options import EngineSettings, Rules
 from florence2.engine.questions import Question, View
-from florence2.engine.replay import Replay
 from florence2.engine.seeing.channels import quicken, restore
 from florence2.machine import has_compiler, require_compiler
 from florence2.model.processing import Processing
+from florence2.replay import Replay
 
 # Compiling takes about half a minute. On each picture of a base model it saves from .03 to .13 s on two CPU cores, and
 # 1.2 ms on an H200.

@@ -1,7 +1,8 @@
 """Picture features that are computed once, where nothing that sees pictures learns: a file beside the checkpoints.
 
 One row for each sample, in half precision, with a mark behind each that is whole; a run that was killed goes on where
-it stopped. The file is bounded: where it would be too large there is none. Knows the model's vision half by name only.
+it stopped. The file is bounded: where it would be too large there is none. Also, how a model takes features where it
+took pictures. Knows the model's vision half by name only.
 
 Shapes: B pictures, N picture places, D the model's width, H and W the model's picture size.
 """
@@ -12,7 +13,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,6 @@ def with_features(
     file = FeatureFile(folder / FOLDER, name_of(lessons, *base, dtype), len(lessons), shape)
     if not len(lessons) or not file.fits():
         return lessons
-    take_features(learner)
     return replace(lessons, features=fill(lessons, file, seer(learner, lessons, dtype), BATCH))
 
 
@@ -125,16 +124,32 @@ def seer(learner: Any, lessons: Lessons, dtype: torch.dtype) -> Callable[[torch.
     return see
 
 
-def take_features(learner: Any) -> None:
-    """Let the model take features in the place of pixels: what has the shape of features is passed through."""
+def join(learner: Any) -> None:
+    """Let the model put features in front of the words without a look at them: every prompt begins with its picture.
+
+    transformers looks for the picture's places and counts them, at which a GPU must be waited for. What comes in the
+    place of pixels and has the shape of features is taken for them.
+    """
     inner = _inner(learner)
-    look = inner.get_image_features
+    inner.forward = Joined(inner)
 
-    def see(pixel_values: torch.Tensor, **options: Any) -> Any:
-        given = pixel_values.ndim == 3
-        return SimpleNamespace(pooler_output=pixel_values) if given else look(pixel_values, **options)
 
-    inner.get_image_features = see
+class Joined:
+    """The forward of a `Florence2Model`; what is no step of learning goes transformers' way."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __call__(self, input_ids: Any = None, pixel_values: Any = None, **given: Any) -> Any:
+        """Take ids (B, S) and pixels (B, 3, H, W) or features (B, N, D), and whatever else it takes."""
+        inner, plain = self._inner, type(self._inner).forward
+        if input_ids is None or pixel_values is None or given.get("encoder_outputs") is not None:
+            return plain(inner, input_ids=input_ids, pixel_values=pixel_values, **given)
+        are_features = pixel_values.ndim == 3
+        seen_BND = pixel_values if are_features else inner.get_image_features(pixel_values).pooler_output
+        words_BSD = inner.get_input_embeddings()(input_ids[:, seen_BND.shape[1] :])
+        embeds_BSD = torch.cat((seen_BND.to(words_BSD.dtype), words_BSD), 1)
+        return plain(inner, **(given | {"inputs_embeds": embeds_BSD}))
 
 
 def clear(folder: Path) -> None:

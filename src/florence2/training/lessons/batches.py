@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional
 from torch.utils.data import Dataset, get_worker_info
 
 from florence2.data.sample import Sample
@@ -144,25 +145,39 @@ class Lessons(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class Collator:
-    """Put items side by side, padded to the longest; padding is masked in prompts and ignored in labels."""
+    """Put items side by side, padded to the longest; padding is masked in prompts and ignored in labels.
+
+    Where prompts are of one length there is no mask. `learnt_N` are the places of the labels (B x T, flat) that are
+    learnt. With `pad_to` lengths are multiples of it, but for that of prompts of one length, and the places that are
+    missing to one of eight numbers of them are -1, so that batches of few shapes come.
+    """
 
     pad: int
+    pad_to: int = 1
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Make the tensors of one batch; a problem with one item is passed on instead."""
         if problems := [item["problem"] for item in items if "problem" in item]:
             return {"problem": problems[0]}
         prompts = [item["input_ids"] for item in items]
+        alike = len({len(ids) for ids in prompts}) == 1
         batch = {
-            "input_ids": _padded(prompts, self.pad),
-            "attention_mask": _padded([[1] * len(ids) for ids in prompts], 0),
-            "labels": _padded([item["labels"] for item in items], IGNORED_LABEL),
+            "input_ids": _padded(prompts, self.pad, 1 if alike else self.pad_to),
+            "labels": _padded([item["labels"] for item in items], IGNORED_LABEL, self.pad_to),
             "index": torch.tensor([item["index"] for item in items]),
         }
+        if not alike:
+            batch["attention_mask"] = _padded([[1] * len(ids) for ids in prompts], 0, self.pad_to)
+        batch["learnt_N"] = self._learnt(batch["labels"])
         for name in ("pixels_HWC", "features_ND"):
             if name in items[0]:
                 batch[name.replace("_", "_B")] = torch.from_numpy(np.stack([item[name] for item in items]))
         return batch
+
+    def _learnt(self, labels_BT: torch.Tensor) -> torch.Tensor:
+        places_N = (labels_BT.flatten() != IGNORED_LABEL).nonzero().squeeze(1)
+        few = 1 if self.pad_to == 1 else max(labels_BT.numel() // 8, 1)
+        return functional.pad(places_N, (0, -len(places_N) % few), value=-1)
 
 
 def turns(lessons: Lessons, number: int, epochs: int = 3) -> Iterator[tuple[Sample, Draw]]:
@@ -191,6 +206,6 @@ def shift_right(labels_BT: torch.Tensor, start: int, pad: int) -> torch.Tensor:
     return shifted.masked_fill(shifted == IGNORED_LABEL, pad)
 
 
-def _padded(rows: Sequence[Sequence[int]], filling: int) -> torch.Tensor:
-    longest = max(map(len, rows))
+def _padded(rows: Sequence[Sequence[int]], filling: int, multiple: int) -> torch.Tensor:
+    longest = -(-max(map(len, rows)) // multiple) * multiple
     return torch.tensor([[*row, *[filling] * (longest - len(row))] for row in rows])

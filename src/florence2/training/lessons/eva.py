@@ -101,5 +101,5 @@ def _places(layer_input: Any, batch: Batch, name: str) -> torch.Tensor:
         return flat
     reads_picture = name.endswith(("encoder_attn.k_proj", "encoder_attn.v_proj"))
     is_answer = ".decoder." in name and not reads_picture
-    kept = batch["labels"] != IGNORED_LABEL if is_answer else batch["attention_mask"].bool()
-    return flat[kept.flatten().to(flat.device)]
+    kept = batch["labels"] != IGNORED_LABEL if is_answer else batch.get("attention_mask")
+    return flat if kept is None else flat[kept.bool().flatten().to(flat.device)]

@@ -19,10 +19,9 @@ class Replay:
     seldom are not worth a recording. All graphs work in the same memory, for only one runs at a time.
     """
 
-    PAYS_FROM = 8  # steps in one shape
-
-    def __init__(self, step: Callable[..., None], records: bool) -> None:
-        self._step, self._records = step, records
+    def __init__(self, step: Callable[..., None], records: bool, pays_from: int = 8, most: int | None = None) -> None:
+        """Take the step, how often a shape must have come to be worth a recording, and how many may be recorded."""
+        self._step, self._records, self._pays_from, self._most = step, records, pays_from, most
         self._graphs: dict[tuple[int, ...], Any] = {}
         self._seen: Counter[tuple[int, ...]] = Counter()
         self._memory = torch.cuda.graph_pool_handle() if records else None
@@ -35,11 +34,16 @@ class Replay:
     def __call__(self, *shape: int) -> None:
         """Do the step for a shape; whatever lies elsewhere in memory must show in the shape."""
         self._seen[shape] += 1
-        if not self._records or self._seen[shape] < self.PAYS_FROM:
+        if shape not in self._graphs and not self._is_due(shape):
             self._step(*shape)
             return
         if shape not in self._graphs:
-            self._graphs[shape] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graphs[shape], self._memory, capture_error_mode="thread_local"):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, self._memory, capture_error_mode="thread_local"):
                 self._step(*shape)
+            self._graphs[shape] = graph
         self._graphs[shape].replay()
+
+    def _is_due(self, shape: tuple[int, ...]) -> bool:
+        has_room = self._most is None or self.recorded < self._most
+        return self._records and has_room and self._seen[shape] >= self._pays_from

@@ -1,0 +1,92 @@
+"""A GPU's training steps, recorded: forward and backward start with one call.
+
+A host needs longer to ask for the thousands of kernels of a small batch than a GPU to run them. A recording knows
+places, not tensors: a batch is copied to where the recorded one lay, and gradients gather in tensors that stay. Batches
+are padded to a few lengths (`PAD_TO`), so that shapes come again. Knows nothing of what is learnt.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from florence2.replay import Replay
+from florence2.training.cost.branches import QuickLinear
+
+PAD_TO = 16  # tokens
+PAYS_FROM = 3  # steps in one shape: recording takes as long as one or two
+MOST = 32  # graphs of some thousand kernels, and some ten megabytes, each
+
+Step = Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
+
+
+def can_record(learner: nn.Module, optim: str, recomputing: bool) -> bool:
+    """Tell whether every step of a shape is the same work, on one GPU, and nothing in it waits for a value.
+
+    Recomputing asks for the state of the random numbers, several processes talk to each other, some optimizers step
+    within the backward pass, skipped layers are other work, and what is more than plain LoRA was not tried.
+    """
+    steps_inside = "lomo" in optim.lower() or "layerwise" in optim.lower()
+    alone = PartialState().distributed_type == DistributedType.NO
+    on_gpu = next(learner.parameters()).device.type == "cuda" and torch.version.hip is None
+    plain = all(type(layer) is QuickLinear and not layer.lora_variant for layer in _adapted(learner))
+    skips = any(getattr(module, "layerdrop", 0) for module in learner.modules())
+    return on_gpu and alone and plain and not (recomputing or steps_inside or skips)
+
+
+class Recorded:
+    """Takes steps that gather gradients, `step(batch, items) -> loss`, by heart where their shape has come before."""
+
+    def __init__(self, step: Step, learner: nn.Module) -> None:
+        self._step = step
+        self._weights = [weight for weight in learner.parameters() if weight.requires_grad]
+        on_gpu = self._weights[0].device.type == "cuda"
+        self._replay = Replay(self._take, records=on_gpu, pays_from=PAYS_FROM, most=MOST)
+        self._loans: list[tuple[nn.Parameter, torch.Tensor]] = []
+        self._shapes: list[tuple[Any, ...]] = []
+        self._places: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._losses: dict[int, torch.Tensor] = {}
+
+    @property
+    def recorded(self) -> int:
+        """Count the shapes that have a graph."""
+        return self._replay.recorded
+
+    def __call__(self, batch: Mapping[str, torch.Tensor], items: torch.Tensor) -> torch.Tensor:
+        """Add the gradients of a batch to the weights', and give its loss."""
+        given = {**batch, "items": items}
+        shape = tuple((name, tensor.shape, tensor.dtype) for name, tensor in given.items())
+        for key, tensor in zip(shape, given.values(), strict=True):
+            if key not in self._places:
+                self._places[key] = torch.empty_like(tensor)
+            self._places[key].copy_(tensor, non_blocking=True)
+        if shape not in self._shapes:
+            self._shapes.append(shape)
+        number = self._shapes.index(shape)
+        self._lend()
+        self._replay(number)
+        if not self._loans:  # what the first step gave no gradient never gets one
+            self._loans = [(weight, weight.grad) for weight in self._weights if weight.grad is not None]
+        return self._losses[number].clone()
+
+    def _take(self, number: int) -> None:
+        lying = {key[0]: self._places[key] for key in self._shapes[number]}
+        self._losses[number] = self._step(lying, lying.pop("items"))
+
+    def _lend(self) -> None:
+        """Let gradients gather where a recording puts them, from nothing where they were dropped."""
+        dropped = []
+        for weight, grad in self._loans:
+            if weight.grad is not grad:
+                dropped.append(grad)
+                weight.grad = grad
+        if dropped:
+            torch._foreach_zero_(dropped)
+
+
+def _adapted(learner: nn.Module) -> list[Any]:
+    return [module for module in learner.modules() if isinstance(module, LoraLayer)]
