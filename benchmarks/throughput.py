@@ -135,6 +135,7 @@ def compete(options: argparse.Namespace, pictures: list[str], folder: Path) -> d
         command = [sys.executable, "-m", "benchmarks.contestants", json.dumps(plan)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         running[label(plan)] = plan, process
+    for _, process in running.values():
         answer(process)
         ask(process, pictures[:1], [8], folder)  # warm up
         answer(process)

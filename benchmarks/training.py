@@ -171,6 +171,7 @@ def ours(given: argparse.Namespace, folder: str) -> Any:
     from PIL import Image
 
     from florence2.config import LoraSettings, ModelSettings
+    from florence2.devices import pick_device
     from florence2.machine import tune_allocator
     from florence2.model.processing import Processing
     from florence2.training.cost.compiled import compile_parts
@@ -183,7 +184,7 @@ def ours(given: argparse.Namespace, folder: str) -> Any:
 
     if not given.recompute:
         tune_allocator()  # as the command does
-    model = build(given.small).to(torch.bfloat16 if given.dtype == "bfloat16" else torch.float32)
+    model = build(given.small).to(pick_device(None), getattr(torch, given.dtype))
     learner = equip(model, ModelSettings(freeze="vision" if given.frozen else "none"), LoraSettings())
     if given.recompute:
         checkpoint_activations(learner)

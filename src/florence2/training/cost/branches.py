@@ -67,7 +67,11 @@ class Branch(torch.autograd.Function):
         scaling: float,
         rate: float,
     ) -> torch.Tensor:
-        """Take (..., O) and (..., I)."""
+        """Take (..., O) and (..., I).
+
+        The result is not marked as changed in place: it is seen through a view, and autograd would copy its gradient
+        twice. Nobody has kept it, for the gradients of a linear layer need only what went into it.
+        """
         seen_NI, kept_NI, factor = x.reshape(-1, x.shape[-1]), None, scaling
         if rate and x.is_cuda:
             seen_NI, kept_NI = torch.native_dropout(seen_NI, rate, True)
@@ -76,7 +80,6 @@ class Branch(torch.autograd.Function):
             seen_NI = only(kept_NI, seen_NI)
         thin_NR = (seen_NI @ down_RI.t()).mul_(factor)
         result.view(-1, result.shape[-1]).addmm_(thin_NR, up_OR.t())
-        context.mark_dirty(result)
         context.save_for_backward(seen_NI, kept_NI, thin_NR, down_RI, up_OR)
         context.factor, context.shape, context.grown = factor, x.shape, 1 / (1 - rate)
         return result
@@ -86,7 +89,8 @@ class Branch(torch.autograd.Function):
         """Give the gradients; thin matrices go first in a product, and lie as they are read."""
         seen_NI, kept_NI, thin_NR, down_RI, up_OR = context.saved_tensors
         grad_NO = grad.reshape(-1, grad.shape[-1])
-        back_NR = functional.linear(grad_NO, up_OR.t().contiguous()).mul_(context.factor)
+        up_RO = up_OR.t() if grad.is_cuda else up_OR.t().contiguous()
+        back_NR = functional.linear(grad_NO, up_RO).mul_(context.factor)
         x_grad = None
         if context.needs_input_grad[1]:
             x_grad = back_NR @ down_RI
