@@ -65,6 +65,7 @@ class Pictures:
         self.size = 64 if given.small else 768
         self.places = (self.size // 32) ** 2 + 1
         self.noise = torch.Generator().manual_seed(0)
+        self.picture = torch.randn(3, self.size, self.size, generator=self.noise)  # one for all: to draw it takes long
 
     def __len__(self) -> int:
         return int(self.given.batch) * (int(self.given.steps) + 1)
@@ -82,15 +83,12 @@ class OurPictures(Pictures):
     """As `Lessons` gives them: bytes, or features."""
 
     def __getitem__(self, at: Any) -> dict[str, Any]:
-        import numpy as np
-
         prompt, labels = self.ids()
         item: dict[str, Any] = {"index": 0, "input_ids": prompt, "labels": labels}
-        chance = np.random.default_rng(0)
         if self.given.features:
             wide = self.config.text_config.d_model
-            return item | {"features_ND": chance.standard_normal((self.places, wide)).astype(np.float16)}
-        return item | {"pixels_HWC": chance.integers(0, 255, (self.size, self.size, 3), dtype=np.uint8)}
+            return item | {"features_ND": self.picture.flatten()[: self.places * wide].view(-1, wide).half().numpy()}
+        return item | {"pixels_HWC": self.picture.mul(60).add(128).clamp(0, 255).byte().permute(1, 2, 0).numpy()}
 
 
 class TheirPictures(Pictures):
@@ -106,7 +104,7 @@ class TheirPictures(Pictures):
         return {
             "input_ids": torch.tensor(prompt),
             "attention_mask": torch.ones(len(prompt), dtype=torch.long),
-            "pixel_values": torch.randn(3, self.size, self.size, generator=self.noise),
+            "pixel_values": self.picture,
             "labels": torch.tensor(labels),
         }
 
@@ -170,7 +168,7 @@ def ours(given: argparse.Namespace, folder: str) -> Any:
     import torch
     from PIL import Image
 
-    from florence2.config import LoraSettings, ModelSettings
+    from florence2.config import LearningSettings, LoraSettings, ModelSettings
     from florence2.devices import pick_device
     from florence2.machine import tune_allocator
     from florence2.model.processing import Processing
@@ -195,9 +193,10 @@ def ours(given: argparse.Namespace, folder: str) -> Any:
     side = (pictures.size, pictures.size)
     processing = Processing(side, mean, std, 1 / 255, Image.Resampling.BICUBIC, pictures.places, 51289, None)
     args = arguments(given, folder, label_names=["labels"])
-    records = can_record(learner, "adamw_torch_fused", given.recompute)
+    learning = LearningSettings(gradient_checkpointing=given.recompute, compile=given.compile)
+    records = can_record(learner, learning)
     method = Method(
-        *(processing, 51289, 2, 1, lambda *_: None, "adamw_torch_fused"), resting=resting(learner), records=records
+        *(processing, 51289, 2, 1, lambda *_: None, learning.optim), resting=resting(learner), records=records
     )
     return LessonTrainer(
         method,

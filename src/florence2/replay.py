@@ -37,12 +37,21 @@ class Replay:
         if shape not in self._graphs and not self._is_due(shape):
             self._step(*shape)
             return
-        if shape not in self._graphs:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, self._memory, capture_error_mode="thread_local"):
-                self._step(*shape)
-            self._graphs[shape] = graph
-        self._graphs[shape].replay()
+        try:
+            if shape not in self._graphs:
+                self._graphs[shape] = self._record(shape)
+            self._graphs[shape].replay()
+        except torch.OutOfMemoryError:  # what is recorded keeps its memory, and a step alone may still find room
+            self._graphs.clear()
+            self._records = False
+            torch.cuda.empty_cache()
+            self._step(*shape)
+
+    def _record(self, shape: tuple[int, ...]) -> Any:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, self._memory, capture_error_mode="thread_local"):
+            self._step(*shape)
+        return graph
 
     def _is_due(self, shape: tuple[int, ...]) -> bool:
         has_room = self._most is None or self.recorded < self._most

@@ -63,7 +63,7 @@ class Method:
             vision_learning_rate=learning.vision_learning_rate,
             one_cycle=learning.scheduler.lower() == ONECYCLE,
             resting=resting(learner),
-            records=can_record(learner, learning.optim, learning.gradient_checkpointing),
+            records=can_record(learner, learning),
             examine=examine,
         )
 

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from florence2.config import LoraSettings, ModelSettings
+from florence2.config import LearningSettings, LoraSettings, ModelSettings
 from florence2.recipes.train import train
+from florence2.replay import Replay
 from florence2.training import trainer as room
 from florence2.training.cost import recorded
 from florence2.training.cost.recorded import PAD_TO, Recorded, can_record
@@ -72,24 +73,35 @@ def test_batches_lie_where_the_first_of_their_shape_lay() -> None:
 
 def test_a_cpu_records_nothing() -> None:
     learner = equip(tiny_model()[0], ModelSettings(), LoraSettings())
-    assert not can_record(learner, "adamw_torch_fused", recomputing=False)
+    assert not can_record(learner, LearningSettings())
 
 
 @needs_gpu
 @pytest.mark.parametrize(
-    ("lora", "optim", "recomputing", "wanted"),
+    ("lora", "learning", "wanted"),
     [
-        ((), "adamw_torch_fused", False, True),
-        (("use_rslora=true",), "schedule_free_adamw", False, True),
-        (("use_dora=true",), "adamw_torch_fused", False, False),
-        ((), "galore_adamw_layerwise", False, False),
-        ((), "lomo", False, False),
-        ((), "adamw_torch_fused", True, False),
+        ((), {}, True),
+        (("use_rslora=true",), {"optim": "schedule_free_adamw"}, True),
+        (("use_dora=true",), {}, False),
+        ((), {"optim": "galore_adamw_layerwise"}, False),
+        ((), {"optim": "lomo"}, False),
+        ((), {"gradient_checkpointing": True}, False),
+        ((), {"compile": True}, False),
     ],
 )
-def test_what_is_recorded(lora: tuple[str, ...], optim: str, recomputing: bool, wanted: bool) -> None:
+def test_what_is_recorded(lora: tuple[str, ...], learning: dict[str, Any], wanted: bool) -> None:
     learner = equip(tiny_model()[0].cuda(), ModelSettings(), LoraSettings(lora=lora))
-    assert can_record(learner, optim, recomputing) == wanted
+    assert can_record(learner, LearningSettings(**learning)) == wanted
+
+
+@needs_gpu
+def test_where_a_recording_finds_no_room_steps_go_on() -> None:
+    sizes, taken = iter([1, 1 << 50, 1, 1]), []
+    replay = Replay(lambda _: taken.append(torch.ones(next(sizes), device="cuda")), records=True, pays_from=2)
+    for _ in range(3):
+        replay(0)
+    assert [len(each) for each in taken] == [1, 1, 1]
+    assert replay.recorded == 0
 
 
 def losses(out: Path) -> list[float]:

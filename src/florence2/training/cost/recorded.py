@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from florence2.config import LearningSettings
 from florence2.replay import Replay
 from florence2.training.cost.branches import QuickLinear
 
@@ -24,18 +25,20 @@ MOST = 32  # graphs of some thousand kernels, and some ten megabytes, each
 Step = Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
 
 
-def can_record(learner: nn.Module, optim: str, recomputing: bool) -> bool:
+def can_record(learner: nn.Module, learning: LearningSettings) -> bool:
     """Tell whether every step of a shape is the same work, on one GPU, and nothing in it waits for a value.
 
     Recomputing asks for the state of the random numbers, several processes talk to each other, some optimizers step
-    within the backward pass, skipped layers are other work, and what is more than plain LoRA was not tried.
+    within the backward pass, skipped layers are other work; what is compiled, or more than plain LoRA, was not tried.
     """
-    steps_inside = "lomo" in optim.lower() or "layerwise" in optim.lower()
-    alone = PartialState().distributed_type == DistributedType.NO
+    optim = learning.optim.lower()
+    if learning.gradient_checkpointing or learning.compile or "lomo" in optim or "layerwise" in optim:
+        return False
     on_gpu = next(learner.parameters()).device.type == "cuda" and torch.version.hip is None
+    alone = PartialState().distributed_type == DistributedType.NO
     plain = all(type(layer) is QuickLinear and not layer.lora_variant for layer in _adapted(learner))
     skips = any(getattr(module, "layerdrop", 0) for module in learner.modules())
-    return on_gpu and alone and plain and not (recomputing or steps_inside or skips)
+    return on_gpu and alone and plain and not skips
 
 
 class Recorded:
