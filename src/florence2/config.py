@@ -164,7 +164,7 @@ class LearningSettings:
     """Recompute activations in the backward pass: less memory, more time."""
 
     compile: bool = False
-    """Compile the vision tower, where most of the time goes; takes some minutes, and needs a C++ compiler."""
+    """Compile the vision tower, and on a GPU the rest's layers; takes some minutes, and needs a C++ compiler."""
 
     seed: int = 42
     """Seed of everything random."""

@@ -127,6 +127,16 @@ def test_what_is_more_than_two_matrices_is_left_to_peft(lora: dict[str, bool]) -
     assert quick(x).grad_fn.name() != "BranchBackward"
 
 
+def test_weights_that_deepspeed_parted_are_left_to_peft() -> None:
+    plain, quick = pair()
+    for layer in quick.modules():
+        if isinstance(layer, QuickLinear):
+            layer.lora_A.default.weight.ds_id = 7
+    x = torch.randn(5, 24)
+    torch.testing.assert_close(quick(x), plain(x))
+    assert quick(x).grad_fn.name() != "BranchBackward"
+
+
 def test_adapters_switched_off_merged_or_doubled_are_left_to_peft() -> None:
     for change in ("disable_adapter_layers", "merge_adapter"):
         plain, quick = pair()

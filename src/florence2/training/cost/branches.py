@@ -51,7 +51,8 @@ class QuickLinear(Linear):  # type: ignore[misc]
         device = x.device.type
         if device not in HERE or names[0] in self.lora_variant or not (alike or torch.is_autocast_enabled(device)):
             return None
-        return str(names[0]) if self.lora_B[names[0]].bias is None else None
+        parted = hasattr(self.lora_A[names[0]].weight, "ds_id")  # by DeepSpeed, which brings it together for its module
+        return None if parted or self.lora_B[names[0]].bias is not None else str(names[0])
 
 
 class Branch(torch.autograd.Function):
