@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from florence2.training.trainer import LessonTrainer
 from florence2.training.watch import curve
 from florence2.training.watch.callbacks import Watch
 from florence2.training.watch.checkpoints import clear_aside, start_from
+from florence2.training.watch.shown import counting
 from florence2.training.watch.stops import Stopped
 from florence2.training.watch.trackers import opened
 
@@ -183,7 +185,10 @@ def _trainer(
     if rests(learner, "vision") and come_again:
         folder, base = Path(args.output_dir), (keeper.record.base, keeper.record.revision)
         with args.main_process_first():
-            lessons, measured = (with_features(each, learner, folder, base, dtype) for each in (lessons, measured))
+            looking = partial(counting, _talk(), "looking at pictures")
+            lessons, measured = (
+                with_features(each, learner, folder, base, dtype, looking) for each in (lessons, measured)
+            )
     for line in introduce(settings, learner, lessons, length, dtype):
         _talk().print(line)
     if settings.learning.compile:

@@ -1,9 +1,13 @@
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from florence2.errors import UserError
 from florence2.training.cost.features import FeatureFile, fill, name_of, seer, with_features
 from tests.training.test_trainer import Bench
 
@@ -32,14 +36,40 @@ def test_what_is_there_is_not_computed_again(tmp_path: Path, bench: Bench) -> No
         seen.append(len(pixels))
         return see(pixels)
 
-    first = np.array(fill(bench.lessons, file, count, 3))
+    first = np.array(fill(bench.lessons, range(4), file, count, batch=3))
     assert seen == [3, 1]
     _, done = file.open()
     done[2] = 0  # as if killed before the third was whole
-    again = fill(bench.lessons, file, count, 3)
+    again = fill(bench.lessons, range(4), file, count, batch=3)
     assert seen == [3, 1, 3]
     assert np.array_equal(first, again)
     assert first.dtype == np.float16
+
+
+def test_a_picture_of_several_questions_is_looked_at_once(tmp_path: Path, bench: Bench) -> None:
+    one, other, *_ = bench.lessons.samples
+    samples = [one, other, replace(one, target="another answer")]
+    counted: list[int] = []
+
+    @contextmanager
+    def counting(number: int, before: int) -> Iterator[Callable[[int], None]]:
+        counted.extend((number, before))
+        yield counted.append
+
+    lessons = replace(bench.lessons, samples=samples)
+    seen = with_features(lessons, bench.learner, tmp_path, ("base", None), torch.float32, counting)
+    assert counted == [2, 0, 2]
+    first, second, third = (seen[at] for at in range(3))
+    assert np.array_equal(first["features_ND"], third["features_ND"])
+    assert not np.array_equal(first["features_ND"], second["features_ND"])
+    assert first["labels"] != third["labels"]
+
+
+def test_a_picture_that_is_gone_says_so(tmp_path: Path, bench: Bench) -> None:
+    gone = replace(bench.lessons.samples[0], picture=tmp_path / "gone.png")
+    file = FeatureFile(tmp_path, "a", 1, (5, 32))
+    with pytest.raises(UserError, match=r"gone\.png"):
+        fill(replace(bench.lessons, samples=[gone]), [0], file, seer(bench.learner, bench.lessons, torch.float32))
 
 
 def test_other_models_and_pictures_have_other_files(bench: Bench) -> None:

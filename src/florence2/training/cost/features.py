@@ -1,6 +1,6 @@
 """Picture features that are computed once, where nothing that sees pictures learns: a file beside the checkpoints.
 
-One row for each sample, in half precision, with a mark behind each that is whole; a run that was killed goes on where
+One row for each picture, in half precision, with a mark behind each that is whole; a run that was killed goes on where
 it stopped. The file is bounded: where it would be too large there is none. Also, how a model takes features where it
 took pictures. Knows the model's vision half by name only.
 
@@ -10,7 +10,10 @@ Shapes: B pictures, N picture places, D the model's width, H and W the model's p
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,17 @@ from florence2.training.lessons.batches import Lessons
 FOLDER = ".features"
 LIMIT = 64 * 2**30  # bytes
 BATCH = 8
+OPENERS, AHEAD = 4, 2  # threads that open pictures; batches of them that wait to be looked at
 SPARE = 0.1  # share of the disk that stays free
+
+
+# Told how many there are and how many were done before, gives what is told how many more are done.
+Counting = Callable[[int, int], AbstractContextManager[Callable[[int], None]]]
+
+
+def uncounted(*_: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Count nothing."""
+    return nullcontext(lambda _: None)
 
 
 @dataclass(frozen=True)
@@ -63,10 +76,36 @@ class FeatureFile:
         return self.folder / f"{self.name}.{ending}"
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The features of samples, (N, D) each, several of which may show one picture."""
+
+    features: np.ndarray
+    row_of: list[int]
+
+    def __getitem__(self, at: int) -> np.ndarray:
+        features_ND: np.ndarray = self.features[self.row_of[at]]
+        return features_ND
+
+
+def shown(lessons: Lessons) -> tuple[list[int], list[int]]:
+    """Find the pictures of samples: the first sample that shows each, and for each sample its picture's row."""
+    firsts: list[int] = []
+    rows: dict[Any, int] = {}
+    row_of = []
+    for at, sample in enumerate(lessons.samples):
+        key = sample.picture if isinstance(sample.picture, Path) else id(sample.picture)
+        if key not in rows:
+            rows[key] = len(firsts)
+            firsts.append(at)
+        row_of.append(rows[key])
+    return firsts, row_of
+
+
 def name_of(lessons: Lessons, model_name: str, revision: str | None, dtype: torch.dtype) -> str:
     """Name a set of pictures under a model, safely: by a hash of what both are."""
     pictures = []
-    for sample in lessons.samples:
+    for sample in (lessons.samples[at] for at in shown(lessons)[0]):
         stamp = sample.picture.stat() if isinstance(sample.picture, Path) else None
         pictures.append([sample.id, stamp and [stamp.st_size, stamp.st_mtime_ns]])
     told = json.dumps([model_name, revision, str(dtype), lessons.processing.size, pictures])
@@ -74,40 +113,68 @@ def name_of(lessons: Lessons, model_name: str, revision: str | None, dtype: torc
 
 
 def with_features(
-    lessons: Lessons, learner: Any, folder: Path, base: tuple[str, str | None], dtype: torch.dtype
+    lessons: Lessons,
+    learner: Any,
+    folder: Path,
+    base: tuple[str, str | None],
+    dtype: torch.dtype,
+    counting: Counting = uncounted,
 ) -> Lessons:
     """Give lessons whose pictures stay closed, their features computed; or the same ones, where the disk is small.
 
     `base` is the model's name and revision, which tell its features from those of others.
     """
+    firsts, row_of = shown(lessons)
     shape = (lessons.processing.num_image_tokens, int(learner.config.text_config.d_model))
-    file = FeatureFile(folder / FOLDER, name_of(lessons, *base, dtype), len(lessons), shape)
+    file = FeatureFile(folder / FOLDER, name_of(lessons, *base, dtype), len(firsts), shape)
     if not len(lessons) or not file.fits():
         return lessons
-    return replace(lessons, features=fill(lessons, file, seer(learner, lessons, dtype), BATCH))
+    features = fill(lessons, firsts, file, seer(learner, lessons, dtype), counting)
+    return replace(lessons, features=Kept(features, row_of))
 
 
 def fill(
     lessons: Lessons,
+    firsts: Sequence[int],
     file: FeatureFile,
     see: Callable[[torch.Tensor], torch.Tensor],
-    batch: int,
+    counting: Counting = uncounted,
+    batch: int = BATCH,
 ) -> np.memmap:
-    """Compute what is missing, `batch` pictures at a time, and give all features.
+    """Compute what is missing of the pictures that some samples show, and give all features.
 
-    Batches are the same in every run, because in others the last bits would differ.
+    Batches are the same in every run, because in others the last bits would differ. Threads open pictures ahead.
     """
     features, done = file.open()
-    for start in range(0, len(done), batch):
-        which = slice(start, min(start + batch, len(done)))
-        if done[which].all():
-            continue
-        pixels_BHWC = torch.from_numpy(np.stack([lessons.pixels(at) for at in range(which.start, which.stop)]))
-        features[which] = see(pixels_BHWC).to(torch.float16).cpu().numpy()
-        features.flush()
-        done[which] = 1
-        done.flush()
+    batches = [slice(start, min(start + batch, len(done))) for start in range(0, len(done), batch)]
+    missing = [rows for rows in batches if not done[rows].all()]
+    before = len(done) - sum(rows.stop - rows.start for rows in missing)
+    with counting(len(done), before) as advance:
+        for rows, pixels_BHWC in _opened(lessons, firsts, missing):
+            features[rows] = see(pixels_BHWC).to(torch.float16).cpu().numpy()
+            features.flush()
+            done[rows] = 1
+            done.flush()
+            advance(rows.stop - rows.start)
     return features
+
+
+def _opened(lessons: Lessons, firsts: Sequence[int], batches: Sequence[slice]) -> Iterator[tuple[slice, torch.Tensor]]:
+    ahead: deque[tuple[slice, list[Future[np.ndarray]]]] = deque()
+    with ThreadPoolExecutor(OPENERS) as pool:
+        try:
+            for rows in batches:
+                ahead.append((rows, [pool.submit(lessons.pixels, at) for at in firsts[rows]]))
+                if len(ahead) > AHEAD:
+                    yield _stacked(*ahead.popleft())
+            while ahead:
+                yield _stacked(*ahead.popleft())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _stacked(rows: slice, opening: Sequence[Future[np.ndarray]]) -> tuple[slice, torch.Tensor]:
+    return rows, torch.from_numpy(np.stack([each.result() for each in opening]))
 
 
 def seer(learner: Any, lessons: Lessons, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:

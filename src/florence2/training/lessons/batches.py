@@ -9,7 +9,7 @@ Shapes: B pictures of a batch, H and W the model's picture size, S ids of the lo
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,13 +28,20 @@ from florence2.training.lessons.views import ViewRules, seen, turned
 from florence2.training.lessons.windows import BINS, View
 
 
+class Features(Protocol):
+    """Picture features of samples."""
+
+    def __getitem__(self, at: int, /) -> np.ndarray:
+        """Give those of a sample: (N, D)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Lessons(Dataset[dict[str, Any]]):
     """Samples as the arrays the model learns from.
 
     `max_target` counts ids, `<s>` and `</s>` included; `per_step` is how many samples one optimizer step takes, all
     processes together. `weights` say how often each sample is drawn in an epoch. `fixed` leaves chance out, for
-    measuring. With `features` (one row of picture features for each sample) pictures stay closed.
+    measuring. With `features` (those of each sample's picture, N x D) pictures stay closed.
     """
 
     samples: Sequence[Sample]
@@ -47,7 +54,7 @@ class Lessons(Dataset[dict[str, Any]]):
     max_target: int | None = None
     per_step: int = 1
     fixed: bool = False
-    features: np.ndarray | None = None
+    features: Features | None = None
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -4,7 +4,8 @@ Callbacks of transformers' trainer. Knows neither model nor settings.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,25 @@ class Bar(TrainerCallback):  # type: ignore[misc]
 
     def _words(self) -> str:
         return f"{self.loss}  {self.per_step / max(self._seconds(), 1e-9):.2f} pictures/s".strip()
+
+
+@contextmanager
+def counting(console: Console, what: str, number: int, before: int) -> Iterator[Callable[[int], None]]:
+    """Show how many of so many are done, and the time that is left: a bar, or lines where there is no terminal."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    told = time.monotonic()
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=number, completed=before)
+
+        def advance(more: int) -> None:
+            nonlocal told
+            bar.advance(task, more)
+            if not console.is_terminal and time.monotonic() - told > PLAIN_EVERY:
+                told = time.monotonic()
+                row = bar.tasks[0]
+                console.print(f"{what}: {row.completed:,.0f} of {number:,}, {row.time_remaining or 0:.0f} s left")
+
+        yield advance
 
 
 class Rate(TrainerCallback):  # type: ignore[misc]
