@@ -75,7 +75,8 @@ class Engine:
     def answers(self, samples: Iterable[Sample], wanted: Wanted = everything) -> Iterator[Answered]:
         """Answer every sample, and say which one it was; a sample that is not `wanted` any more is left at once."""
         self.encoder.prepare(self.settings, self.settings.expected or length_hint(samples, 0))
-        with Questions(self.processing, self.rules, self.settings, samples, self.stats.slots, wanted) as asked:
+        pinned, slots = self.model.device.type == "cuda", self.stats.slots
+        with Questions(self.processing, self.rules, self.settings, samples, slots, wanted, pinned=pinned) as asked:
             try:
                 while not asked.exhausted or self.in_use:
                     for answered in self.step(asked):

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Self
 
-import numpy as np
 import torch
 
 from florence2.data.sample import Prediction, Sample, Size
@@ -31,7 +30,7 @@ RECENT_VIEWS = 8  # samples this far apart still share one opened picture
 class View:
     """One picture made ready: uint8 pixels of the model's size, and its features once the model has seen it."""
 
-    pixels_HWC: np.ndarray
+    pixels_HWC: torch.Tensor
     size: Size
     features_ND: torch.Tensor | None = None
 
@@ -74,9 +73,15 @@ class Questions:
         samples: Iterable[Sample],
         ahead: int,
         wanted: Wanted = everything,
+        *,
+        pinned: bool = False,
     ) -> None:
-        """Take samples; `ahead` questions are ready before they are asked for, besides those being opened."""
+        """Take samples; `ahead` questions are ready before they are asked for, besides those being opened.
+
+        `pinned` pixels lie where a GPU fetches them itself.
+        """
         self._processing, self._rules, self._settings, self._samples = processing, rules, settings, samples
+        self._pinned = pinned
         # Most samples ask the same.
         self._prompt_ids = lru_cache(1024)(partial(processing.prompt_ids, max_length=rules.positions))
         self._workers = max(1, settings.num_workers)
@@ -178,7 +183,8 @@ class Questions:
 
     def _view(self, sample: Sample) -> View:
         picture = sample.open(at_least=None if self._settings.exact_pixels else self._processing.at_least)
-        return View(self._processing.resize(picture.image), picture.size)
+        pixels_HWC = torch.from_numpy(self._processing.resize(picture.image))
+        return View(pixels_HWC.pin_memory() if self._pinned else pixels_HWC, picture.size)
 
     def _question(self, sample: Sample, view: View) -> Question:
         task = find_task(sample.task)

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Self
 
-import numpy as np
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -98,7 +97,7 @@ class Reference:
         mask_BN = (torch.arange(longest) < lengths_B1).to(model.device, torch.long)
         ids_BN = ids_BN.to(model.device)
         with self.stats.timed("vision"):
-            bytes_BHWC = torch.from_numpy(np.stack([question.view.pixels_HWC for question in questions]))
+            bytes_BHWC = torch.stack([question.view.pixels_HWC for question in questions])
             pixels_BCHW = self.processing.normalize(bytes_BHWC.to(model.device)).to(model.dtype)
             features_BND = model.get_image_features(pixels_BCHW).pooler_output
         with self.stats.timed("encode"):

@@ -72,10 +72,8 @@ class Encoder:
     def _look(self, views: Sequence[View]) -> None:
         """Compute the features of pictures that were not seen yet."""
         count = self.batch if self.is_compiled else len(views)
-        pinned = self._levels_BHWC.is_cuda
-        levels_BHWC = torch.empty(len(views), *self._levels_BHWC.shape[1:], dtype=torch.uint8, pin_memory=pinned)
-        torch.stack([torch.from_numpy(view.pixels_HWC) for view in views], out=levels_BHWC)
-        self._levels_BHWC[: len(views)].copy_(levels_BHWC, non_blocking=pinned)
+        for levels_HWC, view in zip(self._levels_BHWC, views, strict=False):
+            levels_HWC.copy_(view.pixels_HWC, non_blocking=True)
         self._replay(count)
         for view, features_ND in zip(views, self._features_BND[: len(views)].clone(), strict=True):
             view.features_ND = features_ND
