@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from florence2.devices import has_bfloat16, pick_device, pick_dtype, slow_choice
+from florence2.devices import LARGE, faster_choice, has_bfloat16, pick_device, pick_dtype, slow_choice
 from florence2.errors import UserError
 
 CPU = torch.device("cpu")
@@ -25,3 +25,7 @@ def test_half_precision_is_for_answering_on_a_cpu_that_has_it(monkeypatch, unit:
     assert slow_choice(torch.float16, CPU)
     assert not slow_choice(torch.float32, CPU)
     assert not slow_choice(torch.bfloat16, torch.device("cuda"))
+    assert bool(faster_choice(torch.float32, CPU, LARGE)) is (unit is not None)
+    assert not faster_choice(torch.float32, CPU, LARGE - 1)
+    assert not faster_choice(torch.bfloat16, CPU, LARGE)
+    assert not faster_choice(torch.float32, torch.device("cuda"), LARGE)

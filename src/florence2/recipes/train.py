@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from florence2 import settings as by_name
 from florence2.config import TrainSettings
 from florence2.data.inspection.contact import contact_page
-from florence2.devices import pick_device, pick_dtype, slow_choice
+from florence2.devices import faster_choice, pick_device, pick_dtype, slow_choice
 from florence2.machine import leads, tune_allocator
 from florence2.model.load import load
 from florence2.model.tasks import find_task
@@ -146,7 +146,7 @@ def _load(settings: TrainSettings) -> tuple[Any, Any]:
     dtype = pick_dtype(chosen.dtype, device) if settings.lora.rank > 0 else torch.float32
     if note := slow_choice(dtype, device):
         _talk().print(note)
-    return load(
+    model, processor = load(
         chosen.model_id,
         dtype=dtype,
         device=device,
@@ -156,6 +156,9 @@ def _load(settings: TrainSettings) -> tuple[Any, Any]:
         quantize=chosen.quantize,
         dropout=dropout_rates(chosen),
     )
+    if chosen.dtype == "auto" and (note := faster_choice(dtype, device, model.num_parameters())):
+        _talk().print(note)
+    return model, processor
 
 
 def _fitted(settings: TrainSettings, learner: Any, lessons: Lessons, checkpoint: Path | None) -> TrainSettings:
