@@ -203,7 +203,7 @@ def ours(given: argparse.Namespace, folder: str) -> Any:
         model=learner,
         args=args,
         train_dataset=pictures,
-        data_collator=Collator(1, PAD_TO if records else 1),
+        data_collator=Collator(1, PAD_TO, len(pictures.ids()[0])) if records else Collator(1),
     )
 
 

@@ -34,24 +34,34 @@ class Replay:
     def __call__(self, *shape: int) -> None:
         """Do the step for a shape; whatever lies elsewhere in memory must show in the shape."""
         self._seen[shape] += 1
-        if shape not in self._graphs and not self._is_due(shape):
-            self._step(*shape)
-            return
-        try:
-            if shape not in self._graphs:
-                self._graphs[shape] = self._record(shape)
+        if shape not in self._graphs and self._is_due(shape):
+            self._record(shape)
+        if shape in self._graphs:
             self._graphs[shape].replay()
-        except torch.OutOfMemoryError:  # what is recorded keeps its memory, and a step alone may still find room
-            self._graphs.clear()
-            self._records = False
-            torch.cuda.empty_cache()
+        else:
             self._step(*shape)
 
-    def _record(self, shape: tuple[int, ...]) -> Any:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, self._memory, capture_error_mode="thread_local"):
-            self._step(*shape)
-        return graph
+    def forget(self) -> None:
+        """Drop what is recorded, and give back its memory."""
+        self._graphs.clear()
+        torch.cuda.empty_cache()
+
+    def stop(self) -> None:
+        """Record nothing any more."""
+        self._records = False
+        self.forget()
+
+    def _record(self, shape: tuple[int, ...]) -> None:
+        graph: Any = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, self._memory, capture_error_mode="thread_local"):
+                self._step(*shape)
+        except RuntimeError:  # no room, or work that cannot be recorded: what it was is seen when it is done plainly
+            graph = None
+        if graph is None:
+            self.stop()
+        else:
+            self._graphs[shape] = graph
 
     def _is_due(self, shape: tuple[int, ...]) -> bool:
         has_room = self._most is None or self.recorded < self._most

@@ -6,6 +6,7 @@ The settings are those of a `Florence2Processor`; the numbers equal its own. Kno
 import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +19,17 @@ from florence2.errors import UserError
 from florence2.model.tasks import Task
 
 IGNORED_LABEL = -100  # what padding in labels is marked with
+
+
+@lru_cache
+def _line(
+    mean: tuple[float, ...], std: tuple[float, ...], rescale: float, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give what bytes are multiplied by and what is added then, once for each device: a recording sends nothing."""
+    with torch.inference_mode(False):
+        scale = torch.tensor([rescale / each for each in std])
+        shift = torch.tensor([-each / spread for each, spread in zip(mean, std, strict=True)])
+        return send(scale, device), send(shift, device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +87,7 @@ class Processing:
         The memory stays laid out channels-last, as it came.
         """
         levels = torch.as_tensor(pixels)
-        scale = send(torch.tensor([self.rescale / std for std in self.std]), levels.device)
-        shift = send(torch.tensor([-mean / std for mean, std in zip(self.mean, self.std, strict=True)]), levels.device)
+        scale, shift = _line(self.mean, self.std, self.rescale, levels.device)
         return (levels.float() * scale + shift).movedim(-1, -3)
 
     def prompt_ids(self, task: Task, input: str = "", max_length: int | None = None) -> list[int]:  # noqa: A002

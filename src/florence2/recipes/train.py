@@ -202,7 +202,7 @@ def _trainer(
         method,
         model=learner,
         args=args,
-        data_collator=Collator(method.pad, PAD_TO if method.records else 1),
+        data_collator=Collator(method.pad, PAD_TO, lessons.usual_prompt()) if method.records else Collator(method.pad),
         train_dataset=lessons if found.stream is None else Pouring.of_process(lessons, found.stream, args),
         eval_dataset=measured if found.held else None,
         callbacks=watch.callbacks(length.per_step, *best),

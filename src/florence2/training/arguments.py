@@ -129,6 +129,9 @@ def training_arguments(
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"transformers refuses these settings: {reason}", "see `--trainer`") from error
+    if made.accelerator_config.dispatch_batches or made.accelerator_config.split_batches:
+        what = "batches are made by each process for itself, and are not cut (`accelerator_config`)"
+        raise UserError(what, "leave `dispatch_batches` and `split_batches` out of `--trainer`")
     made._n_gpu = min(made.n_gpu, 1)  # more GPUs are more processes, never threads of one
     return made
 

@@ -15,7 +15,7 @@ from torch import nn
 from transformers.models.florence2.modeling_florence2 import Florence2VisionChannelAttention
 
 from florence2.config import LoraSettings, ModelSettings, TrainSettings
-from florence2.devices import pick_device
+from florence2.devices import pick_device, pick_dtype
 from florence2.errors import UserError
 from florence2.model.adapter import quantized
 from florence2.model.adapter.lora import attach, merge, save_adapter
@@ -71,7 +71,7 @@ def equip(model: nn.Module, settings: ModelSettings, lora: LoraSettings) -> nn.M
             weight.requires_grad_(False)
     for name, module in learner.named_modules():
         if name.endswith("model.vision_tower"):
-            _lay_out(module)
+            _lay_out(module, pick_dtype(settings.dtype, module.device))
     join(learner)
     branches.quicken(learner)
     dropping.quicken(learner)
@@ -80,14 +80,16 @@ def equip(model: nn.Module, settings: ModelSettings, lora: LoraSettings) -> nn.M
     return learner
 
 
-def _lay_out(tower: Any) -> None:
-    """Lay a vision tower out as pictures come, and let its channels attend in the arithmetic of the rest.
+def _lay_out(tower: Any, dtype: torch.dtype) -> None:
+    """Lay a vision tower out as pictures come, and let its channels attend in bfloat16 where all is computed in it.
 
-    A GPU has no quick way for heads as wide as a picture has places, and torch's slow one multiplies in float32.
+    A GPU has no quick way for heads as wide as a picture has places, and torch's slow one multiplies in float32;
+    float16 needs that, for sums over all places are too large for it.
     """
     tower.to(memory_format=torch.channels_last)
     for module in tower.modules():
-        if isinstance(module, Florence2VisionChannelAttention) and tower.device.type == "cuda":
+        on_gpu = tower.device.type == "cuda" and dtype == torch.bfloat16
+        if on_gpu and isinstance(module, Florence2VisionChannelAttention):
             module.config = copy.copy(module.config)
             module.config._attn_implementation = "eager"
 

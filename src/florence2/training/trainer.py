@@ -94,6 +94,8 @@ class LessonTrainer(Kept):
         if self.recorded is None:
             step = partial(super().training_step, model)
             self.recorded = Recorded(step, self.learner)
+        if hasattr(self.optimizer, "train"):  # Schedule-Free's, which measuring and saving switch; no work of a step
+            self.optimizer.train()
         items = torch.as_tensor(num_items_in_batch, device=self.args.device)
         return self.recorded(self._prepare_inputs(inputs), items)
 

@@ -127,11 +127,18 @@ def test_what_is_more_than_two_matrices_is_left_to_peft(lora: dict[str, bool]) -
     assert quick(x).grad_fn.name() != "BranchBackward"
 
 
-def test_weights_that_deepspeed_parted_are_left_to_peft() -> None:
+class Wrapped(nn.Linear):
+    """As FSDP wraps what it parts: the weight is whole in its own forward alone."""
+
+
+@pytest.mark.parametrize("parted_by", ["deepspeed", "fsdp"])
+def test_parted_weights_are_left_to_peft(parted_by: str) -> None:
     plain, quick = pair()
     for layer in quick.modules():
-        if isinstance(layer, QuickLinear):
+        if isinstance(layer, QuickLinear) and parted_by == "deepspeed":
             layer.lora_A.default.weight.ds_id = 7
+        elif isinstance(layer, QuickLinear):
+            layer.lora_B.default.__class__ = Wrapped
     x = torch.randn(5, 24)
     torch.testing.assert_close(quick(x), plain(x))
     assert quick(x).grad_fn.name() != "BranchBackward"

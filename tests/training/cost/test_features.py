@@ -9,6 +9,7 @@ import torch
 
 from florence2.errors import UserError
 from florence2.training.cost.features import FeatureFile, fill, name_of, seer, with_features
+from florence2.training.lessons.batches import Collator
 from tests.training.test_trainer import Bench
 
 
@@ -26,6 +27,13 @@ def test_learning_from_features_is_learning_from_pictures(tmp_path: Path, bench:
     torch.testing.assert_close(bench.loss(0, 1, 2), plain, rtol=1e-3, atol=1e-3)
     pixels = bench.processing.normalize(bench.lessons.pixels(0))[None]
     assert bench.base.get_image_features(pixels).pooler_output.shape == (1, 5, 32)  # pictures are still taken
+
+
+def test_places_that_do_not_match_the_picture_are_noticed(bench: Bench) -> None:
+    prompt = [*bench.lessons[0]["input_ids"]]
+    item = bench.lessons[0] | {"input_ids": prompt[1:]}
+    with pytest.raises(UserError, match="sees a picture in 5 places, and its processor leaves 4 for it"):
+        bench.trainer.compute_loss(bench.learner, Collator(1)([item]))
 
 
 def test_what_is_there_is_not_computed_again(tmp_path: Path, bench: Bench) -> None:

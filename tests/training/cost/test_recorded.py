@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,6 +70,38 @@ def test_batches_lie_where_the_first_of_their_shape_lay() -> None:
     layer.zero_grad()
     steps({"x": torch.ones(2, 3)}, torch.tensor(1))
     assert layer.weight.grad.flatten().tolist() == [2.0] * 3
+
+
+def test_schedule_free_learns_between_measurements(tmp_path: Path) -> None:
+    """Measuring switches such an optimizer to its averages; a recorded step must switch it back itself."""
+    pytest.importorskip("schedulefree")
+    bench = Bench(tmp_path, records=True, method={"optim": "schedulefree.AdamWScheduleFree"})
+    trainer = bench.trainer
+    modes: list[str] = []
+    trainer.recorded = lambda _, items: modes.append(trainer.optimizer.param_groups[0]["train_mode"]) or items
+    trainer.create_optimizer_and_scheduler(4)
+    trainer.optimizer.eval()
+    trainer.training_step(bench.learner, bench.batch(0, 1), 7)
+    assert modes == [True]
+
+
+def test_weights_that_were_moved_are_looked_for() -> None:
+    layer, forgotten = nn.Linear(3, 1), []
+
+    def step(batch: dict[str, torch.Tensor], items: torch.Tensor) -> torch.Tensor:
+        (layer(batch["x"]).sum() / items).backward()
+        return items.clone()
+
+    steps = Recorded(step, layer)
+    one = {"x": torch.ones(2, 3)}, torch.tensor(1)
+    steps(*one)
+    steps._replay = SimpleNamespace(recorded=1, forget=lambda: forgotten.append(1))
+    steps._stay()
+    assert not forgotten
+    layer.weight.data = layer.weight.data.clone()
+    steps._stay()
+    steps._stay()
+    assert forgotten == [1]
 
 
 def test_a_cpu_records_nothing() -> None:

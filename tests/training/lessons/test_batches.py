@@ -83,17 +83,20 @@ def test_padding_is_masked_and_ignored(processing: Processing, samples: list[Sam
 
 def test_padded_to_a_multiple_batches_come_in_few_shapes(processing: Processing, samples: list[Sample]) -> None:
     lessons = Lessons(samples, processing, CaptionRules())
-    plain, padded = (Collator(1, pad_to)([lessons[0], lessons[5]]) for pad_to in (1, 16))
+    usual = lessons.usual_prompt()
+    assert usual == len(lessons[0]["input_ids"])
+    plain, padded = (Collator(1, pad_to, usual)([lessons[0], lessons[5]]) for pad_to in (1, 16))
     assert padded["labels"].shape[1] % 16 == 0
-    assert torch.equal(padded["input_ids"], plain["input_ids"]), "prompts of one length stay as they are"
+    assert torch.equal(padded["input_ids"], plain["input_ids"]), "usual prompts stay as they are"
     assert len(padded["learnt_N"]) % (padded["labels"].numel() // 8) == 0
     places = padded["learnt_N"][padded["learnt_N"] >= 0]
     assert padded["labels"].flatten()[places].equal(plain["labels"].flatten()[plain["learnt_N"]])
     assert padded["learnt_N"][len(places) :].eq(-1).all()
-    longer = lessons[5] | {"input_ids": [*lessons[5]["input_ids"], 7, 7]}
-    uneven = Collator(1, 16)([lessons[0], longer])
-    assert uneven["input_ids"].shape[1] % 16 == 0
-    assert uneven["attention_mask"].sum(1).tolist() == [len(lessons[0]["input_ids"]), len(longer["input_ids"])]
+    longer = lessons[5] | {"input_ids": [*lessons[5]["input_ids"], 7, 7, 7]}
+    for items in ([lessons[0], longer], [longer]):
+        uneven = Collator(1, 16, usual)(items)
+        assert uneven["input_ids"].shape[1] % 16 == 0
+        assert uneven["attention_mask"].sum(1).tolist() == [len(item["input_ids"]) for item in items]
 
 
 def test_the_decoder_reads_what_comes_before() -> None:

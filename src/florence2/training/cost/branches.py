@@ -51,8 +51,10 @@ class QuickLinear(Linear):  # type: ignore[misc]
         device = x.device.type
         if device not in HERE or names[0] in self.lora_variant or not (alike or torch.is_autocast_enabled(device)):
             return None
-        parted = hasattr(self.lora_A[names[0]].weight, "ds_id")  # by DeepSpeed, which brings it together for its module
-        return None if parted or self.lora_B[names[0]].bias is not None else str(names[0])
+        halves = self.lora_A[names[0]], self.lora_B[names[0]]
+        # Weights that DeepSpeed or FSDP part are brought together for their own module alone.
+        parted = any(type(half) is not nn.Linear or hasattr(half.weight, "ds_id") for half in halves)
+        return None if parted or halves[1].bias is not None else str(names[0])
 
 
 class Branch(torch.autograd.Function):

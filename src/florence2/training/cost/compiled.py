@@ -33,7 +33,7 @@ def compile_parts(learner: nn.Module, backend: str = "inductor") -> None:
     """
     on_gpu = next(learner.parameters()).device.type == "cuda"
     for name, module in learner.named_modules():
-        if name.endswith("model.vision_tower") and any(weight.requires_grad for weight in module.parameters()):
+        if name.endswith("model.vision_tower"):
             module.compile(backend=backend)
         elif on_gpu and isinstance(module, (BartEncoderLayer, BartDecoderLayer)):
             module.compile(backend=backend, dynamic=True)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from florence2.errors import UserError
 from florence2.training.lessons.batches import Lessons
 
 FOLDER = ".features"
@@ -206,6 +207,7 @@ class Joined:
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
+        self._counted = False
 
     def __call__(self, input_ids: Any = None, pixel_values: Any = None, **given: Any) -> Any:
         """Take ids (B, S) and pixels (B, 3, H, W) or features (B, N, D), and whatever else it takes."""
@@ -214,9 +216,20 @@ class Joined:
             return plain(inner, input_ids=input_ids, pixel_values=pixel_values, **given)
         are_features = pixel_values.ndim == 3
         seen_BND = pixel_values if are_features else inner.get_image_features(pixel_values).pooler_output
+        if not self._counted:  # once, for a GPU is waited for
+            self._count(input_ids, seen_BND)
         words_BSD = inner.get_input_embeddings()(input_ids[:, seen_BND.shape[1] :])
         embeds_BSD = torch.cat((seen_BND.to(words_BSD.dtype), words_BSD), 1)
         return plain(inner, **(given | {"inputs_embeds": embeds_BSD}))
+
+    def _count(self, input_ids: torch.Tensor, seen_BND: torch.Tensor) -> None:
+        places = int((input_ids[0] == self._inner.config.image_token_id).sum())
+        if places != seen_BND.shape[1]:
+            raise UserError(
+                f"the model sees a picture in {seen_BND.shape[1]} places, and its processor leaves {places} for it",
+                "mend `size` or `image_seq_length` in its preprocessor_config.json",
+            )
+        self._counted = True
 
 
 def clear(folder: Path) -> None:

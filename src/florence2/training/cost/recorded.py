@@ -17,6 +17,7 @@ from torch import nn
 from florence2.config import LearningSettings
 from florence2.replay import Replay
 from florence2.training.cost.branches import QuickLinear
+from florence2.training.cost.memory import free, held, peak
 
 PAD_TO = 16  # tokens
 PAYS_FROM = 3  # steps in one shape: recording takes as long as one or two
@@ -50,6 +51,7 @@ class Recorded:
         on_gpu = self._weights[0].device.type == "cuda"
         self._replay = Replay(self._take, records=on_gpu, pays_from=PAYS_FROM, most=MOST)
         self._loans: list[tuple[nn.Parameter, torch.Tensor]] = []
+        self._addresses: list[int] = []
         self._shapes: list[tuple[Any, ...]] = []
         self._places: dict[tuple[Any, ...], torch.Tensor] = {}
         self._losses: dict[int, torch.Tensor] = {}
@@ -70,11 +72,30 @@ class Recorded:
         if shape not in self._shapes:
             self._shapes.append(shape)
         number = self._shapes.index(shape)
+        self._stay()
         self._lend()
-        self._replay(number)
-        if not self._loans:  # what the first step gave no gradient never gets one
-            self._loans = [(weight, weight.grad) for weight in self._weights if weight.grad is not None]
+        if self._loans:
+            self._replay(number)
+        else:
+            self._begin(number)
         return self._losses[number].clone()
+
+    def _begin(self, number: int) -> None:
+        """Take the first step, and see what gets gradients, and whether there is room for recordings."""
+        device = self._weights[0].device
+        before = held(device)
+        self._replay(number)
+        self._loans = [(weight, weight.grad) for weight in self._weights if weight.grad is not None]
+        # A recording keeps the memory of a step for good, and steps in other shapes need as much again.
+        if free(device) < 2 * (peak(device) - before) or any(map(_is_hooked, self._weights)):
+            self._replay.stop()
+
+    def _stay(self) -> None:
+        """Forget what was recorded where an optimizer has moved weights to other places."""
+        addresses = [weight.data_ptr() for weight in self._weights]
+        if self._replay.recorded and addresses != self._addresses:
+            self._replay.forget()
+        self._addresses = addresses
 
     def _take(self, number: int) -> None:
         lying = {key[0]: self._places[key] for key in self._shapes[number]}
@@ -89,6 +110,11 @@ class Recorded:
                 weight.grad = grad
         if dropped:
             torch._foreach_zero_(dropped)
+
+
+def _is_hooked(weight: nn.Parameter) -> bool:
+    """Tell whether something happens when a weight gets its gradient: Python that a recording would leave out."""
+    return bool(weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None))
 
 
 def _adapted(learner: nn.Module) -> list[Any]:

@@ -7,6 +7,7 @@ Shapes: B pictures of a batch, H and W the model's picture size, S ids of the lo
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -124,6 +125,11 @@ class Lessons(Dataset[dict[str, Any]]):
         pixels = self.processing.resize(image, box)
         return np.ascontiguousarray(pixels[:, ::-1]) if view.mirrored else pixels
 
+    def usual_prompt(self, of: int = 64) -> int | None:
+        """Give the length that most prompts of the first samples have, in ids."""
+        lengths = Counter(len(self._prompt(sample)) for sample in self.samples[:of])
+        return lengths.most_common(1)[0][0] if lengths else None
+
     def cut(self) -> int:
         """Count the captions that are longer than what is learnt of them, as they are in the first epoch."""
         if self.max_target is None:
@@ -155,26 +161,28 @@ class Collator:
     """Put items side by side, padded to the longest; padding is masked in prompts and ignored in labels.
 
     Where prompts are of one length there is no mask. `learnt_N` are the places of the labels (B x T, flat) that are
-    learnt. With `pad_to` lengths are multiples of it, but for that of prompts of one length, and the places that are
-    missing to one of eight numbers of them are -1, so that batches of few shapes come.
+    learnt. With `pad_to` batches of few shapes come: lengths are multiples of it, but for that of `usual` prompts, and
+    the places that are missing to one of eight numbers of them are -1.
     """
 
     pad: int
     pad_to: int = 1
+    usual: int | None = None
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Make the tensors of one batch; a problem with one item is passed on instead."""
         if problems := [item["problem"] for item in items if "problem" in item]:
             return {"problem": problems[0]}
         prompts = [item["input_ids"] for item in items]
-        alike = len({len(ids) for ids in prompts}) == 1
+        lengths = {len(ids) for ids in prompts}
+        multiple = 1 if lengths == {self.usual} else self.pad_to
         batch = {
-            "input_ids": _padded(prompts, self.pad, 1 if alike else self.pad_to),
+            "input_ids": _padded(prompts, self.pad, multiple),
             "labels": _padded([item["labels"] for item in items], IGNORED_LABEL, self.pad_to),
             "index": torch.tensor([item["index"] for item in items]),
         }
-        if not alike:
-            batch["attention_mask"] = _padded([[1] * len(ids) for ids in prompts], 0, self.pad_to)
+        if lengths != {batch["input_ids"].shape[1]}:
+            batch["attention_mask"] = _padded([[1] * len(ids) for ids in prompts], 0, multiple)
         batch["learnt_N"] = self._learnt(batch["labels"])
         for name in ("pixels_HWC", "features_ND"):
             if name in items[0]:
