@@ -73,7 +73,8 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         florence2("train", "--model_id", "demo", *told, *given.recipe.split(), *MIX)
     said = [str(folder / f"{each}.jsonl") for each in ("bundled", "trained")]
     for model, file in zip(("demo", str(adapter)), said, strict=True):
-        florence2("predict", "--model_path", model, "--input_path", str(held), "--output_path", file)
+        asked = ["--input_path", str(held), "--output_path", file, "--dtype", "float32"]  # the same on every CPU
+        florence2("predict", "--model_path", model, *asked)
     florence2("evaluate", "--references", str(held), "--compare", *said, "--output_path", str(scores))
     found: dict[str, Any] = json.loads(scores.read_text(encoding="utf-8"))["tasks"]
     assert set(found) == {task.name for task in TASKS}
