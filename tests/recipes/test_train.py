@@ -267,6 +267,7 @@ def test_preview_prints_targets_and_trains_nothing(room: Path, capsys: pytest.Ca
         ({"trainer": ["warmup=3"]}, "`--trainer` has no `warmup`"),
         ({"trainer": ["learning_rate=3"]}, "`--trainer learning_rate` has a flag of its own"),
         ({"lora": ["rsloraa=true"]}, "`--lora` has no `rsloraa`"),
+        ({"trainer": ['accelerator_config={"dispatch_batches": true}']}, "batches are made by each process for itself"),
         ({"lora": ["r=8"]}, "`--lora r` has a flag of its own"),
         ({"target_modules": ["nothing"]}, "target modules that match no layer: `nothing`"),
         ({"target_modules": ["vision"], "freeze": "vision"}, "all `--target_modules` are in the half that is frozen"),

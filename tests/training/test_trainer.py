@@ -228,9 +228,10 @@ def test_by_default_the_rate_falls_in_the_last_fifth(tmp_path: Path, given: Any,
     assert rates.taken == pytest.approx([0.1] * (9 - len(wanted)) + wanted, rel=1e-2)
 
 
-def test_one_broken_step_is_passed_over(tmp_path: Path) -> None:
-    broken = BrokenSteps(limit=3)
-    bench = Bench(tmp_path, num_train_epochs=4, callbacks=[broken], save_strategy="steps", save_steps=2)
+@pytest.mark.parametrize("records", [False, True])
+def test_one_broken_step_is_passed_over(tmp_path: Path, records: bool) -> None:
+    broken, saves = BrokenSteps(limit=3), {"save_strategy": "steps", "save_steps": 2}
+    bench = Bench(tmp_path, records=records, num_train_epochs=4, callbacks=[broken], **saves)
     calls: list[int] = []
 
     def break_the_second(_: nn.Module, __: Any, out: torch.Tensor) -> torch.Tensor:

@@ -87,9 +87,10 @@ def _lay_out(tower: Any, dtype: torch.dtype) -> None:
     float16 needs that, for sums over all places are too large for it.
     """
     tower.to(memory_format=torch.channels_last)
+    if tower.device.type != "cuda" or dtype != torch.bfloat16:
+        return
     for module in tower.modules():
-        on_gpu = tower.device.type == "cuda" and dtype == torch.bfloat16
-        if on_gpu and isinstance(module, Florence2VisionChannelAttention):
+        if isinstance(module, Florence2VisionChannelAttention):
             module.config = copy.copy(module.config)
             module.config._attn_implementation = "eager"
 

@@ -59,7 +59,7 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         return settings.build(TrainSettings, {"dataset": "x", "output_dir": "y", "compile": True, **values})
 
     with pytest.raises(UserError, match="`--freeze vision` each picture is looked at once"):
-        check_compile(asked(freeze="vision"))
+        check_compile(asked(freeze="vision", device="cpu"))
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="`--compile` needs `no-such-compiler`"):
         check_compile(asked())

@@ -78,7 +78,7 @@ class FeatureFile:
 
 
 @dataclass(frozen=True)
-class Kept:
+class SampleFeatures:
     """The features of samples, (N, D) each, several of which may show one picture."""
 
     features: np.ndarray
@@ -89,7 +89,7 @@ class Kept:
         return features_ND
 
 
-def shown(lessons: Lessons) -> tuple[list[int], list[int]]:
+def pictures_of(lessons: Lessons) -> tuple[list[int], list[int]]:
     """Find the pictures of samples: the first sample that shows each, and for each sample its picture's row."""
     firsts: list[int] = []
     rows: dict[Any, int] = {}
@@ -106,7 +106,7 @@ def shown(lessons: Lessons) -> tuple[list[int], list[int]]:
 def name_of(lessons: Lessons, model_name: str, revision: str | None, dtype: torch.dtype) -> str:
     """Name a set of pictures under a model, safely: by a hash of what both are."""
     pictures = []
-    for sample in (lessons.samples[at] for at in shown(lessons)[0]):
+    for sample in (lessons.samples[at] for at in pictures_of(lessons)[0]):
         stamp = sample.picture.stat() if isinstance(sample.picture, Path) else None
         pictures.append([sample.id, stamp and [stamp.st_size, stamp.st_mtime_ns]])
     told = json.dumps([model_name, revision, str(dtype), lessons.processing.size, pictures])
@@ -125,13 +125,13 @@ def with_features(
 
     `base` is the model's name and revision, which tell its features from those of others.
     """
-    firsts, row_of = shown(lessons)
+    firsts, row_of = pictures_of(lessons)
     shape = (lessons.processing.num_image_tokens, int(learner.config.text_config.d_model))
     file = FeatureFile(folder / FOLDER, name_of(lessons, *base, dtype), len(firsts), shape)
     if not len(lessons) or not file.fits():
         return lessons
     features = fill(lessons, firsts, file, seer(learner, lessons, dtype), counting)
-    return replace(lessons, features=Kept(features, row_of))
+    return replace(lessons, features=SampleFeatures(features, row_of))
 
 
 def fill(
