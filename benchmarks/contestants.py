@@ -25,11 +25,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from florence2.data.sample import Sample
 from florence2.engine.engine import Engine
-from florence2.engine.options import EngineSettings, GenerationSettings
-from florence2.machine import tune_allocator
-from florence2.model import legacy
-from florence2.model.checkpoint import read_tokenizer
+from florence2.engine.engine_config import EngineSettings, GenerationSettings
+from florence2.model.storage import legacy_layout as legacy
+from florence2.model.storage.checkpoint_files import read_tokenizer
 from florence2.model.tasks import find_task
+from florence2.system import tune_allocator
 
 HUB = Path(__file__).parents[1] / "tests" / "fixtures" / "hub"
 TASK = find_task("caption")

@@ -30,7 +30,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from florence2.config import LoraSettings
 from florence2.demo.dataset import make_dataset
-from florence2.model.checkpoint import find_folder
+from florence2.model.storage.checkpoint_files import find_folder
 from florence2.model.tasks import find_task
 
 RESULTS = Path(__file__).parent / "results"

@@ -170,15 +170,15 @@ def ours(given: argparse.Namespace, folder: str) -> Any:
 
     from florence2.config import LearningSettings, LoraSettings, ModelSettings
     from florence2.devices import pick_device
-    from florence2.machine import tune_allocator
     from florence2.model.processing import Processing
-    from florence2.training.cost.compiled import compile_parts
-    from florence2.training.cost.memory import checkpoint_activations
-    from florence2.training.cost.recorded import PAD_TO, can_record
-    from florence2.training.learner import equip, resting
-    from florence2.training.lessons.batches import Collator
-    from florence2.training.method import Method
+    from florence2.system import tune_allocator
+    from florence2.training.dataset.florence2_dataset import Collator
+    from florence2.training.performance.compile import compile_parts
+    from florence2.training.performance.cuda_graph_step import PAD_TO, can_record
+    from florence2.training.performance.memory import checkpoint_activations
+    from florence2.training.prepare_model import equip, resting
     from florence2.training.trainer import LessonTrainer
+    from florence2.training.trainer_config import Method
 
     if not given.recompute:
         tune_allocator()  # as the command does

@@ -3,7 +3,7 @@
 import sys
 
 from florence2.cli import main
-from florence2.published import PREDICT
+from florence2.legacy_cli import PREDICT
 
 if __name__ == "__main__":
     sys.exit(main(["predict", *sys.argv[1:]], published=PREDICT, prog="inference.py"))

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from florence2.data.sample import Prediction as Prediction
     from florence2.data.sample import Sample as Sample
+    from florence2.engine.async_engine import AsyncEngine as AsyncEngine
     from florence2.engine.engine import Engine as Engine
-    from florence2.engine.hosting.live import AsyncEngine as AsyncEngine
-    from florence2.engine.options import EngineSettings as EngineSettings
-    from florence2.engine.options import GenerationSettings as GenerationSettings
+    from florence2.engine.engine_config import EngineSettings as EngineSettings
+    from florence2.engine.engine_config import GenerationSettings as GenerationSettings
     from florence2.errors import UserError as UserError
     from florence2.model.load import load as load
     from florence2.model.tasks import Task as Task
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AsyncEngine": "florence2.engine.hosting.live",
+    "AsyncEngine": "florence2.engine.async_engine",
     "Prediction": "florence2.data.sample",
     "Sample": "florence2.data.sample",
     "Task": "florence2.model.tasks",
     "UserError": "florence2.errors",
     "Engine": "florence2.engine.engine",
-    "EngineSettings": "florence2.engine.options",
-    "GenerationSettings": "florence2.engine.options",
+    "EngineSettings": "florence2.engine.engine_config",
+    "GenerationSettings": "florence2.engine.engine_config",
     "evaluate": "florence2.recipes.evaluate",
     "load": "florence2.model.load",
     "predict": "florence2.recipes.predict",

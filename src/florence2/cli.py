@@ -14,10 +14,11 @@ from typing import Any
 
 import tyro
 
-from florence2 import __version__, settings
+from florence2 import __version__
+from florence2 import settings_io as settings
 from florence2.config import DemoSettings, EvaluateSettings, InspectSettings, PredictSettings, TrainSettings
 from florence2.errors import UserError
-from florence2.published import Rewrite, translate
+from florence2.legacy_cli import Rewrite, translate
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "train": (TrainSettings, "florence2.recipes.train:main"),

@@ -5,7 +5,7 @@ import pytest
 from florence2.data.resolve import resolve_dataset
 from florence2.data.sample import Found, Why
 from florence2.errors import UserError
-from tests.data.pictures import captioned, jsonl, picture
+from tests.data.images import captioned, jsonl, picture
 
 TASK = "more_detailed_caption"
 

@@ -9,7 +9,7 @@ from florence2.data.hub import is_hub_id
 from florence2.data.resolve import resolve_dataset, resolve_pictures
 from florence2.data.sample import Found, PictureError, Why
 from florence2.errors import UserError
-from tests.data.pictures import picture
+from tests.data.images import picture
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import pytest
 from florence2.data.resolve import resolve_dataset, resolve_pictures
 from florence2.data.sample import Found, PictureError
 from florence2.errors import UserError
-from tests.data.pictures import captioned, jsonl, picture
+from tests.data.images import captioned, jsonl, picture
 
 
 def found(spec, **options) -> Found:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from florence2.data.sample import PictureError, Prediction, Sample, folder_between
-from tests.data.pictures import picture
+from tests.data.images import picture
 
 
 def test_a_sample_opens_whatever_holds_its_picture(tmp_path):

@@ -5,10 +5,10 @@ import torch
 
 from florence2.data.sample import Prediction
 from florence2.engine.engine import Engine
-from florence2.engine.options import EngineSettings, GenerationSettings
-from florence2.engine.reference import Reference
+from florence2.engine.engine_config import EngineSettings, GenerationSettings
+from florence2.engine.generate_engine import Reference
 from florence2.model.load import load
-from tests.engine.test_laws import places, questions
+from tests.engine.test_equivalence import places, questions
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -8,13 +8,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from florence2.data.sample import Prediction, Sample
+from florence2.engine.decoding.batch_state import Watch
+from florence2.engine.decoding.decoder import fitting_slots
 from florence2.engine.engine import Engine
-from florence2.engine.options import EngineSettings, GenerationSettings
-from florence2.engine.reference import Reference
-from florence2.engine.saying.decoder import fitting_slots
-from florence2.engine.slots import Watch
+from florence2.engine.engine_config import EngineSettings, GenerationSettings
+from florence2.engine.generate_engine import Reference
 from florence2.errors import UserError
-from tests.engine.pictures import missing, picture, samples
+from tests.engine.images import missing, picture, samples
 from tests.tiny import tiny_model
 
 SEARCHES = {

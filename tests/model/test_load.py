@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, Florence2Config, Florence2ForConditionalGeneration
 
 from florence2.errors import UserError
-from florence2.model import checkpoint, legacy
 from florence2.model.load import load
+from florence2.model.storage import checkpoint_files as checkpoint
+from florence2.model.storage import legacy_layout as legacy
 from tests.model.original import (
     HUB,
     ROWS,

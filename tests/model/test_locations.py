@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from florence2.errors import UserError
 from florence2.model.locations import cut, dequantize, quantize, read, reading_order, shuffled, write, write_region
 from florence2.model.tasks import Answers, find_task
-from tests.drawn import THOUSAND, fuzz, locs, sized_values, values
+from tests.strategies import THOUSAND, fuzz, locs, sized_values, values
 
 # Numbers
 

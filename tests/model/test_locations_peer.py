@@ -11,7 +11,7 @@ from transformers.models.florence2.processing_florence2 import Florence2PostProc
 
 from florence2.model.locations import quantize, read, write
 from florence2.model.tasks import TASKS, Answers, find_task
-from tests.drawn import BOX, THOUSAND, fuzz, locs, markers, places, sized_values, sizes
+from tests.strategies import BOX, THOUSAND, fuzz, locs, markers, places, sized_values, sizes
 from tests.tiny import tiny_processor
 
 BANNED = ["it", "the image"]

@@ -14,8 +14,8 @@ from florence2.cli import main
 from florence2.data.resolve import resolve_dataset
 from florence2.recipes.data import check, rewrite, show
 from tests.data.formats.lists import SIZE, coco, yolo
-from tests.data.pictures import captioned, jsonl, picture
-from tests.drawn import locs
+from tests.data.images import captioned, jsonl, picture
+from tests.strategies import locs
 
 
 def checked(tmp_path, *rows, **options):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from florence2 import settings
+from florence2 import settings_io as settings
 from florence2.config import PredictSettings
 from florence2.recipes.predict import main, predict
 from tests.tiny import save_tiny

@@ -13,17 +13,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import florence2.recipes.train as recipe
-from florence2 import settings
+from florence2 import settings_io as settings
 from florence2.config import TrainSettings
 from florence2.data.resolve import resolve_pictures
-from florence2.engine.options import EngineSettings
-from florence2.engine.reference import Reference
+from florence2.engine.engine_config import EngineSettings
+from florence2.engine.generate_engine import Reference
 from florence2.errors import UserError
 from florence2.model.load import load
-from florence2.training.record import read_record
+from florence2.model.storage.run_metadata import read_record
+from florence2.training.callbacks.stopping import Stopped
 from florence2.training.trainer import LessonTrainer
-from florence2.training.watch.stops import Stopped
-from tests.training.photos import CAPTIONS, run, save_calm, save_photos
+from tests.training.images import CAPTIONS, run, save_calm, save_photos
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import transformers.trainer
 
 from florence2.errors import UserError
 from florence2.recipes import train as recipe
-from tests.training.photos import run, save_calm, save_photos
+from tests.training.images import run, save_calm, save_photos
 
 
 def test_the_whole_result_is_sent_once_with_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from florence2.training.watch.checkpoints import listed
-from tests.training.photos import run, save_calm, save_photos
+from florence2.training.saving.checkpoints import listed
+from tests.training.images import run, save_calm, save_photos
 
 LONG = bool(os.environ.get("FLORENCE2_LONG"))
 KILLS, EPOCHS = (20, 20) if LONG else (2, 6)
@@ -47,7 +47,7 @@ def test_killed_and_resumed_is_never_killed(tmp_path: Path) -> None:
     whole = run(tmp_path, "whole", **VALUES)
     torch.set_num_threads(threads)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.training.photos"])
+    processes.set_forkserver_preload(["tests.training.images"])
     chance, kills = random.Random(), 0
     while True:
         process = processes.Process(target=go_on, args=(tmp_path,))

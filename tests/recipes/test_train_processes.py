@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from florence2.data.formats.shards import write_shards
 from florence2.errors import UserError
 from florence2.model.load import load
-from florence2.training.kept import refuse_to_keep_nothing
-from tests.training.photos import CAPTIONS, run, save_calm, save_photos
+from florence2.training.saving.checkpoint_trainer import refuse_to_keep_nothing
+from tests.training.images import CAPTIONS, run, save_calm, save_photos
 
 ROOT = Path(__file__).parents[2]
 SHARED = {"epochs": 2, "learning_rate": 1e-1, "dropout": 0.0, "optim": "torch.optim.SGD", "rank": 4, "task": "ocr"}
@@ -64,7 +64,7 @@ def fsdp(room: Path) -> str:
     """Give the launch options for the example of FSDP, on a CPU."""
     config = yaml.safe_load((ROOT / "examples" / "devices" / "fsdp.yaml").read_text())
     (room / "fsdp.yaml").write_text(yaml.safe_dump(config | {"mixed_precision": "no", "use_cpu": True}))
-    return f"--config_file fsdp.yaml {ROOT / 'tests' / 'recipes' / 'parted_on_cpu.py'}"
+    return f"--config_file fsdp.yaml {ROOT / 'tests' / 'recipes' / 'fsdp_on_cpu.py'}"
 
 
 def learnt(folder: Path) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from florence2.errors import UserError
 from florence2.model.load import load
-from tests.training.photos import run, save_calm, save_photos
+from tests.training.images import run, save_calm, save_photos
 
 VALUES: dict[str, Any] = {
     "quantize": True,

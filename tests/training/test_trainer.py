@@ -12,12 +12,12 @@ from florence2.config import LearningSettings, LoraSettings, ModelSettings
 from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model.processing import Processing
-from florence2.training.learner import equip, resting
-from florence2.training.lessons.augment import CaptionRules
-from florence2.training.lessons.batches import Collator, Lessons
-from florence2.training.method import Method
+from florence2.training.callbacks.stopping import BrokenSteps
+from florence2.training.dataset.caption_augmentation import CaptionRules
+from florence2.training.dataset.florence2_dataset import Collator, Lessons
+from florence2.training.prepare_model import equip, resting
 from florence2.training.trainer import LessonTrainer
-from florence2.training.watch.stops import BrokenSteps
+from florence2.training.trainer_config import Method
 from tests.tiny import tiny_model
 
 TARGETS = ("a red sun", "sea", "one long caption of many words, longer than all the others", "cat")

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from florence2.data.picture import is_picture_name
+from florence2.data.image import is_picture_name
 from florence2.data.sample import Found, Sample, Skipped, Why
 from florence2.errors import UserError
 from florence2.model.tasks import Takes, split_prompt

@@ -11,11 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from florence2.data import metadata
-from florence2.data.metadata import Columns, samples_or_skipped
-from florence2.data.picture import PictureError, PictureSource
-from florence2.data.rows import Row
+from florence2.data import columns as metadata
+from florence2.data.columns import Columns, samples_or_skipped
+from florence2.data.image import PictureError, PictureSource
 from florence2.data.sample import Found, Sample, Skipped
+from florence2.data.tables import Row
 from florence2.errors import UserError
 
 _SHARDS = 64  # parts of a saved dataset that is streamed

@@ -10,16 +10,16 @@ from itertools import takewhile
 from pathlib import Path
 
 from florence2.data import hub
-from florence2.data.check import Missing, settle
+from florence2.data.columns import METADATA_NAMES, Columns, Locate, Located, fence, table_samples
 from florence2.data.folder import Listing, Sidecars, captioned_pictures, folder_pictures, no_pictures, shown, walk
-from florence2.data.formats.dialects import translated
-from florence2.data.formats.objects import alike
+from florence2.data.formats.annotations import alike
+from florence2.data.formats.detect import find_source, found_in
+from florence2.data.formats.foreign_jsonl import translated
 from florence2.data.formats.shards import find_shards
-from florence2.data.formats.source import find_source, found_in
-from florence2.data.metadata import METADATA_NAMES, Columns, Locate, Located, fence, table_samples
-from florence2.data.picture import is_picture_name
-from florence2.data.rows import Row, is_table_name, read_rows
+from florence2.data.image import is_picture_name
 from florence2.data.sample import Found, Sample, Skipped
+from florence2.data.tables import Row, is_table_name, read_rows
+from florence2.data.validate import Missing, settle
 from florence2.errors import UserError
 from florence2.model.tasks import split_prompt
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from florence2.data.picture import (
+from florence2.data.image import (
     PICTURE_EXTENSIONS,
     Picture,
     PictureError,

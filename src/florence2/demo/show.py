@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from florence2 import settings
+from florence2 import settings_io as settings
 from florence2.config import DemoSettings, PredictSettings, TrainSettings
 from florence2.demo.dataset import make_dataset
 from florence2.demo.page import Shown, write_page

@@ -13,19 +13,19 @@ from typing import Any, Self
 
 import torch
 
+from florence2.cuda_graphs import Replay
 from florence2.data.sample import Prediction, Sample
 from florence2.devices import on
-from florence2.engine.answers import Said, answer
-from florence2.engine.clock import Clock
-from florence2.engine.options import EngineSettings, Rules, Stats, seed_of
-from florence2.engine.questions import Answered, Question, Questions, Wanted, everything
-from florence2.engine.saying.decoder import Cache, Decoder, fitting_slots
-from florence2.engine.saying.search import search_for
-from florence2.engine.seeing.encoder import Encoder
-from florence2.engine.slots import Slots, Watch, whole_strides
+from florence2.engine.decoding.batch_state import Slots, Watch, whole_strides
+from florence2.engine.decoding.decoder import Cache, Decoder, fitting_slots
+from florence2.engine.decoding.search import search_for
+from florence2.engine.encoder.encoder import Encoder
+from florence2.engine.engine_config import EngineSettings, Rules, Stats, seed_of
+from florence2.engine.outputs import Said, answer
+from florence2.engine.requests import Answered, Question, Questions, Wanted, everything
+from florence2.engine.timer import Clock
 from florence2.errors import UserError
 from florence2.model.processing import Processing
-from florence2.replay import Replay
 
 CPU_SLOTS = 16
 GPU_SLOTS, GPU_LOOKS = 256, 4

@@ -19,8 +19,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from florence2.devices import pick_device, pick_dtype
 from florence2.errors import UserError
-from florence2.model import checkpoint, legacy
 from florence2.model.adapter import quantized
+from florence2.model.storage import checkpoint_files as checkpoint
+from florence2.model.storage import legacy_layout as legacy
 
 if TYPE_CHECKING:
     from peft import PeftModel

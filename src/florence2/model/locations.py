@@ -37,8 +37,8 @@ from random import Random
 from typing import Any
 
 from florence2.errors import UserError
+from florence2.model.location_grammar import Placed, find_objects, write_bins, write_objects
 from florence2.model.tasks import END, NUM_BINS, PAD, START, Answers, Task
-from florence2.model.wire import Placed, find_objects, write_bins, write_objects
 
 Value = str | Mapping[str, Any]
 Size = tuple[int, int]

@@ -12,18 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from florence2 import settings as by_name
+from florence2 import settings_io as by_name
 from florence2.config import InspectSettings
-from florence2.data.formats.objects import Entry
-from florence2.data.inspection.contact import contact_page
+from florence2.data.columns import Columns
+from florence2.data.formats.annotations import Entry
 from florence2.data.inspection.convert import Converted, convert
-from florence2.data.inspection.entries import entries_of
-from florence2.data.inspection.findings import Length, at_least, look
-from florence2.data.inspection.inventory import Inventory
-from florence2.data.metadata import Columns
+from florence2.data.inspection.dataset_report import Inventory
+from florence2.data.inspection.dataset_rows import entries_of
+from florence2.data.inspection.issues import Length, at_least, look
 from florence2.data.resolve import split_off
 from florence2.data.sample import Sample
 from florence2.errors import UserError
+from florence2.results.dataset_preview import contact_page
 from florence2.results.render import draw
 
 POSITIONS = 1024  # tokens of an answer in every checkpoint that Microsoft published

@@ -12,17 +12,17 @@ from typing import Any
 
 from rich.console import Console
 
-from florence2 import settings as by_name
+from florence2 import settings_io as by_name
 from florence2.config import EvaluateSettings, InputSettings, OutputSettings, PredictSettings, WeightsSettings
 from florence2.data.resolve import resolve_dataset
 from florence2.data.sample import Found
 from florence2.errors import UserError
-from florence2.machine import leads
-from florence2.results.gallery import page
+from florence2.metrics.by_task import Change, Graded, compare, grade
+from florence2.metrics.match_predictions import Paired, Said, answered_by_all, pair, read_predictions, task_of
+from florence2.metrics.report import as_json, notes, tables
+from florence2.results.html_report import page
 from florence2.results.progress import say
-from florence2.results.report import as_json, notes, tables
-from florence2.results.scoring.pairing import Paired, Said, answered_by_all, pair, read_predictions, task_of
-from florence2.results.scoring.score import Change, Graded, compare, grade
+from florence2.system import leads
 
 
 def main(settings: EvaluateSettings) -> int:

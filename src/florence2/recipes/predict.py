@@ -11,25 +11,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from florence2 import settings as by_name
-from florence2.asking.classes import OneByOne
-from florence2.asking.plan import Plan
+from florence2 import settings_io as by_name
 from florence2.config import PredictSettings
 from florence2.data.resolve import resolve_pictures
 from florence2.data.sample import Found, Prediction, Sample, folder_between
-from florence2.engine.hosting.ranks import launched
-from florence2.engine.options import GenerationSettings
+from florence2.engine.engine_config import GenerationSettings
+from florence2.engine.workers.launcher import launched
 from florence2.errors import UserError
-from florence2.machine import leads, tune_allocator
-from florence2.model.checkpoint import find_folder
+from florence2.model.storage.checkpoint_files import find_folder
+from florence2.model.storage.run_metadata import read_record
 from florence2.model.tasks import Task, find_task
-from florence2.recipes.answering import engine_for, follow
-from florence2.results.drawings import Drawings
-from florence2.results.exports import Export
+from florence2.pipeline.class_splitter import OneByOne
+from florence2.pipeline.task_pipeline import Plan
+from florence2.recipes.create_engine import engine_for, follow
+from florence2.results.annotated_images import Drawings
+from florence2.results.dataset_exports import Export
 from florence2.results.journal import Journal, dressed, run_name, stamp, undressed
 from florence2.results.progress import Meter, Tally, say, shares
 from florence2.results.sidecar import SidecarWriter
-from florence2.training.record import read_record
+from florence2.system import leads, tune_allocator
 
 DEFAULT_TASK = "caption"
 

@@ -17,38 +17,38 @@ from rich.console import Console
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from florence2 import settings as by_name
+from florence2 import settings_io as by_name
 from florence2.config import TrainSettings
-from florence2.data.inspection.contact import contact_page
 from florence2.devices import faster_choice, pick_device, pick_dtype, slow_choice
-from florence2.machine import leads, tune_allocator
+from florence2.metrics.eval_set import Exam
 from florence2.model.load import load
+from florence2.model.storage.run_metadata import Record, check_alike, command, describe, write_card
 from florence2.model.tasks import find_task
-from florence2.recipes.asked import best_by, exam_of, examiner, show_samples
-from florence2.results.exams.exam import Exam
+from florence2.recipes.train_evaluation import best_by, exam_of, examiner, show_samples
+from florence2.results.dataset_preview import contact_page
 from florence2.results.render import draw
+from florence2.system import leads, tune_allocator
 from florence2.training.arguments import plan, trackers, training_arguments
-from florence2.training.cost import memory
-from florence2.training.cost.compiled import check_compile, compile_parts
-from florence2.training.cost.features import clear, with_features
-from florence2.training.cost.fitting import fit
-from florence2.training.cost.recorded import PAD_TO
-from florence2.training.learner import Keeper, check_base, dropout_rates, equip, introduce, rests
-from florence2.training.lessons import material
-from florence2.training.lessons.batches import Collator, Lessons, preview, turns
-from florence2.training.lessons.material import Material
-from florence2.training.lessons.streamed import Pouring, refuse_unstreamable
-from florence2.training.lessons.views import view_rules
-from florence2.training.method import Method
-from florence2.training.optimizer.named import check_name
-from florence2.training.record import Record, check_alike, command, describe, write_card
+from florence2.training.callbacks import loss_plot as curve
+from florence2.training.callbacks.bundle import Watch
+from florence2.training.callbacks.reporting import counting
+from florence2.training.callbacks.stopping import Stopped
+from florence2.training.callbacks.trackers import opened
+from florence2.training.dataset import training_data as material
+from florence2.training.dataset.florence2_dataset import Collator, Lessons, preview, turns
+from florence2.training.dataset.image_augmentation import view_rules
+from florence2.training.dataset.streaming import Pouring, refuse_unstreamable
+from florence2.training.dataset.training_data import Material
+from florence2.training.optimizer.registry import check_name
+from florence2.training.performance import memory
+from florence2.training.performance.auto_batch_size import fit
+from florence2.training.performance.compile import check_compile, compile_parts
+from florence2.training.performance.cuda_graph_step import PAD_TO
+from florence2.training.performance.feature_cache import clear, with_features
+from florence2.training.prepare_model import Keeper, check_base, dropout_rates, equip, introduce, rests
+from florence2.training.saving.checkpoints import clear_aside, start_from
 from florence2.training.trainer import LessonTrainer
-from florence2.training.watch import curve
-from florence2.training.watch.callbacks import Watch
-from florence2.training.watch.checkpoints import clear_aside, start_from
-from florence2.training.watch.shown import counting
-from florence2.training.watch.stops import Stopped
-from florence2.training.watch.trackers import opened
+from florence2.training.trainer_config import Method
 
 PREVIEW = "preview.html"
 

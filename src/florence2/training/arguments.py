@@ -15,7 +15,7 @@ from transformers.trainer_utils import SchedulerType
 
 from florence2.config import LearningSettings, SavingSettings, TrainSettings
 from florence2.errors import UserError
-from florence2.settings import near, options
+from florence2.settings_io import near, options
 
 WARMUP = 0.03  # share of the training in which the learning rate grows
 CLIP = 1.0

@@ -22,15 +22,15 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from florence2.errors import UserError
 from florence2.model.processing import IGNORED_LABEL
-from florence2.training.cost.memory import GIB, peak
-from florence2.training.cost.recorded import Recorded
-from florence2.training.kept import Kept
-from florence2.training.lessons import eva
-from florence2.training.lessons.batches import Lessons, shift_right
-from florence2.training.lessons.streamed import Pouring, Tap
-from florence2.training.method import Learnt, Method
-from florence2.training.optimizer.making import build, decay_in_the_end, one_cycle, pass_over_first, refusal
-from florence2.training.watch.shown import Rate
+from florence2.training import eva_init as eva
+from florence2.training.callbacks.reporting import Rate
+from florence2.training.dataset.florence2_dataset import Lessons, shift_right
+from florence2.training.dataset.streaming import Pouring, Tap
+from florence2.training.optimizer.create import build, decay_in_the_end, one_cycle, pass_over_first, refusal
+from florence2.training.performance.cuda_graph_step import Recorded
+from florence2.training.performance.memory import GIB, peak
+from florence2.training.saving.checkpoint_trainer import Kept
+from florence2.training.trainer_config import Learnt, Method
 
 
 class LessonTrainer(Kept):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.data.pictures import picture
+from tests.data.images import picture
 
 SIZE = (200, 100)
 

@@ -9,7 +9,7 @@ from PIL import Image
 from florence2.data.formats.shards import find_shards, write_shards
 from florence2.data.resolve import resolve_dataset, resolve_pictures
 from florence2.errors import UserError
-from tests.drawn import locs
+from tests.strategies import locs
 
 
 def encoded(size=(20, 10)) -> bytes:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from florence2.data.columns import Columns
 from florence2.data.formats.shards import write_shards
-from florence2.data.metadata import Columns
 from florence2.data.sample import Sample
-from florence2.data.streams.flow import Share, Stream, shuffled
-from florence2.data.streams.parts import Parts, find_parts
+from florence2.data.streams.shard_readers import Parts, find_parts
+from florence2.data.streams.stream import Share, Stream, shuffled
 from florence2.errors import UserError
-from tests.training.photos import CAPTIONS, save_photos
+from tests.training.images import CAPTIONS, save_photos
 
 ASKED = Columns("<CAPTION>")
 

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from transformers import Florence2ForConditionalGeneration
 
 from florence2.errors import UserError
-from florence2.model import legacy
 from florence2.model.adapter import lora
-from florence2.model.adapter.places import DEFAULT_TARGET_MODULES, resolve_targets
+from florence2.model.adapter.target_modules import DEFAULT_TARGET_MODULES, resolve_targets
 from florence2.model.load import load
+from florence2.model.storage import legacy_layout as legacy
 from tests.model.original import TINY, assert_answers_as_the_original, edit_json, expected, inputs_of
 
 PUBLISHED = ("qkv", "proj", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")

@@ -8,9 +8,9 @@ from torch import nn
 from florence2.errors import UserError
 from florence2.model.adapter import lora, quantized
 from florence2.model.load import load
-from florence2.training.cost.memory import expect
-from florence2.training.cost.rehearsal import Shapes
-from florence2.training.learner import trained
+from florence2.training.performance.memory import expect
+from florence2.training.performance.memory_estimate import Shapes
+from florence2.training.prepare_model import trained
 from tests.tiny import save_tiny
 
 CPU = torch.device("cpu")

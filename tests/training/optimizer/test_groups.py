@@ -3,8 +3,8 @@ from torch import nn
 
 from florence2.config import LoraSettings, ModelSettings
 from florence2.errors import UserError
-from florence2.training.learner import equip
 from florence2.training.optimizer.groups import Rates, groups
+from florence2.training.prepare_model import equip
 from tests.tiny import tiny_model
 
 

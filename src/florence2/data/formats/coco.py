@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from florence2.data.folder import read_text
-from florence2.data.formats.masks import outline
-from florence2.data.formats.objects import Annotated, Box, Thing, extent, picture_beside
+from florence2.data.formats.annotations import Annotated, Box, Thing, extent, picture_beside
+from florence2.data.formats.mask_polygons import outline
 from florence2.errors import UserError
 
 LIST_NAME = "_annotations.coco.json"

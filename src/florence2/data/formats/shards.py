@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from florence2.data.formats.objects import Entry
-from florence2.data.metadata import Columns
-from florence2.data.picture import is_picture_name
-from florence2.data.rows import Row
+from florence2.data.columns import Columns
+from florence2.data.formats.annotations import Entry
+from florence2.data.image import is_picture_name
 from florence2.data.sample import Sample
+from florence2.data.tables import Row
 from florence2.errors import UserError
 
 PER_SHARD = 1000  # pictures in a tar that is written

@@ -13,7 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from florence2.data.folder import Listing, read_text, walk
-from florence2.data.formats.objects import Annotated, Thing, alike, extent, picture_beside
+from florence2.data.formats.annotations import Annotated, Thing, alike, extent, picture_beside
 from florence2.errors import UserError
 
 Read = Iterator[tuple[str, Annotated]]

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from florence2.data.folder import read_text, walk
-from florence2.data.formats.objects import Annotated, Thing, alike, extent
-from florence2.data.picture import PictureError, Size, picture_size
+from florence2.data.formats.annotations import Annotated, Thing, alike, extent
+from florence2.data.image import PictureError, Size, picture_size
 from florence2.errors import UserError
 
 LIST_NAMES = ("data.yaml", "data.yml", "dataset.yaml")

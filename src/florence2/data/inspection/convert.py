@@ -21,13 +21,13 @@ from typing import Literal
 
 from PIL import Image
 
+from florence2.data.columns import METADATA_NAMES, Columns
+from florence2.data.formats.annotations import Annotated, Entry, Thing, things_of
 from florence2.data.formats.coco import LIST_NAME, write_coco
-from florence2.data.formats.objects import Annotated, Entry, Thing, things_of
 from florence2.data.formats.shards import write_shards
 from florence2.data.formats.yolo import write_yolo
-from florence2.data.metadata import METADATA_NAMES, Columns
-from florence2.data.rows import Row
 from florence2.data.sample import Sample
+from florence2.data.tables import Row
 from florence2.errors import UserError
 from florence2.model.tasks import Answers, Takes, split_prompt
 

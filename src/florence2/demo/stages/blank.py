@@ -23,7 +23,7 @@ from florence2.demo.scenes import scene
 from florence2.demo.stages.cells import GRID
 from florence2.demo.stages.pictures import FIRST_SEED, MEAN, SIDE, STD
 from florence2.demo.targets import all_truths
-from florence2.model.checkpoint import read_json, read_tokenizer
+from florence2.model.storage.checkpoint_files import read_json, read_tokenizer
 from florence2.model.tasks import TASKS
 
 WIDTH = 128

@@ -21,8 +21,9 @@ from torch import nn
 from transformers import Florence2ForConditionalGeneration
 
 from florence2.errors import UserError
-from florence2.model import checkpoint, legacy
-from florence2.model.adapter.places import DEFAULT_TARGET_MODULES, resolve_targets
+from florence2.model.adapter.target_modules import DEFAULT_TARGET_MODULES, resolve_targets
+from florence2.model.storage import checkpoint_files as checkpoint
+from florence2.model.storage import legacy_layout as legacy
 
 _NAME = "default"
 # These change the base's weights at the start, so the adapter alone does not say what the model became.

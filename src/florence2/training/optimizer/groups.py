@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from florence2.errors import UserError
-from florence2.model.adapter.places import lies_in
+from florence2.model.adapter.target_modules import lies_in
 
 Group = dict[str, Any]
 

@@ -1,1 +1,0 @@
-"""What is asked of each picture: the words of `--task` and `--input` as questions. Knows no model and no answers."""

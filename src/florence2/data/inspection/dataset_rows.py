@@ -1,0 +1,107 @@
+"""Any dataset as rows, each with its picture, in pixels where its source has pixels.
+
+Where training wants samples or a reason to stop, whoever looks at a dataset wants every row, the wrong ones first of
+all. So rows are given as they stand, and nothing is refused that can be named later.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from florence2.data import hub
+from florence2.data.columns import METADATA_NAMES, Columns, Locate, Located, fence
+from florence2.data.folder import Listing, Sidecars, captioned_pictures, shown, walk
+from florence2.data.formats.annotations import Entry
+from florence2.data.formats.detect import find_source
+from florence2.data.formats.foreign_jsonl import translated
+from florence2.data.resolve import resolve_dataset
+from florence2.data.sample import Sample
+from florence2.data.tables import NamedRow, Row, is_table_name, read_rows
+
+
+def entries_of(
+    spec: str, columns: Columns, *, split: str | None = None, pictures: str | None = None, recursive: bool = False
+) -> Iterator[Entry]:
+    """Give the rows of a dataset, named as for training; `pictures` is the folder of the pictures of a list."""
+    path = Path(spec).expanduser()
+    is_saved = path.is_dir() and hub.is_saved(path)
+    if not is_saved and (source := find_source(spec, split, pictures)):
+        yield from source.entries(columns)
+    elif path.is_dir() and not is_saved and split is None:
+        yield from _folder(path, columns, recursive)
+    elif path.is_file() and is_table_name(path.name) and not _holds_pictures(path):
+        root = Path(pictures).expanduser() if pictures else path.parent
+        yield from _located(read_rows(path), columns, _lead(root))
+    else:
+        yield from _samples(spec, columns, split, pictures)
+
+
+def _holds_pictures(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet" and hub.holds_pictures(path)
+
+
+def _lead(root: Path) -> Locate:
+    """Look where a row's `folder` leads, as predictions write it, else in the folder."""
+    inside = fence(root, "name the folder of the pictures with --dataset_dir")
+
+    def locate(row: Row, picture: str, where: str) -> Located:
+        lead = row.get("folder")
+        if isinstance(lead, str) and lead:
+            led = Path(os.path.normpath(root.resolve() / lead))
+            located = fence(led, "mend its `folder`")(picture, where) if led.is_dir() else None
+            if located and located.exists:
+                return located
+        return inside(picture, where)
+
+    return locate
+
+
+def _located(rows: Iterator[NamedRow], columns: Columns, locate: Locate) -> Iterator[Entry]:
+    for where, row in translated(rows, columns, locate):
+        if row.get("error") in (None, ""):
+            located = locate(row, columns.picture_of(row, where), where)
+            yield Entry(where, row, Sample(located.id, located.path, ""), located.exists)
+
+
+def _folder(folder: Path, columns: Columns, recursive: bool) -> Iterator[Entry]:
+    """Give the rows of the tables in a folder, then the sidecars of the pictures that no table names."""
+    listings = list(walk(folder, recursive))
+    known: set[str] = set()
+    for listing in listings:
+        for name in (name for name in METADATA_NAMES if name in listing.names):
+            for entry in _located(read_rows(listing.path / name), columns, _inside(folder, listing)):
+                known.add(entry.picture.id)
+                yield entry
+    samples, without = captioned_pictures(listings, task=columns.task, sidecars=Sidecars(), known=known)
+    if not samples and not known:
+        resolve_dataset(folder, task=columns.task, recursive=recursive, missing="skip")  # says what is wrong
+    yield from map(_entry, samples)
+    for skipped in without:
+        yield Entry(skipped.where, {"file_name": skipped.id}, Sample(skipped.id, folder / skipped.id, ""))
+
+
+def _inside(folder: Path, listing: Listing) -> Locate:
+    inside = fence(folder, f"a table names pictures in {shown(folder)}")
+    return lambda _, picture, where: inside(os.path.join(listing.under, picture), where)  # noqa: PTH118
+
+
+def _samples(spec: str, columns: Columns, split: str | None, pictures: str | None) -> Iterator[Entry]:
+    """Give what only training's own reader knows: datasets of the hub, and names that lead nowhere."""
+    found = resolve_dataset(
+        spec,
+        task=columns.task,
+        dataset_dir=pictures,
+        split=split,
+        missing="skip",
+        image_column=columns.picture,
+        text_column=columns.text,
+    )
+    yield from map(_entry, found.samples)
+    for skipped in found.skipped:
+        yield Entry(skipped.where, {"file_name": skipped.id}, Sample(skipped.id, Path(skipped.where), ""))
+
+
+def _entry(sample: Sample) -> Entry:
+    row: Row = {"file_name": sample.id, "task": sample.task, "text": sample.target or ""}
+    where = str(sample.picture) if isinstance(sample.picture, Path) else sample.id
+    return Entry(where, {**row, "input": sample.input} if sample.input else row, sample)

@@ -1,0 +1,106 @@
+"""What is settled before training starts: which pictures can be learnt from, and which are held out.
+
+Knows nothing of where samples come from.
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+from florence2.data.image import PictureError
+from florence2.data.sample import Found, Sample, Skipped, Why
+from florence2.errors import UserError
+
+Missing = Literal["error", "skip"]
+
+_ALWAYS_SKIPPED = (Why.FAILED,)
+_CHUNK = 1024  # pictures that are handed to the threads at a time
+
+
+def settle(found: Found, missing: Missing) -> Found:
+    """Return what was found, or raise the UserError that counts and names the pictures nothing can be learnt from.
+
+    With `missing="skip"` it is an error only if nothing is left.
+    """
+    for why in Why:
+        named = [skipped for skipped in found.skipped if skipped.why is why]
+        if named and ((missing == "error" and why not in _ALWAYS_SKIPPED) or not found.samples):
+            raise _refusal(found, why, named)
+    if not found.samples:
+        raise UserError(f"{found.source} holds no samples")
+    return found
+
+
+def _refusal(found: Found, why: Why, named: Sequence[Skipped]) -> UserError:
+    first, total = named[0], found.num_pictures
+    number = len({skipped.id for skipped in named})
+    mend = first.mend
+    if why not in _ALWAYS_SKIPPED and found.samples:
+        mend = f"{mend}, or pass --missing skip" if mend else "pass --missing skip to leave it out"
+    unreadable = why is Why.UNREADABLE  # then `where` already says what is wrong
+    if total == 1:
+        return UserError(first.where if unreadable else f"{first.where} {_SINGULAR[why]}", mend)
+    many = "all" if number == total else f"{number:,} of"
+    verb = _SINGULAR[why] if number == 1 else why.value
+    such = f", the first: {first.where}" if unreadable else f", the first is {first.where}"
+    return UserError(f"{many} {total:,} pictures in {found.source} {verb}{such}", mend)
+
+
+_SINGULAR = {
+    Why.NO_CAPTION: "has no caption",
+    Why.ABSENT: "does not exist",
+    Why.UNREADABLE: "cannot be read",
+    Why.FAILED: "could not be captioned before",
+}
+
+
+def check_pictures(
+    found: Found,
+    *,
+    missing: Missing = "error",
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Found:
+    """Decode every picture once, on threads, and settle those that cannot be read like missing captions.
+
+    JPEGs are decoded at an eighth of their size, which still reads all their bytes. `progress` is called with the
+    number of pictures done, from the calling thread.
+    """
+    first_of = {sample.id: sample for sample in reversed(found.samples)}
+    bad: dict[str, Skipped] = {}
+    for done, skipped in enumerate(_unreadable(list(first_of.values()), workers), start=1):
+        if skipped is not None:
+            bad[skipped.id] = skipped
+        if progress is not None:
+            progress(done)
+    kept = [sample for sample in found.samples if sample.id not in bad]
+    in_order = [bad[sample_id] for sample_id in dict.fromkeys(s.id for s in found.samples) if sample_id in bad]
+    return settle(Found(found.source, found.root, kept, [*found.skipped, *in_order]), missing)
+
+
+def _unreadable(samples: Sequence[Sample], workers: int | None) -> Iterator[Skipped | None]:
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as threads:
+        for start in range(0, len(samples), _CHUNK):
+            yield from threads.map(_tried, samples[start : start + _CHUNK])
+
+
+def _tried(sample: Sample) -> Skipped | None:
+    try:
+        sample.open(at_least=(1, 1))
+    except PictureError as error:
+        return Skipped(sample.id, Why.UNREADABLE, error.what, error.hint)
+    return None
+
+
+def split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Part samples into (training, validation), all of one picture on one side, alike for alike seeds.
+
+    At least one picture goes to each side where there are two; the order of samples is kept.
+    """
+    ids = sorted({sample.id for sample in samples})
+    if fraction <= 0 or len(ids) < 2:
+        return list(samples), []
+    held = set(random.Random(seed).sample(ids, min(max(round(len(ids) * fraction), 1), len(ids) - 1)))
+    return [s for s in samples if s.id not in held], [s for s in samples if s.id in held]

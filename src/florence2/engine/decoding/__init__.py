@@ -1,0 +1,1 @@
+"""The decoder, the KV cache, and the search for the next token."""

@@ -1,0 +1,1 @@
+"""The vision tower and the text encoder: images and prompts to encoder states."""

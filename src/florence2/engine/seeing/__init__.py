@@ -1,1 +1,0 @@
-"""How pictures and prompts become what the decoder looks at."""

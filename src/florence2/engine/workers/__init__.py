@@ -1,0 +1,1 @@
+"""Engines in other processes and on other devices, behind one interface."""

@@ -1,0 +1,1 @@
+"""Metrics of predictions against references: text, detection, masks, grounding, with confidence intervals."""

@@ -1,0 +1,1 @@
+"""Trainer callbacks: progress, metrics, sample answers, trackers, and what stops a run."""

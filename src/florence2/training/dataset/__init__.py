@@ -1,0 +1,1 @@
+"""The training dataset: samples, their augmentation, their order and their batches."""

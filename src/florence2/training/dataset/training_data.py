@@ -1,0 +1,146 @@
+"""From the settings to what is learnt and what is measured: samples found and checked, and made into lessons.
+
+Knows the groups of settings that say which pictures and which words; neither devices nor steps.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from florence2.config import TrainSettings
+from florence2.data.columns import Columns
+from florence2.data.resolve import resolve_dataset
+from florence2.data.sample import Sample
+from florence2.data.streams.shard_readers import find_parts
+from florence2.data.streams.stream import Stream
+from florence2.data.validate import check_pictures, split
+from florence2.errors import UserError
+from florence2.model.processing import Processing, max_target_tokens
+from florence2.model.tasks import find_task
+from florence2.settings_io import near
+from florence2.training.dataset.caption_augmentation import rules_of
+from florence2.training.dataset.florence2_dataset import Lessons
+from florence2.training.dataset.image_augmentation import view_rules
+from florence2.training.dataset.sampler import drawn
+
+FIRST = 32  # samples of a stream that are looked at before it starts
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What to learn from, how often an epoch draws each of it (None: once), and what to measure on.
+
+    Of a stream, `samples` are the first.
+    """
+
+    samples: Sequence[Sample]
+    weights: Sequence[float] | None = None
+    held: Sequence[Sample] = ()
+    stream: Stream | None = None
+
+
+def find(settings: TrainSettings, say: Say) -> Material:
+    """Find what to learn from and what to measure on; `say` hears what was found."""
+    data, val = settings.data, settings.data.val_dataset
+    if data.streaming:
+        stream = _stream(settings)
+        say(f"{stream.parts.name} is read as it comes, in {stream.parts.number:,} parts")
+        return Material(stream.first(FIRST), held=_found(settings, val, say) if val else [], stream=stream)
+    fraction = _fraction(val)
+    found = {spec: _found(settings, spec, say) for spec in data.dataset}
+    if len(found) > 1:
+        found = {spec: [replace(each, id=f"{spec}/{each.id}") for each in samples] for spec, samples in found.items()}
+    home = {sample.id: spec for spec, samples in found.items() for sample in samples}
+    samples, held = split(
+        [each for samples in found.values() for each in samples], fraction or 0, settings.learning.seed
+    )
+    if val and fraction is None:
+        held = _found(settings, val, say)
+    weights = _weights(data.mix, samples, home)
+    kept = [at for at in range(len(samples)) if weights is None or weights[at] > 0]
+    return Material([samples[at] for at in kept], weights and [weights[at] for at in kept], held)
+
+
+def _stream(settings: TrainSettings) -> Stream:
+    data = settings.data
+    columns = Columns(data.task, picture=data.image_column, text=data.text_column)
+    parts = find_parts(data.dataset[0], columns, offline=settings.model.offline)
+    return Stream(parts, settings.learning.seed, data.missing)
+
+
+def _weights(mix: tuple[str, ...], samples: Sequence[Sample], home: Mapping[str, str]) -> list[float] | None:
+    """Say how often each sample is drawn in an epoch: the weight of its task times that of its dataset."""
+    if not mix:
+        return None
+    named = [_weight(word) for word in mix]
+    datasets, tasks = set(home.values()), {sample.task for sample in samples}
+    by_place = {name: weight for name, weight in named if name in datasets}
+    by_task = {find_task(name).token: (name, weight) for name, weight in named if name not in datasets}
+    for token, (name, _) in by_task.items():
+        if token not in tasks:
+            known = [*datasets, *(find_task(task).name for task in tasks)]
+            raise UserError(f"`--mix {name}` names no dataset here and no task that is learnt", near(name, known))
+    once = ("", 1.0)
+    weights = [by_task.get(each.task, once)[1] * by_place.get(home[each.id], 1.0) for each in samples]
+    if drawn(weights) < 1:
+        raise UserError("with `--mix` an epoch draws no sample at all", "give some task or dataset more weight")
+    return weights
+
+
+def _weight(word: str) -> tuple[str, float]:
+    name, _, number = word.rpartition("=")
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = -1.0
+    if not name or not 0 <= weight < math.inf:
+        raise UserError(f"`--mix {word}` is no weight", "write a task or a dataset and a number, such as `od=2`")
+    return name, weight
+
+
+def make(settings: TrainSettings, material: Material, model: Any, processor: Any) -> Lessons:
+    """Make lessons of samples, as long as the model has positions for."""
+    most = max_target_tokens(model.config)
+    asked = settings.captions.max_length
+    return Lessons(
+        material.samples,
+        Processing.of(processor),
+        rules_of(settings.captions),
+        view_rules(settings.captions.augment),
+        material.weights,
+        seed=settings.learning.seed,
+        max_prompt=most,
+        max_target=most if asked is None else min(asked + 2, most),  # <s> and </s> come on top
+    )
+
+
+def _found(settings: TrainSettings, spec: str, say: Say) -> list[Sample]:
+    data = settings.data
+    found = resolve_dataset(
+        spec,
+        task=data.task,
+        dataset_dir=data.dataset_dir,
+        recursive=data.recursive,
+        caption_extension=data.caption_extension,
+        keep_lines=rules_of(settings.captions).enable_wildcard,
+        missing=data.missing,
+        image_column=data.image_column,
+        text_column=data.text_column,
+        offline=settings.model.offline,
+    )
+    found = check_pictures(found, missing=data.missing)
+    say(found.summary())
+    return found.samples
+
+
+def _fraction(val: str | None) -> float | None:
+    try:
+        fraction = float(val or "")
+    except ValueError:
+        return None
+    if not 0 < fraction < 1:
+        raise UserError(f"`--val_dataset {val}` is no fraction", "give a number between 0 and 1, or a dataset")
+    return fraction

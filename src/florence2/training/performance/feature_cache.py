@@ -1,0 +1,242 @@
+"""Picture features that are computed once, where nothing that sees pictures learns: a file beside the checkpoints.
+
+One row for each picture, in half precision, with a mark behind each that is whole; a run that was killed goes on where
+it stopped. The file is bounded: where it would be too large there is none. Also, how a model takes features where it
+took pictures. Knows the model's vision half by name only.
+
+Shapes: B pictures, N picture places, D the model's width, H and W the model's picture size.
+"""
+
+import hashlib
+import json
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from florence2.errors import UserError
+from florence2.training.dataset.florence2_dataset import Lessons
+
+FOLDER = ".features"
+LIMIT = 64 * 2**30  # bytes
+BATCH = 8
+OPENERS, AHEAD = 4, 2  # threads that open pictures; batches of them that wait to be looked at
+SPARE = 0.1  # share of the disk that stays free
+
+
+# Told how many there are and how many were done before, gives what is told how many more are done.
+Counting = Callable[[int, int], AbstractContextManager[Callable[[int], None]]]
+
+
+def uncounted(*_: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Count nothing."""
+    return nullcontext(lambda _: None)
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """Features of one set of samples under one model; `name` tells sets apart."""
+
+    folder: Path
+    name: str
+    rows: int
+    shape: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        """Count the bytes of the file."""
+        return self.rows * self.shape[0] * self.shape[1] * 2
+
+    def fits(self) -> bool:
+        """Tell whether the file is within its bounds."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        disk = shutil.disk_usage(self.folder)
+        return self.size <= min(LIMIT, disk.free - SPARE * disk.total) or self._path("f16").exists()
+
+    def open(self) -> tuple[np.memmap, np.memmap]:
+        """Map the features (rows, N, D) and the marks (rows) into memory; what is new is zero."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self._map("f16", np.float16, (self.rows, *self.shape)), self._map("done", np.uint8, (self.rows,))
+
+    def _map(self, ending: str, kind: type, shape: tuple[int, ...]) -> np.memmap:
+        path = self._path(ending)
+        size = int(np.prod(shape)) * np.dtype(kind).itemsize
+        if not path.exists() or path.stat().st_size != size:
+            with path.open("wb") as file:
+                file.truncate(size)
+        return np.memmap(path, dtype=kind, mode="r+", shape=shape)
+
+    def _path(self, ending: str) -> Path:
+        return self.folder / f"{self.name}.{ending}"
+
+
+@dataclass(frozen=True)
+class SampleFeatures:
+    """The features of samples, (N, D) each, several of which may show one picture."""
+
+    features: np.ndarray
+    row_of: list[int]
+
+    def __getitem__(self, at: int) -> np.ndarray:
+        features_ND: np.ndarray = self.features[self.row_of[at]]
+        return features_ND
+
+
+def pictures_of(lessons: Lessons) -> tuple[list[int], list[int]]:
+    """Find the pictures of samples: the first sample that shows each, and for each sample its picture's row."""
+    firsts: list[int] = []
+    rows: dict[Any, int] = {}
+    row_of = []
+    for at, sample in enumerate(lessons.samples):
+        key = sample.picture if isinstance(sample.picture, Path) else id(sample.picture)
+        if key not in rows:
+            rows[key] = len(firsts)
+            firsts.append(at)
+        row_of.append(rows[key])
+    return firsts, row_of
+
+
+def name_of(lessons: Lessons, model_name: str, revision: str | None, dtype: torch.dtype) -> str:
+    """Name a set of pictures under a model, safely: by a hash of what both are."""
+    pictures = []
+    for sample in (lessons.samples[at] for at in pictures_of(lessons)[0]):
+        stamp = sample.picture.stat() if isinstance(sample.picture, Path) else None
+        pictures.append([sample.id, stamp and [stamp.st_size, stamp.st_mtime_ns]])
+    told = json.dumps([model_name, revision, str(dtype), lessons.processing.size, pictures])
+    return hashlib.sha256(told.encode()).hexdigest()[:24]
+
+
+def with_features(
+    lessons: Lessons,
+    learner: Any,
+    folder: Path,
+    base: tuple[str, str | None],
+    dtype: torch.dtype,
+    counting: Counting = uncounted,
+) -> Lessons:
+    """Give lessons whose pictures stay closed, their features computed; or the same ones, where the disk is small.
+
+    `base` is the model's name and revision, which tell its features from those of others.
+    """
+    firsts, row_of = pictures_of(lessons)
+    shape = (lessons.processing.num_image_tokens, int(learner.config.text_config.d_model))
+    file = FeatureFile(folder / FOLDER, name_of(lessons, *base, dtype), len(firsts), shape)
+    if not len(lessons) or not file.fits():
+        return lessons
+    features = fill(lessons, firsts, file, seer(learner, lessons, dtype), counting)
+    return replace(lessons, features=SampleFeatures(features, row_of))
+
+
+def fill(
+    lessons: Lessons,
+    firsts: Sequence[int],
+    file: FeatureFile,
+    see: Callable[[torch.Tensor], torch.Tensor],
+    counting: Counting = uncounted,
+    batch: int = BATCH,
+) -> np.memmap:
+    """Compute what is missing of the pictures that some samples show, and give all features.
+
+    Batches are the same in every run, because in others the last bits would differ. Threads open pictures ahead.
+    """
+    features, done = file.open()
+    batches = [slice(start, min(start + batch, len(done))) for start in range(0, len(done), batch)]
+    missing = [rows for rows in batches if not done[rows].all()]
+    before = len(done) - sum(rows.stop - rows.start for rows in missing)
+    with counting(len(done), before) as advance:
+        for rows, pixels_BHWC in _opened(lessons, firsts, missing):
+            features[rows] = see(pixels_BHWC).to(torch.float16).cpu().numpy()
+            features.flush()
+            done[rows] = 1
+            done.flush()
+            advance(rows.stop - rows.start)
+    return features
+
+
+def _opened(lessons: Lessons, firsts: Sequence[int], batches: Sequence[slice]) -> Iterator[tuple[slice, torch.Tensor]]:
+    ahead: deque[tuple[slice, list[Future[np.ndarray]]]] = deque()
+    with ThreadPoolExecutor(OPENERS) as pool:
+        try:
+            for rows in batches:
+                ahead.append((rows, [pool.submit(lessons.pixels, at) for at in firsts[rows]]))
+                if len(ahead) > AHEAD:
+                    yield _stacked(*ahead.popleft())
+            while ahead:
+                yield _stacked(*ahead.popleft())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _stacked(rows: slice, opening: Sequence[Future[np.ndarray]]) -> tuple[slice, torch.Tensor]:
+    return rows, torch.from_numpy(np.stack([each.result() for each in opening]))
+
+
+def seer(learner: Any, lessons: Lessons, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Give the function from bytes (B, H, W, 3) to features (B, N, D), as training would compute them."""
+    device = next(learner.parameters()).device
+
+    def see(pixels_BHWC: torch.Tensor) -> torch.Tensor:
+        learner.eval()
+        pixels = lessons.processing.normalize(pixels_BHWC.to(device))
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            features: torch.Tensor = _inner(learner).get_image_features(pixels).pooler_output
+        return features
+
+    return see
+
+
+def join(learner: Any) -> None:
+    """Let the model put features in front of the words without a look at them: every prompt begins with its picture.
+
+    transformers looks for the picture's places and counts them, at which a GPU must be waited for. What comes in the
+    place of pixels and has the shape of features is taken for them.
+    """
+    inner = _inner(learner)
+    inner.forward = Joined(inner)
+
+
+class Joined:
+    """The forward of a `Florence2Model`; what is no step of learning goes transformers' way."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._counted = False
+
+    def __call__(self, input_ids: Any = None, pixel_values: Any = None, **given: Any) -> Any:
+        """Take ids (B, S) and pixels (B, 3, H, W) or features (B, N, D), and whatever else it takes."""
+        inner, plain = self._inner, type(self._inner).forward
+        if input_ids is None or pixel_values is None or given.get("encoder_outputs") is not None:
+            return plain(inner, input_ids=input_ids, pixel_values=pixel_values, **given)
+        are_features = pixel_values.ndim == 3
+        seen_BND = pixel_values if are_features else inner.get_image_features(pixel_values).pooler_output
+        if not self._counted:  # once, for a GPU is waited for
+            self._count(input_ids, seen_BND)
+        words_BSD = inner.get_input_embeddings()(input_ids[:, seen_BND.shape[1] :])
+        embeds_BSD = torch.cat((seen_BND.to(words_BSD.dtype), words_BSD), 1)
+        return plain(inner, **(given | {"inputs_embeds": embeds_BSD}))
+
+    def _count(self, input_ids: torch.Tensor, seen_BND: torch.Tensor) -> None:
+        places = int((input_ids[0] == self._inner.config.image_token_id).sum())
+        if places != seen_BND.shape[1]:
+            raise UserError(
+                f"the model sees a picture in {seen_BND.shape[1]} places, and its processor leaves {places} for it",
+                "mend `size` or `image_seq_length` in its preprocessor_config.json",
+            )
+        self._counted = True
+
+
+def clear(folder: Path) -> None:
+    """Remove the features of a training that is finished."""
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+
+
+def _inner(learner: Any) -> Any:
+    whole = learner.get_base_model() if hasattr(learner, "get_base_model") else learner
+    return whole.model

@@ -1,0 +1,78 @@
+"""How a step is taken, beyond transformers' arguments: which words count, which modules rest, who keeps and scores.
+
+Knows the settings that choose a method; takes no step itself.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from florence2.config import LearningSettings
+from florence2.model.processing import Processing
+from florence2.training.arguments import ONECYCLE
+from florence2.training.optimizer.create import arguments_of
+from florence2.training.performance.cuda_graph_step import can_record
+from florence2.training.prepare_model import resting
+from florence2.training.saving.checkpoint_trainer import Keep
+
+Examine = Callable[[nn.Module], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a step is taken, beyond what transformers' arguments say.
+
+    `words` is the number of vocabulary rows that stand for words: rows behind them, such as that of the picture's
+    place, are never an answer. `resting` modules stay in eval mode. With `records` a GPU records its steps. `keep`
+    writes model and processor into a folder, `examine` scores the learner whenever the loss is measured.
+    """
+
+    processing: Processing
+    words: int
+    start: int
+    pad: int
+    keep: Keep
+    optim: str
+    optimizer_args: Mapping[str, Any] = field(default_factory=dict)
+    lora_plus_ratio: float | None = None
+    vision_learning_rate: float | None = None
+    one_cycle: bool = False
+    resting: tuple[nn.Module, ...] = ()
+    records: bool = False
+    examine: Examine | None = None
+
+    @classmethod
+    def of(
+        cls, learning: LearningSettings, learner: Any, processing: Processing, keep: Keep, examine: Examine | None
+    ) -> "Method":
+        """Read the method from the settings, and its numbers from the model."""
+        text, place = learner.config.text_config, processing.image_token_id
+        return cls(
+            processing=processing,
+            # The row of the picture's place is the last that has a name, and no word.
+            words=place if place + 1 >= len(processing.tokenizer) else text.vocab_size,
+            start=text.decoder_start_token_id,
+            pad=text.pad_token_id,
+            keep=keep,
+            optim=learning.optim,
+            optimizer_args=arguments_of(learning.optimizer_args),
+            lora_plus_ratio=learning.lora_plus_ratio,
+            vision_learning_rate=learning.vision_learning_rate,
+            one_cycle=learning.scheduler.lower() == ONECYCLE,
+            resting=resting(learner),
+            records=can_record(learner, learning),
+            examine=examine,
+        )
+
+
+class Learnt:
+    """Leaves out, in front of the output layer, the places where nothing is learnt: (B, T, D) -> (N, D)."""
+
+    places: torch.Tensor | None = None
+
+    def __call__(self, _: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        """Choose among what the output layer is given, as a hook of it."""
+        return None if self.places is None else (given[0].flatten(0, 1).index_select(0, self.places),)

@@ -1,0 +1,401 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from florence2.data.resolve import resolve_dataset
+from florence2.data.sample import Found, Prediction, Why, folder_between
+from florence2.data.tables import read_rows
+from florence2.errors import UserError
+from tests.data.images import jsonl, picture
+
+
+def found(spec, **options) -> Found:
+    return resolve_dataset(spec, **{"task": "caption", **options})
+
+
+def said(spec, **options) -> list[tuple[str, str, str, str | None]]:
+    return [(s.id, s.task, s.input, s.target) for s in found(spec, **options).samples]
+
+
+def refused(spec, **options) -> UserError:
+    with pytest.raises(UserError) as caught:
+        found(spec, **options)
+    assert "\n" not in caught.value.what + caught.value.hint
+    return caught.value
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    picture(tmp_path / "a.jpg", (1000, 500))
+    picture(tmp_path / "in" / "b.png")
+    return tmp_path
+
+
+# --- columns -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["file_name", "image", "image_path"])
+@pytest.mark.parametrize("text", ["text", "caption", "suffix"])
+def test_names_of_columns(photos, name, text):
+    path = jsonl(photos / "list.jsonl", [{name: "a.jpg", text: " a boat\n"}, {name: "in/b.png", text: "sea"}])
+    assert said(path) == [("a.jpg", "<CAPTION>", "", "a boat"), ("in/b.png", "<CAPTION>", "", "sea")]
+
+
+def test_columns_named_by_the_user(photos):
+    path = jsonl(photos / "list.jsonl", [{"file_name": "none", "text": "no", "pic": "a.jpg", "words": "a boat"}])
+    assert said(path, image_column="pic", text_column="words") == [("a.jpg", "<CAPTION>", "", "a boat")]
+
+
+@pytest.mark.parametrize(
+    ("row", "task", "said_too"),
+    [
+        ({}, "<CAPTION>", ""),
+        ({"task": "od"}, "<OD>", ""),
+        ({"task": "<OD>"}, "<OD>", ""),
+        ({"prefix": "<OD>"}, "<OD>", ""),
+        ({"prompt": "<CAPTION_TO_PHRASE_GROUNDING>a boat"}, "<CAPTION_TO_PHRASE_GROUNDING>", "a boat"),
+        ({"task": "open-vocabulary-detection", "input": "a boat"}, "<OPEN_VOCABULARY_DETECTION>", "a boat"),
+        ({"prefix": "What colour is it?"}, "What colour is it?", ""),
+        ({"prefix": "<VQA>What colour is it?"}, "<VQA>What colour is it?", ""),
+        ({"task": None, "prefix": "", "input": None}, "<CAPTION>", ""),
+        ({"task": "region_to_category", "input": "<loc_1><loc_2><loc_3><loc_4>"}, "<REGION_TO_CATEGORY>", None),
+    ],
+)
+def test_what_a_row_asks(photos, row, task, said_too):
+    path = jsonl(photos / "list.jsonl", [{"file_name": "a.jpg", "text": "red", **row}])
+    assert said(path) == [("a.jpg", task, row.get("input") if said_too is None else said_too, "red")]
+
+
+def test_several_tasks_for_one_picture(photos):
+    rows = [{"file_name": "a.jpg", "task": task, "text": task} for task in ("caption", "ocr", "what is it?")]
+    assert [s[1] for s in said(jsonl(photos / "list.jsonl", rows))] == ["<CAPTION>", "<OCR>", "what is it?"]
+
+
+def test_several_answers_to_one_question(photos):
+    path = jsonl(photos / "list.jsonl", [{"file_name": "a.jpg", "caption": ["one", " ", "two"]}])
+    assert [s[3] for s in said(path)] == ["one", "two"]
+
+
+def test_numbers_are_words_too(photos):
+    assert said(jsonl(photos / "list.jsonl", [{"file_name": "a.jpg", "text": 7}]))[0][3] == "7"
+
+
+def test_region_in_pixels(photos):
+    row = {"file_name": "a.jpg", "task": "region_to_category", "input": [100, 100, 500, 500.0], "text": "boat"}
+    ((_, _, region, _),) = said(jsonl(photos / "list.jsonl", [row]))
+    assert region == "<loc_100><loc_200><loc_500><loc_999>"
+
+
+# --- structured answers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "target"),
+    [
+        (
+            "od",
+            {"bboxes": [[500, 250, 1000, 500], [0, 0, 100, 100]], "labels": ["boat", "sun"]},
+            "sun<loc_0><loc_0><loc_100><loc_200>boat<loc_500><loc_500><loc_999><loc_999>",  # in reading order
+        ),
+        ("od", {"bboxes": [], "labels": []}, ""),  # nothing there is an answer
+        ("region_proposal", {"bboxes": [[0, 0, 100, 100]]}, "<loc_0><loc_0><loc_100><loc_200>"),
+        (
+            "ocr_with_region",
+            {"quad_boxes": [[0, 0, 100, 0, 100, 50, 0, 50]], "labels": ["STOP"]},
+            "STOP<loc_0><loc_0><loc_100><loc_0><loc_100><loc_100><loc_0><loc_100>",
+        ),
+        ("caption", "a boat ", "a boat"),
+    ],
+)
+def test_answers_in_pixels(photos, task, answer, target):
+    path = jsonl(photos / "list.jsonl", [{"file_name": "a.jpg", "task": task, "answer": answer}])
+    assert [s[3] for s in said(path)] == [target]
+
+
+def test_text_goes_before_answer(photos):
+    row = {"file_name": "a.jpg", "task": "od", "text": "as said", "answer": {"bboxes": [], "labels": []}}
+    assert said(jsonl(photos / "list.jsonl", [row]))[0][3] == "as said"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"task": "caption", "answer": {"bboxes": [[0, 0, 1, 1]], "labels": ["x"]}}, "that `<CAPTION>` does not give"),
+        ({"task": "od", "answer": {"boxes": []}}, "that `<OD>` does not give"),
+        ({"task": "od", "answer": [[0, 0, 1, 1]]}, "that `<OD>` does not give"),
+        ({"task": "od", "answer": {"bboxes": [[0, 0, 1, 1]], "labels": []}}, "cannot be written"),
+        ({"task": "od", "answer": {"bboxes": [], "labels": ["x"]}}, "cannot be written"),
+        ({"task": "od", "answer": {"bboxes": [["a", "b", "c", "d"]], "labels": ["x"]}}, "cannot be written"),
+        ({"task": "od", "answer": {"bboxes": 5, "labels": 5}}, "cannot be written"),
+        ({"task": "region_to_category", "input": [1, 2, 3], "text": "x"}, "neither words nor a box"),
+        ({"task": "region_to_category", "input": {"x": 1}, "text": "x"}, "neither words nor a box"),
+        ({"task": "region_to_ocr", "text": "x"}, "asks `region_to_ocr` of no region"),
+        ({"prefix": "<OPEN_VOCABULARY_DETECTION> ", "text": "x"}, "of no words"),
+        ({"task": "od", "input": "boat", "text": "x"}, "`<OD>` takes no input and got `boat`"),
+        ({"task": 5, "text": "x"}, "which is no task and no prompt"),
+        ({"text": {"a": 1}}, "has no plain words"),
+        ({"text": [["a"]]}, "has no plain words"),
+    ],
+)
+def test_rows_that_make_no_sense(photos, row, words):
+    path = jsonl(photos / "list.jsonl", [{"file_name": "in/b.png", "text": "ok"}, {"file_name": "a.jpg", **row}])
+    error = refused(path, missing="skip")
+    assert words in error.what
+    assert error.what.startswith(f"{path} line 2")
+
+
+def test_size_of_an_unreadable_picture(photos):
+    (photos / "bad.jpg").write_bytes(b"junk")
+    rows = [{"file_name": name, "task": "od", "answer": {"bboxes": [], "labels": []}} for name in ("a.jpg", "bad.jpg")]
+    path = jsonl(photos / "list.jsonl", rows)
+    assert refused(path).what == (
+        f"1 of 2 pictures in {path} cannot be read, the first: {photos / 'bad.jpg'} is not a picture that can be read"
+    )
+    assert [s[0] for s in said(path, missing="skip")] == ["a.jpg"]
+
+
+# --- kinds of tables ---------------------------------------------------------------------------------------------
+
+
+def test_csv(photos):
+    path = photos / "metadata.csv"
+    path.write_bytes(b'\xef\xbb\xbffile_name,text\r\na.jpg,"a boat, red"\r\nin/b.png,"two\nlines"\r\n')
+    wanted = [("a.jpg", "<CAPTION>", "", "a boat, red"), ("in/b.png", "<CAPTION>", "", "two\nlines")]
+    assert said(path) == wanted
+    assert said(photos) == wanted
+
+
+def test_parquet(photos):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = arrow.table({"file_name": ["a.jpg", "in/b.png"], "text": ["a boat", None]})
+    parquet.write_table(table, photos / "metadata.parquet")
+    assert said(photos, missing="skip") == [("a.jpg", "<CAPTION>", "", "a boat")]
+    assert refused(photos / "metadata.parquet").hint.startswith(f"give {photos / 'metadata.parquet'} row 2 a `text`")
+
+
+def test_jsonl_with_a_byte_order_mark_and_empty_lines(photos):
+    path = photos / "list.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"file_name": "a.jpg", "text": "a boat"}\r\n\r\n  \n')
+    assert len(said(path)) == 1
+
+
+def test_maestro_folder(photos):
+    picture(photos / "valid" / "c.jpg")
+    jsonl(photos / "valid" / "annotations.jsonl", [{"image": "c.jpg", "prefix": "<OD>", "suffix": "x<loc_1>"}])
+    assert said(photos, split="val") == [("c.jpg", "<OD>", "", "x<loc_1>")]
+
+
+def test_kohya_json(photos):
+    path = photos / "meta.json"
+    path.write_text(
+        json.dumps({"a": {"caption": "a boat", "tags": "boat, sea"}, str(photos / "in" / "b.png"): {"tags": "sea"}})
+    )
+    assert said(path) == [("a.jpg", "<CAPTION>", "", "a boat"), ("in/b.png", "<CAPTION>", "", "sea")]
+
+
+def test_json_list_of_rows(photos):
+    path = photos / "rows.json"
+    path.write_text('[{"image": "a.jpg", "text": "a boat"}]')
+    assert said(path) == [("a.jpg", "<CAPTION>", "", "a boat")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b'{"file_name": "a.jpg"', "a.jsonl line 1 is not JSON: "),
+        ("a.jsonl", b'{"image": "a.jpg", "text": "x"}\n["a.jpg"]', "a.jsonl line 2 is not a JSON object"),
+        ("a.jsonl", b'{"image": "a.jpg", "text": "Stra\xdfe"}', "a.jsonl line 1 is not UTF-8 text"),
+        ("a.jsonl", '{"image": "a.jpg"}'.encode("utf-16"), "a.jsonl line 1 is not UTF-8 text"),
+        ("a.jsonl", b"", "a.jsonl holds no rows"),
+        ("a.jsonl", b'{"text": "x", "img": 1}', "a.jsonl line 1 names no picture"),
+        ("a.jsonl", b'{"file_name": ["a.jpg"]}', "a.jsonl line 1 names no picture"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl line 1 is not JSON: nested too deeply"),
+        ("a.csv", b"", "a.csv holds no rows"),
+        ("a.csv", b"file_name,text\na.jpg,one,two\n", "a.csv line 2 has more fields than the first line"),
+        ("a.csv", b"file_name,text\na.jpg,Stra\xdfe\n", "a.csv is not UTF-8 text"),
+        ("a.csv", b"file_name;text\na.jpg;boat\n", "a.csv line 2 names no picture"),
+        ("a.csv", b'file_name,text\na.jpg,"' + b"x" * 200_000 + b'"\n', "a.csv is not CSV behind line 1: "),
+        ("a.parquet", b"PAR1 no", "a.parquet is not a parquet file that can be read"),
+        ("a.json", b"{", "a.json is not JSON"),
+        ("a.json", b'{"file_name": "a.jpg", "text": "x"}', "a.json, `file_name` is not a JSON object"),
+        ("a.json", b"[1]", "a.json item 1 is not a JSON object"),
+    ],
+)
+def test_damaged_tables(photos, name, content, words):
+    (photos / name).write_bytes(content)
+    error = refused(photos / name)
+    assert error.what.startswith(f"{photos}{os.sep}{words}")
+
+
+def test_rows_can_be_read_alone(photos):
+    path = jsonl(photos / "list.jsonl", [{"a": 1}, {"b": 2}])
+    assert list(read_rows(path)) == [(f"{path} line 1", {"a": 1}), (f"{path} line 2", {"b": 2})]
+
+
+# --- captions that are missing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", [{}, {"text": ""}, {"text": " \n"}, {"text": None}, {"text": []}, {"caption": [""]}])
+def test_empty_captions(photos, row):
+    path = jsonl(photos / "list.jsonl", [{"file_name": "in/b.png", "text": "ok"}, {"file_name": "a.jpg", **row}])
+    error = refused(path)
+    assert error.what == f"1 of 2 pictures in {path} has no caption, the first is {photos / 'a.jpg'}"
+    assert error.hint == f"give {path} line 2 a `text`, or pass --missing skip"
+    assert [s[0] for s in said(path, missing="skip")] == ["in/b.png"]
+
+
+@pytest.mark.parametrize("task", ["ocr", "region_to_ocr"])
+def test_nothing_to_read_is_an_answer_where_it_is_said(photos, task):
+    asked = {"task": task, "input": "<loc_1><loc_2><loc_3><loc_4>" if task == "region_to_ocr" else ""}
+    row = {"file_name": "a.jpg", **asked, "text": "", "answer": ""}
+    assert [s[3] for s in said(jsonl(photos / "list.jsonl", [row]))] == [""]
+    refused(jsonl(photos / "list.jsonl", [row | {"task": "caption", "input": ""}]))
+    refused(jsonl(photos / "list.jsonl", [{key: row[key] for key in row if key != "answer"}]))
+
+
+def test_absent_pictures(photos):
+    rows = [{"file_name": name, "text": "x"} for name in ("a.jpg", "none.jpg", "in/none.jpg")]
+    path = jsonl(photos / "list.jsonl", rows)
+    error = refused(path)
+    assert error.what == f"2 of 3 pictures in {path} do not exist, the first is {photos / 'none.jpg'}"
+    assert error.hint == "name the folder of the pictures with --dataset_dir, or pass --missing skip"
+
+
+# --- the fence ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.jpg",
+        "in/../../secret.jpg",
+        "/etc/passwd",
+        "{outside}/secret.jpg",
+        "..",
+        "leak.jpg",
+        "door/secret.jpg",
+    ],
+)
+@pytest.mark.parametrize("in_folder", [True, False])
+def test_a_row_may_not_lead_out_of_its_folder(tmp_path, name, in_folder):
+    photos, outside = tmp_path / "photos", tmp_path
+    picture(photos / "in" / "a.jpg")
+    picture(outside / "secret.jpg")
+    (photos / "leak.jpg").symlink_to(outside / "secret.jpg")
+    (photos / "door").symlink_to(outside, target_is_directory=True)
+    name = name.replace("{outside}", str(outside))
+    path = jsonl(photos / ("metadata.jsonl" if in_folder else "list.jsonl"), [{"file_name": name, "text": "x"}])
+    error = refused(photos if in_folder else path, missing="skip")
+    assert error.what == f"{path} line 1: `{name}` leads out of {photos}/"
+    assert error.hint
+
+
+@pytest.mark.parametrize("name", ["in/../a.jpg", "./a.jpg", "{root}/a.jpg", "../{folder}/a.jpg", "in//../a.jpg"])
+def test_odd_ways_to_stay_inside(photos, name):
+    name = name.format(root=photos, folder=photos.name)
+    assert said(jsonl(photos / "list.jsonl", [{"file_name": name, "text": "x"}]))[0][0] == "a.jpg"
+
+
+def test_links_within_the_folder_are_fine(photos):
+    (photos / "alias.jpg").symlink_to(photos / "a.jpg")
+    (photos / "door").symlink_to(photos / "in", target_is_directory=True)
+    rows = [{"file_name": name, "text": "x"} for name in ("alias.jpg", "door/b.png")]
+    assert [s[0] for s in said(jsonl(photos / "list.jsonl", rows))] == ["alias.jpg", "door/b.png"]
+
+
+def test_folder_that_is_reached_through_a_link(tmp_path):
+    picture(tmp_path / "real" / "a.jpg")
+    (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
+    rows = [{"file_name": name, "text": "x"} for name in ("a.jpg", str(tmp_path / "real" / "a.jpg"))]
+    jsonl(tmp_path / "real" / "list.jsonl", [*rows, {"file_name": str(tmp_path / "link" / "a.jpg"), "text": "x"}])
+    assert [s[0] for s in said(tmp_path / "link" / "list.jsonl")] == ["a.jpg"] * 3
+
+
+def test_names_written_on_windows(photos):
+    assert said(jsonl(photos / "list.jsonl", [{"file_name": "in\\b.png", "text": "x"}]))[0][0] == "in/b.png"
+
+
+def test_names_that_no_file_can_have(photos):
+    assert "leads out of" in refused(jsonl(photos / "1.jsonl", [{"file_name": "a\0.jpg", "text": "x"}])).what
+    path = jsonl(photos / "2.jsonl", [{"file_name": "a" * 5000 + ".jpg", "text": "x"}])
+    assert "does not exist" in refused(path).what
+
+
+def test_dataset_dir_names_the_folder(tmp_path, photos):
+    picture(tmp_path / "elsewhere" / "c.jpg")
+    path = jsonl(tmp_path / "lists" / "list.jsonl", [{"file_name": "c.jpg", "text": "x"}])
+    result = found(path, dataset_dir=tmp_path / "elsewhere")
+    assert result.samples[0].open().size == (20, 10)
+    assert result.root == tmp_path / "elsewhere"
+    assert "is no folder" in refused(path, dataset_dir=tmp_path / "none").what
+    absolute = jsonl(path, [{"file_name": str(tmp_path / "elsewhere" / "c.jpg"), "text": "x"}])
+    assert said(absolute, dataset_dir=tmp_path / "elsewhere")[0][0] == "c.jpg"
+
+
+# --- our own predictions -----------------------------------------------------------------------------------------
+
+
+def predictions(path: Path, photos: Path) -> Path:
+    answer = {"bboxes": [[1.0, 2.0, 3.0, 4.0]], "labels": ["boat"]}
+    rows = [
+        Prediction("a.jpg", "<CAPTION>", text="a boat", answer="a boat", num_tokens=3, score=-0.5),
+        Prediction("in/b.png", "<OD>", text="boat<loc_1><loc_2><loc_3><loc_4>", answer=answer, num_tokens=7),
+        Prediction("broken.jpg", "<CAPTION>", error="broken.jpg cannot be read"),
+    ]
+    return jsonl(path, [row.to_json(folder_between(path, photos)) for row in rows])
+
+
+@pytest.mark.parametrize("place", ["photos/captions.jsonl", "captions.jsonl", "out/deep/captions.jsonl"])
+def test_predictions_are_a_dataset_wherever_they_lie(tmp_path, place):
+    photos = tmp_path / "photos"
+    picture(photos / "a.jpg", (1000, 500))
+    picture(photos / "in" / "b.png")
+    path = predictions(tmp_path / place, photos)
+    result = found(path)
+    assert [(s.id, s.task, s.target) for s in result.samples] == [
+        ("a.jpg", "<CAPTION>", "a boat"),
+        ("in/b.png", "<OD>", "boat<loc_1><loc_2><loc_3><loc_4>"),
+    ]
+    assert result.root is not None
+    assert result.root.resolve() == photos.resolve()
+    assert result.samples[0].open().size == (1000, 500)
+    assert [(s.id, s.why) for s in result.skipped] == [("broken.jpg", Why.FAILED)]
+    assert "1 that could not be captioned before" in result.summary()
+
+
+def test_predictions_that_moved_beside_their_pictures(tmp_path, photos):
+    path = predictions(tmp_path / "out" / "captions.jsonl", photos)
+    moved = path.rename(photos / "moved.jsonl")
+    assert [s[0] for s in said(moved)] == ["a.jpg", "in/b.png"]
+    far = (tmp_path / "far").mkdir() or moved.rename(tmp_path / "far" / "away.jsonl")
+    far.write_text(far.read_text().replace('"folder": ".."', '"folder": "gone"'))
+    assert "do not exist" in refused(far).what
+    assert [s[0] for s in said(far, dataset_dir=photos)] == ["a.jpg", "in/b.png"]
+
+
+def test_predictions_about_two_folders_in_one_file(tmp_path):
+    rows = []
+    for name in ("one", "two"):
+        picture(tmp_path / name / "a.jpg")
+        rows.append(Prediction("a.jpg", "<CAPTION>", text=name).to_json(name))
+    result = found(jsonl(tmp_path / "both.jsonl", rows))
+    assert [(s.id, s.target) for s in result.samples] == [("one/a.jpg", "one"), ("two/a.jpg", "two")]
+    assert result.root == tmp_path
+    assert all(s.open() for s in result.samples)
+
+
+def test_a_row_may_not_lead_out_of_the_folder_it_names(tmp_path, photos):
+    rows = [{"file_name": "../secret.jpg", "text": "x", "folder": photos.name}]
+    assert "leads out of" in refused(jsonl(tmp_path.parent / "list.jsonl", rows)).what
+
+
+def test_only_failed_predictions(tmp_path, photos):
+    path = jsonl(photos / "captions.jsonl", [Prediction("a.jpg", "<CAPTION>", error="no").to_json()])
+    assert refused(path, missing="skip").what == f"{photos / 'a.jpg'} could not be captioned before"
+
+
+def test_a_column_that_happens_to_be_called_folder(photos):
+    rows = [{"file_name": "in/b.png", "text": "x", "folder": "in"}, {"file_name": "a.jpg", "text": "y", "folder": 3}]
+    assert [s[0] for s in said(jsonl(photos / "list.jsonl", rows))] == ["in/b.png", "a.jpg"]

@@ -1,0 +1,29 @@
+import sys
+
+import pytest
+
+from florence2.engine.encoder.encoder import PAYS_FROM, wants_compiler
+from florence2.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected", "device", "compiler", "wanted"),
+    [
+        ("auto", PAYS_FROM["cpu"], "cpu", sys.executable, True),
+        ("auto", PAYS_FROM["cpu"] - 1, "cpu", sys.executable, False),
+        ("auto", PAYS_FROM["cpu"], "cuda", sys.executable, False),
+        ("auto", 10**9, "mps", sys.executable, False),  # where nobody has tried
+        ("auto", 10**9, "cpu", "no-such-compiler", False),
+        ("on", 1, "cpu", sys.executable, True),
+        ("off", 10**9, "cpu", sys.executable, False),
+    ],
+)
+def test_compiling_is_for_long_runs(monkeypatch, asked: str, expected: int, device: str, compiler: str, wanted: bool):
+    monkeypatch.setenv("CXX", compiler)
+    assert wants_compiler(asked, expected, device) is wanted
+
+
+def test_compiling_on_request_needs_a_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="no-such-compiler"):
+        wants_compiler("on", 1, "cpu")

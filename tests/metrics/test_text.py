@@ -1,0 +1,199 @@
+import math
+import shutil
+
+import jiwer
+import numpy as np
+import pytest
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+
+from florence2.errors import UserError
+from florence2.metrics.bootstrap import extra
+from florence2.metrics.text import anls, answers, captions, readings, tokenize
+
+# What Stanford's PTBTokenizer 3.4.1 gives, as pycocoevalcap runs it and drops its punctuation.
+PTB = [
+    ("A man's hat isn't red; it's \"blue\" (or green).", "a man 's hat is n't red it 's blue -lrb- or green -rrb-"),
+    ("Don't you can't won't I'm we've they'd she'll", "do n't you ca n't wo n't i 'm we 've they 'd she 'll"),
+    (
+        "A t-shirt, a well-known road - 1,000 people -- and $5.00 & 50% off!",
+        "a t-shirt a well-known road 1,000 people and $ 5.00 & 50 % off",
+    ),
+    (
+        "Mr. Smith and Dr. Jones, e.g. the U.S. flag... what?! Yes.",
+        "mr. smith and dr. jones e.g. the u.s. flag what ?! yes",
+    ),
+    ("black/white cat w/ dog 1/2 cup 10:30 am 12:30pm", "black/white cat w / dog 1/2 cup 10:30 am 12:30 pm"),
+    ('He said \'hello\' and "bye". "It\'s fine," she said.', "he said hello and bye it 's fine she said"),
+    ("e-mail me@x.com or www.example.com/path #tag @user", "e-mail me@x.com or www.example.com/path #tag @user"),
+    ("cannot gonna wanna gotta lemme gimme", "can not gon na wan na got ta lem me gim me"),
+    ("Café naïve “curly quotes” ‘single’ – dash — em… ellipsis", "café naïve curly quotes single dash em ellipsis"),
+    ("a dog.a cat.  two  spaces\ttab.", "a dog.a cat two spaces tab"),
+    ("No. 5 is St. Mary's Ave. in the 1990s, '90s style.", "no. 5 is st. mary 's ave. in the 1990s '90s style"),
+    ("red, white, and blue;green:yellow", "red white and blue green yellow"),
+    ("3rd place, 20-30 people, 1990-2000, x-ray", "3rd place 20-30 people 1990-2000 x-ray"),
+    ('Text reads "STOP!" in red.', "text reads stop in red"),
+    ("women's children's James' boss's", "women 's children 's james boss 's"),
+    ("half-eaten pizza/ pasta and/or salad", "half-eaten pizza / pasta and/or salad"),
+    ("...", ""),
+]
+
+SAID = ["a cat sits on a mat", "two dogs run", "a red bus in the rain", "nothing"]
+WANTED = [
+    ["a cat sits on the mat", "a cat on a mat"],
+    ["two dogs are running", "dogs run on grass"],
+    ["a red bus drives in the rain"],
+    ["an old man with a hat"],
+]
+
+
+def values(scores):
+    return scores.values()
+
+
+@pytest.mark.parametrize(("text", "tokens"), PTB)
+def test_words_are_told_apart_as_by_the_java_tokenizer(text, tokens):
+    assert tokenize(text) == tokens
+
+
+def test_a_script_without_spaces_has_a_word_for_each_character():
+    assert tokenize("猫が 寝る。") == "猫 が 寝 る 。"
+
+
+def test_caption_scores_are_pycocoevalcaps_own():
+    found = values(captions(list(zip(SAID, WANTED, strict=True))))
+    said = {i: [text] for i, text in enumerate(SAID)}
+    wanted = dict(enumerate(WANTED))
+    assert found["cider"] == pytest.approx(Cider().compute_score(wanted, said)[0], abs=1e-12)
+    assert found["rouge_l"] == pytest.approx(Rouge().compute_score(wanted, said)[0], abs=1e-12)
+    bleu = Bleu(4).compute_score(wanted, said, verbose=0)[0]
+    assert [found[f"bleu_{n}"] for n in range(1, 5)] == pytest.approx(bleu, abs=1e-12)
+    assert 0 < found["cider"] < 10
+    assert found["exact_match"] == 0
+
+
+def test_bleu_of_weights_is_bleu_of_the_drawn_pictures():
+    pairs = list(zip(SAID, WANTED, strict=True))
+    drawn = [0, 0, 2, 3]
+    weights = np.array([[2.0, 0, 1, 1]])
+    measures = captions(pairs).measures
+    repeated = captions([pairs[i] for i in drawn]).values()
+    for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l"):
+        assert measures[name].of(weights)[0] == pytest.approx(repeated[name], abs=1e-12)
+
+
+def test_perfect_captions_are_ten_and_one():
+    texts = ["A cat on a mat, asleep.", "Two dogs run in the park.", "An empty street at night."]
+    found = values(captions([(text, [text]) for text in texts]))
+    assert found["cider"] == pytest.approx(10)
+    assert found["bleu_4"] == pytest.approx(1)
+    assert found["rouge_l"] == found["exact_match"] == 1
+
+
+def test_no_answer_is_wrong_and_divides_nothing_by_zero():
+    found = values(captions([("", ["a cat"]), ("", ["a dog"])]))
+    assert {name: round(value, 6) for name, value in found.items()} == dict.fromkeys(found, 0.0)
+
+
+def test_one_caption_has_no_cider():
+    assert math.isnan(values(captions([("a cat", ["a cat"])]))["cider"])
+
+
+def test_references_without_a_word_have_no_cider():
+    assert math.isnan(values(captions([("a", ["..."]), ("b", ["!"])]))["cider"])
+
+
+def test_error_rates_are_jiwers_over_all_text():
+    said, wanted = ["STOP here", "exit", "abc"], ["STOP there", "EXIT 12", "abc"]
+    found = values(readings([(s, [w]) for s, w in zip(said, wanted, strict=True)]))
+    assert found["cer"] == pytest.approx(jiwer.cer(wanted, said))
+    assert found["wer"] == pytest.approx(jiwer.wer(wanted, said))
+    assert found["exact_match"] == pytest.approx(1 / 3)
+    assert found["anls"] == pytest.approx((9 / 10 + 4 / 7 + 1) / 3)  # small letters: exit of exit 12
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "cer"),
+    [
+        ("", "abc", 1.0),
+        ("abc", "abc", 0.0),
+        ("abcdef", "abc", 1.0),
+        ("a  b\n c", "a b c", 0.0),  # white space is one space
+    ],
+)
+def test_character_error_rate(said, wanted, cer):
+    assert values(readings([(said, [wanted])]))["cer"] == pytest.approx(cer)
+
+
+def test_nothing_to_read_divides_nothing_by_zero():
+    found = readings([("", [""]), ("made up", [""])])
+    assert math.isnan(found.values()["cer"])
+    assert found.goodness_Q.tolist() == [1, 0]
+
+
+def test_of_several_readings_the_closest_counts():
+    found = values(readings([("abd", ["xyz", "abc"])]))
+    assert found["cer"] == pytest.approx(1 / 3)
+
+
+def test_error_rates_fall_and_the_rest_rises():
+    assert {name: m.rises for name, m in readings([("a", ["a"])]).measures.items()} == {
+        "cer": False,
+        "wer": False,
+        "anls": True,
+        "exact_match": True,
+    }
+
+
+def test_anls_takes_whole_answers_and_not_their_letters():
+    assert anls("abc", ["abc"]) == 1
+    assert anls("a", ["abc"]) == 0  # a letter of it is less than half
+    assert anls("ABX", ["abc", "abd"]) == pytest.approx(2 / 3)
+    assert anls("", [""]) == 1
+    assert anls("", ["abc"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "right"),
+    [
+        ("The Cat.", ["cat"], 1),
+        ("two", ["2"], 1),
+        ("none", ["0"], 1),
+        ("3.5", ["35"], 0),
+        ("yes", ["no", "yes"], 1),
+        ("", ["yes"], 0),
+        ("red", ["red"] * 2 + ["blue"] * 8, 0.6),  # two of ten voters, each left out in turn: 8 * 2/3 + 2 * 1/3
+        ("red", ["red"] * 4 + ["blue"] * 6, 1),
+    ],
+)
+def test_short_answers(said, wanted, right):
+    assert values(answers([(said, wanted)]))["accuracy"] == pytest.approx(right)
+
+
+def test_a_missing_package_is_named_with_its_command():
+    with pytest.raises(UserError) as caught:
+        extra("no_such_package.inside")
+    assert caught.value.what == "scoring this needs `no-such-package`"
+    assert caught.value.hint == "pip install 'florence2[evaluate]'"
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR runs in Java")
+def test_meteor_is_that_of_pycocoevalcap() -> None:
+    pairs = [("a cat on a mat", ["a cat sits on a mat", "a cat"]), ("two dogs", ["a red car"]), ("", ["a tree"])]
+    scores = captions(pairs, meteor=True).values()
+    program = extra("pycocoevalcap.meteor.meteor").Meteor()
+    said = {i: [tokenize(text)] for i, (text, _) in enumerate(pairs)}
+    wanted = {i: [tokenize(text) for text in right] for i, (_, right) in enumerate(pairs)}
+    whole, _ = program.compute_score(wanted, said)
+    for stream in (program.meteor_p.stdin, program.meteor_p.stdout, program.meteor_p.stderr):
+        stream.close()
+    assert scores["meteor"] == whole
+    assert 0 < whole < 1
+    assert "meteor" not in captions(pairs).values()
+
+
+def test_meteor_without_java_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="`--meteor` needs Java"):
+        captions([("a cat", ["a cat"])] * 2, meteor=True)

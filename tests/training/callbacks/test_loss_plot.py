@@ -1,0 +1,67 @@
+from pathlib import Path
+
+from florence2.training.callbacks.loss_plot import (
+    COLOURS,
+    COURSE,
+    HEIGHT,
+    LOSS_HEIGHT,
+    SCORE,
+    WIDTH,
+    Metrics,
+    draw,
+    save,
+)
+
+ROWS = [{"step": n, "loss": 1 / n} for n in range(1, 9)] + [
+    {"step": 4, "eval_loss": 0.5},
+    {"step": 8, "eval_loss": 0.4},
+]
+
+
+def test_both_lines_are_drawn() -> None:
+    colours = {colour for _, colour in draw(ROWS).getcolors(1 << 20)}
+    assert set(COLOURS.values()) <= colours
+    assert COLOURS["eval_loss"] not in {colour for _, colour in draw(ROWS[:8]).getcolors(1 << 20)}
+
+
+def test_the_line_falls_with_the_loss() -> None:
+    image = draw(ROWS[:8])
+    blue = [
+        (x, y) for x in range(image.width) for y in range(90, image.height) if image.getpixel((x, y)) == COLOURS["loss"]
+    ]
+    assert min(blue)[1] < max(blue)[1]  # the first point is above the last
+
+
+def test_what_else_is_measured_stands_below_the_losses() -> None:
+    scores = [{"step": n, "eval_exact_match": n / 9, "eval_od_f1": n / 8, "eval_runtime": 3.0} for n in (4, 8)]
+    rates = [{"step": n, "learning_rate": 1e-4 / n} for n in range(1, 9)]
+    losses, two, three = draw(ROWS), draw(ROWS + scores), draw(ROWS + scores + rates)
+    assert losses.height == LOSS_HEIGHT
+    assert two.height == LOSS_HEIGHT + HEIGHT
+    assert three.height == LOSS_HEIGHT + 2 * HEIGHT
+    left, right = (
+        {colour for _, colour in two.crop((x, LOSS_HEIGHT, x + WIDTH // 2, two.height)).getcolors(1 << 20)}
+        for x in (0, WIDTH // 2)
+    )
+    assert SCORE in left
+    assert SCORE in right
+    assert COURSE in {colour for _, colour in three.getcolors(1 << 20)}
+
+
+def test_what_cannot_be_drawn_is_left_out() -> None:
+    assert draw([]) is None
+    assert draw([{"step": 1, "loss": 2.0}]) is None
+    assert draw([{"step": 1, "loss": float("nan")}, {"step": 2, "loss": float("inf")}, {"loss": 1.0}]) is None
+    assert draw([{"step": 1, "loss": 2.0}, {"step": 1, "loss": 2.0}]) is not None
+
+
+def test_going_on_forgets_what_came_later(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    for row in ROWS[:8]:
+        metrics.add(row)
+    with metrics.path.open("a") as file:
+        file.write('{"step": 9, "lo')  # killed while writing
+    metrics.cut(5)
+    assert [row["step"] for row in metrics.rows()] == [1, 2, 3, 4, 5]
+    save(tmp_path)
+    assert (tmp_path / "training_curve.png").exists()

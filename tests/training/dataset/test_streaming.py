@@ -1,0 +1,135 @@
+import json
+import shutil
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from florence2.config import TrainSettings
+from florence2.data.columns import Columns
+from florence2.data.formats.shards import write_shards
+from florence2.data.streams.shard_readers import find_parts
+from florence2.data.streams.stream import Stream
+from florence2.errors import UserError
+from florence2.model.processing import Processing
+from florence2.settings_io import build
+from florence2.training.dataset.caption_augmentation import CaptionRules
+from florence2.training.dataset.florence2_dataset import Collator, Lessons
+from florence2.training.dataset.streaming import Pouring, Tap, refuse_unstreamable
+from tests.tiny import tiny_processor
+from tests.training.images import CAPTIONS, run, save_calm, save_photos
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("streamed")
+    photos = save_photos(folder / "photos")
+    (folder / "tars").mkdir()
+    pictures = [(photos / f"{n}.png").read_bytes() for n in range(8)]
+    rows = [(f"{n}.png", pictures[n], [{"text": text}]) for n, text in enumerate(CAPTIONS)]
+    assert write_shards(folder / "tars", rows, per_shard=3) == 3  # 3, 3 and 2 samples
+    return folder
+
+
+def pouring(room: Path, **given: Any) -> Pouring:
+    stream = Stream(find_parts(str(room / "tars"), Columns("<CAPTION>")), seed=0, buffer=3)
+    return Pouring(Lessons((), Processing.of(tiny_processor()), CaptionRules()), stream, **given)
+
+
+def batches(taken: int = 0, *, workers: int, number: int, of: Pouring) -> list[list[str]]:
+    options = {"collate_fn": Collator(1), "num_workers": workers}
+    loaded = islice(iter(Tap(of, lambda: taken, options)), number)
+    decode = of.lessons.processing.decode
+    return [[decode([each for each in row if each >= 0]) for row in batch["labels"].tolist()] for batch in loaded]
+
+
+def test_two_processes_of_two_workers_see_each_sample_once_an_epoch(room: Path) -> None:
+    seen: Counter[str] = Counter()
+    for process in range(2):
+        # Two samples an epoch for each of the four takers: 4 batches of one, 3 epochs of them.
+        said = batches(workers=2, number=12, of=pouring(room, batch=1, process=process, of=2))
+        seen.update(text for batch in said for text in batch)
+    assert seen == dict.fromkeys(CAPTIONS, 3)
+
+
+@pytest.mark.parametrize("rows", [8, 1])  # in shards that can be dealt out, and in one that all takers read
+def test_workers_share_out_a_dataset_too(room: Path, tmp_path: Path, rows: int) -> None:
+    table = [{"image": str(room / "photos" / f"{n}.png"), "text": text} for n, text in enumerate(CAPTIONS)]
+    made = datasets.Dataset.from_list(table).cast_column("image", datasets.Image())
+    name = str(tmp_path / "rows")
+    if rows > 1:
+        made.save_to_disk(name)
+    else:
+        made.to_parquet(name := f"{name}.parquet")
+    stream = Stream(find_parts(name, Columns("<CAPTION>")))
+    assert stream.parts.number == rows
+    lessons = Lessons((), Processing.of(tiny_processor()), CaptionRules())
+    said = [batches(workers=2, number=4, of=Pouring(lessons, stream, process=process, of=2)) for process in range(2)]
+    assert sorted(text for each in said for batch in each for text in batch) == sorted(CAPTIONS)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_stream_gives_what_would_have_come(room: Path, workers: int) -> None:
+    of = pouring(room, batch=2, process=1, of=2)
+    whole = batches(workers=workers, number=7, of=of)
+    for taken in (1, 2, 5):
+        assert batches(taken, workers=workers, number=7 - taken, of=of) == whole[taken:]
+
+
+def test_a_problem_in_a_worker_is_one_line(room: Path, tmp_path: Path) -> None:
+    write_shards(tmp_path, [("a.png", b"no picture", [{"text": "a"}]), ("b.png", b"nor this", [{"text": "b"}])])
+    stream = Stream(find_parts(str(tmp_path / "000000.tar"), Columns("<CAPTION>")))
+    of = Pouring(Lessons((), Processing.of(tiny_processor()), CaptionRules()), stream)
+    with pytest.raises(UserError, match="is not a picture that can be read"):
+        next(iter(of))
+    batch = next(iter(Tap(of, lambda: 0, {"collate_fn": Collator(1), "num_workers": 1})))
+    assert batch["problem"][0].endswith("is not a picture that can be read")
+
+
+def test_training_on_a_stream_resumed_is_never_stopped(room: Path) -> None:
+    save_calm(room / "model", dropout=0.2)
+    given: dict[str, Any] = {
+        "dataset": str(room / "tars"),
+        "streaming": True,
+        "task": "caption",
+        "batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "num_workers": 1,
+        "val_dataset": str(room / "photos"),
+        "augment": ["scale=0.7,0.9"],
+        "save_every_n_steps": 3,
+    }
+    whole = run(room, "whole", **given, trainer=["max_steps=6"])
+    again = room / "again"
+    shutil.copytree(whole / "checkpoint-3", again / "checkpoint-3")
+    run(room, "again", **given, trainer=["max_steps=6"], resume="auto")
+    mine, theirs = (load_file(out / "checkpoint-6" / "adapter_model.safetensors") for out in (again, whole))
+    rows = [(out / "metrics.jsonl").read_text().splitlines()[-1] for out in (whole, again)]
+    assert json.loads(rows[0])["epoch"] == json.loads(rows[1])["epoch"] == 1
+    start = load_file(whole / "checkpoint-3" / "adapter_model.safetensors")
+    assert any(not torch.equal(start[name], theirs[name]) for name in theirs)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"trainer": ()}, "a stream has no end that is known"),
+        ({"trainer": ("max_steps=many",)}, "a stream has no end that is known"),
+        ({"dataset": ("a", "b")}, "several datasets do not go together"),
+        ({"mix": ("od=2",)}, "`--mix` do not go together"),
+        ({"val_dataset": "0.1"}, "`--val_dataset 0.1` do not go together"),
+        ({"save_every_n_epochs": 1}, "`--save_every_n_epochs` do not go together"),
+        ({"lora": ("init_lora_weights=eva",)}, "EVA do not go together"),
+        ({"trainer": ("max_steps=3", "train_sampling_strategy=group_by_length")}, "group_by_length do not go together"),
+    ],
+)
+def test_refused(given: dict[str, Any], what: str) -> None:
+    plain = {"dataset": ("tars",), "output_dir": "o", "streaming": True, "trainer": ("max_steps=3",)}
+    with pytest.raises(UserError, match=what):
+        refuse_unstreamable(build(TrainSettings, plain | given))

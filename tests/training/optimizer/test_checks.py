@@ -1,0 +1,31 @@
+import pytest
+
+from florence2.training.optimizer.checks import advice
+
+
+@pytest.mark.parametrize(
+    ("optim", "rate", "scheduler", "given", "words"),
+    [
+        ("prodigy", 1e-4, "cosine", {}, ["pass `--learning_rate 1`"]),
+        ("prodigy", 1.0, "cosine", {}, []),
+        ("prodigy", 1e-4, "cosine", {"lr": 1.0}, []),
+        ("DAdaptAdam", 1e-4, "cosine", {}, ["pass `--learning_rate 1`"]),
+        ("prodigyplus.ProdigyPlusScheduleFree", 1e-4, "constant", {}, ["pass `--learning_rate 1`"]),
+        ("lion", 1e-4, "cosine", {}, ["`--learning_rate 1e-05` to 3e-05"]),
+        ("lion_8bit", 1e-3, "cosine", {}, ["`--learning_rate 0.0001` to 0.0003"]),
+        ("lion", 3e-5, "cosine", {}, []),
+        ("torch.optim.SGD", 1e-4, "cosine", {}, ["pass `--learning_rate 0.01` or more"]),
+        ("adamw_torch", 1.0, "cosine", {}, ["pass `--learning_rate 1e-4`"]),
+        ("adamw_torch", 1e-4, "cosine", {}, []),
+        ("schedule_free_adamw", 1e-3, "cosine", {}, ["pass `--scheduler constant_with_warmup`"]),
+        ("schedule_free_adamw", 1e-3, "constant_with_warmup", {}, []),
+        ("prodigyplus.ProdigyPlusScheduleFree", 1e-4, "onecycle", {}, ["--learning_rate 1", "--scheduler constant"]),
+        ("package.OfMine", 7.0, "cosine", {}, []),
+    ],
+)
+def test_what_cannot_be_right(
+    optim: str, rate: float, scheduler: str, given: dict[str, float], words: list[str]
+) -> None:
+    said = list(advice(optim, rate, scheduler, given))
+    assert len(said) == len(words)
+    assert all(word in line for word, line in zip(words, said, strict=True))

@@ -1,0 +1,96 @@
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from florence2.errors import UserError
+from florence2.training.dataset.florence2_dataset import Collator
+from florence2.training.performance.feature_cache import FeatureFile, fill, name_of, seer, with_features
+from tests.training.test_trainer import Bench
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "out", freeze="vision")
+
+
+def test_learning_from_features_is_learning_from_pictures(tmp_path: Path, bench: Bench) -> None:
+    plain = bench.loss(0, 1, 2)
+    bench.lessons = with_features(bench.lessons, bench.learner, tmp_path, ("base", None), torch.float32)
+    batch = bench.batch(0, 1, 2)
+    assert "pixels_BHWC" not in batch
+    assert batch["features_BND"].shape == (3, 5, 32)
+    torch.testing.assert_close(bench.loss(0, 1, 2), plain, rtol=1e-3, atol=1e-3)
+    pixels = bench.processing.normalize(bench.lessons.pixels(0))[None]
+    assert bench.base.get_image_features(pixels).pooler_output.shape == (1, 5, 32)  # pictures are still taken
+
+
+def test_places_that_do_not_match_the_picture_are_noticed(bench: Bench) -> None:
+    prompt = [*bench.lessons[0]["input_ids"]]
+    item = bench.lessons[0] | {"input_ids": prompt[1:]}
+    with pytest.raises(UserError, match="sees a picture in 5 places, and its processor leaves 4 for it"):
+        bench.trainer.compute_loss(bench.learner, Collator(1)([item]))
+
+
+def test_what_is_there_is_not_computed_again(tmp_path: Path, bench: Bench) -> None:
+    file = FeatureFile(tmp_path, "a", len(bench.lessons), (5, 32))
+    see, seen = seer(bench.learner, bench.lessons, torch.float32), []
+
+    def count(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(len(pixels))
+        return see(pixels)
+
+    first = np.array(fill(bench.lessons, range(4), file, count, batch=3))
+    assert seen == [3, 1]
+    _, done = file.open()
+    done[2] = 0  # as if killed before the third was whole
+    again = fill(bench.lessons, range(4), file, count, batch=3)
+    assert seen == [3, 1, 3]
+    assert np.array_equal(first, again)
+    assert first.dtype == np.float16
+
+
+def test_a_picture_of_several_questions_is_looked_at_once(tmp_path: Path, bench: Bench) -> None:
+    one, other, *_ = bench.lessons.samples
+    samples = [one, other, replace(one, target="another answer")]
+    counted: list[int] = []
+
+    @contextmanager
+    def counting(number: int, before: int) -> Iterator[Callable[[int], None]]:
+        counted.extend((number, before))
+        yield counted.append
+
+    lessons = replace(bench.lessons, samples=samples)
+    seen = with_features(lessons, bench.learner, tmp_path, ("base", None), torch.float32, counting)
+    assert counted == [2, 0, 2]
+    first, second, third = (seen[at] for at in range(3))
+    assert np.array_equal(first["features_ND"], third["features_ND"])
+    assert not np.array_equal(first["features_ND"], second["features_ND"])
+    assert first["labels"] != third["labels"]
+
+
+def test_a_picture_that_is_gone_says_so(tmp_path: Path, bench: Bench) -> None:
+    gone = replace(bench.lessons.samples[0], picture=tmp_path / "gone.png")
+    file = FeatureFile(tmp_path, "a", 1, (5, 32))
+    with pytest.raises(UserError, match=r"gone\.png"):
+        fill(replace(bench.lessons, samples=[gone]), [0], file, seer(bench.learner, bench.lessons, torch.float32))
+
+
+def test_other_models_and_pictures_have_other_files(bench: Bench) -> None:
+    names = {
+        name_of(bench.lessons, base, revision, dtype)
+        for base in ("a", "../../b")
+        for revision in (None, "main")
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    assert len(names) == 8
+    assert all(name.isalnum() for name in names)
+
+
+def test_the_file_is_bounded(tmp_path: Path, bench: Bench) -> None:
+    assert not FeatureFile(tmp_path, "a", 10**9, (577, 768)).fits()
+    assert FeatureFile(tmp_path, "a", 4, (5, 32)).fits()

@@ -1,0 +1,155 @@
+"""Every way to put a LoRA on a model, by the words of the command line: each does what its name says."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers.models.bart.modeling_bart import BartDecoderLayer, BartEncoderLayer
+
+from florence2.config import LoraSettings, ModelSettings, TrainSettings
+from florence2.errors import UserError
+from florence2.model.load import load
+from florence2.settings_io import build
+from florence2.training.performance.cpu_dropout import ATTENTION
+from florence2.training.performance.lora_linear import QuickLinear
+from florence2.training.prepare_model import check_base, dropout_rates, equip, trained
+from tests.tiny import save_tiny, tiny_model
+
+
+def learner(*words: str, freeze: Any = "none", **lora: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return equip(tiny_model()[0], ModelSettings(freeze=freeze), LoraSettings(**lora, lora=words))
+
+
+def layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
+
+
+def base_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    names = (
+        (name.replace(".base_layer", "").removeprefix("base_model.model."), w) for name, w in model.named_parameters()
+    )
+    return {name: weight.detach() for name, weight in names if ".lora_" not in name}
+
+
+def test_rank_alpha_and_dropout() -> None:
+    for _, layer in layers(learner(rank=3, alpha=6, dropout=0.5)):
+        assert layer.r["default"] == 3
+        assert layer.scaling["default"] == 2
+        assert layer.lora_dropout["default"].p == 0.5
+        assert isinstance(layer, QuickLinear), "on a CPU"
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_on_a_cpu_the_language_half_drops_the_quick_way(rank: int) -> None:
+    halves = [m for m in learner(rank=rank).modules() if isinstance(m, (BartEncoderLayer, BartDecoderLayer))]
+    assert halves
+    assert {half.self_attn.config._attn_implementation for half in halves} == {ATTENTION}
+    assert {half.dropout for half in halves} == {0.0}
+    assert all(half.fc2._forward_hooks for half in halves), "what a layer drops, its parts do now"
+
+
+def test_rank_zero_trains_all_weights() -> None:
+    model = learner(rank=0)
+    assert not isinstance(model, PeftModel)
+    assert len({*trained(model)}) == 1
+
+
+def test_rslora_scales_by_the_root_of_the_rank() -> None:
+    scalings = {layer.scaling["default"] for _, layer in layers(learner("use_rslora=true", rank=4, alpha=4))}
+    assert scalings == {4 / math.sqrt(4)}
+
+
+def test_dora_learns_magnitudes() -> None:
+    names = [name for name, weight in learner("use_dora=true").named_parameters() if weight.requires_grad]
+    assert sum("lora_magnitude_vector" in name for name in names) == len(names) / 3
+
+
+def test_gaussian_begins_narrower_than_kaiming() -> None:
+    for (name, gauss), (_, plain) in zip(
+        layers(learner("init_lora_weights=gaussian", rank=8)), layers(learner(rank=8)), strict=True
+    ):
+        a, b = gauss.lora_A["default"].weight, gauss.lora_B["default"].weight
+        assert not torch.equal(a, plain.lora_A["default"].weight), name
+        assert a.std().item() == pytest.approx(1 / 8, rel=0.5)
+        assert not b.any()
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
+def test_what_begins_from_the_base_takes_its_part_out_of_it(init: str) -> None:
+    before, model = base_weights(tiny_model()[0]), learner(f"init_lora_weights={init}", target_modules=("fc1", "fc2"))
+    left = base_weights(model)
+    for name, layer in layers(model):
+        name = f"{name.removeprefix('base_model.model.')}.weight"
+        delta = layer.get_delta_weight("default")
+        assert delta.abs().max() > 1e-3
+        torch.testing.assert_close(left[name] + delta, before[name], atol=1e-5, rtol=1e-4)
+        if init == "pissa":  # the largest directions are the adapter's
+            norms = torch.linalg.matrix_norm(before[name], 2), torch.linalg.matrix_norm(left[name], 2)
+            assert norms[1] < 0.999 * norms[0]
+
+
+def test_patterns_give_layers_ranks_and_alphas_of_their_own() -> None:
+    model = learner('rank_pattern={"fc1": 8, "decoder.layers.0.fc2": 1}', 'alpha_pattern={"fc1": 32}', rank=2, alpha=2)
+    for name, layer in layers(model):
+        rank = 8 if name.endswith("fc1") else 1 if name.endswith("decoder.layers.0.fc2") else 2
+        assert layer.lora_A["default"].weight.shape[0] == rank
+        assert layer.scaling["default"] == (32 / 8 if name.endswith("fc1") else 2 / rank)
+
+
+@pytest.mark.parametrize(
+    ("targets", "freeze", "inside", "outside"),
+    [
+        (("all-linear",), "none", "multi_modal_projector.image_projection", "lm_head"),
+        (("all-linear",), "vision", "language_model.encoder.layers.0.fc1", "vision_tower"),
+        (("vision",), "none", "vision_tower", "language_model"),
+        (("language",), "none", "language_model", "vision_tower"),
+        ((r".*decoder.*\.(q|v)_proj",), "none", "decoder.layers.1.encoder_attn.v_proj", "encoder.layers"),
+    ],
+)
+def test_targets(targets: tuple[str, ...], freeze: str, inside: str, outside: str) -> None:
+    names = [name for name, _ in layers(learner(target_modules=targets, freeze=freeze))]
+    assert any(inside in name for name in names)
+    assert not any(outside in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("init_lora_weights=corda",), "LoRA cannot begin with `corda` here"),
+        (("init_lora_weights=loftq",), "LoRA cannot begin with `loftq` here"),
+        (("eva_config={\"rho\": 0.5}", "init_lora_weights=eva"), "LoRA cannot be attached: `rho` must be >= 1.0"),
+        (("rank_pattern=8",), "LoRA cannot be attached"),
+    ],
+)  # fmt: skip
+def test_refused(words: tuple[str, ...], what: str) -> None:
+    with pytest.raises(UserError) as caught:
+        learner(*words)
+    assert what in caught.value.what
+
+
+def test_four_bits_do_not_go_with_all_weights() -> None:
+    settings = build(TrainSettings, {"dataset": "", "output_dir": "", "quantize": True, "rank": 0})
+    with pytest.raises(UserError, match="`--quantize` does not go with `--rank 0`"):
+        check_base(settings)
+
+
+def test_dropout_of_the_model_is_set_by_name(tmp_path: Path) -> None:
+    words = ("drop_path_rate=0.3", "attention_dropout=0.25", "dropout=0")
+    model, _ = load(save_tiny(tmp_path), device="cpu", dropout=dropout_rates(ModelSettings(model_dropout=words)))
+    assert model.model.vision_tower.config.drop_path_rate == 0.3
+    assert any(type(module).__name__ == "Florence2DropPath" for module in model.modules())
+    layer = model.model.language_model.encoder.layers[0]
+    assert (layer.self_attn.dropout, layer.dropout) == (0.25, 0)
+
+
+@pytest.mark.parametrize("word", ["drop_path=0.1", "dropout=1", "dropout=true", "dropout=much"])
+def test_dropout_that_cannot_be_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match="`--model_dropout"):
+        dropout_rates(ModelSettings(model_dropout=(word,)))
