@@ -19,13 +19,14 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor, GenerationConfig
+from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor
+from transformers import GenerationConfig as TransformersGenerationConfig
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from florence2.data.sample import Sample
 from florence2.engine.engine import Engine
-from florence2.engine.engine_config import EngineSettings, GenerationSettings
+from florence2.engine.engine_config import EngineConfig, GenerationConfig
 from florence2.model.storage import legacy_layout as legacy
 from florence2.model.storage.checkpoint_files import read_tokenizer
 from florence2.model.tasks import find_task
@@ -82,12 +83,12 @@ class Ours:
         tune_allocator()
         model, processor = random_model(plan)
         self._lengths: list[int] = []
-        settings = EngineSettings(
-            generation=GenerationSettings(num_beams=plan.beams, max_length=LONGEST),
+        settings = EngineConfig(
+            generation=GenerationConfig(num_beams=plan.beams, max_length=LONGEST),
             batch_size=plan.batch or None,
             num_workers=plan.workers,
             compile=plan.compile,  # type: ignore[arg-type]
-            lengths=lambda sample: self._lengths[int(sample.id)],
+            forced_lengths=lambda sample: self._lengths[int(sample.id)],
         )
         self._engine = Engine(model, processor, settings).__enter__()
 
@@ -173,7 +174,7 @@ def random_model(plan: Plan) -> tuple[Any, Florence2Processor]:
     with torch.no_grad():  # else all tokens are about equally likely, and no search is like a real one
         model.model.language_model.shared.weight.mul_(8)
     ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
-    model.generation_config = GenerationConfig(**ids, forced_bos_token_id=0, no_repeat_ngram_size=3)
+    model.generation_config = TransformersGenerationConfig(**ids, forced_bos_token_id=0, no_repeat_ngram_size=3)
     images = CLIPImageProcessorPil(
         size={"height": 768, "width": 768},
         do_center_crop=False,

@@ -24,16 +24,16 @@ import torch
 
 from benchmarks.throughput import processor_name
 from florence2.data.sample import Prediction, Sample
-from florence2.demo.scenes import Scene, scene
+from florence2.demo.scenes import Scene, make_scene
 from florence2.demo.scores import measures
-from florence2.demo.targets import Truth, truth
+from florence2.demo.targets import SceneTarget, scene_target
 from florence2.engine.engine import Engine
 from florence2.model.load import load
 from florence2.model.tasks import TASKS, find_task
 
 FIRST_SCENE = 9_000_000
 CAPTIONS = ("caption", "detailed_caption", "more_detailed_caption")
-Question = tuple[Scene, Truth, Sample]
+Question = tuple[Scene, SceneTarget, Sample]
 
 
 def main() -> None:
@@ -61,10 +61,10 @@ def main() -> None:
 
 def questions(number: int, tasks: Sequence[str]) -> Iterator[Question]:
     """Ask the tasks named, or all, that have a true answer; about one picture, so that it is looked at once."""
-    made = scene(number)
-    picture = made.picture()
+    made = make_scene(number)
+    picture = made.render()
     for task in TASKS:
-        if (task.name in tasks or not tasks) and (told := truth(made, task.name, number)):
+        if (task.name in tasks or not tasks) and (told := scene_target(made, task.name, number)):
             yield made, told, Sample(f"{number}.png", picture, task.token, told.input)
 
 

@@ -170,40 +170,44 @@ def ours(given: argparse.Namespace, folder: str) -> Any:
 
     from florence2.config import LearningSettings, LoraSettings, ModelSettings
     from florence2.devices import pick_device
-    from florence2.model.processing import Processing
+    from florence2.model.processing import Preprocessor
     from florence2.system import tune_allocator
-    from florence2.training.dataset.florence2_dataset import Collator
-    from florence2.training.performance.compile import compile_parts
-    from florence2.training.performance.cuda_graph_step import PAD_TO, can_record
+    from florence2.training.dataset.florence2_dataset import Florence2Collator
+    from florence2.training.performance.compile import compile_model
+    from florence2.training.performance.cuda_graph_step import PAD_TO, can_use_cuda_graphs
     from florence2.training.performance.memory import checkpoint_activations
-    from florence2.training.prepare_model import equip, resting
-    from florence2.training.trainer import LessonTrainer
-    from florence2.training.trainer_config import Method
+    from florence2.training.prepare_model import frozen_modules, prepare_model_for_training
+    from florence2.training.trainer import Florence2Trainer
+    from florence2.training.trainer_config import TrainerConfig
 
     if not given.recompute:
         tune_allocator()  # as the command does
     model = build(given.small).to(pick_device(None), getattr(torch, given.dtype))
-    learner = equip(model, ModelSettings(freeze="vision" if given.frozen else "none"), LoraSettings())
+    learner = prepare_model_for_training(
+        model, ModelSettings(freeze="vision" if given.frozen else "none"), LoraSettings()
+    )
     if given.recompute:
         checkpoint_activations(learner)
     if given.compile:
-        compile_parts(learner)
+        compile_model(learner)
     pictures = OurPictures(given, model.config)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     side = (pictures.size, pictures.size)
-    processing = Processing(side, mean, std, 1 / 255, Image.Resampling.BICUBIC, pictures.places, 51289, None)
+    processing = Preprocessor(side, mean, std, 1 / 255, Image.Resampling.BICUBIC, pictures.places, 51289, None)
     args = arguments(given, folder, label_names=["labels"])
     learning = LearningSettings(gradient_checkpointing=given.recompute, compile=given.compile)
-    records = can_record(learner, learning)
-    method = Method(
-        *(processing, 51289, 2, 1, lambda *_: None, learning.optim), resting=resting(learner), records=records
+    records = can_use_cuda_graphs(learner, learning)
+    method = TrainerConfig(
+        *(processing, 51289, 2, 1, lambda *_: None, learning.optim),
+        frozen_modules=frozen_modules(learner),
+        use_cuda_graphs=records,
     )
-    return LessonTrainer(
+    return Florence2Trainer(
         method,
         model=learner,
         args=args,
         train_dataset=pictures,
-        data_collator=Collator(1, PAD_TO, len(pictures.ids()[0])) if records else Collator(1),
+        data_collator=Florence2Collator(1, PAD_TO, len(pictures.ids()[0])) if records else Florence2Collator(1),
     )
 
 

@@ -9,7 +9,7 @@ import re
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from florence2.model.tasks import SPECIAL_TOKENS, Answers
+from florence2.model.tasks import SPECIAL_TOKENS, OutputType
 
 EXAMPLES = int(os.environ.get("FLORENCE2_FUZZ", "100"))
 fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -37,7 +37,7 @@ def runs(size, points):
 
 
 @st.composite
-def values(draw, answers: Answers, size):
+def values(draw, answers: OutputType, size):
     def column(form):
         points = {"bboxes": st.just(2), "quad_boxes": st.just(4), "polygons": st.integers(1, 5)}[form]
         place = runs(size, points)
@@ -46,18 +46,18 @@ def values(draw, answers: Answers, size):
     def named(places):
         return draw(st.lists(labels | st.just("cat"), min_size=len(places), max_size=len(places)))
 
-    if answers is Answers.TEXT:
+    if answers is OutputType.TEXT:
         return draw(st.text().map(str.strip).filter(lambda text: "<" not in text))
-    if answers is Answers.BOXES_OR_POLYGONS:
+    if answers is OutputType.BOXES_OR_POLYGONS:
         forms = {form: column(form) for form in ("bboxes", "polygons")}
         return {key: v for form, p in forms.items() for key, v in ((form, p), (f"{form}_labels", named(p)))}
-    places = column({Answers.QUADS: "quad_boxes", Answers.POLYGONS: "polygons"}.get(answers, "bboxes"))
-    unlabelled = answers in (Answers.REGIONS, Answers.POLYGONS)
-    form = {Answers.QUADS: "quad_boxes", Answers.POLYGONS: "polygons"}.get(answers, "bboxes")
+    places = column({OutputType.QUADS: "quad_boxes", OutputType.POLYGONS: "polygons"}.get(answers, "bboxes"))
+    unlabelled = answers in (OutputType.REGIONS, OutputType.POLYGONS)
+    form = {OutputType.QUADS: "quad_boxes", OutputType.POLYGONS: "polygons"}.get(answers, "bboxes")
     return {form: places, "labels": [""] * len(places) if unlabelled else named(places)}
 
 
-def sized_values(answers: Answers):
+def sized_values(answers: OutputType):
     return sizes.flatmap(lambda size: st.tuples(values(answers, size), st.just(size)))
 
 

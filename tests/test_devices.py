@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from florence2.devices import LARGE, faster_choice, has_bfloat16, pick_device, pick_dtype, slow_choice
+from florence2.devices import LARGE_MODEL_PARAMETERS, dtype_hint, dtype_warning, has_bfloat16, pick_device, pick_dtype
 from florence2.errors import UserError
 
 CPU = torch.device("cpu")
@@ -21,11 +21,11 @@ def test_half_precision_is_for_answering_on_a_cpu_that_has_it(monkeypatch, unit:
     assert has_bfloat16(CPU) is (unit is not None)
     assert pick_dtype("auto", CPU, learns=False) == (torch.bfloat16 if unit else torch.float32)
     assert pick_dtype("auto", CPU) == torch.float32
-    assert bool(slow_choice(torch.bfloat16, CPU)) is (unit is None)
-    assert slow_choice(torch.float16, CPU)
-    assert not slow_choice(torch.float32, CPU)
-    assert not slow_choice(torch.bfloat16, torch.device("cuda"))
-    assert bool(faster_choice(torch.float32, CPU, LARGE)) is (unit is not None)
-    assert not faster_choice(torch.float32, CPU, LARGE - 1)
-    assert not faster_choice(torch.bfloat16, CPU, LARGE)
-    assert not faster_choice(torch.float32, torch.device("cuda"), LARGE)
+    assert bool(dtype_warning(torch.bfloat16, CPU)) is (unit is None)
+    assert dtype_warning(torch.float16, CPU)
+    assert not dtype_warning(torch.float32, CPU)
+    assert not dtype_warning(torch.bfloat16, torch.device("cuda"))
+    assert bool(dtype_hint(torch.float32, CPU, LARGE_MODEL_PARAMETERS)) is (unit is not None)
+    assert not dtype_hint(torch.float32, CPU, LARGE_MODEL_PARAMETERS - 1)
+    assert not dtype_hint(torch.bfloat16, CPU, LARGE_MODEL_PARAMETERS)
+    assert not dtype_hint(torch.float32, torch.device("cuda"), LARGE_MODEL_PARAMETERS)

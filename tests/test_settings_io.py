@@ -6,18 +6,20 @@ from florence2.errors import UserError
 
 
 def test_flat_names_reach_their_groups() -> None:
-    given = settings.build(TrainSettings, {"dataset": "d", "output_dir": "o", "rank": 8, "target_modules": ["qkv"]})
+    given = settings.settings_from_dict(
+        TrainSettings, {"dataset": "d", "output_dir": "o", "rank": 8, "target_modules": ["qkv"]}
+    )
     assert (given.data.dataset, given.saving.output_dir, given.lora.rank) == (("d",), "o", 8)
     assert given.lora.target_modules == ("qkv",)
 
 
 def test_flat_and_build_are_inverse() -> None:
-    given = settings.build(PredictSettings, {"model_path": "m", "input_path": "i", "num_beams": 3})
-    assert settings.build(PredictSettings, settings.flat(given)) == given
+    given = settings.settings_from_dict(PredictSettings, {"model_path": "m", "input_path": "i", "num_beams": 3})
+    assert settings.settings_from_dict(PredictSettings, settings.settings_to_dict(given)) == given
 
 
 def test_published_defaults_are_kept() -> None:
-    given = settings.flat(settings.build(TrainSettings, {"dataset": "d", "output_dir": "o"}))
+    given = settings.settings_to_dict(settings.settings_from_dict(TrainSettings, {"dataset": "d", "output_dir": "o"}))
     expected = {"epochs": 5, "batch_size": 1, "learning_rate": 1e-4, "rank": 4, "alpha": 4, "dropout": 0.25}
     assert {name: given[name] for name in expected} == expected
     assert given["target_modules"] == ("qkv", "proj", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
@@ -33,12 +35,12 @@ def test_published_defaults_are_kept() -> None:
 )
 def test_wrong_names_are_named(values: dict[str, object], what: str, hint: str) -> None:
     with pytest.raises(UserError) as caught:
-        settings.build(TrainSettings, values)
+        settings.settings_from_dict(TrainSettings, values)
     assert what in caught.value.what
     assert hint in caught.value.hint
 
 
 def test_pairs_are_read_and_half_pairs_refused() -> None:
-    assert settings.pairs("--trainer", ("a=1", "b=c=d")) == {"a": "1", "b": "c=d"}
+    assert settings.parse_pairs("--trainer", ("a=1", "b=c=d")) == {"a": "1", "b": "c=d"}
     with pytest.raises(UserError, match="key=value"):
-        settings.pairs("--trainer", ("warmup_steps",))
+        settings.parse_pairs("--trainer", ("warmup_steps",))

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from florence2.data.sample import Sample as Sample
     from florence2.engine.async_engine import AsyncEngine as AsyncEngine
     from florence2.engine.engine import Engine as Engine
-    from florence2.engine.engine_config import EngineSettings as EngineSettings
-    from florence2.engine.engine_config import GenerationSettings as GenerationSettings
+    from florence2.engine.engine_config import EngineConfig as EngineConfig
+    from florence2.engine.engine_config import GenerationConfig as GenerationConfig
     from florence2.errors import UserError as UserError
     from florence2.model.load import load as load
     from florence2.model.tasks import Task as Task
@@ -40,8 +40,8 @@ _HOMES = {
 __all__ = [
     "AsyncEngine",
     "Engine",
-    "EngineSettings",
-    "GenerationSettings",
+    "EngineConfig",
+    "GenerationConfig",
     "Prediction",
     "Sample",
     "Task",

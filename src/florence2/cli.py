@@ -57,7 +57,7 @@ def main(
 
 def _run(command: str, words: list[str], prog: str) -> int:
     if command not in COMMANDS:
-        raise UserError(f"`{command}` is not a command", settings.near(command, list(COMMANDS)))
+        raise UserError(f"`{command}` is not a command", settings.closest_name_hint(command, list(COMMANDS)))
     cls, recipe = COMMANDS[command]
     given: Any = tyro.cli(
         cls,
@@ -80,7 +80,7 @@ def _flagged(words: list[str], flags: Sequence[str]) -> list[str]:
 
 def _expanded(words: list[str], cls: type) -> list[str]:
     """Replace aliases, put the words of `--config FILE` in front, and refuse unknown flags by name."""
-    known = settings.names(cls)
+    known = settings.setting_names(cls)
     from_file: list[str] = []
     rest: list[str] = []
     queue = iter(words)
@@ -95,7 +95,7 @@ def _expanded(words: list[str], cls: type) -> list[str]:
             name = ALIASES.get(f"--{name}", f"--{name}")[2:]
             if name not in known:
                 flags = [f"--{flag}" for flag in known]
-                raise UserError(f"`{flag}` is not a flag here", settings.near(f"--{name}", flags))
+                raise UserError(f"`{flag}` is not a flag here", settings.closest_name_hint(f"--{name}", flags))
             rest.append(f"--{name}{equals}{value}")
     return from_file + rest
 
@@ -113,12 +113,12 @@ def _from_file(path: Path, cls: type) -> list[str]:
         raise UserError(f"{path} cannot be read: {error.strerror}", "pass a YAML file to `--config`") from error
     except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid: {' '.join(str(error).split())}", "mend the file") from error
-    known = settings.names(cls)
+    known = settings.setting_names(cls)
     words: list[str] = []
     for key, value in values.items():
         name = ALIASES.get(f"--{key}", f"--{key}")[2:].replace("-", "_")
         if name not in known:
-            raise UserError(f"`{key}` in {path} is not a setting", settings.near(name, known))
+            raise UserError(f"`{key}` in {path} is not a setting", settings.closest_name_hint(name, known))
         words += _words(name, value)
     return words
 

@@ -10,7 +10,7 @@ import torch
 
 from florence2.errors import UserError
 
-LARGE = 100_000_000  # weights
+LARGE_MODEL_PARAMETERS = 100_000_000  # weights
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -52,27 +52,27 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def on(device: torch.device) -> AbstractContextManager[Any]:
+def use_device(device: torch.device) -> AbstractContextManager[Any]:
     """Let a GPU be the one that streams, events and graphs are made on; torch's own choice is the first."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Give a tensor of the host's to a device; the host does not wait for a GPU to have done what came before."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)  # a pinned tensor is not copied again
 
 
-def slow_choice(dtype: torch.dtype, device: torch.device) -> str:
+def dtype_warning(dtype: torch.dtype, device: torch.device) -> str:
     """Warn of half precision that a CPU must emulate; empty where there is nothing to warn of."""
     if device.type != "cpu" or dtype == torch.float32 or (dtype == torch.bfloat16 and has_bfloat16(device)):
         return ""
     return f"note: this CPU has no {str(dtype)[6:]} unit and is several times slower in it than with `--dtype float32`"
 
 
-def faster_choice(dtype: torch.dtype, device: torch.device, weights: int) -> str:
+def dtype_hint(dtype: torch.dtype, device: torch.device, weights: int) -> str:
     """Tell of half precision that a CPU multiplies itself, where a model is large enough to gain by it."""
-    if device.type != "cpu" or dtype != torch.float32 or weights < LARGE or not has_bfloat16(device):
+    if device.type != "cpu" or dtype != torch.float32 or weights < LARGE_MODEL_PARAMETERS or not has_bfloat16(device):
         return ""
     return "note: this CPU multiplies bfloat16 itself, `--dtype bfloat16` takes little more than half of the time"

@@ -15,39 +15,39 @@ from florence2.errors import UserError
 Settings = TypeVar("Settings")
 
 
-def build(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
+def settings_from_dict(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
     """Make settings from flat names; unknown and missing names are refused by name."""
-    known = names(cls)
+    known = setting_names(cls)
     for name in values:
         if name not in known:
-            raise UserError(f"`{name}` is not a setting of {cls.__name__}", near(name, known))
+            raise UserError(f"`{name}` is not a setting of {cls.__name__}", closest_name_hint(name, known))
     return typing.cast(Settings, _fill(cls, values))
 
 
-def flat(settings: Any) -> dict[str, Any]:
+def settings_to_dict(settings: Any) -> dict[str, Any]:
     """List all settings under their flat names: the inverse of `build`."""
     values: dict[str, Any] = {}
     for item in dataclasses.fields(settings):
         value = getattr(settings, item.name)
-        values |= flat(value) if dataclasses.is_dataclass(value) else {item.name: value}
+        values |= settings_to_dict(value) if dataclasses.is_dataclass(value) else {item.name: value}
     return values
 
 
-def names(cls: Any) -> list[str]:
+def setting_names(cls: Any) -> list[str]:
     """List the flat names of all settings of a class."""
     found: list[str] = []
     for name, hint in typing.get_type_hints(cls).items():
-        found += names(hint) if dataclasses.is_dataclass(hint) else [name]
+        found += setting_names(hint) if dataclasses.is_dataclass(hint) else [name]
     return found
 
 
-def near(name: str, known: list[str]) -> str:
+def closest_name_hint(name: str, known: list[str]) -> str:
     """Word a hint that names the closest of the known names, or all of them."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean `{close[0]}`?" if close else f"there are {', '.join(sorted(known))}"
 
 
-def pairs(flag: str, given: tuple[str, ...]) -> dict[str, str]:
+def parse_pairs(flag: str, given: tuple[str, ...]) -> dict[str, str]:
     """Read the `key=value` words of a flag."""
     for word in given:
         if "=" not in word:
@@ -55,15 +55,15 @@ def pairs(flag: str, given: tuple[str, ...]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in given)
 
 
-def options(flag: str, given: tuple[str, ...], known: list[str]) -> dict[str, Any]:
+def parse_options(flag: str, given: tuple[str, ...], known: list[str]) -> dict[str, Any]:
     """Read the `key=value` words of a flag as Python values; unknown keys are refused by name."""
-    for name in (words := pairs(flag, given)):
+    for name in (words := parse_pairs(flag, given)):
         if name not in known:
-            raise UserError(f"`{flag}` has no `{name}`", near(name, known))
-    return {name: value(word) for name, word in words.items()}
+            raise UserError(f"`{flag}` has no `{name}`", closest_name_hint(name, known))
+    return {name: parse_value(word) for name, word in words.items()}
 
 
-def value(word: str) -> Any:
+def parse_value(word: str) -> Any:
     """Read a number, true, false, none, a list or a table in JSON; anything else is text."""
     if word.lower() in (plain := {"true": True, "false": False, "none": None, "null": None}):
         return plain[word.lower()]

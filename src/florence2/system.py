@@ -10,7 +10,7 @@ from florence2.errors import UserError
 MIB = 2**20
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Tell whether this process asks, writes and talks: the first that a launcher started, or one on its own."""
     return int(os.environ.get("RANK", "0")) == 0
 

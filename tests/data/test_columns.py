@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from florence2.data.resolve import resolve_dataset
-from florence2.data.sample import Found, Prediction, Why, folder_between
+from florence2.data.sample import Prediction, ResolvedDataset, SkipReason, relative_image_dir
 from florence2.data.tables import read_rows
 from florence2.errors import UserError
 from tests.data.images import jsonl, picture
 
 
-def found(spec, **options) -> Found:
+def found(spec, **options) -> ResolvedDataset:
     return resolve_dataset(spec, **{"task": "caption", **options})
 
 
@@ -344,7 +344,7 @@ def predictions(path: Path, photos: Path) -> Path:
         Prediction("in/b.png", "<OD>", text="boat<loc_1><loc_2><loc_3><loc_4>", answer=answer, num_tokens=7),
         Prediction("broken.jpg", "<CAPTION>", error="broken.jpg cannot be read"),
     ]
-    return jsonl(path, [row.to_json(folder_between(path, photos)) for row in rows])
+    return jsonl(path, [row.to_json(relative_image_dir(path, photos)) for row in rows])
 
 
 @pytest.mark.parametrize("place", ["photos/captions.jsonl", "captions.jsonl", "out/deep/captions.jsonl"])
@@ -361,7 +361,7 @@ def test_predictions_are_a_dataset_wherever_they_lie(tmp_path, place):
     assert result.root is not None
     assert result.root.resolve() == photos.resolve()
     assert result.samples[0].open().size == (1000, 500)
-    assert [(s.id, s.why) for s in result.skipped] == [("broken.jpg", Why.FAILED)]
+    assert [(s.id, s.reason) for s in result.skipped] == [("broken.jpg", SkipReason.FAILED)]
     assert "1 that could not be captioned before" in result.summary()
 
 

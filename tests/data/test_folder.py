@@ -3,14 +3,14 @@ import os
 import pytest
 
 from florence2.data.resolve import resolve_dataset
-from florence2.data.sample import Found, Why
+from florence2.data.sample import ResolvedDataset, SkipReason
 from florence2.errors import UserError
 from tests.data.images import captioned, jsonl, picture
 
 TASK = "more_detailed_caption"
 
 
-def found(folder, **options) -> Found:
+def found(folder, **options) -> ResolvedDataset:
     return resolve_dataset(folder, task=TASK, **options)
 
 
@@ -122,8 +122,11 @@ def test_pictures_without_captions_are_counted_and_named(tmp_path):
     assert error.hint == f"write {tmp_path / 'b.txt'}, or pass --missing skip"
     result = found(tmp_path, missing="skip")
     assert [s.id for s in result.samples] == ["a.jpg"]
-    assert [(s.id, s.why) for s in result.skipped] == [("b.jpg", Why.NO_CAPTION), ("c.jpg", Why.NO_CAPTION)]
-    assert result.num_pictures == 3
+    assert [(s.id, s.reason) for s in result.skipped] == [
+        ("b.jpg", SkipReason.NO_CAPTION),
+        ("c.jpg", SkipReason.NO_CAPTION),
+    ]
+    assert result.num_images == 3
     assert result.summary() == (
         f"1 sample from 1 picture in {tmp_path}/; left out: 2 that have no caption, the first is {tmp_path / 'b.jpg'}"
     )

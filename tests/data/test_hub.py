@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from florence2.data.hub import is_hub_id
-from florence2.data.resolve import resolve_dataset, resolve_pictures
-from florence2.data.sample import Found, PictureError, Why
+from florence2.data.resolve import resolve_dataset, resolve_images
+from florence2.data.sample import ImageError, ResolvedDataset, SkipReason
 from florence2.errors import UserError
 from tests.data.images import picture
 
@@ -25,7 +25,7 @@ def made(**columns) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
 
 
-def found(spec, **options) -> Found:
+def found(spec, **options) -> ResolvedDataset:
     return resolve_dataset(spec, **{"task": "caption", **options})
 
 
@@ -66,7 +66,10 @@ def test_columns_by_flag_and_by_row(tmp_path):
     path = saved(tmp_path / "d", made(**rows).rename_column("image", "pic"))
     result = found(path, text_column="words", image_column="pic", missing="skip")
     assert [(s.task, s.target) for s in result.samples] == [("<OD>", "a")]
-    assert [(s.id, s.why) for s in result.skipped] == [("row/1", Why.NO_CAPTION), ("row/2", Why.NO_CAPTION)]
+    assert [(s.id, s.reason) for s in result.skipped] == [
+        ("row/1", SkipReason.NO_CAPTION),
+        ("row/2", SkipReason.NO_CAPTION),
+    ]
     assert found(path).samples[2].task == "what?"
     assert refused(path, text_column="words").what == (
         f"2 of 3 pictures in {path} have no caption, the first is {path} row/1"
@@ -113,7 +116,7 @@ def test_pictures_that_a_dataset_lacks_or_garbles(tmp_path):
         ("row/0 is not a picture that can be read", "row/1 holds no picture"),
         strict=True,
     ):
-        with pytest.raises(PictureError, match=words):
+        with pytest.raises(ImageError, match=words):
             sample.open()
 
 
@@ -130,7 +133,7 @@ def test_parquet_that_holds_its_pictures(tmp_path):
     result = found(path)
     assert [s.target for s in result.samples] == ["a", "b", "c"]
     assert result.samples[1].open().image.getpixel((0, 0)) == (1, 0, 0)
-    assert [s.target for s in resolve_pictures(path, task="ocr").samples] == [None] * 3
+    assert [s.target for s in resolve_images(path, task="ocr").samples] == [None] * 3
 
 
 def test_a_dataset_that_was_downloaded_before(tmp_path, monkeypatch):

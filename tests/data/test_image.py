@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from florence2.data.image import PICTURE_EXTENSIONS, PictureError, is_picture_name, open_picture, picture_size
+from florence2.data.image import IMAGE_EXTENSIONS, ImageError, image_size, is_image_name, open_image
 
 RED, WHITE = (200, 30, 40), (255, 255, 255)
 
@@ -35,9 +35,9 @@ def near(seen, wanted, within=6) -> bool:
 @pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "webp", "bmp", "gif", "tif", "TIFF", "avif"])
 def test_every_plain_format_opens(tmp_path, suffix):
     path = saved(tmp_path / f"a.{suffix}", Image.new("RGB", (20, 10), RED))
-    picture = open_picture(path)
+    picture = open_image(path)
     assert picture.image.mode == "RGB"
-    assert picture.size == picture.image.size == picture_size(path) == (20, 10)
+    assert picture.size == picture.image.size == image_size(path) == (20, 10)
     assert near(corner(picture.image), RED)
 
 
@@ -45,8 +45,8 @@ def test_bytes_and_images_open_too(tmp_path):
     image = Image.new("RGB", (20, 10), RED)
     path = saved(tmp_path / "a.png", image)
     for source in (path, path.read_bytes(), image):
-        assert corner(open_picture(source).image) == RED
-        assert picture_size(source) == (20, 10)
+        assert corner(open_image(source).image) == RED
+        assert image_size(source) == (20, 10)
 
 
 def transparent_palette() -> Image.Image:
@@ -72,7 +72,7 @@ def transparent_palette() -> Image.Image:
 )
 def test_modes_become_rgb_on_white(tmp_path, image, first, last):
     for source in (image, saved(tmp_path / "a.png", image)):
-        seen = open_picture(source).image
+        seen = open_image(source).image
         assert seen.mode == "RGB"
         assert corner(seen) == first
         assert seen.getpixel((3, 3)) == last
@@ -80,32 +80,32 @@ def test_modes_become_rgb_on_white(tmp_path, image, first, last):
 
 def test_rgb_png_with_a_transparent_colour(tmp_path):
     path = saved(tmp_path / "a.png", Image.new("RGB", (4, 4), RED), transparency=RED)
-    assert corner(open_picture(path).image) == WHITE
+    assert corner(open_image(path).image) == WHITE
 
 
 def test_palette_without_transparency(tmp_path):
     path = saved(tmp_path / "a.gif", Image.new("RGB", (4, 4), RED).quantize(4))
-    assert near(corner(open_picture(path).image), RED)
+    assert near(corner(open_image(path).image), RED)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "tif"])
 def test_cmyk(tmp_path, suffix):
     # Adobe's JPEGs hold the inverted values; Pillow writes them that way, a TIFF holds them plainly.
     path = saved(tmp_path / f"a.{suffix}", Image.new("CMYK", (16, 16), (0, 255, 255, 0)))
-    assert near(corner(open_picture(path).image), (255, 0, 0))
+    assert near(corner(open_image(path).image), (255, 0, 0))
 
 
 def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
     ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(1, 256).repeat(4, 0)
     for name in ("a.png", "a.tif"):
         path = saved(tmp_path / name, Image.fromarray(ramp))
-        grey = np.asarray(open_picture(path).image)[0, :, 0]
+        grey = np.asarray(open_image(path).image)[0, :, 0]
         assert np.array_equal(grey, np.arange(256))
 
 
 def test_big_endian_16_bit_grey():
     image = Image.frombytes("I;16B", (2, 1), struct.pack(">2H", 257 * 10, 65535))
-    assert np.asarray(open_picture(image).image)[0, :, 0].tolist() == [10, 255]
+    assert np.asarray(open_image(image).image)[0, :, 0].tolist() == [10, 255]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_big_endian_16_bit_grey():
 def test_deep_grey(tmp_path, values, grey):
     path = saved(tmp_path / "a.tif", Image.fromarray(values))
     for source in (path, Image.fromarray(values)):
-        assert np.asarray(open_picture(source).image)[0, :, 0].tolist() == grey
+        assert np.asarray(open_image(source).image)[0, :, 0].tolist() == grey
 
 
 def test_16_bit_colour_png(tmp_path):
@@ -135,14 +135,14 @@ def test_16_bit_colour_png(tmp_path):
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
     data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    assert corner(open_picture(data).image) == RED
+    assert corner(open_image(data).image) == RED
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
 def test_first_frame_of_an_animation(tmp_path, suffix):
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, (0, 255, 0), (0, 0, 255))]
     path = saved(tmp_path / f"a.{suffix}", frames[0], save_all=True, append_images=frames[1:])
-    assert near(corner(open_picture(path).image), RED)
+    assert near(corner(open_image(path).image), RED)
 
 
 # --- upright -----------------------------------------------------------------------------------------------------
@@ -172,20 +172,20 @@ def test_turned_by_exif(tmp_path, suffix, orientation):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     path = saved(tmp_path / f"a.{suffix}", stored, exif=exif, quality=95)
-    for at_least in (None, (8, 4), (1, 1)):
-        picture = open_picture(path, at_least=at_least)
-        assert picture.size == picture_size(path) == (32, 16)
+    for min_size in (None, (8, 4), (1, 1)):
+        picture = open_image(path, min_size=min_size)
+        assert picture.size == image_size(path) == (32, 16)
         seen = picture.image.resize((32, 16), Image.Resampling.NEAREST)
         assert near(seen.getpixel((4, 4)), RED, 40)
         assert near(seen.getpixel((28, 4)), (0, 0, 250), 60)
         assert near(seen.getpixel((4, 12)), (0, 0, 0), 40)
-    assert open_picture(path).image.size == (32, 16)
+    assert open_image(path).image.size == (32, 16)
 
 
 def test_damaged_exif_loses_nothing(tmp_path):
     path = saved(tmp_path / "a.jpg", Image.new("RGB", (16, 16), RED), exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7fxx")
-    assert near(corner(open_picture(path).image), RED)
-    assert picture_size(path) == (16, 16)
+    assert near(corner(open_image(path).image), RED)
+    assert image_size(path) == (16, 16)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 4711])
@@ -193,14 +193,14 @@ def test_unknown_orientation_is_left_alone(tmp_path, orientation):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     path = saved(tmp_path / "a.jpg", Image.new("RGB", (16, 8), RED), exif=exif)
-    assert open_picture(path).size == (16, 8)
+    assert open_image(path).size == (16, 8)
 
 
 # --- reduced decoding --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("at_least", "decoded"),
+    ("min_size", "decoded"),
     [
         (None, (1001, 600)),
         ((1001, 600), (1001, 600)),
@@ -213,9 +213,9 @@ def test_unknown_orientation_is_left_alone(tmp_path, orientation):
         ((5000, 5000), (1001, 600)),
     ],
 )
-def test_jpeg_is_decoded_at_the_smallest_sufficient_scale(tmp_path, at_least, decoded):
+def test_jpeg_is_decoded_at_the_smallest_sufficient_scale(tmp_path, min_size, decoded):
     path = saved(tmp_path / "a.jpg", Image.new("RGB", (1001, 600), RED))
-    picture = open_picture(path, at_least=at_least)
+    picture = open_image(path, min_size=min_size)
     assert picture.image.size == decoded
     assert picture.size == (1001, 600)
 
@@ -224,15 +224,15 @@ def test_reduced_decoding_counts_the_upright_sides(tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     path = saved(tmp_path / "a.jpg", Image.new("RGB", (800, 400), RED), exif=exif)
-    assert open_picture(path, at_least=(200, 400)).image.size == (200, 400)
-    assert open_picture(path, at_least=(400, 200)).image.size == (400, 800)  # 1/2 would be 200 wide
+    assert open_image(path, min_size=(200, 400)).image.size == (200, 400)
+    assert open_image(path, min_size=(400, 200)).image.size == (400, 800)  # 1/2 would be 200 wide
 
 
 def test_reduced_decoding_is_close_to_exact(tmp_path):
     smooth = Image.radial_gradient("L").resize((800, 800), Image.Resampling.BICUBIC).convert("RGB")
     path = saved(tmp_path / "a.jpg", smooth, quality=95)
     exact, reduced = (
-        np.asarray(open_picture(path, at_least=size).image.resize((96, 96), Image.Resampling.BICUBIC)).astype(int)
+        np.asarray(open_image(path, min_size=size).image.resize((96, 96), Image.Resampling.BICUBIC)).astype(int)
         for size in (None, (96, 96))
     )
     assert np.abs(exact - reduced).max() <= 6
@@ -241,16 +241,16 @@ def test_reduced_decoding_is_close_to_exact(tmp_path):
 def test_a_given_image_is_not_changed(tmp_path):
     path = saved(tmp_path / "a.jpg", Image.new("RGB", (800, 800), RED))
     with Image.open(path) as image:
-        assert open_picture(image, at_least=(8, 8)).image.size == (800, 800)
+        assert open_image(image, min_size=(8, 8)).image.size == (800, 800)
         assert image.size == (800, 800)
 
 
 # --- what cannot be read -----------------------------------------------------------------------------------------
 
 
-def refused(source, words: str, **options) -> PictureError:
-    with pytest.raises(PictureError, match=words) as caught:
-        open_picture(source, **options)
+def refused(source, words: str, **options) -> ImageError:
+    with pytest.raises(ImageError, match=words) as caught:
+        open_image(source, **options)
     assert "\n" not in caught.value.what
     return caught.value
 
@@ -262,7 +262,7 @@ def test_truncated(tmp_path, suffix, kept):
     path = saved(tmp_path / f"a.{suffix}", Image.fromarray(noise))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
     assert str(path) in refused(path, "a.*cannot be read|is not a picture").what
-    refused(path, "a.*cannot be read|is not a picture", at_least=(8, 8))
+    refused(path, "a.*cannot be read|is not a picture", min_size=(8, 8))
 
 
 @pytest.mark.parametrize("junk", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", bytes(1000)])
@@ -282,8 +282,8 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path, seed):
     data = np.frombuffer(path.read_bytes(), np.uint8).copy()
     at = random.integers(0, len(data), 12)
     data[at] = random.integers(0, 256, 12, dtype=np.uint8)
-    with contextlib.suppress(PictureError):
-        assert open_picture(data.tobytes()).image.mode == "RGB"
+    with contextlib.suppress(ImageError):
+        assert open_image(data.tobytes()).image.mode == "RGB"
 
 
 def test_missing_folder_and_forbidden(tmp_path):
@@ -306,24 +306,24 @@ def test_bomb_is_refused_with_the_limit(tmp_path):
     path = tmp_path / "bomb.png"
     path.write_bytes(bomb(20_000))
     assert refused(path, r"bomb.png has more than 178,956,970 pixels").hint == "make it smaller first"
-    with pytest.raises(PictureError, match="has more than"):
-        picture_size(path)
+    with pytest.raises(ImageError, match="has more than"):
+        image_size(path)
 
 
 def test_large_pictures_below_the_limit_pass_without_a_warning(tmp_path):
     path = tmp_path / "large.png"
     path.write_bytes(bomb(10_000))  # 100 million pixels: Pillow would warn
-    assert picture_size(path) == (10_000, 10_000)
+    assert image_size(path) == (10_000, 10_000)
 
 
 def test_errors_travel_between_processes():
-    error = pickle.loads(pickle.dumps(PictureError("a.jpg is odd", "leave it out")))
+    error = pickle.loads(pickle.dumps(ImageError("a.jpg is odd", "leave it out")))
     assert (error.what, error.hint) == ("a.jpg is odd", "leave it out")
 
 
 def test_missing_decoder_is_named(tmp_path):
     for suffix, package in (("heic", "pillow-heif"), ("jxl", "pillow-jxl-plugin")):
-        if f".{suffix}" in PICTURE_EXTENSIONS:
+        if f".{suffix}" in IMAGE_EXTENSIONS:
             continue
         path = tmp_path / f"a.{suffix}"
         path.write_bytes(b"\x00\x00\x00\x18ftypheic" if suffix == "heic" else b"\xff\x0a")
@@ -335,7 +335,7 @@ def test_missing_decoder_is_named(tmp_path):
     [("a.jpg", True), ("A.JPG", True), ("b.c.TiFf", True), ("a.txt", False), ("jpg", False), ("a.jpg.txt", False)],
 )
 def test_picture_names(name, is_picture):
-    assert is_picture_name(name) == is_picture
+    assert is_image_name(name) == is_picture
 
 
 def test_opening_a_picture_needs_no_torch():
@@ -346,7 +346,7 @@ def test_opening_a_picture_needs_no_torch():
 def test_open_files_are_closed(tmp_path):
     path = saved(tmp_path / "a.png", Image.new("RGB", (4, 4)))
     before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
-    kept = [open_picture(path) for _ in range(8)]
+    kept = [open_image(path) for _ in range(8)]
     after = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
     assert after == before
     assert len(kept) == 8

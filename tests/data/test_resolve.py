@@ -2,14 +2,14 @@ import pickle
 
 import pytest
 
-from florence2.data.resolve import resolve_dataset, resolve_pictures
-from florence2.data.sample import Found, PictureError
+from florence2.data.resolve import resolve_dataset, resolve_images
+from florence2.data.sample import ImageError, ResolvedDataset
 from florence2.errors import UserError
 from tests.data.images import captioned, jsonl, picture
 
 
-def found(spec, **options) -> Found:
-    return resolve_pictures(spec, **{"task": "caption", **options})
+def found(spec, **options) -> ResolvedDataset:
+    return resolve_images(spec, **{"task": "caption", **options})
 
 
 def ids(spec, **options) -> list[str]:
@@ -85,7 +85,7 @@ def test_list(tmp_path):
         ("a.jpg", "<REGION_TO_OCR>", "<loc_0><loc_0><loc_999><loc_500>"),
         ("gone.jpg", "what is it?", ""),
     ]
-    with pytest.raises(PictureError, match=r"gone\.jpg does not exist"):
+    with pytest.raises(ImageError, match=r"gone\.jpg does not exist"):
         result.samples[-1].open()
 
 
@@ -119,7 +119,7 @@ def test_region_of_an_unreadable_picture_fails_when_it_is_opened(tmp_path):
     row = {"file_name": "bad.jpg", "task": "region_to_ocr", "input": [0, 0, 1, 1]}
     (sample,) = found(jsonl(tmp_path / "list.jsonl", [row])).samples
     assert sample.task == "<REGION_TO_OCR>"
-    with pytest.raises(PictureError):
+    with pytest.raises(ImageError):
         sample.open()
 
 

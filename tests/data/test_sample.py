@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from florence2.data.sample import PictureError, Prediction, Sample, folder_between
+from florence2.data.sample import ImageError, Prediction, Sample, relative_image_dir
 from tests.data.images import picture
 
 
@@ -17,11 +17,11 @@ def test_a_sample_opens_whatever_holds_its_picture(tmp_path):
 
 
 def test_a_sample_names_what_cannot_be_read(tmp_path):
-    with pytest.raises(PictureError, match=rf"^{tmp_path}/none\.jpg does not exist"):
+    with pytest.raises(ImageError, match=rf"^{tmp_path}/none\.jpg does not exist"):
         Sample("none.jpg", tmp_path / "none.jpg", "prompt").open()
-    with pytest.raises(PictureError, match=r"^rows/7 is not a picture"):
+    with pytest.raises(ImageError, match=r"^rows/7 is not a picture"):
         Sample("rows/7", b"junk", "prompt").open()
-    with pytest.raises(PictureError, match=r"^rows/7 is not a picture"):
+    with pytest.raises(ImageError, match=r"^rows/7 is not a picture"):
         Sample("rows/7", lambda: b"junk", "prompt").size()
 
 
@@ -77,12 +77,12 @@ def test_a_prediction_of_others_is_read():
 )
 def test_the_way_to_the_pictures(tmp_path, monkeypatch, written, pictures, lead):
     monkeypatch.chdir(tmp_path)
-    assert folder_between(Path(written), Path(pictures)) == lead
-    assert folder_between(tmp_path / written, Path(pictures)) == lead
-    assert folder_between(Path(written), tmp_path / pictures) == lead
+    assert relative_image_dir(Path(written), Path(pictures)) == lead
+    assert relative_image_dir(tmp_path / written, Path(pictures)) == lead
+    assert relative_image_dir(Path(written), tmp_path / pictures) == lead
 
 
 def test_the_way_through_a_link(tmp_path):
     (tmp_path / "far" / "disk").mkdir(parents=True)
     (tmp_path / "out").symlink_to(tmp_path / "far" / "disk", target_is_directory=True)
-    assert folder_between(tmp_path / "out" / "captions.jsonl", tmp_path / "photos") == "../../photos"
+    assert relative_image_dir(tmp_path / "out" / "captions.jsonl", tmp_path / "photos") == "../../photos"

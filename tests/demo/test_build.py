@@ -7,7 +7,7 @@ import torch
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
 from florence2.demo.build import build
-from florence2.demo.scenes import scene
+from florence2.demo.scenes import make_scene
 from florence2.demo.scores import iou
 from florence2.demo.stages.cells import GRID, HEADS, NOT_HERE, between_knots, cell_truth
 from florence2.demo.stages.lesson import Lesson
@@ -50,12 +50,12 @@ def test_a_lesson_cut_short_ends_the_same(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_cells_hold_what_boxes_hold():
     names = [name for name, _ in HEADS]
-    for made in map(scene, range(50)):
+    for made in map(make_scene, range(50)):
         cells = cell_truth(made)
         filled = (cells.boxes[:, 0] >= 0).reshape(GRID, GRID)
         assert ((cells.kinds[:, 0] > 0).reshape(GRID, GRID) == filled).all()
         orders = cells.kinds[:, names.index("order")]
-        assert set(orders[orders != NOT_HERE]) == set(range(len(made.things)))  # everything has a cell
+        assert set(orders[orders != NOT_HERE]) == set(range(len(made.objects)))  # everything has a cell
         letters = cells.kinds[:, names.index("letter")]
         assert (letters != NOT_HERE).any() == (made.sign is not None)
 

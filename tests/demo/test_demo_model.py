@@ -7,10 +7,10 @@ import torch
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
 import florence2.demo
-from florence2.demo.scenes import scene
+from florence2.demo.scenes import make_scene
 from florence2.demo.scores import WANTED, score
-from florence2.demo.targets import all_truths, caption
-from florence2.model.processing import Processing
+from florence2.demo.targets import all_targets, caption
+from florence2.model.processing import Preprocessor
 from florence2.model.tasks import SPECIAL_TOKENS, TASKS
 
 FOLDER = Path(florence2.demo.__file__).parent / "model"
@@ -25,16 +25,18 @@ def bundled():
 
 def test_scores_on_fresh_scenes(bundled):
     model, processor = bundled
-    scenes = [scene(FRESH_SEED + i) for i in range(200)]
+    scenes = [make_scene(FRESH_SEED + i) for i in range(200)]
     tasks = sorted({name.split(":")[0] for name in WANTED})
-    scores = score(model, Processing.of(processor), scenes, tasks)
+    scores = score(model, Preprocessor.from_processor(processor), scenes, tasks)
     short = {name: scores[name] for name, wanted in WANTED.items() if scores[name] < wanted}
     assert not short, scores
 
 
 def test_all_tasks_answer(bundled):
     model, processor = bundled
-    scores = score(model, Processing.of(processor), [scene(FRESH_SEED + 1000 + i) for i in range(12)])
+    scores = score(
+        model, Preprocessor.from_processor(processor), [make_scene(FRESH_SEED + 1000 + i) for i in range(12)]
+    )
     assert {name.split(":")[0] for name in scores} == {task.name for task in TASKS}
     assert min(scores.values()) > 0.5, scores
 
@@ -44,8 +46,8 @@ def test_answers_as_the_model_card_does(bundled):
     model, processor = bundled
     right = 0
     for seed in range(FRESH_SEED + 2000, FRESH_SEED + 2006):
-        made = scene(seed)
-        image = made.picture()
+        made = make_scene(seed)
+        image = made.render()
         inputs = processor(text="<CAPTION>", images=image, return_tensors="pt")
         ids = model.generate(**inputs, max_new_tokens=60)
         text = processor.batch_decode(ids, skip_special_tokens=False)[0]
@@ -69,7 +71,7 @@ def test_no_text_repeats_three_tokens(bundled):
     """Generation forbids it, so such a text could never be said."""
     _, processor = bundled
     for seed in range(100):
-        for told in all_truths(scene(seed), seed):
+        for told in all_targets(make_scene(seed), seed):
             ids = processor.tokenizer(told.text).input_ids
             threes = list(zip(ids, ids[1:], ids[2:], strict=False))
             assert len(set(threes)) == len(threes), told.text

@@ -7,33 +7,33 @@ import pytest
 from PIL import Image
 
 from florence2.demo.dataset import make_dataset
-from florence2.demo.scenes import scene
+from florence2.demo.scenes import make_scene
 from florence2.demo.sheet import all_emoji
-from florence2.demo.targets import STYLES, all_truths, truth
+from florence2.demo.targets import STYLES, all_targets, scene_target
 from florence2.errors import UserError
-from florence2.model.locations import read
+from florence2.model.locations import decode
 from florence2.model.tasks import TASKS, find_task
 
 SEEDS = range(300)
 
 
 def test_a_seed_gives_one_scene_and_one_picture():
-    assert scene(3) == scene(3)
-    assert scene(3) != scene(4)
-    assert scene(3).picture().tobytes() == scene(3).picture().tobytes()
+    assert make_scene(3) == make_scene(3)
+    assert make_scene(3) != make_scene(4)
+    assert make_scene(3).render().tobytes() == make_scene(3).render().tobytes()
 
 
 def test_things_are_told_apart():
     counts = set()
-    for made in map(scene, SEEDS):
-        counts.add(len(made.things))
-        names, places = [thing.name for thing in made.things], [thing.place for thing in made.things]
+    for made in map(make_scene, SEEDS):
+        counts.add(len(made.objects))
+        names, places = [thing.name for thing in made.objects], [thing.place for thing in made.objects]
         places += [made.sign.place] if made.sign else []
         assert len(set(names)) == len(names)
         assert len(set(places)) == len(places)
-        lefts = [thing.box[0] for thing in made.things]
+        lefts = [thing.box[0] for thing in made.objects]
         assert lefts == sorted(lefts)
-        boxes = [thing.box for thing in made.things] + ([made.sign.box] if made.sign else [])
+        boxes = [thing.box for thing in made.objects] + ([made.sign.box] if made.sign else [])
         for i, a in enumerate(boxes):
             assert 0 <= a[0] < a[2] <= made.size[0]
             assert 0 <= a[1] < a[3] <= made.size[1]
@@ -49,11 +49,11 @@ def test_names_are_many_single_words():
 
 def test_boxes_hold_the_ink():
     for seed in range(40):
-        made = scene(seed)
-        bare = scene(seed).__class__(made.seed, made.size, made.ground, (), None).picture()
-        changed = (np.asarray(made.picture(), int) - np.asarray(bare, int)).__abs__().sum(-1) > 24
+        made = make_scene(seed)
+        bare = make_scene(seed).__class__(made.seed, made.size, made.background, (), None).render()
+        changed = (np.asarray(made.render(), int) - np.asarray(bare, int)).__abs__().sum(-1) > 24
         inside = np.zeros_like(changed)
-        for box in [thing.box for thing in made.things] + ([made.sign.box] if made.sign else []):
+        for box in [thing.box for thing in made.objects] + ([made.sign.box] if made.sign else []):
             part = changed[box[1] : box[3], box[0] : box[2]]
             inside[box[1] : box[3], box[0] : box[2]] = True
             assert part.any(axis=0).mean() > 0.7  # ink from side to side
@@ -64,14 +64,14 @@ def test_boxes_hold_the_ink():
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_wire_text_reads_as_the_answer(task):
     asked = 0
-    for made in map(scene, range(40)):
-        told = truth(made, task.token, asked)
+    for made in map(make_scene, range(40)):
+        told = scene_target(made, task.token, asked)
         if told is None:
             assert made.sign is None
             continue
         asked += 1
-        task.wording(told.input)
-        value = read(find_task(told.task), told.text, made.size)
+        task.format_prompt(told.input)
+        value = decode(find_task(told.task), told.text, made.size)
         if isinstance(told.answer, str):
             assert value == told.answer
             continue
@@ -85,13 +85,13 @@ def test_wire_text_reads_as_the_answer(task):
 
 
 def test_captions_read_well():
-    made = next(made for made in map(scene, SEEDS) if len(made.things) == 3 and made.sign)
-    names = [thing.name for thing in made.things]
+    made = next(made for made in map(make_scene, SEEDS) if len(made.objects) == 3 and made.sign)
+    names = [thing.name for thing in made.objects]
     for say in STYLES.values():
         text = say(made)
         assert [word for word in text.replace(",", "").replace(".", "").split() if word in names] == names
         assert made.sign.word in text
-        assert made.ground in text
+        assert made.background in text
 
 
 def test_data_set_holds_pictures_captions_and_tasks(tmp_path: Path):
@@ -101,13 +101,15 @@ def test_data_set_holds_pictures_captions_and_tasks(tmp_path: Path):
     pictures = sorted(folder.glob("*.png"))
     assert len(pictures) == 5
     for i, file in enumerate(pictures):
-        made = scene(20 + i)
+        made = make_scene(20 + i)
         with Image.open(file) as image:
             assert image.size == made.size
         assert file.with_suffix(".txt").read_text().strip() == STYLES["tags"](made)
     rows = [json.loads(line) for line in (folder / "od.jsonl").read_text().splitlines()]
-    assert [row["text"] for row in rows] == [truth(scene(20 + i), "od").text for i in range(5)]
-    assert {file.stem for file in folder.glob("*.jsonl")} >= {find_task(t.task).name for t in all_truths(scene(20))}
+    assert [row["text"] for row in rows] == [scene_target(make_scene(20 + i), "od").text for i in range(5)]
+    assert {file.stem for file in folder.glob("*.jsonl")} >= {
+        find_task(t.task).name for t in all_targets(make_scene(20))
+    }
 
 
 def test_unknown_style_is_refused(tmp_path: Path):

@@ -26,9 +26,9 @@ def picture(seed: int, size: tuple[int, int] = (70, 50)) -> Image.Image:
 
 def samples(count: int, tasks: tuple[str, ...] = TASKS, first: int = 0) -> list[Sample]:
     """Ask the tasks in turn, each about a picture of its own."""
-    return [Sample(id=f"{n}.png", picture=picture(n), task=tasks[n % len(tasks)]) for n in range(first, first + count)]
+    return [Sample(id=f"{n}.png", image=picture(n), task=tasks[n % len(tasks)]) for n in range(first, first + count)]
 
 
 def missing(name: str = "gone.jpg") -> Sample:
     """Ask about a picture that is not there."""
-    return Sample(id=name, picture=Path("/nowhere") / name, task="caption")
+    return Sample(id=name, image=Path("/nowhere") / name, task="caption")

@@ -6,7 +6,7 @@ import pytest
 
 from florence2.data.sample import Sample
 from florence2.engine.async_engine import AsyncEngine
-from florence2.engine.engine_config import EngineSettings, GenerationSettings
+from florence2.engine.engine_config import EngineConfig, GenerationConfig
 from florence2.errors import UserError
 from tests.engine.images import missing, picture, samples
 from tests.engine.test_engine import answers, texts
@@ -20,7 +20,7 @@ def tiny():
 
 def hosted(tiny, slots: int = 3, limit: int = 256, **generation) -> AsyncEngine:
     generation = {"max_length": 20} | generation
-    return AsyncEngine(*tiny, EngineSettings(GenerationSettings(**generation), batch_size=slots), limit=limit)
+    return AsyncEngine(*tiny, EngineConfig(GenerationConfig(**generation), batch_size=slots), max_pending=limit)
 
 
 def test_requests_that_come_at_any_time_get_what_one_run_gives(tiny):
@@ -28,7 +28,7 @@ def test_requests_that_come_at_any_time_get_what_one_run_gives(tiny):
 
     async def one(engine: AsyncEngine, number: int, sample: Sample):
         await asyncio.sleep(number % 5 / 50)
-        return await engine.ask(sample)
+        return await engine.generate(sample)
 
     async def all_of_them():
         async with hosted(tiny, num_beams=2) as engine:
@@ -44,7 +44,7 @@ def test_requests_of_one_name_are_told_apart(tiny):
 
     async def ask():
         async with hosted(tiny) as engine:
-            return await asyncio.gather(*(engine.ask(sample) for sample in [*asked, same]))
+            return await asyncio.gather(*(engine.generate(sample) for sample in [*asked, same]))
 
     found = asyncio.run(ask())
     alone = [answers(tiny, [sample])[0].text for sample in asked]
@@ -55,19 +55,19 @@ def test_requests_of_one_name_are_told_apart(tiny):
 def test_a_cancelled_request_leaves_its_slot_to_others(tiny):
     async def ask():
         async with hosted(tiny, slots=1, max_length=120, min_length=118) as engine:
-            long = [asyncio.create_task(engine.ask(sample)) for sample in samples(4)]
+            long = [asyncio.create_task(engine.generate(sample)) for sample in samples(4)]
             await asyncio.sleep(0.05)
             for task in long:
                 task.cancel()
             done = await asyncio.gather(*long, return_exceptions=True)
-            last = await asyncio.wait_for(engine.ask(samples(1, first=9)[0]), 60)
-            return done, last, engine.open, engine.engine.stats
+            last = await asyncio.wait_for(engine.generate(samples(1, first=9)[0]), 60)
+            return done, last, engine.num_pending, engine.engine.stats
 
     done, last, still_open, stats = asyncio.run(ask())
     assert all(isinstance(each, asyncio.CancelledError) for each in done)
     assert last.file_name == "9.png"
     assert still_open == 0
-    assert stats.pictures == 1, "nobody waited for the others"
+    assert stats.images == 1, "nobody waited for the others"
     assert stats.steps < 2 * 120
 
 
@@ -85,7 +85,7 @@ def test_no_more_than_the_limit_are_taken_ahead(tiny):
             found = []
             async for prediction in engine.stream(source()):
                 found.append(prediction)
-                assert engine.open <= 2
+                assert engine.num_pending <= 2
                 assert taken <= len(found) + 2
             return found
 
@@ -96,16 +96,16 @@ def test_no_more_than_the_limit_are_taken_ahead(tiny):
 def test_whoever_waits_hears_of_an_engine_that_stops(tiny):
     async def broken():
         async with hosted(tiny) as engine:
-            await engine.ask(samples(1)[0])
-            engine.engine.move = None
+            await engine.generate(samples(1)[0])
+            engine.engine.decode_step = None
             with pytest.raises(TypeError):
-                await engine.ask(samples(1)[0])
+                await engine.generate(samples(1)[0])
             with pytest.raises(UserError, match="has stopped"):
-                await engine.ask(samples(1)[0])
+                await engine.generate(samples(1)[0])
 
     async def closed():
         async with hosted(tiny, max_length=120, min_length=118) as engine:
-            task = asyncio.create_task(engine.ask(samples(1)[0]))
+            task = asyncio.create_task(engine.generate(samples(1)[0]))
             await asyncio.sleep(0)
         with pytest.raises(UserError, match="closed"):
             await task

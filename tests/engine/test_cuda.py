@@ -5,8 +5,8 @@ import torch
 
 from florence2.data.sample import Prediction
 from florence2.engine.engine import Engine
-from florence2.engine.engine_config import EngineSettings, GenerationSettings
-from florence2.engine.generate_engine import Reference
+from florence2.engine.engine_config import EngineConfig, GenerationConfig
+from florence2.engine.generate_engine import GenerateEngine
 from florence2.model.load import load
 from tests.engine.test_equivalence import places, questions
 
@@ -18,18 +18,18 @@ def _whole_float32(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-def answers(kind: type[Engine] | type[Reference], slots: int, dtype: str = "float32", **how) -> list[Prediction]:
+def answers(kind: type[Engine] | type[GenerateEngine], slots: int, dtype: str = "float32", **how) -> list[Prediction]:
     asked = questions(30)
     model, processor = load("demo", dtype=dtype, device="cuda")
-    with kind(model, processor, EngineSettings(generation=GenerationSettings(**how), batch_size=slots)) as engine:
+    with kind(model, processor, EngineConfig(generation=GenerationConfig(**how), batch_size=slots)) as engine:
         found = sorted(engine.run(asked), key=lambda prediction: prediction.file_name)
-        assert kind is Reference or engine.move.recorded, "no graph was recorded"
+        assert kind is GenerateEngine or engine.decode_step.num_graphs, "no graph was recorded"
     return found
 
 
 @pytest.mark.parametrize("how", [{"num_beams": 1}, {"num_beams": 3}, {"num_beams": 3, "repetition_penalty": 1.2}])
 def test_token_for_token(how: dict):
-    wanted = answers(Reference, 1, **how)
+    wanted = answers(GenerateEngine, 1, **how)
     for slots in (3, 16):
         for one, other in zip(answers(Engine, slots, **how), wanted, strict=True):
             assert (one.file_name, one.text, one.num_tokens) == (other.file_name, other.text, other.num_tokens)

@@ -8,11 +8,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from florence2.data.sample import Prediction, Sample
-from florence2.engine.decoding.batch_state import Watch
-from florence2.engine.decoding.decoder import fitting_slots
+from florence2.engine.decoding.batch_state import CompletionPoller
+from florence2.engine.decoding.decoder import max_slots_for_memory
 from florence2.engine.engine import Engine
-from florence2.engine.engine_config import EngineSettings, GenerationSettings
-from florence2.engine.generate_engine import Reference
+from florence2.engine.engine_config import EngineConfig, GenerationConfig
+from florence2.engine.generate_engine import GenerateEngine
 from florence2.errors import UserError
 from tests.engine.images import missing, picture, samples
 from tests.tiny import tiny_model
@@ -38,10 +38,10 @@ def tiny():
 
 def answers(tiny, asked, kind=Engine, slots: int | None = 3, late: int = 1, **generation) -> list[Prediction]:
     """Answer all samples, and give the predictions in the order of the samples."""
-    settings = EngineSettings(generation=GenerationSettings(**{"max_length": 20} | generation), batch_size=slots)
+    settings = EngineConfig(generation=GenerationConfig(**{"max_length": 20} | generation), batch_size=slots)
     with kind(*tiny, settings) as engine:
         if kind is Engine and late > 1:  # as on a GPU, as far as a CPU can be one
-            engine.watch, engine.is_static, engine.encoder.batch = Watch(late), True, 3
+            engine.watch, engine.uses_static_shapes, engine.encoder.batch = CompletionPoller(late), True, 3
         return sorted(engine.run(asked), key=lambda prediction: prediction.file_name)
 
 
@@ -52,7 +52,7 @@ def texts(predictions: list[Prediction]) -> list[tuple[str, str, str | None]]:
 @pytest.mark.parametrize("name", SEARCHES)
 def test_the_engine_says_what_the_reference_says(tiny, name: str):
     asked = [*samples(9), missing(), *samples(2, first=9)]
-    wanted = answers(tiny, asked, Reference, 8, **SEARCHES[name])
+    wanted = answers(tiny, asked, GenerateEngine, 8, **SEARCHES[name])
     assert len({len(p.text) for p in wanted}) > 3
     for slots, order in ((1, asked), (3, asked[::-1]), (16, asked[5:] + asked[:5])):
         found = answers(tiny, order, slots=slots, **SEARCHES[name])
@@ -67,7 +67,7 @@ def test_a_checkpoint_that_forces_nothing(tiny, num_beams: int):
     model.generation_config.forced_bos_token_id = None
     model.generation_config.forced_eos_token_id = None
     asked, search = samples(8), {"num_beams": num_beams}
-    wanted = answers((model, processor), asked, Reference, **search)
+    wanted = answers((model, processor), asked, GenerateEngine, **search)
     assert texts(answers((model, processor), asked, **search)) == texts(wanted)
     assert texts(wanted) != texts(answers(tiny, asked, **search))
 
@@ -105,7 +105,7 @@ def test_several_questions_about_one_picture_look_at_it_once(tiny):
         hook.remove()
     assert sum(looked) == 1
     apart = [Sample(s.id, picture(0), s.task) for s in asked]
-    assert texts(found) == texts(answers(tiny, apart, Reference))
+    assert texts(found) == texts(answers(tiny, apart, GenerateEngine))
 
 
 def asks_back(prediction: Prediction) -> list[Sample]:
@@ -114,9 +114,9 @@ def asks_back(prediction: Prediction) -> list[Sample]:
     return [Sample(prediction.file_name, picture(99), task) for task in [*words, "w" * 300]]
 
 
-@pytest.mark.parametrize(("kind", "late"), [(Engine, 1), (Engine, 4), (Reference, 1)])
+@pytest.mark.parametrize(("kind", "late"), [(Engine, 1), (Engine, 4), (GenerateEngine, 1)])
 def test_answers_lead_to_questions_about_the_picture_as_it_is_open(tiny, kind, late: int):
-    asked = [replace(sample, then=asks_back) for sample in [*samples(5, ("caption",)), missing()]]
+    asked = [replace(sample, follow_up=asks_back) for sample in [*samples(5, ("caption",)), missing()]]
     looked: list[int] = []
     hook = tiny[0].model.vision_tower.register_forward_hook(lambda _m, args, _o: looked.append(len(args[0])))
     try:
@@ -126,10 +126,10 @@ def test_answers_lead_to_questions_about_the_picture_as_it_is_open(tiny, kind, l
     first = [prediction for prediction in found if prediction.task == "caption"]
     assert len(first) == 6
     assert sum(p.error is not None for p in first) == 1, "what failed leads nowhere"
-    alone = [Sample(s.id, s.picture, q.task) for s, p in zip(asked, first, strict=False) for q in asks_back(p)][:-1]
+    alone = [Sample(s.id, s.image, q.task) for s, p in zip(asked, first, strict=False) for q in asks_back(p)][:-1]
     rest = [prediction for prediction in found if prediction.task != "caption"]
     assert set(texts(rest)) == set(texts(answers(tiny, alone, slots=2, max_length=6)))
-    assert kind is Reference or sum(looked) == 5
+    assert kind is GenerateEngine or sum(looked) == 5
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -138,27 +138,27 @@ def test_ties_to_the_last_bit_are_broken_alike(num_beams: int):
     words = model.model.language_model.shared.weight.data
     words[100:110] = words[50:60]  # ten pairs of tokens that are equally likely, always
     asked, search = samples(8), {"num_beams": num_beams, "num_return_sequences": num_beams}
-    wanted = answers((model, processor), asked, Reference, 1, **search)
+    wanted = answers((model, processor), asked, GenerateEngine, 1, **search)
     for slots in (1, 3, 16):
         assert texts(answers((model, processor), asked, slots=slots, **search)) == texts(wanted)
 
 
 def test_a_longer_prompt_may_come_in_the_middle(tiny):
     asked = [*samples(3), Sample("long.png", picture(3), "tell me all of it, " * 4), *samples(3, first=3)]
-    assert texts(answers(tiny, asked)) == texts(answers(tiny, asked, Reference))
+    assert texts(answers(tiny, asked)) == texts(answers(tiny, asked, GenerateEngine))
 
 
 def test_length_is_cut_to_the_positions_of_the_model(tiny):
     asked, search = samples(2, ("what is this?",)), {"max_length": 100_000, "min_length": 90_000}
     found = answers(tiny, asked, **search)
     assert [p.num_tokens for p in found] == [126, 126]
-    assert texts(found) == texts(answers(tiny, asked, Reference, **search))
+    assert texts(found) == texts(answers(tiny, asked, GenerateEngine, **search))
 
 
 def test_forced_lengths_are_met(tiny):
     lengths = {"0.png": 3, "1.png": 20, "2.png": 1}
-    settings = EngineSettings(
-        generation=GenerationSettings(max_length=20), batch_size=2, lengths=lambda sample: lengths[sample.id]
+    settings = EngineConfig(
+        generation=GenerationConfig(max_length=20), batch_size=2, forced_lengths=lambda sample: lengths[sample.id]
     )
     with Engine(*tiny, settings) as engine:
         assert {p.file_name: p.num_tokens for p in engine.run(samples(3))} == lengths
@@ -172,7 +172,7 @@ def test_answers_come_before_the_source_is_at_its_end(tiny):
         assert go_on.wait(30), "the first answer never came"
         yield samples(1, first=1)[0]
 
-    with Engine(*tiny, EngineSettings(generation=GenerationSettings(max_length=5))) as engine:
+    with Engine(*tiny, EngineConfig(generation=GenerationConfig(max_length=5))) as engine:
         run = engine.run(slow())
         assert next(run).file_name == "0.png"
         go_on.set()
@@ -186,7 +186,7 @@ def test_an_endless_source_is_read_no_further_than_needed_and_a_run_may_be_left(
         while True:
             yield samples(1, first=next(taken))[0]
 
-    settings = EngineSettings(generation=GenerationSettings(max_length=5), batch_size=2, num_workers=2)
+    settings = EngineConfig(generation=GenerationConfig(max_length=5), batch_size=2, num_workers=2)
     with Engine(*tiny, settings) as engine:
         run = engine.run(endless())
         first = [next(run).file_name for _ in range(3)]
@@ -217,15 +217,15 @@ def test_an_adapter_must_be_merged(tiny):
 def test_slots_are_as_many_as_fit(tiny):
     with Engine(*tiny) as engine:
         assert engine.stats.slots == 16
-    assert fitting_slots(tiny[0], width=3, tokens=10**9, most=16) == 1
+    assert max_slots_for_memory(tiny[0], width=3, tokens=10**9, most=16) == 1
 
 
 def test_stats_say_what_happened(tiny):
-    settings = EngineSettings(generation=GenerationSettings(max_length=5, min_length=5), batch_size=2)
+    settings = EngineConfig(generation=GenerationConfig(max_length=5, min_length=5), batch_size=2)
     with Engine(*tiny, settings) as engine:
         list(engine.run([*samples(4), missing()]))
         stats = engine.stats
-    assert (stats.pictures, stats.errors, stats.slots) == (5, 1, 2)
+    assert (stats.images, stats.errors, stats.slots) == (5, 1, 2)
     assert stats.tokens == 4 * 7  # with bos and eos
     assert 14 <= stats.steps <= 28  # two by two, unless pictures came late
     assert {"read", "vision", "encode", "decode", "write"} == set(stats.seconds)
@@ -243,23 +243,23 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("search", [{}, {"num_beams": 3}, {"do_sample": True, "top_p": 0.9, "repetition_penalty": 1.2}])
 def test_a_step_never_waits_for_the_device(tiny, search: dict):
-    settings = EngineSettings(generation=GenerationSettings(max_length=9, **search), batch_size=2)
+    settings = EngineConfig(generation=GenerationConfig(max_length=9, **search), batch_size=2)
     with Engine(*tiny, settings) as engine, torch.inference_mode():
         run = engine.run(samples(2))
         next(run)
         with NoWaiting():
-            engine.move(2, 12, engine.cache.reach)
+            engine.decode_step(2, 12, engine.cache.attended_length)
         run.close()
 
 
 @pytest.mark.parametrize("search", [{}, {"num_beams": 2}])
 def test_a_slot_that_said_much_may_stand_empty_beside_short_answers(tiny, search: dict):
-    settings = EngineSettings(generation=GenerationSettings(max_length=90, **search), batch_size=2)
+    settings = EngineConfig(generation=GenerationConfig(max_length=90, **search), batch_size=2)
     with Engine(*tiny, settings) as engine, torch.inference_mode():
         run = engine.run(samples(2, ("caption",)))
         next(run)
         engine.slots.length_S[:] = torch.tensor([5, 90])
-        engine.slots.busy_S[:] = torch.tensor([True, False])
-        engine.move(2, 32, engine.cache.reach)
+        engine.slots.active_S[:] = torch.tensor([True, False])
+        engine.decode_step(2, 32, engine.cache.attended_length)
         assert engine.slots.length_S.tolist() == [6, 90]
         run.close()

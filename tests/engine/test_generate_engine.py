@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from florence2.data.sample import Prediction, Sample
-from florence2.engine.engine_config import EngineSettings, GenerationSettings
-from florence2.engine.generate_engine import Reference
+from florence2.engine.engine_config import EngineConfig, GenerationConfig
+from florence2.engine.generate_engine import GenerateEngine
 from florence2.errors import UserError
-from florence2.model.tasks import Answers, find_task
+from florence2.model.tasks import OutputType, find_task
 from tests.engine.images import missing, picture, samples
 from tests.tiny import tiny_model
 
@@ -19,8 +19,8 @@ def tiny():
 
 
 def answers(tiny, asked, batch_size=8, **generation) -> list[Prediction]:
-    settings = EngineSettings(generation=GenerationSettings(**{"max_length": 12} | generation), batch_size=batch_size)
-    with Reference(*tiny, settings) as reference:
+    settings = EngineConfig(generation=GenerationConfig(**{"max_length": 12} | generation), batch_size=batch_size)
+    with GenerateEngine(*tiny, settings) as reference:
         return list(reference.run(asked))
 
 
@@ -28,8 +28,8 @@ def by_hand(tiny, sample: Sample, **search) -> list[int]:
     """Ask transformers alone, one picture at a time, as its documentation says."""
     model, processor = tiny
     task = find_task(sample.task)
-    inputs = processor(images=sample.picture, text=task.token, return_tensors="pt")
-    ngram = 3 if task.answers is Answers.TEXT and not task.is_free else 0
+    inputs = processor(images=sample.image, text=task.token, return_tensors="pt")
+    ngram = 3 if task.output_type is OutputType.TEXT and not task.is_custom else 0
     return model.generate(**inputs, no_repeat_ngram_size=ngram, max_new_tokens=14, **search)[0].tolist()
 
 
@@ -111,7 +111,7 @@ def test_score_is_the_mean_probability_of_what_the_model_chose(tiny):
     model, processor = tiny
     sample = samples(1)[0]
     [found] = answers(tiny, [sample], max_length=6, min_length=6)
-    inputs = processor(images=sample.picture, text="<CAPTION>", return_tensors="pt")
+    inputs = processor(images=sample.image, text="<CAPTION>", return_tensors="pt")
     said = model.generate(**inputs, max_new_tokens=8, min_length=8, num_beams=1, early_stopping=False)
     with torch.no_grad():
         logprobs = model(**inputs, decoder_input_ids=said[:, :-1]).logits.log_softmax(-1)[0]
@@ -133,4 +133,4 @@ def test_score_is_the_mean_probability_of_what_the_model_chose(tiny):
 )
 def test_settings_that_make_no_sense_are_refused_by_name(wrong: dict):
     with pytest.raises(UserError, match=next(iter(wrong)) if "num_return" not in str(wrong) else "2 answers"):
-        GenerationSettings(**wrong)
+        GenerationConfig(**wrong)

@@ -3,10 +3,10 @@ import math
 import pytest
 
 from florence2.data.sample import Sample
-from florence2.engine.engine_config import GenerationSettings, Rules
-from florence2.engine.outputs import Said, answer
-from florence2.engine.requests import Question, View
-from florence2.model.processing import Processing
+from florence2.engine.engine_config import GenerationConfig, ModelGenerationConfig
+from florence2.engine.outputs import CompletionOutput, to_prediction
+from florence2.engine.requests import ImageInputs, Request
+from florence2.model.processing import Preprocessor
 from florence2.model.tasks import find_task
 from tests.engine.images import picture
 from tests.tiny import tiny_model
@@ -18,7 +18,7 @@ TWO = {"<loc_5>": 0.3, "<loc_6>": 0.3, "<loc_7>": 0.3, "<loc_8>": 0.3}
 @pytest.fixture(scope="module")
 def tiny():
     model, processor = tiny_model()
-    return Processing.of(processor), Rules.of(model)
+    return Preprocessor.from_processor(processor), ModelGenerationConfig.from_model(model)
 
 
 def score_of(tiny, task: str, *said: dict[str, float]) -> dict:
@@ -29,10 +29,14 @@ def score_of(tiny, task: str, *said: dict[str, float]) -> dict:
     ids = processing.target_ids(text)
     assert len(ids) == len(odds), "each piece is one token"
     row = find_task(task)
-    question = Question(
-        Sample("a", picture(0), task), row, [], View(None, (100, 100)), rules.limits(row, GenerationSettings())
+    question = Request(
+        Sample("a", picture(0), task),
+        row,
+        [],
+        ImageInputs(None, (100, 100)),
+        rules.length_limits(row, GenerationConfig()),
     )
-    told = answer(processing, rules, question, [Said(ids, [math.log(odd) for odd in odds])])
+    told = to_prediction(processing, rules, question, [CompletionOutput(ids, [math.log(odd) for odd in odds])])
     assert told.text == text
     return {key: value for key, value in told.answer.items() if "scores" in key}
 
@@ -61,9 +65,9 @@ def test_a_letter_of_several_tokens_is_scored_by_all(tiny):
     ids = processing.target_ids("é<loc_1><loc_2><loc_3><loc_4>")
     odds = [1, 0.9, 0.4, 1, 1, 1, 1, 1]
     row = find_task("od")
-    question = Question(
-        Sample("a", picture(0), "od"), row, [], View(None, (9, 9)), rules.limits(row, GenerationSettings())
+    question = Request(
+        Sample("a", picture(0), "od"), row, [], ImageInputs(None, (9, 9)), rules.length_limits(row, GenerationConfig())
     )
-    told = answer(processing, rules, question, [Said(ids, [math.log(odd) for odd in odds])])
+    told = to_prediction(processing, rules, question, [CompletionOutput(ids, [math.log(odd) for odd in odds])])
     assert told.answer["labels"] == ["é"]
     assert told.answer["scores"] == pytest.approx([math.sqrt(0.6)])

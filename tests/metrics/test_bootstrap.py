@@ -1,16 +1,16 @@
 import numpy as np
 import pytest
 
-from florence2.metrics.bootstrap import Scores, difference, estimate, mean, ratio
+from florence2.metrics.bootstrap import MetricValues, confidence_intervals, difference, mean, ratio
 
 
 def scores(values):
-    return Scores({"mean": mean(values)}, np.asarray(values, dtype=float))
+    return MetricValues({"mean": mean(values)}, np.asarray(values, dtype=float))
 
 
 def test_an_interval_is_as_wide_as_theory_says():
     values = np.random.default_rng(1).normal(0.5, 0.1, 400)
-    found = estimate(scores(values), np.arange(400), 2000)["mean"]
+    found = confidence_intervals(scores(values), np.arange(400), 2000)["mean"]
     half = 1.96 * values.std() / 20
     assert found.value == pytest.approx(values.mean())
     assert found.high - found.value == pytest.approx(half, rel=0.1)
@@ -19,24 +19,26 @@ def test_an_interval_is_as_wide_as_theory_says():
 
 def test_questions_about_one_picture_are_drawn_together():
     values = np.repeat(np.random.default_rng(1).normal(0, 1, 50), 8)
-    alone = estimate(scores(values), np.arange(400), 500)["mean"]
-    together = estimate(scores(values), np.repeat(np.arange(50), 8), 500)["mean"]
+    alone = confidence_intervals(scores(values), np.arange(400), 500)["mean"]
+    together = confidence_intervals(scores(values), np.repeat(np.arange(50), 8), 500)["mean"]
     assert (together.high - together.low) > 2 * (alone.high - alone.low)
 
 
 def test_the_same_question_gives_the_same_interval():
     values = [0.0, 1, 1, 0, 1]
-    assert estimate(scores(values), np.arange(5), 200) == estimate(scores(values), np.arange(5), 200)
+    assert confidence_intervals(scores(values), np.arange(5), 200) == confidence_intervals(
+        scores(values), np.arange(5), 200
+    )
 
 
 @pytest.mark.parametrize(("pictures", "times"), [([0, 0, 0], 100), ([0, 1, 2], 0)], ids=["one picture", "no draws"])
 def test_some_scores_have_no_interval(pictures, times):
-    found = estimate(scores([0.0, 1, 1]), np.array(pictures), times)["mean"]
+    found = confidence_intervals(scores([0.0, 1, 1]), np.array(pictures), times)["mean"]
     assert (found.value, found.low, found.high) == (pytest.approx(2 / 3), None, None)
 
 
 def test_nothing_to_divide_by_is_none():
-    found = estimate(Scores({"r": ratio([1, 2], [0, 0])}, np.zeros(2)), np.arange(2), 100)["r"]
+    found = confidence_intervals(MetricValues({"r": ratio([1, 2], [0, 0])}, np.zeros(2)), np.arange(2), 100)["r"]
     assert (found.value, found.low, found.high) == (None, None, None)
 
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from florence2.data.resolve import resolve_dataset
 from florence2.errors import UserError
-from florence2.metrics.match_predictions import answered_by_all, pair, read_predictions, task_of
+from florence2.metrics.match_predictions import answered_by_all, match_predictions, most_common_task, read_predictions
 
 OD, OVD = "<OD>", "<OPEN_VOCABULARY_DETECTION>"
 
@@ -27,7 +27,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def paired(said: str, references: Path | str, task: str = "caption"):
-    return pair(read_predictions(said), resolve_dataset(references, task=task, missing="skip"))
+    return match_predictions(read_predictions(said), resolve_dataset(references, task=task, missing="skip"))
 
 
 def row(name: str, text: str = "x", task: str = "<CAPTION>", **more) -> dict:
@@ -47,23 +47,23 @@ def test_what_has_no_partner_is_named(photos):
         row("c.png"),
     )
     found = paired(said, photos)
-    assert [q.sample.id for q in found.questions] == ["a.png", "b.png", "d.png"]
-    assert [q.text for q in found.questions] == ["second", "", ""]
-    assert found.repeated == ["a.png"]
+    assert [q.sample.id for q in found.examples] == ["a.png", "b.png", "d.png"]
+    assert [q.text for q in found.examples] == ["second", "", ""]
+    assert found.duplicates == ["a.png"]
     assert found.failed == ["b.png"]
-    assert found.silent == ["d.png"]
-    assert found.strays == ["z.png", "c.png"]
-    assert found.unlabelled == ["c.png"]
+    assert found.missing == ["d.png"]
+    assert found.unmatched == ["z.png", "c.png"]
+    assert found.unlabeled == ["c.png"]
 
 
 def test_pictures_meet_by_their_paths_whatever_their_names_start_at(photos, tmp_path):
     said = write(tmp_path / "said.jsonl", row("photos/a.png", "hello"), row("b.png", folder="photos"))
-    assert [q.text for q in paired(said, photos).questions] == ["hello", "x", ""]
+    assert [q.text for q in paired(said, photos).examples] == ["hello", "x", ""]
 
 
 def test_pictures_that_moved_meet_by_name(photos, tmp_path):
     said = write(tmp_path / "said.jsonl", row("a.png", "hello", folder="/somewhere/else"))
-    assert paired(said, photos).questions[0].text == "hello"
+    assert paired(said, photos).examples[0].text == "hello"
 
 
 def test_tasks_are_the_same_in_any_spelling_and_inputs_tell_questions_apart(photos):
@@ -74,26 +74,26 @@ def test_tasks_are_the_same_in_any_spelling_and_inputs_tell_questions_apart(phot
     )
     said = write(photos / "said.jsonl", row("a.png", "", "<OPEN_VOCABULARY_DETECTION>", input="dog"))
     found = paired(said, wanted)
-    assert [q.sample.input for q in found.questions] == ["cat", "dog"]
-    assert [q.prediction is None for q in found.questions] == [True, False]
+    assert [q.sample.input for q in found.examples] == ["cat", "dog"]
+    assert [q.prediction is None for q in found.examples] == [True, False]
 
 
 def test_several_right_answers_are_one_question(photos):
     wanted = write(photos / "wanted.jsonl", row("a.png", "one"), row("a.png", "two"))
     found = paired(write(photos / "said.jsonl", row("a.png")), wanted)
-    assert [q.targets for q in found.questions] == [("one", "two")]
+    assert [q.targets for q in found.examples] == [("one", "two")]
 
 
 def test_places_are_read_in_pixels_from_text_and_from_answers(photos):
     wanted = write(photos / "wanted.jsonl", row("a.png", "cat<loc_0><loc_0><loc_499><loc_999>", OD))
     answer = {"bboxes": [[0, 0, 100, 100], [1, 2, 3, 4]], "labels": ["cat", "dog"], "scores": [0.9, 0.4]}
     said = write(photos / "said.jsonl", row("a.png", "", OD, answer=answer, score=0.7))
-    mine, theirs = paired(said, wanted).questions[0].objects()
+    mine, theirs = paired(said, wanted).examples[0].objects()
     assert mine.places == [[0, 0, 100, 100], [1, 2, 3, 4]]
     assert mine.scores == [0.9, 0.4]
     assert theirs.places == [pytest.approx([0.1, 0.05, 99.9, 99.95])]
     said = write(photos / "said.jsonl", row("a.png", "cat<loc_0><loc_0><loc_9><loc_9>", OD, score=0.7))
-    mine, _ = paired(said, wanted).questions[0].objects()
+    mine, _ = paired(said, wanted).examples[0].objects()
     assert mine.scores == [0.7]
     assert mine.places == [pytest.approx([0.1, 0.05, 1.9, 0.95])]
 
@@ -107,7 +107,7 @@ def test_polygons_among_boxes_become_boxes(photos):
         "polygons_labels": ["cat"],
     }
     said = write(photos / "said.jsonl", row("a.png", "", OVD, input="cat", answer=answer))
-    mine, _ = paired(said, wanted).questions[0].objects()
+    mine, _ = paired(said, wanted).examples[0].objects()
     assert (mine.places, mine.labels) == ([[5, 5, 9, 20]], ["cat"])
 
 
@@ -127,21 +127,21 @@ def test_places_that_are_none_are_named(photos, answer):
     wanted = write(photos / "wanted.jsonl", row("a.png", "cat<loc_0><loc_0><loc_9><loc_9>", OD))
     said = write(photos / "said.jsonl", row("a.png", "", OD, answer=answer))
     with pytest.raises(UserError, match=r"the answer about a.png has `\w+` that are no "):
-        paired(said, wanted).questions[0].objects()
+        paired(said, wanted).examples[0].objects()
 
 
 def test_a_broken_answer_is_named(photos):
     wanted = write(photos / "wanted.jsonl", row("a.png", "cat<loc_0><loc_0><loc_9><loc_9>", OD))
     said = write(photos / "said.jsonl", row("a.png", "", OD, answer={"bboxes": [[1, 2, 3, 4]], "labels": ["a", "b"]}))
     with pytest.raises(UserError, match=r"the answer about a.png has 1 `bboxes` and 2 labels"):
-        paired(said, wanted).questions[0].objects()
+        paired(said, wanted).examples[0].objects()
 
 
 def test_two_sides_keep_what_both_answered(photos):
     one = paired(write(photos / "one.jsonl", row("a.png"), row("b.png")), photos)
     two = paired(write(photos / "two.jsonl", row("b.png"), row("c.png")), photos)
     kept = answered_by_all([one, two])
-    assert [[q.sample.id for q in side.questions] for side in kept] == [["b.png"], ["b.png"]]
+    assert [[q.sample.id for q in side.examples] for side in kept] == [["b.png"], ["b.png"]]
 
 
 def test_sides_with_nothing_in_common(photos):
@@ -153,7 +153,7 @@ def test_sides_with_nothing_in_common(photos):
 
 def test_the_common_task_is_asked(photos):
     said = write(photos / "said.jsonl", row("a.png", task="<OCR>"), row("b.png", task="<OCR>"), row("c.png"))
-    assert task_of(read_predictions(said)) == "<OCR>"
+    assert most_common_task(read_predictions(said)) == "<OCR>"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from florence2.errors import UserError
 from florence2.metrics.bootstrap import extra
-from florence2.metrics.text import anls, answers, captions, readings, tokenize
+from florence2.metrics.text import anls, caption_metrics, ocr_metrics, tokenize, vqa_metrics
 
 # What Stanford's PTBTokenizer 3.4.1 gives, as pycocoevalcap runs it and drops its punctuation.
 PTB = [
@@ -62,7 +62,7 @@ def test_a_script_without_spaces_has_a_word_for_each_character():
 
 
 def test_caption_scores_are_pycocoevalcaps_own():
-    found = values(captions(list(zip(SAID, WANTED, strict=True))))
+    found = values(caption_metrics(list(zip(SAID, WANTED, strict=True))))
     said = {i: [text] for i, text in enumerate(SAID)}
     wanted = dict(enumerate(WANTED))
     assert found["cider"] == pytest.approx(Cider().compute_score(wanted, said)[0], abs=1e-12)
@@ -77,36 +77,36 @@ def test_bleu_of_weights_is_bleu_of_the_drawn_pictures():
     pairs = list(zip(SAID, WANTED, strict=True))
     drawn = [0, 0, 2, 3]
     weights = np.array([[2.0, 0, 1, 1]])
-    measures = captions(pairs).measures
-    repeated = captions([pairs[i] for i in drawn]).values()
+    measures = caption_metrics(pairs).metrics
+    repeated = caption_metrics([pairs[i] for i in drawn]).values()
     for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l"):
         assert measures[name].of(weights)[0] == pytest.approx(repeated[name], abs=1e-12)
 
 
 def test_perfect_captions_are_ten_and_one():
     texts = ["A cat on a mat, asleep.", "Two dogs run in the park.", "An empty street at night."]
-    found = values(captions([(text, [text]) for text in texts]))
+    found = values(caption_metrics([(text, [text]) for text in texts]))
     assert found["cider"] == pytest.approx(10)
     assert found["bleu_4"] == pytest.approx(1)
     assert found["rouge_l"] == found["exact_match"] == 1
 
 
 def test_no_answer_is_wrong_and_divides_nothing_by_zero():
-    found = values(captions([("", ["a cat"]), ("", ["a dog"])]))
+    found = values(caption_metrics([("", ["a cat"]), ("", ["a dog"])]))
     assert {name: round(value, 6) for name, value in found.items()} == dict.fromkeys(found, 0.0)
 
 
 def test_one_caption_has_no_cider():
-    assert math.isnan(values(captions([("a cat", ["a cat"])]))["cider"])
+    assert math.isnan(values(caption_metrics([("a cat", ["a cat"])]))["cider"])
 
 
 def test_references_without_a_word_have_no_cider():
-    assert math.isnan(values(captions([("a", ["..."]), ("b", ["!"])]))["cider"])
+    assert math.isnan(values(caption_metrics([("a", ["..."]), ("b", ["!"])]))["cider"])
 
 
 def test_error_rates_are_jiwers_over_all_text():
     said, wanted = ["STOP here", "exit", "abc"], ["STOP there", "EXIT 12", "abc"]
-    found = values(readings([(s, [w]) for s, w in zip(said, wanted, strict=True)]))
+    found = values(ocr_metrics([(s, [w]) for s, w in zip(said, wanted, strict=True)]))
     assert found["cer"] == pytest.approx(jiwer.cer(wanted, said))
     assert found["wer"] == pytest.approx(jiwer.wer(wanted, said))
     assert found["exact_match"] == pytest.approx(1 / 3)
@@ -123,22 +123,22 @@ def test_error_rates_are_jiwers_over_all_text():
     ],
 )
 def test_character_error_rate(said, wanted, cer):
-    assert values(readings([(said, [wanted])]))["cer"] == pytest.approx(cer)
+    assert values(ocr_metrics([(said, [wanted])]))["cer"] == pytest.approx(cer)
 
 
 def test_nothing_to_read_divides_nothing_by_zero():
-    found = readings([("", [""]), ("made up", [""])])
+    found = ocr_metrics([("", [""]), ("made up", [""])])
     assert math.isnan(found.values()["cer"])
-    assert found.goodness_Q.tolist() == [1, 0]
+    assert found.quality_Q.tolist() == [1, 0]
 
 
 def test_of_several_readings_the_closest_counts():
-    found = values(readings([("abd", ["xyz", "abc"])]))
+    found = values(ocr_metrics([("abd", ["xyz", "abc"])]))
     assert found["cer"] == pytest.approx(1 / 3)
 
 
 def test_error_rates_fall_and_the_rest_rises():
-    assert {name: m.rises for name, m in readings([("a", ["a"])]).measures.items()} == {
+    assert {name: m.higher_is_better for name, m in ocr_metrics([("a", ["a"])]).metrics.items()} == {
         "cer": False,
         "wer": False,
         "anls": True,
@@ -168,7 +168,7 @@ def test_anls_takes_whole_answers_and_not_their_letters():
     ],
 )
 def test_short_answers(said, wanted, right):
-    assert values(answers([(said, wanted)]))["accuracy"] == pytest.approx(right)
+    assert values(vqa_metrics([(said, wanted)]))["accuracy"] == pytest.approx(right)
 
 
 def test_a_missing_package_is_named_with_its_command():
@@ -181,7 +181,7 @@ def test_a_missing_package_is_named_with_its_command():
 @pytest.mark.skipif(shutil.which("java") is None, reason="METEOR runs in Java")
 def test_meteor_is_that_of_pycocoevalcap() -> None:
     pairs = [("a cat on a mat", ["a cat sits on a mat", "a cat"]), ("two dogs", ["a red car"]), ("", ["a tree"])]
-    scores = captions(pairs, meteor=True).values()
+    scores = caption_metrics(pairs, meteor=True).values()
     program = extra("pycocoevalcap.meteor.meteor").Meteor()
     said = {i: [tokenize(text)] for i, (text, _) in enumerate(pairs)}
     wanted = {i: [tokenize(text) for text in right] for i, (_, right) in enumerate(pairs)}
@@ -190,10 +190,10 @@ def test_meteor_is_that_of_pycocoevalcap() -> None:
         stream.close()
     assert scores["meteor"] == whole
     assert 0 < whole < 1
-    assert "meteor" not in captions(pairs).values()
+    assert "meteor" not in caption_metrics(pairs).values()
 
 
 def test_meteor_without_java_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="`--meteor` needs Java"):
-        captions([("a cat", ["a cat"])] * 2, meteor=True)
+        caption_metrics([("a cat", ["a cat"])] * 2, meteor=True)

@@ -4,24 +4,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from florence2.model.location_grammar import find_objects
-from florence2.model.locations import read, write
-from florence2.model.tasks import Answers
+from florence2.model.location_grammar import decode_objects
+from florence2.model.locations import decode, encode
+from florence2.model.tasks import OutputType
 from tests.strategies import BOX, THOUSAND, debris, fuzz, locs, sizes
 from tests.tiny import tiny_processor
 
 
 def assert_sound(answers, text, size):
     """Assert that the answer has its shape, lies in the picture, and is written and read again as itself."""
-    value = read(answers, text, size)
-    if answers is Answers.TEXT:
+    value = decode(answers, text, size)
+    if answers is OutputType.TEXT:
         assert isinstance(value, str)
         return
-    assert sum(len(column) for column in value.values()) == 2 * len(list(find_objects(answers, text)))
+    assert sum(len(column) for column in value.values()) == 2 * len(list(decode_objects(answers, text)))
     for box in value.get("bboxes", []):
         assert len(box) == 4
         assert all(0 < box[i] < size[i % 2] for i in range(4))
-    assert read(answers, write(answers, value, size), size) == value
+    assert decode(answers, encode(answers, value, size), size) == value
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +29,14 @@ def tokenizer():
     return tiny_processor().tokenizer
 
 
-@pytest.mark.parametrize("answers", Answers)
+@pytest.mark.parametrize("answers", OutputType)
 @fuzz
 @given(text=st.text() | debris, size=sizes)
 def test_any_string_is_read(answers, text, size):
     assert_sound(answers, text, size)
 
 
-@pytest.mark.parametrize("answers", Answers)
+@pytest.mark.parametrize("answers", OutputType)
 def test_any_token_sequence_is_read(tokenizer, answers):
     first, last = tokenizer.convert_tokens_to_ids(["<od>", "<and>"])
     layout = [
@@ -54,8 +54,8 @@ def test_any_token_sequence_is_read(tokenizer, answers):
 
 def test_a_long_answer_is_read_quickly():
     for piece in (BOX, "<poly>", "</poly>", f"a{BOX}", "<loc_1><poly>", "<sep>", "a<pad>"):
-        for answers in Answers:
-            read(answers, piece * 4096, THOUSAND)
+        for answers in OutputType:
+            decode(answers, piece * 4096, THOUSAND)
 
 
 # Where objects stand
@@ -63,14 +63,14 @@ def test_a_long_answer_is_read_quickly():
 
 def test_objects_say_where_they_stand():
     text = f"<s>a{BOX}<pad>{BOX}b<pad>c<poly>{BOX}<sep>{locs(5, 6)}</poly><poly>{BOX}</poly></s>"
-    found = list(find_objects(Answers.BOXES_OR_POLYGONS, text))
+    found = list(decode_objects(OutputType.BOXES_OR_POLYGONS, text))
     assert [text[slice(*one.label_span)] for one in found] == ["a", "a", "b<pad>c", "b<pad>c"]
     assert [text[slice(*one.span)] for one in found] == [BOX, BOX, f"{BOX}<sep>{locs(5, 6)}", BOX]
     assert [one.label for one in found] == ["a", "a", "bc", "bc"]
-    assert [one.form for one in found] == ["bboxes", "bboxes", "polygons", "polygons"]
+    assert [one.kind for one in found] == ["bboxes", "bboxes", "polygons", "polygons"]
     assert found[2].bins == ((1, 2, 3, 4), (5, 6))
 
 
 def test_an_unlabelled_object_has_an_empty_label_span():
-    [one] = find_objects(Answers.REGIONS, f"a{BOX}")
+    [one] = decode_objects(OutputType.REGIONS, f"a{BOX}")
     assert (one.label_span, one.span) == ((1, 1), (1, 1 + len(BOX)))

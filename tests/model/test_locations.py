@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from florence2.errors import UserError
-from florence2.model.locations import cut, dequantize, quantize, read, reading_order, shuffled, write, write_region
-from florence2.model.tasks import Answers, find_task
+from florence2.model.locations import decode, encode, encode_region, from_bin, reading_order, shuffled, to_bin, truncate
+from florence2.model.tasks import OutputType, find_task
 from tests.strategies import THOUSAND, fuzz, locs, sized_values, values
 
 # Numbers
@@ -20,7 +20,7 @@ from tests.strategies import THOUSAND, fuzz, locs, sized_values, values
 @given(st.integers(0, 20_000), st.integers(1, 20_000))
 def test_quantize_is_the_exact_floor(value: int, size: int):
     exact = min(math.floor(Fraction(value * 1000, size)), 999)
-    assert quantize(value, size) == exact
+    assert to_bin(value, size) == exact
 
 
 @pytest.mark.parametrize(
@@ -36,18 +36,18 @@ def test_quantize_is_the_exact_floor(value: int, size: int):
     ],
 )
 def test_quantize_floors_and_clamps(value: float, wanted: int):
-    assert quantize(value, 640) == wanted
+    assert to_bin(value, 640) == wanted
 
 
 @given(st.integers(0, 999), st.integers(1, 20_000))
 def test_a_bins_middle_is_in_the_bin(n: int, size: int):
-    assert quantize(dequantize(n, size), size) == n
+    assert to_bin(from_bin(n, size), size) == n
 
 
 def test_write_region_is_the_input_of_region_tasks():
-    region = write_region([64, 48, 639.9, 480], (640, 480))
+    region = encode_region([64, 48, 639.9, 480], (640, 480))
     assert region == "<loc_100><loc_100><loc_999><loc_999>"
-    assert find_task("region_to_category").wording(region) == f"What is the region {region}?"
+    assert find_task("region_to_category").format_prompt(region) == f"What is the region {region}?"
 
 
 # There and back
@@ -69,13 +69,13 @@ def assert_near(ours, wanted, size):
             assert_near(one, other, size[i % 2] if isinstance(other, float) else size)
 
 
-@pytest.mark.parametrize("answers", Answers)
+@pytest.mark.parametrize("answers", OutputType)
 def test_what_is_written_is_read_back_to_half_a_bin(answers):
     @fuzz
     @given(sized_values(answers))
     def check(given):
         value, size = given
-        assert_near(read(answers, write(answers, value, size), size), value, size)
+        assert_near(decode(answers, encode(answers, value, size), size), value, size)
 
     check()
 
@@ -83,36 +83,40 @@ def test_what_is_written_is_read_back_to_half_a_bin(answers):
 @pytest.mark.parametrize(
     ("answers", "value", "text"),
     [
-        (Answers.TEXT, " a cat.</s>\n", "a cat."),
-        (Answers.BOXES, {"bboxes": [], "labels": []}, ""),
+        (OutputType.TEXT, " a cat.</s>\n", "a cat."),
+        (OutputType.BOXES, {"bboxes": [], "labels": []}, ""),
         (
-            Answers.BOXES,  # neighbours of one label share it; others repeat it
+            OutputType.BOXES,  # neighbours of one label share it; others repeat it
             {"bboxes": [[1, 2, 3, 4], [5, 6, 7, 8], [1, 1, 2, 2], [1, 2, 3, 4]], "labels": ["a", "a", "b", "a"]},
             f"a{locs(1, 2, 3, 4, 5, 6, 7, 8)}b{locs(1, 1, 2, 2)}a{locs(1, 2, 3, 4)}",
         ),
-        (Answers.BOXES, {"bboxes": [[0, 0, 1000, 1001]], "labels": [" <loc_3>a <sep>"]}, f"a{locs(0, 0, 999, 999)}"),
-        (Answers.BOXES, {"bboxes": [[1, 2, 3, 4]] * 2, "labels": ["a", ""]}, f"a{locs(1, 2, 3, 4)} {locs(1, 2, 3, 4)}"),
-        (Answers.PHRASES, {"bboxes": [[1, 2, 3, 4]], "labels": ["a cat"]}, f"a cat{locs(1, 2, 3, 4)}"),
-        (Answers.REGIONS, {"bboxes": [[1, 2, 3, 4]] * 2, "labels": ["lost", ""]}, locs(1, 2, 3, 4) * 2),
+        (OutputType.BOXES, {"bboxes": [[0, 0, 1000, 1001]], "labels": [" <loc_3>a <sep>"]}, f"a{locs(0, 0, 999, 999)}"),
         (
-            Answers.QUADS,  # a label is never shared
+            OutputType.BOXES,
+            {"bboxes": [[1, 2, 3, 4]] * 2, "labels": ["a", ""]},
+            f"a{locs(1, 2, 3, 4)} {locs(1, 2, 3, 4)}",
+        ),
+        (OutputType.PHRASES, {"bboxes": [[1, 2, 3, 4]], "labels": ["a cat"]}, f"a cat{locs(1, 2, 3, 4)}"),
+        (OutputType.REGIONS, {"bboxes": [[1, 2, 3, 4]] * 2, "labels": ["lost", ""]}, locs(1, 2, 3, 4) * 2),
+        (
+            OutputType.QUADS,  # a label is never shared
             {"quad_boxes": [[1, 2, 3, 4, 5, 6, 7, 8]] * 2, "labels": ["no"] * 2},
             f"no{locs(*range(1, 9))}" * 2,
         ),
         (
-            Answers.POLYGONS,
+            OutputType.POLYGONS,
             {"polygons": [[[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12]]], "labels": ["lost"]},
             f"{locs(*range(1, 7))}<sep>{locs(*range(7, 13))}",
         ),
-        (Answers.POLYGONS, {"polygons": [[[1, 2]]], "labels": [""]}, f"<poly>{locs(1, 2)}</poly>"),
-        (Answers.POLYGONS, {"polygons": [[[1, 2, 3, 4]], [[], [5]], []]}, locs(1, 2, 3, 4)),  # no points, no object
+        (OutputType.POLYGONS, {"polygons": [[[1, 2]]], "labels": [""]}, f"<poly>{locs(1, 2)}</poly>"),
+        (OutputType.POLYGONS, {"polygons": [[[1, 2, 3, 4]], [[], [5]], []]}, locs(1, 2, 3, 4)),  # no points, no object
         (
-            Answers.POLYGONS,
+            OutputType.POLYGONS,
             {"polygons": [[[1, 2, 3, 4]], [[5, 6], [7, 8]]]},
             f"<poly>{locs(1, 2, 3, 4)}</poly><poly>{locs(5, 6)}<sep>{locs(7, 8)}</poly>",
         ),
         (
-            Answers.BOXES_OR_POLYGONS,
+            OutputType.BOXES_OR_POLYGONS,
             {
                 "bboxes": [[1, 2, 3, 4]] * 2,
                 "bboxes_labels": ["a", "a"],
@@ -121,25 +125,25 @@ def test_what_is_written_is_read_back_to_half_a_bin(answers):
             },
             f"a{locs(1, 2, 3, 4) * 2}a<poly>{locs(5, 6, 7, 8)}</poly><poly>{locs(5, 6)}<sep>{locs(7, 8)}</poly>",
         ),
-        (Answers.BOXES_OR_POLYGONS, {"bboxes": [[1, 2, 3, 4]], "labels": ["a"]}, f"a{locs(1, 2, 3, 4)}"),
+        (OutputType.BOXES_OR_POLYGONS, {"bboxes": [[1, 2, 3, 4]], "labels": ["a"]}, f"a{locs(1, 2, 3, 4)}"),
     ],
 )
 def test_write(answers, value, text):
-    assert write(answers, value, THOUSAND) == text
+    assert encode(answers, value, THOUSAND) == text
 
 
 @pytest.mark.parametrize(
     ("answers", "value", "what"),
     [
-        (Answers.BOXES, {"bboxes": [[1, 2, 3, 4]], "labels": []}, "0 labels for 1 `bboxes`"),
-        (Answers.BOXES, {"boxes": [], "labels": []}, "the answer holds `boxes`, `labels`, not `bboxes`"),
-        (Answers.BOXES_OR_POLYGONS, {"labels": []}, "the answer holds `labels`, not `bboxes` or `polygons`"),
-        (Answers.TEXT, {"bboxes": []}, "the answer holds `bboxes`, not a text"),
+        (OutputType.BOXES, {"bboxes": [[1, 2, 3, 4]], "labels": []}, "0 labels for 1 `bboxes`"),
+        (OutputType.BOXES, {"boxes": [], "labels": []}, "the answer holds `boxes`, `labels`, not `bboxes`"),
+        (OutputType.BOXES_OR_POLYGONS, {"labels": []}, "the answer holds `labels`, not `bboxes` or `polygons`"),
+        (OutputType.TEXT, {"bboxes": []}, "the answer holds `bboxes`, not a text"),
     ],
 )
 def test_a_value_of_another_kind_is_refused(answers, value, what):
     with pytest.raises(UserError) as error:
-        write(answers, value, THOUSAND)
+        encode(answers, value, THOUSAND)
     assert error.value.what == what
 
 
@@ -174,21 +178,21 @@ def test_reading_order_keeps_duplicates_and_equals():
     assert reading_order(value)["labels"] == ["d", "b", "a", "c"]
 
 
-@pytest.mark.parametrize("answers", [kind for kind in Answers if kind is not Answers.TEXT])
+@pytest.mark.parametrize("answers", [kind for kind in OutputType if kind is not OutputType.TEXT])
 def test_cut_keeps_as_many_whole_objects_as_fit(answers):
     @fuzz
     @given(values(answers, THOUSAND), st.integers(0, 40))
     def check(value, limit):
-        shorter, dropped = cut(answers, value, THOUSAND, limit, len_in_tokens)
-        assert len_in_tokens(write(answers, shorter, THOUSAND)) <= limit
+        shorter, dropped = truncate(answers, value, THOUSAND, limit, len_in_tokens)
+        assert len_in_tokens(encode(answers, shorter, THOUSAND)) <= limit
         kept, everything = ([(key, x) for key in v for x in v[key] if "labels" in key] for v in (shorter, value))
         assert kept == everything[: len(kept)]
         assert dropped == len(everything) - len(kept)
-        longer, fewer = cut(answers, value, THOUSAND, limit + 1, len_in_tokens)
+        longer, fewer = truncate(answers, value, THOUSAND, limit + 1, len_in_tokens)
         assert fewer <= dropped
         if dropped:
-            assert cut(answers, longer, THOUSAND, 10**9, len_in_tokens) == (longer, 0)
-            assert len_in_tokens(write(answers, value, THOUSAND)) > limit
+            assert truncate(answers, longer, THOUSAND, 10**9, len_in_tokens) == (longer, 0)
+            assert len_in_tokens(encode(answers, value, THOUSAND)) > limit
 
     check()
 
@@ -200,7 +204,7 @@ def len_in_tokens(text: str) -> int:
 @pytest.mark.parametrize(("limit", "gone"), [(15, 0), (14, 1), (10, 1), (9, 2), (4, 3), (0, 3), (-1, 3)])
 def test_cut_says_how_many_went(limit: int, gone: int):
     value = {"bboxes": [[1, 2, 3, 4]] * 3, "labels": ["a", "b", "c"]}
-    shorter, dropped = cut(Answers.BOXES, value, THOUSAND, limit, len_in_tokens)
+    shorter, dropped = truncate(OutputType.BOXES, value, THOUSAND, limit, len_in_tokens)
     assert (shorter["labels"], dropped) == (["a", "b", "c"][: 3 - gone], gone)
 
 
@@ -211,10 +215,10 @@ def test_cut_drops_polygons_before_boxes():
         "polygons": [[[1, 2]]] * 2,
         "polygons_labels": ["b", "c"],
     }
-    shorter, dropped = cut(Answers.BOXES_OR_POLYGONS, value, THOUSAND, 10, len_in_tokens)
+    shorter, dropped = truncate(OutputType.BOXES_OR_POLYGONS, value, THOUSAND, 10, len_in_tokens)
     assert dropped == 1
     assert shorter == value | {"polygons": [[[1, 2]]], "polygons_labels": ["b"]}
 
 
 def test_words_are_never_cut():
-    assert cut(Answers.TEXT, "many words", THOUSAND, 1, len_in_tokens) == ("many words", 0)
+    assert truncate(OutputType.TEXT, "many words", THOUSAND, 1, len_in_tokens) == ("many words", 0)

@@ -14,8 +14,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from florence2.errors import UserError
 from florence2.model.load import load
-from florence2.model.processing import Processing, max_target_tokens
-from florence2.model.tasks import TASKS, Takes, find_task, split_prompt
+from florence2.model.processing import Preprocessor, max_target_tokens
+from florence2.model.tasks import TASKS, InputType, find_task, split_prompt
 from tests.tiny import tiny_model, tiny_processor
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -28,7 +28,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def processing(processor):
-    return Processing.of(processor)
+    return Preprocessor.from_processor(processor)
 
 
 def with_images(processor, **settings):
@@ -52,7 +52,7 @@ SIZES = [(1, 1), (3, 3), (1, 50), (500, 3), (64, 64), (65, 63), (640, 480), (37,
 )
 def test_pixels_equal_transformers_pil_processor(processor, width, height, pixels):
     processor = with_images(processor, size={"height": pixels, "width": pixels})
-    ours = Processing.of(processor)
+    ours = Preprocessor.from_processor(processor)
     image = noise(width, height)
     theirs = processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
     got = ours.normalize(ours.resize(image))
@@ -77,18 +77,18 @@ def test_pixels_with_microsofts_own_settings(processor):
     }
     processor = pickle.loads(pickle.dumps(processor))
     processor.image_processor = CLIPImageProcessorPil(**settings)
-    ours = Processing.of(processor)
+    ours = Preprocessor.from_processor(processor)
     image = noise(320, 200)
     theirs = processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
     torch.testing.assert_close(ours.normalize(ours.resize(image)), theirs, atol=1e-5, rtol=0)
-    assert ours.at_least == (768, 768)
+    assert ours.min_size == (768, 768)
 
 
 def test_other_settings_are_honoured(processor):
     processor = with_images(
         processor, resample=2, rescale_factor=1 / 127.5, image_mean=[0.5, 0.4, 0.3], image_std=[0.5, 0.6, 0.7]
     )
-    ours = Processing.of(processor)
+    ours = Preprocessor.from_processor(processor)
     image = noise(90, 40)
     theirs = processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
     torch.testing.assert_close(ours.normalize(ours.resize(image)), theirs, atol=1e-5, rtol=0)
@@ -119,18 +119,18 @@ def test_a_batch_is_normalized_like_its_pictures(processing):
 )
 def test_steps_we_do_not_do_are_refused(processor, settings, named):
     with pytest.raises(UserError, match=named) as error:
-        Processing.of(with_images(processor, **settings))
+        Preprocessor.from_processor(with_images(processor, **settings))
     assert error.value.hint
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_prompts_equal_transformers_processor(processor, processing, task):
     words = {
-        Takes.NOTHING: "",
-        Takes.WORDS: " a red boat, and Straßen in 日本 ",
-        Takes.REGION: "<loc_1><loc_20><loc_300><loc_999>",
+        InputType.NOTHING: "",
+        InputType.WORDS: " a red boat, and Straßen in 日本 ",
+        InputType.REGION: "<loc_1><loc_20><loc_300><loc_999>",
     }
-    said = words[task.takes]
+    said = words[task.input_type]
     theirs = processor(images=noise(8, 8), text=task.token + said, return_tensors="pt")["input_ids"][0].tolist()
     assert processing.prompt_ids(task, said) == theirs
 
@@ -168,10 +168,10 @@ def test_targets_are_read_back(processing, text):
 
 
 def test_target_too_long_is_cut_before_the_end_token(processing):
-    whole, cut = processing.target("xyz" * 20)
+    whole, cut = processing.encode_target("xyz" * 20)
     assert not cut
-    assert processing.target("xyz" * 20, len(whole)) == (whole, False)
-    ids, cut = processing.target("xyz" * 20, 10)
+    assert processing.encode_target("xyz" * 20, len(whole)) == (whole, False)
+    ids, cut = processing.encode_target("xyz" * 20, 10)
     assert cut
     assert ids == [*whole[:9], 2]
     assert processing.target_ids("xyz" * 20, 10) == ids
@@ -209,7 +209,7 @@ def test_it_cannot_be_changed(processing):
 
 @pytest.fixture(scope="module")
 def original():
-    return Processing.of(load(FIXTURES / "tiny-legacy")[1]), json.loads(
+    return Preprocessor.from_processor(load(FIXTURES / "tiny-legacy")[1]), json.loads(
         (FIXTURES / "tiny-legacy" / "expected_processing.json").read_text(encoding="utf-8")
     )
 
@@ -220,7 +220,7 @@ def test_prompts_equal_the_original(original):
     assert len(expected["prompts"]) == 16
     for asked in expected["prompts"].values():
         task, words = split_prompt(asked["text"])
-        assert task.wording(words) == asked["expanded"]
+        assert task.format_prompt(words) == asked["expanded"]
         assert ours.prompt_ids(task, words) == places + asked["input_ids"]
 
 
@@ -240,12 +240,12 @@ def test_pixels_equal_the_original(original):
         torch.testing.assert_close(ours.normalize(ours.resize(image)), pixels, atol=1e-5, rtol=0)
 
 
-PROCESSING = Processing.of(tiny_processor())
+PROCESSING = Preprocessor.from_processor(tiny_processor())
 
 
 @given(st.lists(st.integers(0, 1500), max_size=40))
 def test_ids_say_where_they_stand(ids):
-    text, spans = PROCESSING.decode(ids), PROCESSING.spans(ids)
+    text, spans = PROCESSING.decode(ids), PROCESSING.char_spans(ids)
     assert {place for span in spans for place in range(*span)} >= set(range(len(text.rstrip("\ufffd"))))
     for number, (start, end) in zip(ids, spans, strict=True):
         alone = PROCESSING.tokenizer.decode([number], clean_up_tokenization_spaces=False)
@@ -255,6 +255,6 @@ def test_ids_say_where_they_stand(ids):
 
 def test_each_id_stands_on_its_own_characters(processing):
     ids = processing.target_ids("a cat<loc_12>日本!<loc_999>")
-    text, spans = processing.decode(ids), processing.spans(ids)
+    text, spans = processing.decode(ids), processing.char_spans(ids)
     stood = [text[slice(*span)] for span in spans]
     assert stood == ["", "a", " ", "c", "at", "<loc_12>", *"日日日本本本", "!", "<loc_999>", ""]

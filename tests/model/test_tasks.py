@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from transformers.models.florence2.processing_florence2 import Florence2Processor
 
 from florence2.errors import UserError
-from florence2.model.tasks import SPECIAL_TOKENS, TASKS, Answers, Takes, Task, find_task, split_prompt
+from florence2.model.tasks import SPECIAL_TOKENS, TASKS, InputType, OutputType, Task, find_task, split_prompt
 from tests.tiny import tiny_processor
 
 BY_TOKEN = {task.token: task for task in TASKS}
@@ -20,13 +20,13 @@ FREE = [
     "o d",
 ]
 THEIR_KINDS = {
-    "pure_text": Answers.TEXT,
-    "description_with_bboxes": Answers.BOXES,
-    "bboxes": Answers.REGIONS,
-    "phrase_grounding": Answers.PHRASES,
-    "ocr": Answers.QUADS,
-    "polygons": Answers.POLYGONS,
-    "description_with_bboxes_or_polygons": Answers.BOXES_OR_POLYGONS,
+    "pure_text": OutputType.TEXT,
+    "description_with_bboxes": OutputType.BOXES,
+    "bboxes": OutputType.REGIONS,
+    "phrase_grounding": OutputType.PHRASES,
+    "ocr": OutputType.QUADS,
+    "polygons": OutputType.POLYGONS,
+    "description_with_bboxes_or_polygons": OutputType.BOXES_OR_POLYGONS,
 }
 
 
@@ -38,36 +38,43 @@ def theirs() -> Florence2Processor:
 def test_rows_are_transformers_tasks(theirs):
     kinds = {token: THEIR_KINDS[kind] for token, kind in theirs.tasks_answer_post_processing_type.items()}
     assert len(TASKS) == 15
-    assert {task.token: task.answers for task in TASKS} == kinds
-    assert {task.token for task in TASKS if task.takes is Takes.NOTHING} == set(theirs.task_prompts_without_inputs)
+    assert {task.token: task.output_type for task in TASKS} == kinds
+    assert {task.token for task in TASKS if task.input_type is InputType.NOTHING} == set(
+        theirs.task_prompts_without_inputs
+    )
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 @pytest.mark.parametrize("given", ["", "a cat", "  two\ncats ", "<loc_1><loc_2><loc_3><loc_4>", "{input} {0} <and> é"])
 def test_wording_equals_transformers(theirs, task: Task, given: str):
-    if task.takes is Takes.NOTHING and given:
+    if task.input_type is InputType.NOTHING and given:
         with pytest.raises(UserError, match="takes no input"):
-            task.wording(given)
+            task.format_prompt(given)
         with pytest.raises(ValueError, match="only content"):
             theirs._construct_prompts(task.token + given)
     else:
-        assert [task.wording(given)] == theirs._construct_prompts(task.token + given)
+        assert [task.format_prompt(given)] == theirs._construct_prompts(task.token + given)
 
 
 @pytest.mark.parametrize("text", FREE)
 def test_any_other_string_is_a_prompt_that_answers_text(theirs, text: str):
     task, words = split_prompt(text)
     assert (task, words) == (find_task(text), "")
-    assert (task.token, task.prompt, task.takes, task.answers) == (text, text, Takes.NOTHING, Answers.TEXT)
-    assert task.is_free
-    assert [task.wording()] == theirs._construct_prompts(text)
-    assert task.wording("what?") == text + "what?"
+    assert (task.token, task.prompt, task.input_type, task.output_type) == (
+        text,
+        text,
+        InputType.NOTHING,
+        OutputType.TEXT,
+    )
+    assert task.is_custom
+    assert [task.format_prompt()] == theirs._construct_prompts(text)
+    assert task.format_prompt("what?") == text + "what?"
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_a_task_is_found_under_every_spelling(task: Task):
     name = task.token.strip("<>")
-    assert not task.is_free
+    assert not task.is_custom
     assert task.name == name.lower()
     for spelled in (name, name.lower(), name.replace("_", "-"), name.replace("_", " ").title(), f"  {name} "):
         assert find_task(spelled) is task

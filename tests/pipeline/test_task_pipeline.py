@@ -5,18 +5,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from florence2.data.resolve import resolve_pictures
-from florence2.data.sample import Found, Prediction, Sample
+from florence2.data.resolve import resolve_images
+from florence2.data.sample import Prediction, ResolvedDataset, Sample
 from florence2.errors import UserError
 from florence2.model.tasks import find_task
-from florence2.pipeline.task_pipeline import Plan, led_to
+from florence2.pipeline.task_pipeline import TaskPipeline, next_inputs
 
 CAT = "cat<loc_1><loc_2><loc_30><loc_40>"
 
 
 def shown(steps) -> list:
     """Show a plan as nested lists of names."""
-    return [[step.task.name, step.input, *shown(step.then)] for step in steps]
+    return [[step.task.name, step.input, *shown(step.next_steps)] for step in steps]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def shown(steps) -> list:
     ],
 )
 def test_tasks_and_cascades_are_read(tasks, words, wanted):
-    assert shown(Plan.of(tasks, words).steps) == wanted
+    assert shown(TaskPipeline.parse(tasks, words).steps) == wanted
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_tasks_and_cascades_are_read(tasks, words, wanted):
 )
 def test_what_makes_no_plan_is_refused(tasks, words, named):
     with pytest.raises(UserError, match=named) as error:
-        Plan.of(tasks, words)
+        TaskPipeline.parse(tasks, words)
     assert error.value.hint
 
 
@@ -86,11 +86,11 @@ def test_what_makes_no_plan_is_refused(tasks, words, named):
     ],
 )
 def test_an_answer_is_the_next_input(task, text, wanted):
-    assert led_to(find_task(task), text) == wanted
+    assert next_inputs(find_task(task), text) == wanted
 
 
 def found_in(folder: Path):
-    return lambda task, words: resolve_pictures(folder, task=task, input=words)
+    return lambda task, words: resolve_images(folder, task=task, input=words)
 
 
 def pictures(folder: Path, **sizes: tuple[int, int]) -> Path:
@@ -100,45 +100,47 @@ def pictures(folder: Path, **sizes: tuple[int, int]) -> Path:
 
 
 def test_the_questions_about_one_picture_stand_together_and_share_it(tmp_path):
-    plan = Plan.of(["caption", "od+region_to_ocr"])
-    _, found = plan.about(lambda task, _: Found("x", None, [Sample(n, Image.new("RGB", (9, 9)), task) for n in "ab"]))
+    plan = TaskPipeline.parse(["caption", "od+region_to_ocr"])
+    _, found = plan.apply_to(
+        lambda task, _: ResolvedDataset("x", None, [Sample(n, Image.new("RGB", (9, 9)), task) for n in "ab"])
+    )
     assert [(s.id, s.task) for s in found.samples] == [(n, t) for n in "ab" for t in ("<CAPTION>", "<OD>")]
-    assert found.samples[0].picture is found.samples[1].picture
-    [led] = found.samples[1].then(Prediction("a", "<OD>", text=CAT))
+    assert found.samples[0].image is found.samples[1].image
+    [led] = found.samples[1].follow_up(Prediction("a", "<OD>", text=CAT))
     assert led.key == ("a", "<REGION_TO_OCR>", "<loc_1><loc_2><loc_30><loc_40>")
-    assert led.picture is found.samples[1].picture
-    assert found.samples[0].then is None
+    assert led.image is found.samples[1].image
+    assert found.samples[0].follow_up is None
     again = pickle.loads(pickle.dumps(found.samples[1]))
-    assert [sample.key for sample in again.then(Prediction("a", "<OD>", text=CAT))] == [led.key]
+    assert [sample.key for sample in again.follow_up(Prediction("a", "<OD>", text=CAT))] == [led.key]
 
 
 def test_a_region_in_pixels_is_that_of_each_picture(tmp_path):
     folder = pictures(tmp_path, a=(100, 100), b=(200, 50), c=(10, 10))
-    _, found = Plan.of(["region_to_ocr"], "10, 20, 50, 40.5").about(found_in(folder))
+    _, found = TaskPipeline.parse(["region_to_ocr"], "10, 20, 50, 40.5").apply_to(found_in(folder))
     assert [sample.input for sample in found.samples[:2]] == [
         "<loc_100><loc_200><loc_500><loc_405>",
         "<loc_50><loc_400><loc_250><loc_810>",
     ]
     with pytest.raises(UserError, match=r"c.png has 10 x 10 pixels"):
         found.samples[2].open()
-    beside = Plan.of(["region_to_ocr", "caption"], "10,20,50,40").about(found_in(folder))[1].samples[-1]
+    beside = TaskPipeline.parse(["region_to_ocr", "caption"], "10,20,50,40").apply_to(found_in(folder))[1].samples[-1]
     assert (beside.key, beside.open().size) == (("c.png", "<CAPTION>", ""), (10, 10))
 
 
 def test_a_task_without_its_input_is_refused_unless_rows_have_it(tmp_path):
     folder = pictures(tmp_path, a=(100, 100))
     with pytest.raises(UserError, match="needs region"):
-        Plan.of(["region_to_ocr"]).about(found_in(folder))
+        TaskPipeline.parse(["region_to_ocr"]).apply_to(found_in(folder))
     rows = folder / "list.csv"
     rows.write_text('file_name,input\na.png,"10,20,50,40"\n')
-    [sample] = Plan.of(["region_to_ocr"]).about(found_in(rows))[1].samples
+    [sample] = TaskPipeline.parse(["region_to_ocr"]).apply_to(found_in(rows))[1].samples
     assert sample.input == "<loc_100><loc_200><loc_500><loc_400>"
 
 
 def test_rows_that_name_their_task_are_asked_that_alone(tmp_path):
     folder = pictures(tmp_path, a=(100, 100), b=(100, 100))
     (folder / "list.jsonl").write_text('{"file_name": "a.png"}\n{"file_name": "b.png", "task": "ocr"}\n')
-    _, found = Plan.of(["caption", "od"]).about(found_in(folder / "list.jsonl"))
+    _, found = TaskPipeline.parse(["caption", "od"]).apply_to(found_in(folder / "list.jsonl"))
     assert [(s.id, s.task) for s in found.samples] == [("a.png", "<CAPTION>"), ("a.png", "<OD>"), ("b.png", "<OCR>")]
 
 
@@ -147,15 +149,19 @@ def test_rows_may_name_cascades_of_their_own(tmp_path):
     rows = [("a", "od+region_to_ocr", ""), ("b", "region_to_ocr", [10, 20, 50, 40]), ("c", "2 + 2 = ?", "")]
     lines = [{"file_name": f"{name}.png", "task": task, "input": words} for name, task, words in rows]
     (folder / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    plan, found = Plan.of(["caption"]).about(found_in(folder / "list.jsonl"))
+    plan, found = TaskPipeline.parse(["caption"]).apply_to(found_in(folder / "list.jsonl"))
     assert [(sample.task, sample.input) for sample in found.samples] == [
         ("<OD>", ""),
         ("<REGION_TO_OCR>", "<loc_100><loc_200><loc_500><loc_400>"),
         ("2 + 2 = ?", ""),
     ]
-    assert [sample.then is not None for sample in found.samples] == [True, False, False]
-    assert (plan.leads_on, plan.several, [step.task.name for step in plan.steps]) == (True, True, ["caption"])
+    assert [sample.follow_up is not None for sample in found.samples] == [True, False, False]
+    assert (plan.has_follow_ups, plan.is_multi_task, [step.task.name for step in plan.steps]) == (
+        True,
+        True,
+        ["caption"],
+    )
     assert [task.name for task in plan.tasks] == ["caption", "od", "region_to_ocr"]
     (folder / "list.jsonl").write_text(json.dumps(lines[0] | {"task": "od+caption"}))
     with pytest.raises(UserError, match="`caption` takes no input, so `od` cannot lead to it"):
-        Plan.of(["caption"]).about(found_in(folder / "list.jsonl"))
+        TaskPipeline.parse(["caption"]).apply_to(found_in(folder / "list.jsonl"))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from florence2.cli import main
 from florence2.data.resolve import resolve_dataset
-from florence2.recipes.data import check, rewrite, show
+from florence2.recipes.data import check, convert_dataset, preview
 from tests.data.formats.lists import SIZE, coco, yolo
 from tests.data.images import captioned, jsonl, picture
 from tests.strategies import locs
@@ -109,7 +109,7 @@ def test_the_page_says_what_is_learnt(tmp_path):
         {"file_name": "a.png", "task": "region_to_category", "input": [0, 0, 100, 50], "text": "cat & dog"},
         {"file_name": "gone.png", "text": "x"},
     ]
-    page = show(dataset=str(jsonl(tmp_path / "list.jsonl", rows)), output=str(tmp_path / "page.html")).read_text()
+    page = preview(dataset=str(jsonl(tmp_path / "list.jsonl", rows)), output=str(tmp_path / "page.html")).read_text()
     assert page.count("data:image/jpeg;base64,") == 2
     tokens = locs(0, 0, 500, 500).replace("<", "&lt;").replace(">", "&gt;")
     assert f'&lt;b&gt;<span class="at">{tokens}</span>' in page
@@ -132,8 +132,8 @@ def test_coco_to_jsonl_to_coco_and_yolo_to_jsonl_to_yolo_keep_every_box(tmp_path
     told["images"][0] |= {"width": sides[0], "height": sides[1]}
     made.write_text(json.dumps(told))
     there, back = tmp_path / "jsonl", tmp_path / "coco"
-    rewrite(dataset=str(tmp_path), output=str(there), to="jsonl")
-    rewrite(dataset=str(there), output=str(back), to="coco")
+    convert_dataset(dataset=str(tmp_path), output=str(there), to="jsonl")
+    convert_dataset(dataset=str(there), output=str(back), to="coco")
     again = json.loads((back / "_annotations.coco.json").read_text())
     names = {row["id"]: row["name"] for row in again["categories"]}
     found = sorted((names[row["category_id"]], *row["bbox"]) for row in again["annotations"])
@@ -143,9 +143,9 @@ def test_coco_to_jsonl_to_coco_and_yolo_to_jsonl_to_yolo_keep_every_box(tmp_path
         assert one[1:] == pytest.approx(other[1:], abs=min(sides) / 2000)
     assert again["images"][0]["width"] == 640
 
-    rewrite(dataset=str(back), output=str(tmp_path / "yolo"), to="yolo")
-    rewrite(dataset=str(tmp_path / "yolo"), output=str(tmp_path / "jsonl2"), to="jsonl")
-    rewrite(dataset=str(tmp_path / "jsonl2"), output=str(tmp_path / "yolo2"), to="yolo")
+    convert_dataset(dataset=str(back), output=str(tmp_path / "yolo"), to="yolo")
+    convert_dataset(dataset=str(tmp_path / "yolo"), output=str(tmp_path / "jsonl2"), to="jsonl")
+    convert_dataset(dataset=str(tmp_path / "jsonl2"), output=str(tmp_path / "yolo2"), to="yolo")
     lines = [
         sorted(
             tuple(map(float, line.split())) for line in (tmp_path / name / "labels" / "0.txt").read_text().splitlines()
@@ -179,7 +179,7 @@ def test_any_box_goes_through_coco_and_yolo(made):
         jsonl(here / "list.jsonl", [{"file_name": "a.png", "task": "od", "answer": answer}])
         source = str(here / "list.jsonl")
         for number, to in enumerate(("coco", "jsonl", "coco", "jsonl", "yolo", "jsonl", "yolo", "jsonl")):
-            rewrite(dataset=source, output=str(here / str(number)), to=to)
+            convert_dataset(dataset=source, output=str(here / str(number)), to=to)
             source = str(here / str(number))
         (row,) = [json.loads(line) for line in next((here / "7").glob("*.jsonl")).read_text().splitlines()]
     assert row["answer"]["labels"] == answer["labels"]
@@ -191,24 +191,24 @@ def test_any_box_goes_through_coco_and_yolo(made):
 def test_outlines_go_through_yolo(tmp_path):
     made = yolo(tmp_path / "a", "0 0.1 0.2 0.5 0.2 0.1 0.8\n")
     task = "referring_expression_segmentation"
-    rewrite(dataset=str(made.parent), output=str(tmp_path / "j"), to="jsonl", task=task)
-    rewrite(dataset=str(tmp_path / "j"), output=str(tmp_path / "b"), to="yolo")
+    convert_dataset(dataset=str(made.parent), output=str(tmp_path / "j"), to="jsonl", task=task)
+    convert_dataset(dataset=str(tmp_path / "j"), output=str(tmp_path / "b"), to="yolo")
     assert (tmp_path / "b" / "labels" / "0.txt").read_text() == "0 0.1 0.2 0.5 0.2 0.1 0.8\n"
     assert boxes(tmp_path / "b", task) == boxes(made.parent, task)
 
 
 def test_captions_go_through_tars_into_a_folder(tmp_path):
     captioned(tmp_path / "a" / "x.png", "a boat")
-    rewrite(dataset=str(tmp_path / "a"), output=str(tmp_path / "tars"), to="shards")
-    done = rewrite(dataset=str(tmp_path / "tars"), output=str(tmp_path / "folder"), to="folder")
-    assert (done.pictures, done.rows, dict(done.left_out)) == (1, 1, {})
+    convert_dataset(dataset=str(tmp_path / "a"), output=str(tmp_path / "tars"), to="shards")
+    done = convert_dataset(dataset=str(tmp_path / "tars"), output=str(tmp_path / "folder"), to="folder")
+    assert (done.num_images, done.num_rows, dict(done.left_out)) == (1, 1, {})
     assert (tmp_path / "folder" / "00000000.txt").read_text() == "a boat\n"
 
 
 def test_pictures_are_linked_or_copied_and_never_moved(tmp_path):
     source = captioned(tmp_path / "a" / "x.png", "a boat")
     for how, names in (("link", 2), ("copy", 2)):
-        rewrite(dataset=str(tmp_path / "a"), output=str(tmp_path / how), pictures=how)
+        convert_dataset(dataset=str(tmp_path / "a"), output=str(tmp_path / how), pictures=how)
         assert (tmp_path / how / "x.png").read_bytes() == source.read_bytes()
         assert source.stat().st_nlink == names
     assert (tmp_path / "link" / "x.png").samefile(source)

@@ -56,7 +56,7 @@ def test_a_bad_picture_is_a_line_with_an_error_and_exit_code_1(tiny: Path, tmp_p
     folder = draw(tmp_path / "photos", "a.jpg", "b.jpg")
     (folder / "b.jpg").write_bytes((folder / "b.jpg").read_bytes()[:200])
     values = {"model_path": str(tiny), "input_path": str(folder), "output_path": str(tmp_path / "o.jsonl")}
-    given = settings.build(PredictSettings, {**values, "max_length": 4})
+    given = settings.settings_from_dict(PredictSettings, {**values, "max_length": 4})
     assert main(given) == 1
     errors = {row["file_name"]: row.get("error") for row in rows(tmp_path / "o.jsonl")}
     assert errors["a.jpg"] is None

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from florence2 import cli
-from florence2.data.columns import Columns
+from florence2.data.columns import ColumnMapping
 from florence2.data.formats.detect import find_source
 from florence2.demo.dataset import make_dataset
 from florence2.engine.encoder.encoder import Encoder
@@ -41,13 +41,13 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the pictures that the vision tower looks at."""
     seen: list[int] = []
-    look = Encoder._look
+    look = Encoder._encode_images
 
     def counting(self: Encoder, views: Any) -> None:
         seen.append(len(views))
         look(self, views)
 
-    monkeypatch.setattr(Encoder, "_look", counting)
+    monkeypatch.setattr(Encoder, "_encode_images", counting)
     return seen
 
 
@@ -236,7 +236,7 @@ def test_a_run_is_exported_whole_however_often_it_stopped(scenes: Path, tmp_path
     assert not list(tmp_path.glob("*.partial"))
     for folder, labels in ((tmp_path / "o-coco", "_annotations.coco.json"), (tmp_path / "mine", "data.yaml")):
         assert (folder / labels).is_file()
-        entries = list(find_source(str(folder)).entries(Columns("od")))  # type: ignore[union-attr]
+        entries = list(find_source(str(folder)).rows(ColumnMapping("od")))  # type: ignore[union-attr]
         told = {Path(entry.row["file_name"]).name: entry.row["answer"] for entry in entries}
         assert told.keys() == {"0000.png", "0001.png", "0002.png"}
         for row in lines:

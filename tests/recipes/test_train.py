@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 import florence2.recipes.train as recipe
 from florence2 import settings_io as settings
 from florence2.config import TrainSettings
-from florence2.data.resolve import resolve_pictures
-from florence2.engine.engine_config import EngineSettings
-from florence2.engine.generate_engine import Reference
+from florence2.data.resolve import resolve_images
+from florence2.engine.engine_config import EngineConfig
+from florence2.engine.generate_engine import GenerateEngine
 from florence2.errors import UserError
 from florence2.model.load import load
-from florence2.model.storage.run_metadata import read_record
-from florence2.training.callbacks.stopping import Stopped
-from florence2.training.trainer import LessonTrainer
+from florence2.model.storage.run_metadata import read_run_metadata
+from florence2.training.callbacks.stopping import TrainingInterrupted
+from florence2.training.trainer import Florence2Trainer
 from tests.training.images import CAPTIONS, run, save_calm, save_photos
 
 
@@ -66,8 +66,8 @@ def same(one: Path, other: Path) -> bool:
 def test_full_fine_tuning_repeats_all_captions(room: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = run(room, "full", rank=0, batch_size=8, epochs=60, learning_rate=5e-3, save_every_n_epochs=60)
     model, processor = load(out, device="cpu")
-    found = resolve_pictures(str(room / "photos"), task=read_record(out).task)
-    with Reference(model, processor, EngineSettings(batch_size=8)) as engine:
+    found = resolve_images(str(room / "photos"), task=read_run_metadata(out).task)
+    with GenerateEngine(model, processor, EngineConfig(batch_size=8)) as engine:
         assert [prediction.text for prediction in engine.run(found.samples)] == list(CAPTIONS)
     assert rows(out)[-1]["loss"] < 0.2
     assert capfd.readouterr().out == ""  # stdout is data, and there is none
@@ -85,7 +85,7 @@ def test_lora_lowers_the_loss_and_moves_nothing_else(room: Path) -> None:
 
 def test_what_is_left_behind(room: Path) -> None:
     out = room / "whole"
-    record = read_record(out)
+    record = read_run_metadata(out)
     assert record.base == str(room / "lively")
     assert (record.task, record.prompt) == (
         "<MORE_DETAILED_CAPTION>",
@@ -108,7 +108,7 @@ def test_what_is_left_behind(room: Path) -> None:
     assert not (out / ".unfinished").exists()
     load(out, device="cpu")
     load(out / "checkpoint-3", device="cpu")
-    assert read_record(out / "checkpoint-3").task == record.task
+    assert read_run_metadata(out / "checkpoint-3").task == record.task
 
 
 def test_the_result_is_the_best_of_what_was_measured(room: Path) -> None:
@@ -116,7 +116,7 @@ def test_the_result_is_the_best_of_what_was_measured(room: Path) -> None:
     measured = {row["step"]: row["eval_loss"] for row in rows(out) if "eval_loss" in row}
     assert sorted(measured) == [3, 6]
     best = min(measured, key=lambda step: measured[step])
-    assert read_record(out).scores["best"] == f"checkpoint-{best}"
+    assert read_run_metadata(out).scores["best"] == f"checkpoint-{best}"
     assert same(out, out / f"checkpoint-{best}")
 
 
@@ -170,7 +170,7 @@ def test_sigterm_saves_and_says_how_to_go_on(room: Path) -> None:
 
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=stop_after_two_steps, daemon=True).start()
-    with pytest.raises(Stopped) as caught:
+    with pytest.raises(TrainingInterrupted) as caught:
         run(room, "stopped", epochs=50, trainer=["logging_steps=1"])
     assert signal.getsignal(signal.SIGTERM) == before
     assert "stopped at step " in caught.value.what
@@ -213,16 +213,16 @@ def test_an_adapter_can_be_trained_on(room: Path) -> None:
     out = run(room, "further", model_id=str(room / "whole"), learning_rate=1e-2)
     assert learnt(out).keys() == learnt(room / "whole").keys()
     assert not same(out, room / "whole")
-    assert read_record(out).base == str(room / "lively")
+    assert read_run_metadata(out).base == str(room / "lively")
 
 
 def test_weights_that_break_leave_the_state_from_before(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = LessonTrainer.compute_loss
+    honest = Florence2Trainer.compute_loss
 
-    def broken_after_two(self: LessonTrainer, *given: Any, **named: Any) -> Any:
+    def broken_after_two(self: Florence2Trainer, *given: Any, **named: Any) -> Any:
         return honest(self, *given, **named) * (1 if self.state.global_step < 2 else float("nan"))
 
-    monkeypatch.setattr(LessonTrainer, "compute_loss", broken_after_two)
+    monkeypatch.setattr(Florence2Trainer, "compute_loss", broken_after_two)
     with pytest.raises(UserError, match="steps 3 to 22 had no finite gradient") as raised:
         run(room, "broken", epochs=20, batch_size=4, save_every_n_steps=1, trainer=["save_total_limit=2"])
     monkeypatch.undo()
@@ -235,7 +235,7 @@ def test_weights_that_break_leave_the_state_from_before(room: Path, monkeypatch:
 
 def test_broken_steps_at_the_end_are_told(room: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = run(room, "short", epochs=4, batch_size=4, learning_rate=1e30, optim="sgd")
-    broken = read_record(out).scores["skipped_steps"]
+    broken = read_run_metadata(out).scores["skipped_steps"]
     assert broken > 1
     assert f"the last {broken} steps had no finite gradient" in capfd.readouterr().err
 
@@ -308,5 +308,5 @@ def test_the_allocator_keeps_memory_only_where_time_counts_for_more(
     monkeypatch.setattr(recipe, "tune_allocator", lambda: tuned.append(True))
     monkeypatch.setattr(recipe, "train", lambda _: None)
     given = {"dataset": "d", "output_dir": "o", "gradient_checkpointing": recomputing}
-    assert recipe.main(settings.build(TrainSettings, given)) == 0
+    assert recipe.main(settings.settings_from_dict(TrainSettings, given)) == 0
     assert tuned == ([] if recomputing else [True])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from florence2.demo.dataset import make_dataset
 from florence2.errors import UserError
-from florence2.model.storage.run_metadata import read_record
+from florence2.model.storage.run_metadata import read_run_metadata
 from florence2.recipes.evaluate import evaluate
 from florence2.recipes.predict import predict
 from tests.training.images import run, save_calm, save_photos
@@ -56,7 +56,7 @@ def test_scores_are_those_of_evaluate(room: Path, watched: Path) -> None:
     best = max(f1, key=lambda step: f1[step])
     assert f1[best] > 0.5
     assert same(watched, watched / f"checkpoint-{best}")
-    assert read_record(watched).scores["eval_f1"] == round(f1[best], 4)
+    assert read_run_metadata(watched).scores["eval_f1"] == round(f1[best], 4)
     said = room / "said.jsonl"
     scenes = room / "scenes"
     predict(model_path=str(watched), input_path=str(scenes), task="od", output_path=str(said), device="cpu")
@@ -83,7 +83,7 @@ def test_less_is_better_where_it_is(room: Path) -> None:
     out = run(room, "read", **given, epochs=2, learning_rate=3e-2, batch_size=8)
     cer = measured(out, "eval_cer")
     assert len(cer) == 2
-    assert read_record(out).scores["eval_cer"] == round(min(cer.values()), 4)
+    assert read_run_metadata(out).scores["eval_cer"] == round(min(cer.values()), 4)
 
 
 def test_patience_ends_and_is_resumed(room: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +91,7 @@ def test_patience_ends_and_is_resumed(room: Path, capfd: pytest.CaptureFixture[s
     out = run(room, "still", **still)
     assert "stopped at step 6: 2 measurements without a better eval rouge l" in capfd.readouterr().err
     assert sorted(measured(out, "eval_rouge_l")) == [2, 4, 6]
-    assert read_record(out).scores["best"] == "checkpoint-2"
+    assert read_run_metadata(out).scores["best"] == "checkpoint-2"
     for start, steps in ((4, [6]), (6, [])):  # half of the patience gone, and all of it
         again = room / f"from-{start}"
         again.mkdir()

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from florence2.training.saving.checkpoints import listed
+from florence2.training.saving.checkpoints import list_checkpoints
 from tests.training.images import run, save_calm, save_photos
 
 LONG = bool(os.environ.get("FLORENCE2_LONG"))
@@ -52,11 +52,11 @@ def test_killed_and_resumed_is_never_killed(tmp_path: Path) -> None:
     while True:
         process = processes.Process(target=go_on, args=(tmp_path,))
         process.start()
-        had = listed(tmp_path / "killed")
+        had = list_checkpoints(tmp_path / "killed")
         if LONG and chance.random() < 0.3:  # while it starts, reads and loads
             process.join(chance.uniform(0, 3))
         else:
-            while kills < KILLS and process.is_alive() and listed(tmp_path / "killed") == had:
+            while kills < KILLS and process.is_alive() and list_checkpoints(tmp_path / "killed") == had:
                 time.sleep(0.002)
             time.sleep(chance.uniform(0, 0.15))  # a step and its checkpoint take about this long
         if kills < KILLS and process.is_alive():

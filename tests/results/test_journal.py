@@ -5,11 +5,11 @@ import pytest
 
 from florence2.data.sample import Prediction, Sample
 from florence2.errors import UserError
-from florence2.results.journal import Journal, dressed, run_name
+from florence2.results.journal import Journal, add_affixes, run_id
 
 
 def samples(*names: str) -> list[Sample]:
-    return [Sample(id=name, picture=Path(name), task="<CAPTION>") for name in names]
+    return [Sample(id=name, image=Path(name), task="<CAPTION>") for name in names]
 
 
 def answer(name: str, text: str = "a cat", error: str | None = None) -> Prediction:
@@ -78,7 +78,7 @@ def test_fresh_asks_all_again(tmp_path: Path) -> None:
     path = tmp_path / "captions.jsonl"
     with Journal(str(path), run="r") as journal:
         journal.write(answer("a.jpg", "once"))
-    with Journal(str(path), run="r", fresh=True) as journal:
+    with Journal(str(path), run="r", overwrite=True) as journal:
         assert len(list(journal.missing(samples("a.jpg")))) == 1
         journal.write(answer("a.jpg", "twice"))
     assert [r["text"] for r in rows(path)] == ["twice"]
@@ -86,9 +86,9 @@ def test_fresh_asks_all_again(tmp_path: Path) -> None:
 
 def test_pictures_of_two_folders_do_not_meet(tmp_path: Path) -> None:
     path = tmp_path / "captions.jsonl"
-    with Journal(str(path), run="r", folder="cats") as journal:
+    with Journal(str(path), run="r", image_dir="cats") as journal:
         journal.write(answer("a.jpg"))
-    with Journal(str(path), run="r", folder="dogs") as journal:
+    with Journal(str(path), run="r", image_dir="dogs") as journal:
         assert len(list(journal.missing(samples("a.jpg")))) == 1
 
 
@@ -107,11 +107,11 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 
 
 def test_words_are_put_around_captions_and_not_around_boxes() -> None:
-    assert dressed(answer("a.jpg"), "sks, ", "!").text == "sks, a cat!"
+    assert add_affixes(answer("a.jpg"), "sks, ", "!").text == "sks, a cat!"
     boxes = Prediction("a.jpg", "<OD>", text="cat<loc_1>", answer={"bboxes": [], "labels": []})
-    assert dressed(boxes, "sks, ", "!") == boxes
+    assert add_affixes(boxes, "sks, ", "!") == boxes
 
 
 def test_a_run_is_named_by_all_that_shapes_it() -> None:
-    assert run_name("m", {"beams": 1}) == run_name("m", {"beams": 1})
-    assert run_name("m", {"beams": 1}) != run_name("m", {"beams": 3})
+    assert run_id("m", {"beams": 1}) == run_id("m", {"beams": 1})
+    assert run_id("m", {"beams": 1}) != run_id("m", {"beams": 3})

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from florence2.results.render import LEAST_SIDE, draw
+from florence2.results.render import LEAST_SIDE, draw_answer
 
 
 def grey(width=800, height=700):
@@ -21,7 +21,7 @@ def colours(image):
 
 def test_a_box_is_drawn_where_it_is():
     base = grey()
-    drawn = draw(base, {"bboxes": [[100, 200, 300, 500]], "labels": [""]})
+    drawn = draw_answer(base, {"bboxes": [[100, 200, 300, 500]], "labels": [""]})
     assert changed(drawn, base) == pytest.approx((100, 200, 300, 500), abs=5)
     assert base.getcolors() == [(800 * 700, (128, 128, 128))]  # the picture itself stays
     assert drawn.getpixel((200, 350)) == (128, 128, 128)
@@ -29,19 +29,19 @@ def test_a_box_is_drawn_where_it_is():
 
 def test_coordinates_may_count_in_other_pixels():
     base = grey()
-    drawn = draw(base, {"bboxes": [[1000, 2000, 3000, 5000]], "labels": [""]}, size=(8000, 7000))
+    drawn = draw_answer(base, {"bboxes": [[1000, 2000, 3000, 5000]], "labels": [""]}, size=(8000, 7000))
     assert changed(drawn, base) == pytest.approx((100, 200, 300, 500), abs=5)
 
 
 def test_small_pictures_are_enlarged_and_large_ones_are_not():
-    assert max(draw(grey(64, 32), {"bboxes": []}).size) == LEAST_SIDE
-    assert draw(grey(1500, 900), {"bboxes": []}).size == (1500, 900)
+    assert max(draw_answer(grey(64, 32), {"bboxes": []}).size) == LEAST_SIDE
+    assert draw_answer(grey(1500, 900), {"bboxes": []}).size == (1500, 900)
 
 
 def test_one_label_one_colour_and_another_for_another():
     def drawn(*labels):
         boxes = [[100 + 200 * n, 200, 200 + 200 * n, 400] for n in range(len(labels))]
-        return draw(grey(), {"bboxes": boxes, "labels": list(labels)})
+        return draw_answer(grey(), {"bboxes": boxes, "labels": list(labels)})
 
     def line(image, n):
         return {image.getpixel((x, 300)) for x in range(95 + 200 * n, 106 + 200 * n)}
@@ -52,29 +52,29 @@ def test_one_label_one_colour_and_another_for_another():
 
 
 def test_a_score_changes_no_colour():
-    plain = draw(grey(), {"bboxes": [[100, 200, 300, 500]], "labels": ["cat"]})
-    scored = draw(grey(), {"bboxes": [[100, 200, 300, 500]], "labels": ["cat"], "scores": [0.5]})
+    plain = draw_answer(grey(), {"bboxes": [[100, 200, 300, 500]], "labels": ["cat"]})
+    scored = draw_answer(grey(), {"bboxes": [[100, 200, 300, 500]], "labels": ["cat"], "scores": [0.5]})
     assert plain.getpixel((100, 350)) == scored.getpixel((100, 350))
     assert plain.tobytes() != scored.tobytes()
 
 
 def test_masks_are_filled_and_quads_are_not():
     ring = [100, 100, 400, 100, 400, 400, 100, 400]
-    filled = draw(grey(), {"polygons": [[ring]], "labels": [""]})
-    outlined = draw(grey(), {"quad_boxes": [ring], "labels": [""]})
+    filled = draw_answer(grey(), {"polygons": [[ring]], "labels": [""]})
+    outlined = draw_answer(grey(), {"quad_boxes": [ring], "labels": [""]})
     assert filled.getpixel((250, 250)) != (128, 128, 128)
     assert outlined.getpixel((250, 250)) == (128, 128, 128)
     assert changed(outlined, grey()) == pytest.approx((100, 100, 400, 400), abs=6)
 
 
 def test_labels_do_not_cover_each_other():
-    once = draw(grey(), {"bboxes": [[100, 200, 300, 500]], "labels": ["a cat"]})
-    twice = draw(grey(), {"bboxes": [[100, 200, 300, 500]] * 2, "labels": ["a cat", "a dog"]})
+    once = draw_answer(grey(), {"bboxes": [[100, 200, 300, 500]], "labels": ["a cat"]})
+    twice = draw_answer(grey(), {"bboxes": [[100, 200, 300, 500]] * 2, "labels": ["a cat", "a dog"]})
     assert (np.asarray(once) != 128).sum() * 1.1 < (np.asarray(twice) != 128).sum()
 
 
 def test_words_stand_under_the_picture():
-    drawn = draw(grey(), "a cat " * 60)
+    drawn = draw_answer(grey(), "a cat " * 60)
     assert drawn.width == 800
     assert drawn.height > 800
     assert drawn.crop((0, 0, 800, 700)).tobytes() == grey().tobytes()
@@ -101,4 +101,4 @@ def test_words_stand_under_the_picture():
     ids=str,
 )
 def test_any_answer_can_be_drawn(answer):
-    assert max(draw(grey(50, 40), answer).size) >= LEAST_SIDE
+    assert max(draw_answer(grey(50, 40), answer).size) >= LEAST_SIDE

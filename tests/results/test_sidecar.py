@@ -27,8 +27,8 @@ def test_what_happens_to_an_old_caption(tmp_path: Path, existing: str, expected:
 def test_skip_asks_only_for_pictures_without_a_caption(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
     asked = [Sample("a.jpg", tmp_path / "a.jpg", "t"), Sample("b.jpg", tmp_path / "b.jpg", "t")]
-    assert [s.id for s in SidecarWriter(tmp_path, "txt", "skip").wanted(asked)] == ["b.jpg"]
-    assert len(list(SidecarWriter(tmp_path, "txt", "append").wanted(asked))) == 2
+    assert [s.id for s in SidecarWriter(tmp_path, "txt", "skip").without_sidecar(asked)] == ["b.jpg"]
+    assert len(list(SidecarWriter(tmp_path, "txt", "append").without_sidecar(asked))) == 2
 
 
 def test_an_error_leaves_the_old_caption(tmp_path: Path) -> None:

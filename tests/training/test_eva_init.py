@@ -22,9 +22,9 @@ EVA = ("init_lora_weights=eva",)
 def begun(folder: Path, *words: str, colour: str = "") -> Bench:
     bench = Bench(folder, rank=2, lora=(*EVA, *words))
     if colour:
-        samples = [replace(s, picture=Image.new("RGB", (64, 64), colour)) for s in bench.lessons.samples]
+        samples = [replace(s, image=Image.new("RGB", (64, 64), colour)) for s in bench.lessons.samples]
         bench.lessons = replace(bench.lessons, samples=samples)
-    eva.begin(bench.learner, bench.lessons, bench.trainer.data_collator, bench.trainer._prepared_answer)
+    eva.initialize_eva(bench.learner, bench.lessons, bench.trainer.data_collator, bench.trainer._forward_batch)
     return bench
 
 
@@ -45,7 +45,7 @@ def test_directions_are_those_of_the_inputs(bench: Bench) -> None:
     hook = layer.register_forward_hook(lambda _, given, __: seen.append(_places(given, batch, name)))
     bench.learner.eval()
     with torch.no_grad():
-        bench.trainer._prepared_answer(bench.learner, batch)
+        bench.trainer._forward_batch(bench.learner, batch)
     hook.remove()
     directions = layer.lora_A["default"].weight.detach()
     torch.testing.assert_close(directions @ directions.T, torch.eye(len(directions)), atol=1e-4, rtol=0)

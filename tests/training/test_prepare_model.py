@@ -15,16 +15,21 @@ from transformers.models.bart.modeling_bart import BartDecoderLayer, BartEncoder
 from florence2.config import LoraSettings, ModelSettings, TrainSettings
 from florence2.errors import UserError
 from florence2.model.load import load
-from florence2.settings_io import build
+from florence2.settings_io import settings_from_dict
 from florence2.training.performance.cpu_dropout import ATTENTION
-from florence2.training.performance.lora_linear import QuickLinear
-from florence2.training.prepare_model import check_base, dropout_rates, equip, trained
+from florence2.training.performance.lora_linear import FusedLoraLinear
+from florence2.training.prepare_model import (
+    check_quantize,
+    count_parameters,
+    parse_dropout_rates,
+    prepare_model_for_training,
+)
 from tests.tiny import save_tiny, tiny_model
 
 
 def learner(*words: str, freeze: Any = "none", **lora: Any) -> nn.Module:
     torch.manual_seed(0)
-    return equip(tiny_model()[0], ModelSettings(freeze=freeze), LoraSettings(**lora, lora=words))
+    return prepare_model_for_training(tiny_model()[0], ModelSettings(freeze=freeze), LoraSettings(**lora, lora=words))
 
 
 def layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -43,7 +48,7 @@ def test_rank_alpha_and_dropout() -> None:
         assert layer.r["default"] == 3
         assert layer.scaling["default"] == 2
         assert layer.lora_dropout["default"].p == 0.5
-        assert isinstance(layer, QuickLinear), "on a CPU"
+        assert isinstance(layer, FusedLoraLinear), "on a CPU"
 
 
 @pytest.mark.parametrize("rank", [0, 4])
@@ -58,7 +63,7 @@ def test_on_a_cpu_the_language_half_drops_the_quick_way(rank: int) -> None:
 def test_rank_zero_trains_all_weights() -> None:
     model = learner(rank=0)
     assert not isinstance(model, PeftModel)
-    assert len({*trained(model)}) == 1
+    assert len({*count_parameters(model)}) == 1
 
 
 def test_rslora_scales_by_the_root_of_the_rank() -> None:
@@ -135,14 +140,14 @@ def test_refused(words: tuple[str, ...], what: str) -> None:
 
 
 def test_four_bits_do_not_go_with_all_weights() -> None:
-    settings = build(TrainSettings, {"dataset": "", "output_dir": "", "quantize": True, "rank": 0})
+    settings = settings_from_dict(TrainSettings, {"dataset": "", "output_dir": "", "quantize": True, "rank": 0})
     with pytest.raises(UserError, match="`--quantize` does not go with `--rank 0`"):
-        check_base(settings)
+        check_quantize(settings)
 
 
 def test_dropout_of_the_model_is_set_by_name(tmp_path: Path) -> None:
     words = ("drop_path_rate=0.3", "attention_dropout=0.25", "dropout=0")
-    model, _ = load(save_tiny(tmp_path), device="cpu", dropout=dropout_rates(ModelSettings(model_dropout=words)))
+    model, _ = load(save_tiny(tmp_path), device="cpu", dropout=parse_dropout_rates(ModelSettings(model_dropout=words)))
     assert model.model.vision_tower.config.drop_path_rate == 0.3
     assert any(type(module).__name__ == "Florence2DropPath" for module in model.modules())
     layer = model.model.language_model.encoder.layers[0]
@@ -152,4 +157,4 @@ def test_dropout_of_the_model_is_set_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("word", ["drop_path=0.1", "dropout=1", "dropout=true", "dropout=much"])
 def test_dropout_that_cannot_be_is_refused(word: str) -> None:
     with pytest.raises(UserError, match="`--model_dropout"):
-        dropout_rates(ModelSettings(model_dropout=(word,)))
+        parse_dropout_rates(ModelSettings(model_dropout=(word,)))

@@ -11,22 +11,22 @@ from transformers import Seq2SeqTrainingArguments, TrainerCallback
 from florence2.config import LearningSettings, LoraSettings, ModelSettings
 from florence2.data.sample import Sample
 from florence2.errors import UserError
-from florence2.model.processing import Processing
-from florence2.training.callbacks.stopping import BrokenSteps
-from florence2.training.dataset.caption_augmentation import CaptionRules
-from florence2.training.dataset.florence2_dataset import Collator, Lessons
-from florence2.training.prepare_model import equip, resting
-from florence2.training.trainer import LessonTrainer
-from florence2.training.trainer_config import Method
+from florence2.model.processing import Preprocessor
+from florence2.training.callbacks.stopping import NonFiniteGradientGuard
+from florence2.training.dataset.caption_augmentation import CaptionAugmentation
+from florence2.training.dataset.florence2_dataset import Florence2Collator, Florence2Dataset
+from florence2.training.prepare_model import frozen_modules, prepare_model_for_training
+from florence2.training.trainer import Florence2Trainer
+from florence2.training.trainer_config import TrainerConfig
 from tests.tiny import tiny_model
 
 TARGETS = ("a red sun", "sea", "one long caption of many words, longer than all the others", "cat")
 
 
-def lessons(processing: Processing) -> Lessons:
+def lessons(processing: Preprocessor) -> Florence2Dataset:
     pictures = [Image.new("RGB", (64, 64), (40 * n, 200 - 40 * n, 90)) for n in range(len(TARGETS))]
     samples = [Sample(f"{n}.png", pictures[n], "<CAPTION>", target=target) for n, target in enumerate(TARGETS)]
-    return Lessons(samples, processing, CaptionRules())
+    return Florence2Dataset(samples, processing, CaptionAugmentation())
 
 
 class Bench:
@@ -51,19 +51,19 @@ class Bench:
                 if isinstance(getattr(module, name, None), float):
                     setattr(module, name, 0.0)
         self.base = model
-        self.processing = Processing.of(processor)
+        self.processing = Preprocessor.from_processor(processor)
         chosen = ModelSettings(freeze=freeze)
         torch.manual_seed(0)
-        self.learner = equip(model, chosen, LoraSettings(rank=rank, dropout=0.0, lora=lora))
+        self.learner = prepare_model_for_training(model, chosen, LoraSettings(rank=rank, dropout=0.0, lora=lora))
         optim = args.pop("method", {"optim": "torch.optim.SGD"})
-        method = Method(
+        method = TrainerConfig(
             self.processing,
             self.processing.image_token_id,
             text.decoder_start_token_id,
             text.pad_token_id,
-            keep=lambda *_: None,
-            resting=resting(self.learner),
-            records=records,
+            save_fn=lambda *_: None,
+            frozen_modules=frozen_modules(self.learner),
+            use_cuda_graphs=records,
             **optim,
         )
         plain = {
@@ -85,17 +85,17 @@ class Bench:
             **(plain | args),
         )
         self.lessons = lessons(self.processing)
-        self.trainer = LessonTrainer(
+        self.trainer = Florence2Trainer(
             method,
             model=self.learner,
             args=self.args,
-            data_collator=Collator(1, pad_to),
+            data_collator=Florence2Collator(1, pad_to),
             train_dataset=self.lessons,
             callbacks=list(callbacks),
         )
 
     def batch(self, *which: int) -> dict[str, torch.Tensor]:
-        return Collator(1)([self.lessons[n] for n in which])
+        return Florence2Collator(1)([self.lessons[n] for n in which])
 
     def loss(self, *which: int, **more: Any) -> torch.Tensor:
         return self.trainer.compute_loss(self.learner, self.batch(*which), **more)
@@ -133,7 +133,7 @@ def test_padding_does_not_change_the_loss(bench: Bench) -> None:
 
 def test_nor_does_padding_to_a_multiple(bench: Bench) -> None:
     which = [bench.lessons[n] for n in (0, 2, 3)]
-    loss = bench.trainer.compute_loss(bench.learner, Collator(1, 16)(which))
+    loss = bench.trainer.compute_loss(bench.learner, Florence2Collator(1, 16)(which))
     torch.testing.assert_close(loss, bench.loss(0, 2, 3), rtol=1e-5, atol=1e-6)
 
 
@@ -192,7 +192,7 @@ def test_the_frozen_half_drops_nothing(tmp_path: Path) -> None:
 
 
 def test_a_broken_step_moves_nothing_and_many_end_the_training(tmp_path: Path) -> None:
-    broken = BrokenSteps(limit=3)
+    broken = NonFiniteGradientGuard(limit=3)
     bench = Bench(tmp_path, num_train_epochs=9, callbacks=[broken], method={"optim": "adamw_torch"}, weight_decay=0.1)
     nn.Module.register_forward_hook(bench.base.lm_head, lambda _, __, out: out * float("nan"))
     before = bench.weights()
@@ -230,7 +230,7 @@ def test_by_default_the_rate_falls_in_the_last_fifth(tmp_path: Path, given: Any,
 
 @pytest.mark.parametrize("records", [False, True])
 def test_one_broken_step_is_passed_over(tmp_path: Path, records: bool) -> None:
-    broken, saves = BrokenSteps(limit=3), {"save_strategy": "steps", "save_steps": 2}
+    broken, saves = NonFiniteGradientGuard(limit=3), {"save_strategy": "steps", "save_steps": 2}
     bench = Bench(tmp_path, records=records, num_train_epochs=4, callbacks=[broken], **saves)
     calls: list[int] = []
 
@@ -249,7 +249,7 @@ def test_one_broken_step_is_passed_over(tmp_path: Path, records: bool) -> None:
 def test_nothing_left_to_train(tmp_path: Path) -> None:
     model, _ = tiny_model()
     with pytest.raises(UserError, match="half that is frozen"):
-        equip(model, ModelSettings(freeze="vision"), LoraSettings(target_modules=("qkv",)))
+        prepare_model_for_training(model, ModelSettings(freeze="vision"), LoraSettings(target_modules=("qkv",)))
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -263,7 +263,7 @@ def test_pictures_stay_channels_last(tmp_path: Path, rank: int) -> None:
 
 def test_copies_are_refused_where_weights_are_parted(tmp_path: Path) -> None:
     trainer = Bench(tmp_path).trainer
-    trainer.refuse_to_copy_shards("--eval_metrics")  # all weights are here
+    trainer.require_unsharded("--eval_metrics")  # all weights are here
     trainer.is_fsdp_enabled = True
     with pytest.raises(UserError, match="`--sample_every_n_steps` asks a copy of the model"):
-        trainer.refuse_to_copy_shards("--sample_every_n_steps")
+        trainer.require_unsharded("--sample_every_n_steps")

@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from florence2.data.image import is_picture_name
-from florence2.data.sample import Found, Sample, Skipped, Why
+from florence2.data.image import is_image_name
+from florence2.data.sample import ResolvedDataset, Sample, Skipped, SkipReason
 from florence2.errors import UserError
-from florence2.model.tasks import Takes, split_prompt
+from florence2.model.tasks import InputType, split_prompt
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,16 @@ class Listing:
     """The files of one folder, in order of their names. `under` is its posix path within the source, "" at the top."""
 
     path: Path
-    under: str
+    subpath: str
     names: tuple[str, ...]
 
     def id(self, name: str) -> str:
         """Give a file's posix path relative to the source."""
-        return f"{self.under}/{name}" if self.under else name
+        return f"{self.subpath}/{name}" if self.subpath else name
 
-    def pictures(self) -> list[str]:
+    def images(self) -> list[str]:
         """Give the names that are pictures."""
-        return [name for name in self.names if is_picture_name(name)]
+        return [name for name in self.names if is_image_name(name)]
 
 
 @dataclass(frozen=True)
@@ -101,55 +101,57 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def folder_pictures(folder: Path, *, task: str, input: str = "", recursive: bool = False) -> Found:  # noqa: A002
+def folder_images(folder: Path, *, task: str, input: str = "", recursive: bool = False) -> ResolvedDataset:  # noqa: A002
     """Ask the same about every picture of a folder."""
     samples = [
         Sample(listing.id(name), listing.path / name, task, input)
         for listing in walk(folder, recursive)
-        for name in listing.pictures()
+        for name in listing.images()
     ]
     if not samples:
-        raise no_pictures(folder, recursive)
-    return Found(shown(folder), folder, samples)
+        raise no_images_error(folder, recursive)
+    return ResolvedDataset(display_path(folder), folder, samples)
 
 
-def captioned_pictures(
+def captioned_images(
     listings: Sequence[Listing], *, task: str, sidecars: Sidecars, known: Collection[str] = ()
 ) -> tuple[list[Sample], list[Skipped]]:
     """Pair the pictures of listed folders with their sidecars, but for those whose ids are `known` already."""
     asked, said = split_prompt(task)
-    if asked.takes is not Takes.NOTHING and not said:
+    if asked.input_type is not InputType.NOTHING and not said:
         raise UserError(
-            f"the task `{asked.name}` needs {asked.takes} for each picture, which a sidecar cannot hold",
+            f"the task `{asked.name}` needs {asked.input_type} for each picture, which a sidecar cannot hold",
             'list the pictures in a JSONL, with "task", "input" and "text"',
         )
     samples: list[Sample] = []
     skipped: list[Skipped] = []
     for listing in listings:
         words = sidecars.of_folder(listing)
-        for name in (name for name in listing.pictures() if listing.id(name) not in known):
+        for name in (name for name in listing.images() if listing.id(name) not in known):
             stem = name.rpartition(".")[0]
             caption = sidecars.read(listing.path / words[stem]) if stem in words else ""
             if caption:
                 samples.append(Sample(listing.id(name), listing.path / name, asked.token, said, caption))
             else:
                 sidecar = listing.path / words.get(stem, stem + sidecars.suffix + sidecars.extensions[0])
-                skipped.append(Skipped(listing.id(name), Why.NO_CAPTION, str(listing.path / name), f"write {sidecar}"))
+                skipped.append(
+                    Skipped(listing.id(name), SkipReason.NO_CAPTION, str(listing.path / name), f"write {sidecar}")
+                )
     return samples, skipped
 
 
-def shown(folder: Path) -> str:
+def display_path(folder: Path) -> str:
     """Name a folder so that it is seen to be one."""
     return os.path.join(folder, "")  # noqa: PTH118 - pathlib drops the closing slash
 
 
-def no_pictures(folder: Path, recursive: bool) -> UserError:
+def no_images_error(folder: Path, recursive: bool) -> UserError:
     """Say that a folder holds no pictures, and where there are some."""
     if not recursive:
         for listing in walk(folder, recursive=True):
-            if listing.pictures():
+            if listing.images():
                 return UserError(
-                    f"{shown(folder)} holds no pictures itself, but {shown(listing.path)} does",
-                    f"name {shown(listing.path)}, or pass --recursive",
+                    f"{display_path(folder)} holds no pictures itself, but {display_path(listing.path)} does",
+                    f"name {display_path(listing.path)}, or pass --recursive",
                 )
-    return UserError(f"{shown(folder)} holds no pictures", "jpg, png, webp, bmp, gif and tif files are pictures")
+    return UserError(f"{display_path(folder)} holds no pictures", "jpg, png, webp, bmp, gif and tif files are pictures")

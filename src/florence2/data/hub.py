@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from florence2.data import columns as metadata
-from florence2.data.columns import Columns, samples_or_skipped
-from florence2.data.image import PictureError, PictureSource
-from florence2.data.sample import Found, Sample, Skipped
+from florence2.data.columns import ColumnMapping, samples_or_skipped
+from florence2.data.image import ImageError, ImageSource
+from florence2.data.sample import ResolvedDataset, Sample, Skipped
 from florence2.data.tables import Row
 from florence2.errors import UserError
 
@@ -27,7 +27,7 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def is_saved(folder: Path) -> bool:
+def is_saved_dataset(folder: Path) -> bool:
     """Tell whether a folder was written by `datasets`' `save_to_disk`."""
     return (folder / "dataset_dict.json").is_file() or (
         (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
@@ -35,25 +35,25 @@ def is_saved(folder: Path) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class StoredPicture:
+class DatasetImage:
     """A picture within a dataset; called, it gives the bytes or the file."""
 
-    pictures: Any
+    dataset: Any
     column: str
     index: int
     name: str
 
-    def __call__(self) -> PictureSource:
+    def __call__(self) -> ImageSource:
         """Read the encoded picture."""
-        stored = self.pictures[self.index][self.column]
+        stored = self.dataset[self.index][self.column]
         if stored and stored.get("bytes"):
             return bytes(stored["bytes"])
         if stored and stored.get("path"):
             return Path(stored["path"])
-        raise PictureError(f"{self.name} holds no picture")
+        raise ImageError(f"{self.name} holds no picture")
 
 
-def saved_samples(folder: Path, columns: Columns, split: str | None) -> Found:
+def saved_samples(folder: Path, columns: ColumnMapping, split: str | None) -> ResolvedDataset:
     """Read a folder that `save_to_disk` wrote."""
     import datasets
 
@@ -64,18 +64,20 @@ def saved_samples(folder: Path, columns: Columns, split: str | None) -> Found:
     return _samples(dataset, str(folder), columns, split)
 
 
-def hub_samples(name: str, columns: Columns, split: str | None, *, revision: str | None, offline: bool) -> Found:
+def hub_samples(
+    name: str, columns: ColumnMapping, split: str | None, *, revision: str | None, offline: bool
+) -> ResolvedDataset:
     """Read a dataset from the hub or, `offline`, from what was downloaded before."""
     return _samples(_loaded(name, split, revision, offline), name, columns, split)
 
 
-def streamed(name: str, split: str | None, *, offline: bool) -> Any:
+def stream_hub_dataset(name: str, split: str | None, *, offline: bool) -> Any:
     """Open a dataset whose rows come one by one: on the hub, saved to disk, or a folder or file of its formats."""
     import datasets
 
     path = Path(name).expanduser()
-    if path.is_dir() and is_saved(path):
-        saved = part_of(datasets.load_from_disk(str(path)), name, split)
+    if path.is_dir() and is_saved_dataset(path):
+        saved = select_split(datasets.load_from_disk(str(path)), name, split)
         return saved.to_iterable_dataset(num_shards=max(min(len(saved), _SHARDS), 1))
     if path.is_file():
         return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
@@ -128,7 +130,7 @@ def _said(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def holds_pictures(path: Path) -> bool:
+def parquet_has_images(path: Path) -> bool:
     """Tell whether a parquet file holds the pictures themselves, as `datasets` writes them."""
     types = import_module("pyarrow").types
     try:
@@ -138,7 +140,7 @@ def holds_pictures(path: Path) -> bool:
     return any(types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0 for field in schema)
 
 
-def parquet_samples(path: Path, columns: Columns) -> Found:
+def parquet_samples(path: Path, columns: ColumnMapping) -> ResolvedDataset:
     """Read a parquet file that holds its pictures."""
     import datasets
 
@@ -149,34 +151,34 @@ def parquet_samples(path: Path, columns: Columns) -> Found:
     return _samples(dataset, str(path), columns, None)
 
 
-def _samples(dataset: Any, name: str, columns: Columns, split: str | None) -> Found:
-    part = part_of(dataset, name, split)
-    column = picture_column(part, name, columns.picture)
+def _samples(dataset: Any, name: str, columns: ColumnMapping, split: str | None) -> ResolvedDataset:
+    part = select_split(dataset, name, split)
+    column = find_image_column(part, name, columns.image)
     if columns.with_targets:
         require_text(part, name, columns)
-    stored = encoded(part.select_columns([column]).with_format(None), column)
+    stored = without_decoding(part.select_columns([column]).with_format(None), column)
     prefix = str(part.split) if part.split else "row"
     samples: list[Sample] = []
     skipped: list[Skipped] = []
     for index, row in enumerate(_told(part, columns, column)):
         where = f"{name} {prefix}/{index}"
-        picture = Sample(f"{prefix}/{index}", StoredPicture(stored, column, index, where), "")
+        picture = Sample(f"{prefix}/{index}", DatasetImage(stored, column, index, where), "")
         for each in samples_or_skipped(row, where, columns, picture):
             if isinstance(each, Sample):
                 samples.append(each)
             else:
                 skipped.append(each)
-    return Found(name, None, samples, skipped)
+    return ResolvedDataset(name, None, samples, skipped)
 
 
-def encoded(part: Any, column: str) -> Any:
+def without_decoding(part: Any, column: str) -> Any:
     """Leave the pictures of a column as they are stored."""
     import datasets
 
     return part.cast_column(column, datasets.Image(decode=False))
 
 
-def part_of(dataset: Any, name: str, split: str | None) -> Any:
+def select_split(dataset: Any, name: str, split: str | None) -> Any:
     """Choose the split: the one asked for, else `train`, else the only one."""
     if not isinstance(dataset, dict):
         return dataset
@@ -188,7 +190,7 @@ def part_of(dataset: Any, name: str, split: str | None) -> Any:
     return dataset[wanted]
 
 
-def picture_column(part: Any, name: str, asked: str | None) -> str:
+def find_image_column(part: Any, name: str, asked: str | None) -> str:
     """Find the column that holds the pictures."""
     kinds = {column: type(feature).__name__ for column, feature in part.features.items()}
     pictures = [column for column, kind in kinds.items() if kind == "Image"]
@@ -200,7 +202,7 @@ def picture_column(part: Any, name: str, asked: str | None) -> str:
     raise UserError(f"dataset `{name}` has no {missing}; it has {listed}", "name it with --image_column")
 
 
-def require_text(part: Any, name: str, columns: Columns) -> None:
+def require_text(part: Any, name: str, columns: ColumnMapping) -> None:
     """Refuse a dataset without a column of captions."""
     wanted = (columns.text,) if columns.text else (*metadata.TEXT_COLUMNS, "answer")
     if not any(column in part.features for column in wanted):
@@ -209,9 +211,9 @@ def require_text(part: Any, name: str, columns: Columns) -> None:
         raise UserError(f"dataset `{name}` has no {missing}; it has {listed}", "name it with --text_column")
 
 
-def _told(part: Any, columns: Columns, picture: str) -> Iterator[Row]:
+def _told(part: Any, columns: ColumnMapping, picture: str) -> Iterator[Row]:
     """Read what the rows say, without their pictures."""
     text = (columns.text,) if columns.text else metadata.TEXT_COLUMNS
-    names = dict.fromkeys((*text, *metadata.ASKED_COLUMNS, *metadata.OTHER_COLUMNS))
+    names = dict.fromkeys((*text, *metadata.TASK_COLUMNS, *metadata.OTHER_COLUMNS))
     kept = [name for name in names if name in part.features and name != picture]
     yield from part.select_columns(kept).with_format(None) if kept else ({} for _ in range(len(part)))

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from florence2.errors import UserError
 
-PictureSource = Path | bytes | Image.Image
+ImageSource = Path | bytes | Image.Image
 Size = tuple[int, int]  # (width, height) in pixels
 
 _PLAIN = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
@@ -50,23 +50,23 @@ def _installed(module: str) -> bool:
     return find_spec(module) is not None
 
 
-PICTURE_EXTENSIONS = frozenset(
+IMAGE_EXTENSIONS = frozenset(
     [f".{name}" for name in _PLAIN]
     + [f".{name}" for name, modules in _OPTIONAL.items() if any(map(_installed, modules))]
 )
 
 
-def is_picture_name(name: str) -> bool:
+def is_image_name(name: str) -> bool:
     """Tell whether a file name ends like a picture that can be decoded here, in any case of letters."""
-    return os.path.splitext(name)[1].lower() in PICTURE_EXTENSIONS  # noqa: PTH122 - a million names
+    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS  # noqa: PTH122 - a million names
 
 
-class PictureError(UserError):
+class ImageError(UserError):
     """One picture cannot be read; `what` names it."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Picture:
+class OpenedImage:
     """An upright RGB picture.
 
     `size` is the (width, height) of the whole picture in pixels; `image` may be smaller, when a JPEG was decoded
@@ -77,7 +77,7 @@ class Picture:
     size: Size
 
 
-def open_picture(source: PictureSource, *, at_least: Size | None = None, name: str = "") -> Picture:
+def open_image(source: ImageSource, *, min_size: Size | None = None, name: str = "") -> OpenedImage:
     """Open, turn by EXIF and convert to RGB; of an animation, the first frame.
 
     With `at_least=(width, height)` a JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 that still covers
@@ -86,24 +86,24 @@ def open_picture(source: PictureSource, *, at_least: Size | None = None, name: s
     (twice `PIL.Image.MAX_IMAGE_PIXELS`, about 179 million).
     """
     with _one_line(source, name), _opened(source) as image:
-        if at_least is not None and not isinstance(source, Image.Image):
+        if min_size is not None and not isinstance(source, Image.Image):
             size = _upright_size(image)
-            _reduce(image, at_least)
+            _reduce(image, min_size)
             image.load()
-            return Picture(_upright(_rgb(image), _orientation(image)), size)
+            return OpenedImage(_upright(_rgb(image), _orientation(image)), size)
         image.load()
         upright = _upright(_rgb(image), _orientation(image))
-        return Picture(upright, upright.size)
+        return OpenedImage(upright, upright.size)
 
 
-def picture_size(source: PictureSource, *, name: str = "") -> Size:
+def image_size(source: ImageSource, *, name: str = "") -> Size:
     """Read (width, height) of the upright picture from the file's header alone."""
     with _one_line(source, name), _opened(source) as image:
         return _upright_size(image)
 
 
 @contextmanager
-def _opened(source: PictureSource) -> Iterator[Image.Image]:
+def _opened(source: ImageSource) -> Iterator[Image.Image]:
     if isinstance(source, Image.Image):
         yield source
         return
@@ -141,34 +141,34 @@ def _optional_decoders() -> bool:
 
 
 @contextmanager
-def _one_line(source: PictureSource, name: str) -> Iterator[None]:
+def _one_line(source: ImageSource, name: str) -> Iterator[None]:
     """Turn whatever a decoder raises into one line that names the picture."""
     named = name or (str(source) if isinstance(source, Path) else "a picture in memory")
     try:
         yield
-    except PictureError:
+    except ImageError:
         raise
     except FileNotFoundError:
-        raise PictureError(f"{named} does not exist") from None
+        raise ImageError(f"{named} does not exist") from None
     except IsADirectoryError:
-        raise PictureError(f"{named} is a folder, not a picture") from None
+        raise ImageError(f"{named} is a folder, not a picture") from None
     except PermissionError:
-        raise PictureError(f"{named} may not be read", "check the file's permissions") from None
+        raise ImageError(f"{named} may not be read", "check the file's permissions") from None
     except UnidentifiedImageError:
-        raise PictureError(f"{named} is not a picture that can be read", _decoder_hint(named)) from None
+        raise ImageError(f"{named} is not a picture that can be read", _decoder_hint(named)) from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise PictureError(f"{named} has more than {limit:,} pixels", "make it smaller first") from None
+        raise ImageError(f"{named} has more than {limit:,} pixels", "make it smaller first") from None
     except Exception as error:  # decoders raise anything at all on damaged files
         said = " ".join(str(error).split()) or type(error).__name__
-        raise PictureError(f"{named} cannot be read: {said}") from error
+        raise ImageError(f"{named} cannot be read: {said}") from error
 
 
 def _decoder_hint(named: str) -> str:
     suffix = Path(named).suffix.lower().lstrip(".")
-    if suffix in ("heic", "heif") and f".{suffix}" not in PICTURE_EXTENSIONS:
+    if suffix in ("heic", "heif") and f".{suffix}" not in IMAGE_EXTENSIONS:
         return "install `pillow-heif` to read it"
-    if suffix == "jxl" and ".jxl" not in PICTURE_EXTENSIONS:
+    if suffix == "jxl" and ".jxl" not in IMAGE_EXTENSIONS:
         return "install `pillow-jxl-plugin` to read it"
     return ""
 

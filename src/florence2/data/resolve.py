@@ -10,16 +10,31 @@ from itertools import takewhile
 from pathlib import Path
 
 from florence2.data import hub
-from florence2.data.columns import METADATA_NAMES, Columns, Locate, Located, fence, table_samples
-from florence2.data.folder import Listing, Sidecars, captioned_pictures, folder_pictures, no_pictures, shown, walk
-from florence2.data.formats.annotations import alike
-from florence2.data.formats.detect import find_source, found_in
-from florence2.data.formats.foreign_jsonl import translated
+from florence2.data.columns import (
+    METADATA_NAMES,
+    ColumnMapping,
+    ImageLocator,
+    LocatedImage,
+    confine_to,
+    samples_from_table,
+)
+from florence2.data.folder import (
+    Listing,
+    Sidecars,
+    captioned_images,
+    display_path,
+    folder_images,
+    no_images_error,
+    walk,
+)
+from florence2.data.formats.annotations import split_aliases
+from florence2.data.formats.detect import find_source, resolve_source
+from florence2.data.formats.foreign_jsonl import translate_rows
 from florence2.data.formats.shards import find_shards
-from florence2.data.image import is_picture_name
-from florence2.data.sample import Found, Sample, Skipped
+from florence2.data.image import is_image_name
+from florence2.data.sample import ResolvedDataset, Sample, Skipped
 from florence2.data.tables import Row, is_table_name, read_rows
-from florence2.data.validate import Missing, settle
+from florence2.data.validate import OnMissing, raise_on_skipped
 from florence2.errors import UserError
 from florence2.model.tasks import split_prompt
 
@@ -34,25 +49,25 @@ def resolve_dataset(
     recursive: bool = False,
     caption_extension: str = ".txt",
     keep_lines: bool = False,
-    missing: Missing = "error",
+    missing: OnMissing = "error",
     image_column: str | None = None,
     text_column: str | None = None,
     split: str | None = None,
     revision: str | None = None,
     offline: bool = False,
-) -> Found:
+) -> ResolvedDataset:
     """Find samples with targets: in a folder, a table of rows, COCO, YOLO, VOC, LabelMe, tars, or `datasets`.
 
     `spec` may end in `:split`. `task` is asked where a row names none. What cannot be learnt from is an error, or with
     `missing="skip"` is left out and listed; rows whose prediction failed are always left out.
     """
-    name, split = split_off(os.fspath(spec), split)
+    name, split = split_spec(os.fspath(spec), split)
     path = Path(name).expanduser()
-    columns = Columns(task, picture=image_column, text=text_column)
-    if path.is_dir() and hub.is_saved(path):
+    columns = ColumnMapping(task, image=image_column, text=text_column)
+    if path.is_dir() and hub.is_saved_dataset(path):
         found = hub.saved_samples(path, columns, split)
     elif source := find_source(name, split, dataset_dir):
-        found = found_in(source, columns)
+        found = resolve_source(source, columns)
     elif path.is_dir():
         sidecars = Sidecars.of(caption_extension, keep_lines)
         found = _folder(_split_folder(path, split), columns, sidecars, recursive)
@@ -62,17 +77,17 @@ def resolve_dataset(
         found = hub.hub_samples(name, columns, split, revision=revision, offline=offline)
     else:
         raise _nothing_there(path)
-    return settle(found, missing)
+    return raise_on_skipped(found, missing)
 
 
-def resolve_pictures(
+def resolve_images(
     spec: str | Path,
     *,
     task: str,
     input: str = "",  # noqa: A002
     recursive: bool = False,
     dataset_dir: str | Path | None = None,
-) -> Found:
+) -> ResolvedDataset:
     """Find pictures to ask about: one picture, a folder, a glob pattern, tars, or a table that lists pictures.
 
     A row of a table may name its own task and input. A question that is listed twice is asked once.
@@ -81,12 +96,12 @@ def resolve_pictures(
     said = said or input
     path = Path(spec).expanduser()
     if path.is_dir():
-        return folder_pictures(path, task=asked.token, input=said, recursive=recursive)
-    if path.is_file() and is_picture_name(path.name):
-        return Found(str(path), path.parent, [Sample(path.name, path, asked.token, said)])
-    columns = Columns(asked.token, said, with_targets=False)
+        return folder_images(path, task=asked.token, input=said, recursive=recursive)
+    if path.is_file() and is_image_name(path.name):
+        return ResolvedDataset(str(path), path.parent, [Sample(path.name, path, asked.token, said)])
+    columns = ColumnMapping(asked.token, said, with_targets=False)
     if tars := find_shards(str(path)) if path.suffix == ".tar" else None:
-        return _once(found_in(tars, columns))
+        return _once(resolve_source(tars, columns))
     if path.is_file():
         return _once(_table(path, columns, dataset_dir))
     if glob.has_magic(str(path)):
@@ -94,14 +109,14 @@ def resolve_pictures(
     raise _nothing_there(path)
 
 
-def _once(found: Found) -> Found:
+def _once(found: ResolvedDataset) -> ResolvedDataset:
     once: dict[tuple[str, str, str], Sample] = {}
     for sample in found.samples:
         once.setdefault(sample.key, sample)
-    return Found(found.source, found.root, list(once.values()))
+    return ResolvedDataset(found.source, found.root, list(once.values()))
 
 
-def split_off(spec: str, split: str | None) -> tuple[str, str | None]:
+def split_spec(spec: str, split: str | None) -> tuple[str, str | None]:
     """Part `folder:split` or `user/name:split`, unless there is a file of that very name."""
     if ":" not in spec or Path(spec).expanduser().exists():
         return spec, split
@@ -115,14 +130,14 @@ def split_off(spec: str, split: str | None) -> tuple[str, str | None]:
 def _split_folder(folder: Path, split: str | None) -> Path:
     if split is None:
         return folder
-    for name in alike(split):
+    for name in split_aliases(split):
         if (folder / name).is_dir():
             return folder / name
-    raise UserError(f"{shown(folder)} has no folder `{split}`", "name the folder that holds the pictures")
+    raise UserError(f"{display_path(folder)} has no folder `{split}`", "name the folder that holds the pictures")
 
 
 def _may_be_on_hub(name: str) -> bool:
-    local = is_picture_name(name) or is_table_name(name) or ("/" in name and Path(name).parent.is_dir())
+    local = is_image_name(name) or is_table_name(name) or ("/" in name and Path(name).parent.is_dir())
     return hub.is_hub_id(name) and not local
 
 
@@ -132,7 +147,7 @@ def _nothing_there(path: Path) -> UserError:
     return UserError(f"{path} does not exist", f"did you mean {path.parent / close[0]}" if close else "")
 
 
-def _folder(folder: Path, columns: Columns, sidecars: Sidecars, recursive: bool) -> Found:
+def _folder(folder: Path, columns: ColumnMapping, sidecars: Sidecars, recursive: bool) -> ResolvedDataset:
     """Read the tables that describe a folder, then the sidecars of the pictures that no table names."""
     listings = list(walk(folder, recursive))
     samples: list[Sample] = []
@@ -142,22 +157,22 @@ def _folder(folder: Path, columns: Columns, sidecars: Sidecars, recursive: bool)
             if name in listing.names:
                 _sort_out(_described(folder, listing, name, columns), samples, skipped)
     known = {sample.id for sample in samples} | {each.id for each in skipped}
-    if not known and not any(listing.pictures() for listing in listings):
-        raise no_pictures(folder, recursive)
-    more, without = captioned_pictures(listings, task=columns.task, sidecars=sidecars, known=known)
+    if not known and not any(listing.images() for listing in listings):
+        raise no_images_error(folder, recursive)
+    more, without = captioned_images(listings, task=columns.task, sidecars=sidecars, known=known)
     mend = _unread_table(listings[0])
-    without = [replace(each, mend=mend or each.mend) for each in without]
-    return Found(shown(folder), folder, samples + more, skipped + without)
+    without = [replace(each, hint=mend or each.hint) for each in without]
+    return ResolvedDataset(display_path(folder), folder, samples + more, skipped + without)
 
 
-def _described(folder: Path, listing: Listing, name: str, columns: Columns) -> Iterator[Sample | Skipped]:
-    inside = fence(folder, "a table names pictures in its own folder")
+def _described(folder: Path, listing: Listing, name: str, columns: ColumnMapping) -> Iterator[Sample | Skipped]:
+    inside = confine_to(folder, "a table names pictures in its own folder")
 
-    def locate(_: Row, picture: str, where: str) -> Located:
-        return inside(os.path.join(listing.under, picture), where)  # noqa: PTH118 - relative on purpose
+    def locate(_: Row, picture: str, where: str) -> LocatedImage:
+        return inside(os.path.join(listing.subpath, picture), where)  # noqa: PTH118 - relative on purpose
 
-    rows = translated(read_rows(listing.path / name), columns, locate)
-    return table_samples(rows, columns, locate, "mend its row, or put the picture there")
+    rows = translate_rows(read_rows(listing.path / name), columns, locate)
+    return samples_from_table(rows, columns, locate, "mend its row, or put the picture there")
 
 
 def _unread_table(listing: Listing) -> str:
@@ -179,46 +194,46 @@ def _sort_out(found: Iterable[Sample | Skipped], samples: list[Sample], skipped:
             skipped.append(each)
 
 
-def _table(path: Path, columns: Columns, dataset_dir: str | Path | None) -> Found:
+def _table(path: Path, columns: ColumnMapping, dataset_dir: str | Path | None) -> ResolvedDataset:
     if not is_table_name(path.name):
         raise _no_list(path, columns)
-    if path.suffix.lower() == ".parquet" and hub.holds_pictures(path):
+    if path.suffix.lower() == ".parquet" and hub.parquet_has_images(path):
         return hub.parquet_samples(path, columns)
     samples: list[Sample] = []
     skipped: list[Skipped] = []
     locate = _beside(path.parent) if dataset_dir is None else _within(Path(dataset_dir).expanduser())
-    rows = translated(read_rows(path), columns, locate)
-    _sort_out(table_samples(rows, columns, locate, _NAME_FOLDER), samples, skipped)
+    rows = translate_rows(read_rows(path), columns, locate)
+    _sort_out(samples_from_table(rows, columns, locate, _NAME_FOLDER), samples, skipped)
     if not samples and not skipped:
         raise UserError(f"{path} holds no rows")
     root, samples = _rooted(samples, path.parent)
-    return Found(str(path), root, samples, skipped)
+    return ResolvedDataset(str(path), root, samples, skipped)
 
 
-def _no_list(path: Path, columns: Columns) -> UserError:
-    if columns.with_targets and is_picture_name(path.name):
-        return UserError(f"{path} is one picture, not a dataset", f"name its folder, {shown(path.parent)}")
+def _no_list(path: Path, columns: ColumnMapping) -> UserError:
+    if columns.with_targets and is_image_name(path.name):
+        return UserError(f"{path} is one picture, not a dataset", f"name its folder, {display_path(path.parent)}")
     kind = "a dataset" if columns.with_targets else "a picture, nor a list of pictures"
     return UserError(f"{path} is not {kind}", "lists end in .jsonl, .csv, .parquet or .json")
 
 
-def _within(folder: Path) -> Locate:
+def _within(folder: Path) -> ImageLocator:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder", "--dataset_dir names the folder of the pictures")
-    inside = fence(folder, _NAME_FOLDER)
+    inside = confine_to(folder, _NAME_FOLDER)
     return lambda _, picture, where: inside(picture, where)
 
 
-def _beside(folder: Path) -> Locate:
+def _beside(folder: Path) -> ImageLocator:
     """Look where a row's `folder` leads, as predictions write it, then beside the list itself."""
-    beside = fence(folder, _NAME_FOLDER)
+    beside = confine_to(folder, _NAME_FOLDER)
 
     @cache
-    def led(lead: str) -> Callable[[str, str], Located] | None:
+    def led(lead: str) -> Callable[[str, str], LocatedImage] | None:
         root = Path(os.path.normpath(folder.resolve() / lead))
-        return fence(root, _NAME_FOLDER) if root.is_dir() else None
+        return confine_to(root, _NAME_FOLDER) if root.is_dir() else None
 
-    def locate(row: Row, picture: str, where: str) -> Located:
+    def locate(row: Row, picture: str, where: str) -> LocatedImage:
         lead = row.get("folder")
         if isinstance(lead, str) and lead and (inside := led(lead)):
             located = inside(picture, where)
@@ -231,7 +246,7 @@ def _beside(folder: Path) -> Locate:
 
 def _rooted(samples: list[Sample], beside: Path) -> tuple[Path, list[Sample]]:
     """Find the one folder that all ids are relative to; where there are several, the one that holds them all."""
-    paths = [(sample, sample.picture) for sample in samples if isinstance(sample.picture, Path)]
+    paths = [(sample, sample.image) for sample in samples if isinstance(sample.image, Path)]
     roots = {path.parents[sample.id.count("/")] for sample, path in paths}
     if len(roots) <= 1:
         return next(iter(roots), beside), samples
@@ -239,10 +254,10 @@ def _rooted(samples: list[Sample], beside: Path) -> tuple[Path, list[Sample]]:
     return root, [replace(sample, id=path.absolute().relative_to(root).as_posix()) for sample, path in paths]
 
 
-def _matching(pattern: str, task: str, said: str) -> Found:
+def _matching(pattern: str, task: str, said: str) -> ResolvedDataset:
     steady = Path(*takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
-    paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if is_picture_name(name)]  # noqa: PTH207
+    paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if is_image_name(name)]  # noqa: PTH207
     samples = [Sample(path.relative_to(steady).as_posix(), path, task, said) for path in paths if path.is_file()]
     if not samples:
         raise UserError(f"no picture matches {pattern}", "put the pattern in quotes, so that the shell leaves it alone")
-    return Found(pattern, steady, samples)
+    return ResolvedDataset(pattern, steady, samples)

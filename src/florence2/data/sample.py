@@ -11,29 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from florence2.data.image import (
-    PICTURE_EXTENSIONS,
-    Picture,
-    PictureError,
-    PictureSource,
+    IMAGE_EXTENSIONS,
+    ImageError,
+    ImageSource,
+    OpenedImage,
     Size,
-    open_picture,
-    picture_size,
+    image_size,
+    open_image,
 )
 
 __all__ = [
-    "PICTURE_EXTENSIONS",
-    "Found",
-    "Picture",
-    "PictureError",
-    "PictureSource",
+    "IMAGE_EXTENSIONS",
+    "ImageError",
+    "ImageSource",
+    "OpenedImage",
     "Prediction",
+    "ResolvedDataset",
     "Sample",
     "Size",
+    "SkipReason",
     "Skipped",
-    "Why",
-    "folder_between",
-    "open_picture",
-    "picture_size",
+    "image_size",
+    "open_image",
+    "relative_image_dir",
 ]
 
 
@@ -48,31 +48,31 @@ class Sample:
     """
 
     id: str
-    picture: PictureSource | Callable[[], PictureSource]
+    image: ImageSource | Callable[[], ImageSource]
     task: str
     input: str = ""
     target: str | None = None
-    then: Callable[["Prediction"], Iterable["Sample"]] | None = None
+    follow_up: Callable[["Prediction"], Iterable["Sample"]] | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
         """Name this question within its source: id, task and input."""
         return self.id, self.task, self.input
 
-    def source(self) -> PictureSource:
+    def source(self) -> ImageSource:
         """Give what the picture is read from."""
-        return self.picture() if callable(self.picture) else self.picture
+        return self.image() if callable(self.image) else self.image
 
-    def open(self, at_least: Size | None = None) -> Picture:
+    def open(self, min_size: Size | None = None) -> OpenedImage:
         """Open the picture; `at_least` as in `open_picture`."""
-        return open_picture(self.source(), at_least=at_least, name=self._name())
+        return open_image(self.source(), min_size=min_size, name=self._name())
 
     def size(self) -> Size:
         """Read (width, height) of the upright picture without decoding it."""
-        return picture_size(self.source(), name=self._name())
+        return image_size(self.source(), name=self._name())
 
     def _name(self) -> str:
-        return "" if isinstance(self.picture, Path) else self.id
+        return "" if isinstance(self.image, Path) else self.id
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Prediction:
         )
 
 
-def folder_between(written: Path, pictures: Path) -> str:
+def relative_image_dir(written: Path, pictures: Path) -> str:
     """Lead from the folder of the file `written` to the folder `pictures`: posix, relative where it can be."""
     start, goal = written.absolute().parent, pictures.absolute()
     try:
@@ -142,7 +142,7 @@ def folder_between(written: Path, pictures: Path) -> str:
         return goal.as_posix()
 
 
-class Why(StrEnum):
+class SkipReason(StrEnum):
     """Why a picture is no sample; the value reads behind "pictures that"."""
 
     NO_CAPTION = "have no caption"
@@ -156,13 +156,13 @@ class Skipped:
     """A picture that was left out: its id, why, how to name it to the user, and how to mend it."""
 
     id: str
-    why: Why
+    reason: SkipReason
     where: str
-    mend: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class ResolvedDataset:
     """What a source holds: samples, and what had to be left out.
 
     `source` is how the user named it, `root` the folder that ids are relative to (none for datasets).
@@ -174,7 +174,7 @@ class Found:
     skipped: list[Skipped] = field(default_factory=list)
 
     @property
-    def num_pictures(self) -> int:
+    def num_images(self) -> int:
         """Count the pictures, those left out included."""
         return len({sample.id for sample in self.samples} | {skipped.id for skipped in self.skipped})
 
@@ -182,8 +182,8 @@ class Found:
         """Say in one line what was found and what was left out."""
         pictures = len({sample.id for sample in self.samples})
         said = f"{_counted(len(self.samples), 'sample')} from {_counted(pictures, 'picture')} in {self.source}"
-        for why in Why:
-            named = [skipped for skipped in self.skipped if skipped.why is why]
+        for why in SkipReason:
+            named = [skipped for skipped in self.skipped if skipped.reason is why]
             if named:
                 said += f"; left out: {len(named)} that {why}, the first is {named[0].where}"
         return said

@@ -9,23 +9,23 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
-from florence2.data.image import PictureError
-from florence2.data.sample import Found, Sample, Skipped, Why
+from florence2.data.image import ImageError
+from florence2.data.sample import ResolvedDataset, Sample, Skipped, SkipReason
 from florence2.errors import UserError
 
-Missing = Literal["error", "skip"]
+OnMissing = Literal["error", "skip"]
 
-_ALWAYS_SKIPPED = (Why.FAILED,)
+_ALWAYS_SKIPPED = (SkipReason.FAILED,)
 _CHUNK = 1024  # pictures that are handed to the threads at a time
 
 
-def settle(found: Found, missing: Missing) -> Found:
+def raise_on_skipped(found: ResolvedDataset, missing: OnMissing) -> ResolvedDataset:
     """Return what was found, or raise the UserError that counts and names the pictures nothing can be learnt from.
 
     With `missing="skip"` it is an error only if nothing is left.
     """
-    for why in Why:
-        named = [skipped for skipped in found.skipped if skipped.why is why]
+    for why in SkipReason:
+        named = [skipped for skipped in found.skipped if skipped.reason is why]
         if named and ((missing == "error" and why not in _ALWAYS_SKIPPED) or not found.samples):
             raise _refusal(found, why, named)
     if not found.samples:
@@ -33,13 +33,13 @@ def settle(found: Found, missing: Missing) -> Found:
     return found
 
 
-def _refusal(found: Found, why: Why, named: Sequence[Skipped]) -> UserError:
-    first, total = named[0], found.num_pictures
+def _refusal(found: ResolvedDataset, why: SkipReason, named: Sequence[Skipped]) -> UserError:
+    first, total = named[0], found.num_images
     number = len({skipped.id for skipped in named})
-    mend = first.mend
+    mend = first.hint
     if why not in _ALWAYS_SKIPPED and found.samples:
         mend = f"{mend}, or pass --missing skip" if mend else "pass --missing skip to leave it out"
-    unreadable = why is Why.UNREADABLE  # then `where` already says what is wrong
+    unreadable = why is SkipReason.UNREADABLE  # then `where` already says what is wrong
     if total == 1:
         return UserError(first.where if unreadable else f"{first.where} {_SINGULAR[why]}", mend)
     many = "all" if number == total else f"{number:,} of"
@@ -49,20 +49,20 @@ def _refusal(found: Found, why: Why, named: Sequence[Skipped]) -> UserError:
 
 
 _SINGULAR = {
-    Why.NO_CAPTION: "has no caption",
-    Why.ABSENT: "does not exist",
-    Why.UNREADABLE: "cannot be read",
-    Why.FAILED: "could not be captioned before",
+    SkipReason.NO_CAPTION: "has no caption",
+    SkipReason.ABSENT: "does not exist",
+    SkipReason.UNREADABLE: "cannot be read",
+    SkipReason.FAILED: "could not be captioned before",
 }
 
 
-def check_pictures(
-    found: Found,
+def check_images(
+    found: ResolvedDataset,
     *,
-    missing: Missing = "error",
+    missing: OnMissing = "error",
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
-) -> Found:
+) -> ResolvedDataset:
     """Decode every picture once, on threads, and settle those that cannot be read like missing captions.
 
     JPEGs are decoded at an eighth of their size, which still reads all their bytes. `progress` is called with the
@@ -77,7 +77,7 @@ def check_pictures(
             progress(done)
     kept = [sample for sample in found.samples if sample.id not in bad]
     in_order = [bad[sample_id] for sample_id in dict.fromkeys(s.id for s in found.samples) if sample_id in bad]
-    return settle(Found(found.source, found.root, kept, [*found.skipped, *in_order]), missing)
+    return raise_on_skipped(ResolvedDataset(found.source, found.root, kept, [*found.skipped, *in_order]), missing)
 
 
 def _unreadable(samples: Sequence[Sample], workers: int | None) -> Iterator[Skipped | None]:
@@ -88,13 +88,13 @@ def _unreadable(samples: Sequence[Sample], workers: int | None) -> Iterator[Skip
 
 def _tried(sample: Sample) -> Skipped | None:
     try:
-        sample.open(at_least=(1, 1))
-    except PictureError as error:
-        return Skipped(sample.id, Why.UNREADABLE, error.what, error.hint)
+        sample.open(min_size=(1, 1))
+    except ImageError as error:
+        return Skipped(sample.id, SkipReason.UNREADABLE, error.what, error.hint)
     return None
 
 
-def split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+def train_val_split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:
     """Part samples into (training, validation), all of one picture on one side, alike for alike seeds.
 
     At least one picture goes to each side where there are two; the order of samples is kept.

@@ -16,7 +16,7 @@ import torch
 from torch import distributed
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
-from florence2.demo.scenes import scene
+from florence2.demo.scenes import make_scene
 from florence2.demo.scores import WANTED, score
 from florence2.demo.stages.blank import WIDTH, blank_model, generation_settings, make_processor
 from florence2.demo.stages.cells import CellHeads
@@ -24,7 +24,7 @@ from florence2.demo.stages.codes import CellCodes
 from florence2.demo.stages.lessons import Class, find, see, see_and_speak, speak_from_codes
 from florence2.demo.stages.pictures import Pixels, draw_store
 from florence2.demo.stages.speech import SpeechLoss, start_embedding, twins
-from florence2.model.processing import Processing
+from florence2.model.processing import Preprocessor
 
 HELD_OUT_SEED = 5_000_000
 NUM_PICTURES = 40_000
@@ -65,7 +65,7 @@ def build(
 def open_class(processor: Florence2Processor, store: list[Pixels], seed: int, rank: int = 0, world: int = 1) -> Class:
     """Bring together the blank model and all that teaches it."""
     torch.manual_seed(seed)
-    processing = Processing.of(processor)
+    processing = Preprocessor.from_processor(processor)
     model = blank_model(len(processor.tokenizer), processing.image_token_id)
     first_bin = processor.tokenizer.convert_tokens_to_ids("<loc_0>")
     start_embedding(model, first_bin, twins(processor.tokenizer.get_vocab()))
@@ -87,8 +87,8 @@ def save(model: Florence2ForConditionalGeneration, processor: Florence2Processor
 def scores_of(folder: Path, num: int, first_seed: int = HELD_OUT_SEED, tasks: tuple[str, ...] = ()) -> dict[str, float]:
     """Score a saved model on scenes it never saw."""
     model = Florence2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    processing = Processing.of(Florence2Processor.from_pretrained(folder))
-    return score(model, processing, [scene(first_seed + i) for i in range(num)], tasks)
+    processing = Preprocessor.from_processor(Florence2Processor.from_pretrained(folder))
+    return score(model, processing, [make_scene(first_seed + i) for i in range(num)], tasks)
 
 
 def _show(scores: dict[str, float]) -> None:

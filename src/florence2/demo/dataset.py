@@ -8,8 +8,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from florence2.demo.scenes import scene
-from florence2.demo.targets import STYLES, all_truths
+from florence2.demo.scenes import make_scene
+from florence2.demo.targets import STYLES, all_targets
 from florence2.errors import UserError
 from florence2.model.tasks import find_task
 
@@ -30,11 +30,11 @@ def make_dataset(folder: str | Path, num: int, seed: int = 0, style: str | None 
     lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
     digits = max(4, len(str(num - 1)))
     for index in range(num):
-        made = scene(seed + index)
+        made = make_scene(seed + index)
         file = folder / f"{index:0{digits}}.png"
-        made.picture().save(file)
+        made.render().save(file)
         file.with_suffix(".txt").write_text(say(made) + "\n", encoding="utf-8")
-        for told in all_truths(made, index):
+        for told in all_targets(made, index):
             row = {"file_name": file.name, "task": told.task, "input": told.input}
             lines[told.task].append(row | {"text": told.text, "answer": told.answer})
     for task, rows in lines.items():

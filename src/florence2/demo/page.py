@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from florence2.results.render import draw
+from florence2.results.render import draw_answer
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -25,7 +25,7 @@ dt { color: #777; font-size: .75rem } dd { margin: 0 0 .3rem } .right { color: #
 
 
 @dataclass(frozen=True)
-class Shown:
+class DemoResult:
     """One held-out picture: what is true in the new style, what was said before and after, and the boxes found."""
 
     picture: Path
@@ -35,7 +35,7 @@ class Shown:
     boxes: dict[str, Any]
 
 
-def write_page(path: Path, shown: list[Shown], *, learnt: int, curve: Path) -> Path:
+def write_page(path: Path, shown: list[DemoResult], *, learnt: int, curve: Path) -> Path:
     """Write the page and return its path."""
     figures = "\n".join(_figure(each) for each in shown)
     with Image.open(curve) as opened:
@@ -55,9 +55,9 @@ bundled model's answer to another task, object detection.</p>
     return path
 
 
-def _figure(shown: Shown) -> str:
+def _figure(shown: DemoResult) -> str:
     with Image.open(shown.picture) as opened:
-        picture = draw(opened, shown.boxes)
+        picture = draw_answer(opened, shown.boxes)
     judged = "right" if shown.after == shown.truth else "wrong"
     truth = "" if judged == "right" else f"<dt>in truth</dt><dd>{escape(shown.truth)}</dd>"
     return f"""<figure><img alt="" src="{_inline(picture, "JPEG")}"><figcaption><dl>

@@ -44,7 +44,7 @@ CLEAR = 0.03  # how far left sides, and centres from the borders of places, keep
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """One emoji in a scene; `box` is in pixels, whole numbers."""
 
     emoji: Emoji
@@ -86,19 +86,19 @@ class Scene:
 
     seed: int
     size: tuple[int, int]
-    ground: str
-    things: tuple[Thing, ...]
+    background: str
+    objects: tuple[SceneObject, ...]
     sign: Sign | None
 
-    def picture(self) -> Image.Image:
+    def render(self) -> Image.Image:
         """Draw the scene, RGB."""
         image = _ground(self, Random(f"ground {self.seed}"))
-        for thing in self.things:
+        for thing in self.objects:
             left, top, right, bottom = (int(side) for side in thing.box)
             drawn = thing.emoji.drawn(right - left, bottom - top)
             image.paste(drawn, (left, top), drawn)
         if self.sign:
-            light = sum(GROUNDS[self.ground]) > 330
+            light = sum(GROUNDS[self.background]) > 330
             font = _font(self.sign.font_size)
             x, y, _, _ = font.getbbox(self.sign.word)
             at = (self.sign.box[0] - x, self.sign.box[1] - y)
@@ -106,7 +106,7 @@ class Scene:
         return image
 
 
-def scene(seed: int) -> Scene:
+def make_scene(seed: int) -> Scene:
     """Compose the scene of this seed: one to four things, and in two of five scenes a word."""
     random = Random(f"scene {seed}")
     width = random.randint(256, 384)
@@ -118,11 +118,11 @@ def scene(seed: int) -> Scene:
     for emoji in random.sample(all_emoji(), wanted):
         thing = _thing(made, emoji, random)
         if thing:
-            made = replace(made, things=(*made.things, thing))
-    return replace(made, things=tuple(sorted(made.things, key=lambda thing: thing.box[:2])))
+            made = replace(made, objects=(*made.objects, thing))
+    return replace(made, objects=tuple(sorted(made.objects, key=lambda thing: thing.box[:2])))
 
 
-def _thing(made: Scene, emoji: Emoji, random: Random) -> Thing | None:
+def _thing(made: Scene, emoji: Emoji, random: Random) -> SceneObject | None:
     """Try some sizes and places for one emoji; None where the picture is full."""
     for _ in range(60):
         size = random.choice(list(SIZES))
@@ -130,8 +130,8 @@ def _thing(made: Scene, emoji: Emoji, random: Random) -> Thing | None:
         width, height = round(longer * min(1, emoji.aspect)), round(longer / max(1, emoji.aspect))
         box = _somewhere(made.size, width, height, random)
         place = _place(made, box)
-        if place and all(abs(box[0] - thing.box[0]) > CLEAR * made.size[0] for thing in made.things):
-            return Thing(emoji, box, size, place)
+        if place and all(abs(box[0] - thing.box[0]) > CLEAR * made.size[0] for thing in made.objects):
+            return SceneObject(emoji, box, size, place)
     return None
 
 
@@ -154,7 +154,7 @@ def _somewhere(size: tuple[int, int], width: int, height: int, random: Random) -
 
 def _place(made: Scene, box: Box) -> str | None:
     """Name the ninth of the picture this box is centred in, or None where it is not clear or taken."""
-    taken = [(thing.box, thing.place) for thing in made.things]
+    taken = [(thing.box, thing.place) for thing in made.objects]
     if made.sign:
         taken.append((made.sign.box, made.sign.place))
     across, down = ((box[i] + box[i + 2]) / 2 / made.size[i] for i in (0, 1))
@@ -171,7 +171,7 @@ def _overlap(a: Box, b: Box) -> bool:
 
 def _ground(made: Scene, random: Random) -> Image.Image:
     """Paint the ground: plain, shaded, mottled or striped, always gently."""
-    colour = [value + random.uniform(-9, 9) for value in GROUNDS[made.ground]]
+    colour = [value + random.uniform(-9, 9) for value in GROUNDS[made.background]]
     kind, cells = random.choice(("plain", "shaded", "mottled", "striped")), 12
     slope, lean = random.uniform(-18, 18), random.choice((1, cells))
     light = {

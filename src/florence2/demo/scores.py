@@ -13,12 +13,12 @@ from transformers import Florence2ForConditionalGeneration
 from florence2.demo.scenes import Scene
 from florence2.demo.sheet import all_emoji
 from florence2.demo.stages.pictures import small_picture
-from florence2.demo.targets import Truth, truth
-from florence2.model.locations import read
-from florence2.model.processing import Processing
+from florence2.demo.targets import SceneTarget, scene_target
+from florence2.model.locations import decode
+from florence2.model.processing import Preprocessor
 from florence2.model.tasks import TASKS, find_task
 
-Answered = tuple[Scene, Truth, Any]
+Answered = tuple[Scene, SceneTarget, Any]
 """A scene, what is true of it and what the model said, read."""
 WANTED = {
     "caption: names found": 0.97,
@@ -31,7 +31,10 @@ WANTED = {
 
 
 def score(
-    model: Florence2ForConditionalGeneration, processing: Processing, scenes: Sequence[Scene], tasks: Sequence[str] = ()
+    model: Florence2ForConditionalGeneration,
+    processing: Preprocessor,
+    scenes: Sequence[Scene],
+    tasks: Sequence[str] = (),
 ) -> dict[str, float]:
     """Ask all tasks, or those named, about scenes; return the share that is right, by task and measure."""
     scores: dict[str, float] = {}
@@ -46,14 +49,14 @@ def score(
 @torch.inference_mode()
 def answer(
     model: Florence2ForConditionalGeneration,
-    processing: Processing,
+    processing: Preprocessor,
     scenes: Sequence[Scene],
     pixels_BHWC: np.ndarray,
     name: str,
     batch: int = 100,
 ) -> list[Answered]:
     """Ask one task about scenes; those that have no truth for it are left out."""
-    asked = [(i, told) for i, made in enumerate(scenes) if (told := truth(made, name, i))]
+    asked = [(i, told) for i, made in enumerate(scenes) if (told := scene_target(made, name, i))]
     answered: list[Answered] = []
     for start in range(0, len(asked), batch):
         part = asked[start : start + batch]
@@ -65,7 +68,7 @@ def answer(
             input_ids=ids, pixel_values=pixels, attention_mask=(ids != 1).long(), num_beams=1, max_new_tokens=64
         )
         for (i, told), row in zip(part, said, strict=True):
-            value = read(find_task(name), processing.decode(row), scenes[i].size)
+            value = decode(find_task(name), processing.decode(row), scenes[i].size)
             answered.append((scenes[i], told, value))
     return answered
 
@@ -88,7 +91,7 @@ def _names_found(answered: Sequence[Answered]) -> dict[str, float]:
     found = [
         (thing.name in said.replace(",", " ").replace(".", " ").split())
         for made, _, said in answered
-        for thing in made.things
+        for thing in made.objects
         if thing.name in every
     ]
     return {"names found": _share(found)}

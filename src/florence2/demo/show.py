@@ -17,7 +17,7 @@ from rich.table import Table
 from florence2 import settings_io as settings
 from florence2.config import DemoSettings, PredictSettings, TrainSettings
 from florence2.demo.dataset import make_dataset
-from florence2.demo.page import Shown, write_page
+from florence2.demo.page import DemoResult, write_page
 from florence2.errors import UserError
 from florence2.recipes.predict import predict
 from florence2.recipes.train import train
@@ -78,12 +78,12 @@ def _clear(folder: Path) -> None:
 
 def _predict(values: dict[str, Any]) -> None:
     _show("predict", values)
-    predict(settings.build(PredictSettings, {**values, "existing": "overwrite"}))
+    predict(settings.settings_from_dict(PredictSettings, {**values, "existing": "overwrite"}))
 
 
 def _train(values: dict[str, Any]) -> None:
     _show("train", values)
-    train(settings.build(TrainSettings, values))
+    train(settings.settings_from_dict(TrainSettings, values))
 
 
 def _show(verb: str, values: dict[str, Any]) -> None:
@@ -91,11 +91,11 @@ def _show(verb: str, values: dict[str, Any]) -> None:
     _say(f"\n$ florence2 {verb} {shlex.join(words)}")
 
 
-def _shown(folder: Path, held: Path) -> list[Shown]:
+def _shown(folder: Path, held: Path) -> list[DemoResult]:
     """Put side by side what is true of the held-out pictures and what was said about them."""
     before, after, boxes = (_read(folder / f"{name}.jsonl") for name in ("before", "captions", "boxes"))
     return [
-        Shown(
+        DemoResult(
             picture=held / name,
             truth=(held / name).with_suffix(".txt").read_text(encoding="utf-8").strip(),
             before=before[name]["text"],
@@ -115,7 +115,7 @@ def _exact(pairs: list[tuple[str, str]]) -> int:
     return sum(truth == said for truth, said in pairs)
 
 
-def _print_table(shown: list[Shown]) -> None:
+def _print_table(shown: list[DemoResult]) -> None:
     table = Table("picture", "before", "after", "", title="held-out pictures")
     for each in shown:
         table.add_row(each.picture.name, each.before, each.after, "=" if each.after == each.truth else each.truth)

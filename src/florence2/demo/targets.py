@@ -7,15 +7,15 @@ that rule. This file knows the tasks and the location codec, and no model.
 from dataclasses import dataclass
 from typing import Any
 
-from florence2.demo.scenes import Scene, Thing
-from florence2.model.locations import write, write_region
+from florence2.demo.scenes import Scene, SceneObject
+from florence2.model.locations import encode, encode_region
 from florence2.model.tasks import TASKS, Task, find_task
 
 _NUMBERS = ("no", "one", "two", "three", "four")
 
 
 @dataclass(frozen=True)
-class Truth:
+class SceneTarget:
     """One question about a scene and its answer; `answer` is what `locations.read` gives, in pixels."""
 
     task: str
@@ -24,14 +24,14 @@ class Truth:
     answer: Any
 
 
-def truth(made: Scene, task: str, pick: int = 0) -> Truth | None:
+def scene_target(made: Scene, task: str, pick: int = 0) -> SceneTarget | None:
     """Say the truth of a scene for a task; `pick` chooses among the inputs there are, round and round.
 
     None where there is nothing to ask: the text in a region of a scene without a word.
     """
     row = find_task(task)
-    thing = made.things[pick % len(made.things)]
-    region = write_region(thing.box, made.size)
+    thing = made.objects[pick % len(made.objects)]
+    region = encode_region(thing.box, made.size)
     match row.name:
         case "caption":
             return _said(made, row, "", caption(made))
@@ -46,11 +46,11 @@ def truth(made: Scene, task: str, pick: int = 0) -> Truth | None:
             quads = {"quad_boxes": [list(sign.quad) for sign in signs], "labels": [sign.word for sign in signs]}
             return _said(made, row, "", quads)
         case "od":
-            return _said(made, row, "", boxes(made.things, [thing.name for thing in made.things]))
+            return _said(made, row, "", boxes(made.objects, [thing.name for thing in made.objects]))
         case "dense_region_caption":
-            return _said(made, row, "", boxes(made.things, [description(thing) for thing in made.things]))
+            return _said(made, row, "", boxes(made.objects, [description(thing) for thing in made.objects]))
         case "region_proposal":
-            return _said(made, row, "", boxes(made.things, ["" for _ in made.things]))
+            return _said(made, row, "", boxes(made.objects, ["" for _ in made.objects]))
         case "caption_to_phrase_grounding":
             return grounding(made, row, pick)
         case "open_vocabulary_detection":
@@ -71,43 +71,43 @@ def truth(made: Scene, task: str, pick: int = 0) -> Truth | None:
         case "region_to_description":
             return _said(made, row, region, description(thing))
         case "region_to_ocr" if made.sign:
-            return _said(made, row, write_region(made.sign.box, made.size), made.sign.word)
+            return _said(made, row, encode_region(made.sign.box, made.size), made.sign.word)
     return None
 
 
-def all_truths(made: Scene, pick: int = 0) -> list[Truth]:
+def all_targets(made: Scene, pick: int = 0) -> list[SceneTarget]:
     """Say the truth of a scene for every task that has one."""
-    return [told for task in TASKS if (told := truth(made, task.token, pick))]
+    return [told for task in TASKS if (told := scene_target(made, task.token, pick))]
 
 
-def _said(made: Scene, task: Task, asked: str, answer: Any) -> Truth:
-    return Truth(task.token, asked, write(task, answer, made.size), answer)
+def _said(made: Scene, task: Task, asked: str, answer: Any) -> SceneTarget:
+    return SceneTarget(task.token, asked, encode(task, answer, made.size), answer)
 
 
 def caption(made: Scene) -> str:
     """`a dog, a cat and an apple on a blue ground, with the word STOP`."""
-    return f"{_listed([_phrase(thing) for thing in made.things])} on a {made.ground} ground{_with_word(made)}"
+    return f"{_listed([_phrase(thing) for thing in made.objects])} on a {made.background} ground{_with_word(made)}"
 
 
 def detailed_caption(made: Scene) -> str:
     """`top left dog and right cat on a blue ground, with the word STOP at the bottom`."""
-    things = _listed([f"{thing.place} {thing.name}" for thing in made.things])
+    things = _listed([f"{thing.place} {thing.name}" for thing in made.objects])
     at = f" at the {made.sign.place}" if made.sign else ""
-    return f"{things} on a {made.ground} ground{_with_word(made)}{at}"
+    return f"{things} on a {made.background} ground{_with_word(made)}{at}"
 
 
 def more_detailed_caption(made: Scene) -> str:
     """`The picture shows two things on a blue ground: top left small dog and right large cat.` and where a word is."""
-    count = f"{_NUMBERS[len(made.things)]} thing{'s' * (len(made.things) > 1)}"
-    things = _listed([f"{thing.place} {thing.size} {thing.name}" for thing in made.things])
+    count = f"{_NUMBERS[len(made.objects)]} thing{'s' * (len(made.objects) > 1)}"
+    things = _listed([f"{thing.place} {thing.size} {thing.name}" for thing in made.objects])
     word = f" The word {made.sign.word} is at the {made.sign.place}." if made.sign else ""
-    return f"The picture shows {count} on a {made.ground} ground: {things}.{word}"
+    return f"The picture shows {count} on a {made.background} ground: {things}.{word}"
 
 
 def tags(made: Scene) -> str:
     """`dog, cat, blue ground, STOP`: a style the bundled model was not taught."""
     words = [made.sign.word] if made.sign else []
-    return ", ".join([*(thing.name for thing in made.things), f"{made.ground} ground", *words])
+    return ", ".join([*(thing.name for thing in made.objects), f"{made.background} ground", *words])
 
 
 STYLES = {
@@ -118,29 +118,29 @@ STYLES = {
 }
 
 
-def description(thing: Thing) -> str:
+def description(thing: SceneObject) -> str:
     """`small brown dog`."""
     return f"{thing.size} {thing.emoji.colour} {thing.name}"
 
 
-def grounding(made: Scene, task: Task, pick: int) -> Truth:
+def grounding(made: Scene, task: Task, pick: int) -> SceneTarget:
     """Ground the whole caption, or one thing of it at every second pick."""
-    asked = [made.things[pick // 2 % len(made.things)]] if pick % 2 else list(made.things)
+    asked = [made.objects[pick // 2 % len(made.objects)]] if pick % 2 else list(made.objects)
     phrases = [_phrase(thing) for thing in asked]
     return _said(made, task, phrases[0] if pick % 2 else caption(made), boxes(asked, phrases))
 
 
-def boxes(things: list[Thing] | tuple[Thing, ...], labels: list[str]) -> dict[str, Any]:
+def boxes(things: list[SceneObject] | tuple[SceneObject, ...], labels: list[str]) -> dict[str, Any]:
     """Label the boxes of some things."""
     return {"bboxes": [list(thing.box) for thing in things], "labels": labels}
 
 
-def mask(thing: Thing) -> dict[str, Any]:
+def mask(thing: SceneObject) -> dict[str, Any]:
     """Give a thing's outline as its one polygon."""
     return {"polygons": [[[side for corner in thing.outline for side in corner]]], "labels": [""]}
 
 
-def _phrase(thing: Thing) -> str:
+def _phrase(thing: SceneObject) -> str:
     return f"{'an' if thing.name[0] in 'aeio' or thing.name == 'umbrella' else 'a'} {thing.name}"
 
 

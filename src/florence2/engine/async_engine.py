@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from florence2.data.sample import Prediction, Sample
 from florence2.engine.engine import Engine
-from florence2.engine.engine_config import EngineSettings
+from florence2.engine.engine_config import EngineConfig
 from florence2.errors import UserError
 
 
@@ -25,9 +25,11 @@ class AsyncEngine:
     who awaits an answer can ask on.
     """
 
-    def __init__(self, model: Any, processor: Any, settings: EngineSettings | None = None, *, limit: int = 256) -> None:
+    def __init__(
+        self, model: Any, processor: Any, settings: EngineConfig | None = None, *, max_pending: int = 256
+    ) -> None:
         self.engine = Engine(model, processor, settings)
-        self.limit = limit
+        self.limit = max_pending
         self._requests: queue.SimpleQueue[Sample | None] = queue.SimpleQueue()
         self._open: dict[Sample, asyncio.Future[Prediction]] = {}
         self._error: BaseException | None = None
@@ -46,16 +48,16 @@ class AsyncEngine:
         await asyncio.to_thread(self._thread.join)
 
     @property
-    def open(self) -> int:
+    def num_pending(self) -> int:
         """Count the requests that are being answered or wait for a slot."""
         return len(self._open)
 
-    async def ask(self, sample: Sample) -> Prediction:
+    async def generate(self, sample: Sample) -> Prediction:
         """Answer one sample; a cancelled request frees its slot at the next token."""
         async with self._turns:
             if self._error is not None or not self._thread.is_alive():
                 raise UserError("the engine has stopped", "start another") from self._error
-            request = replace(sample, then=None)  # an object of its own, for one sample may be asked twice
+            request = replace(sample, follow_up=None)  # an object of its own, for one sample may be asked twice
             answer: asyncio.Future[Prediction] = self._loop.create_future()
             self._open[request] = answer
             self._requests.put(request)
@@ -70,7 +72,7 @@ class AsyncEngine:
         try:
             while True:
                 while len(asked) < self.limit and (sample := next(source, None)) is not None:
-                    asked.add(asyncio.create_task(self.ask(sample)))
+                    asked.add(asyncio.create_task(self.generate(sample)))
                 if not asked:
                     return
                 done, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
@@ -84,7 +86,7 @@ class AsyncEngine:
         """Run the engine until there are no more requests; not in the loop's thread."""
         try:
             with self.engine as engine:
-                for answered in engine.answers(self._arriving(), wanted=self._open.__contains__):
+                for answered in engine.outputs(self._arriving(), wanted=self._open.__contains__):
                     self._loop.call_soon_threadsafe(self._give, answered.sample, answered.prediction)
         except BaseException as error:
             self._loop.call_soon_threadsafe(self._end, error)

@@ -16,12 +16,12 @@ from typing import Any, Literal, Self
 from florence2 import config
 from florence2.data.sample import Prediction, Sample
 from florence2.errors import UserError
-from florence2.model.tasks import Answers, Task
-from florence2.settings_io import flat, names, options
+from florence2.model.tasks import OutputType, Task
+from florence2.settings_io import parse_options, setting_names, settings_to_dict
 
 
 @dataclass(frozen=True)
-class GenerationSettings(config.GenerationSettings):
+class GenerationConfig(config.GenerationSettings):
     """How an answer is chosen, token by token.
 
     `max_length` and `min_length` count caption tokens: the start, bos and eos tokens come on top. A `max_length`
@@ -37,8 +37,8 @@ class GenerationSettings(config.GenerationSettings):
     @classmethod
     def of(cls, flags: config.GenerationSettings) -> Self:
         """Take the flags, and what came through the door `--generate`; unknown keys are refused by name."""
-        given = flat(flags)
-        more = options("--generate", given.pop("generate"), names(cls))
+        given = settings_to_dict(flags)
+        more = parse_options("--generate", given.pop("generate"), setting_names(cls))
         for name, value in more.items():
             if name in given or name == "generate":
                 raise UserError(f"`--generate {name}` has a flag of its own", f"pass `--{name}`")
@@ -72,10 +72,10 @@ class GenerationSettings(config.GenerationSettings):
 
 
 @dataclass(frozen=True)
-class EngineSettings:
+class EngineConfig:
     """How the engine works; none of this changes an answer but `generation` and `exact_pixels`."""
 
-    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
 
     batch_size: int | None = None
     """Slots: pictures answered at a time; `None` lets the engine choose by device and memory."""
@@ -83,16 +83,16 @@ class EngineSettings:
     num_workers: int = config.SpeedSettings.num_workers
     """Threads that open pictures ahead of the model."""
 
-    exact_pixels: bool = config.SpeedSettings.exact_pixels
+    full_decode: bool = config.SpeedSettings.exact_pixels
     """Decode JPEGs in full, so that pixels equal transformers' to the bit."""
 
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the vision tower: always, never, or once the run is known to be long enough to pay for it."""
 
-    expected: int | None = None
+    expected_samples: int | None = None
     """How many samples there will be, where they do not say it themselves: what `compile="auto"` goes by."""
 
-    lengths: Callable[[Sample], int] | None = None
+    forced_lengths: Callable[[Sample], int] | None = None
     """Force the number of caption tokens of each sample: for measurements with random weights."""
 
     def __post_init__(self) -> None:
@@ -102,74 +102,76 @@ class EngineSettings:
 
 
 @dataclass(frozen=True)
-class Limits:
+class LengthLimits:
     """What bounds one answer; `least` and `most` count all tokens, from the start token to eos."""
 
-    least: int
-    most: int
-    ngram: int
+    min_length: int
+    max_length: int
+    no_repeat_ngram_size: int
 
 
 @dataclass(frozen=True)
-class Rules:
+class ModelGenerationConfig:
     """What a checkpoint says about generation, and how many positions its decoder has."""
 
-    start: int
-    bos: int
-    eos: int
-    pad: int
-    forced_bos: int | None
-    forced_eos: int | None
-    ngram: int
-    positions: int
+    decoder_start_token_id: int
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    forced_bos_token_id: int | None
+    forced_eos_token_id: int | None
+    no_repeat_ngram_size: int
+    max_positions: int
 
     @classmethod
-    def of(cls, model: Any) -> Self:
+    def from_model(cls, model: Any) -> Self:
         """Read a `Florence2ForConditionalGeneration`."""
         said, text = model.generation_config, model.config.text_config
         return cls(
-            start=_first(said.decoder_start_token_id, text.decoder_start_token_id),
-            bos=_first(said.bos_token_id, text.bos_token_id),
-            eos=_first(said.eos_token_id, text.eos_token_id),
-            pad=_first(said.pad_token_id, text.pad_token_id),
-            forced_bos=said.forced_bos_token_id,
-            forced_eos=said.forced_eos_token_id,
-            ngram=said.no_repeat_ngram_size or 0,
-            positions=int(text.max_position_embeddings),
+            decoder_start_token_id=_first(said.decoder_start_token_id, text.decoder_start_token_id),
+            bos_token_id=_first(said.bos_token_id, text.bos_token_id),
+            eos_token_id=_first(said.eos_token_id, text.eos_token_id),
+            pad_token_id=_first(said.pad_token_id, text.pad_token_id),
+            forced_bos_token_id=said.forced_bos_token_id,
+            forced_eos_token_id=said.forced_eos_token_id,
+            no_repeat_ngram_size=said.no_repeat_ngram_size or 0,
+            max_positions=int(text.max_position_embeddings),
         )
 
-    def limits(self, task: Task, settings: GenerationSettings, length: int | None = None) -> Limits:
+    def length_limits(self, task: Task, settings: GenerationConfig, length: int | None = None) -> LengthLimits:
         """Bound the answer to a task; `length` forces the number of caption tokens.
 
         Repeated n-grams are forbidden in captions alone: boxes and tables repeat themselves, and so may whatever a
         prompt of the user's own asks for.
         """
-        most, shortest = self.most(settings, length), length or settings.min_length
-        is_caption = task.answers is Answers.TEXT and not task.is_free
-        by_task = self.ngram if is_caption else 0
+        most, shortest = self.max_length(settings, length), length or settings.min_length
+        is_caption = task.output_type is OutputType.TEXT and not task.is_custom
+        by_task = self.no_repeat_ngram_size if is_caption else 0
         ngram = by_task if settings.no_repeat_ngram_size is None else settings.no_repeat_ngram_size
-        return Limits(least=min(shortest + 2, most - 1) if shortest else 0, most=most, ngram=ngram)
+        return LengthLimits(
+            min_length=min(shortest + 2, most - 1) if shortest else 0, max_length=most, no_repeat_ngram_size=ngram
+        )
 
-    def most(self, settings: GenerationSettings, length: int | None = None) -> int:
+    def max_length(self, settings: GenerationConfig, length: int | None = None) -> int:
         """Count the tokens of the longest answer, from the start token to eos."""
         longest = min(length or settings.max_length, settings.max_length)
         # Start and bos come on top, and eos where it is forced; the last token is never fed back.
-        return min(longest + 2 + (self.forced_eos is not None), self.positions + 1)
+        return min(longest + 2 + (self.forced_eos_token_id is not None), self.max_positions + 1)
 
-    def end(self, ids: Sequence[int]) -> int:
+    def eos_index(self, ids: Sequence[int]) -> int:
         """Count the tokens behind the start token, up to eos."""
-        return ids.index(self.eos) + 1 if self.eos in ids else len(ids)
+        return ids.index(self.eos_token_id) + 1 if self.eos_token_id in ids else len(ids)
 
-    def caption(self, ids: Sequence[int]) -> slice:
+    def caption_slice(self, ids: Sequence[int]) -> slice:
         """Say which of the tokens behind the start token are words: neither bos, nor eos and all behind it."""
-        first = 1 if ids and ids[0] == self.bos else 0
-        return slice(first, self.end(ids) - (self.eos in ids))
+        first = 1 if ids and ids[0] == self.bos_token_id else 0
+        return slice(first, self.eos_index(ids) - (self.eos_token_id in ids))
 
-    def chosen(self, ids: Sequence[int], limits: Limits) -> slice:
+    def sampled_slice(self, ids: Sequence[int], limits: LengthLimits) -> slice:
         """Say which of the tokens behind the start token were the model's own choice."""
-        end = self.end(ids)
-        is_forced_end = self.forced_eos is not None and end + 1 == limits.most
-        return slice(0 if self.forced_bos is None else 1, end - is_forced_end)
+        end = self.eos_index(ids)
+        is_forced_end = self.forced_eos_token_id is not None and end + 1 == limits.max_length
+        return slice(0 if self.forced_bos_token_id is None else 1, end - is_forced_end)
 
 
 @dataclass
@@ -183,7 +185,7 @@ class Stats:
 
     slots: int = 0
     slots_in_use: int = 0
-    pictures: int = 0
+    images: int = 0
     errors: int = 0
     tokens: int = 0
     steps: int = 0
@@ -191,7 +193,7 @@ class Stats:
 
     def count(self, prediction: Prediction) -> None:
         """Add one prediction to the sums."""
-        self.pictures += 1
+        self.images += 1
         self.errors += prediction.error is not None
 
     def add(self, other: Stats) -> None:
@@ -200,20 +202,20 @@ class Stats:
             if item.name != "seconds":
                 setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
         for what, spent in other.seconds.items():
-            self.spend(what, spent)
+            self.add_seconds(what, spent)
 
-    def spend(self, what: str, seconds: float) -> None:
+    def add_seconds(self, what: str, seconds: float) -> None:
         """Add time to its part of the whole."""
         self.seconds[what] = self.seconds.get(what, 0.0) + seconds
 
     @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
+    def measure(self, what: str) -> Iterator[None]:
         """Add the time of a block to its part of the whole."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.spend(what, time.perf_counter() - start)
+            self.add_seconds(what, time.perf_counter() - start)
 
 
 def seed_of(sample: Sample, seed: int) -> int:

@@ -15,24 +15,24 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from florence2.data.sample import Prediction, Sample
-from florence2.engine.engine_config import EngineSettings, Limits, Rules, Stats, seed_of
-from florence2.engine.outputs import Said, answer
-from florence2.engine.requests import Question, Questions
-from florence2.model.processing import Processing
+from florence2.engine.engine_config import EngineConfig, LengthLimits, ModelGenerationConfig, Stats, seed_of
+from florence2.engine.outputs import CompletionOutput, to_prediction
+from florence2.engine.requests import Request, RequestQueue
+from florence2.model.processing import Preprocessor
 
-DEFAULT_BATCH = 8
+DEFAULT_BATCH_SIZE = 8
 
 
-class Reference:
+class GenerateEngine:
     """Answers samples with transformers' `generate`, `batch_size` at a time."""
 
-    def __init__(self, model: Any, processor: Any, settings: EngineSettings | None = None) -> None:
+    def __init__(self, model: Any, processor: Any, settings: EngineConfig | None = None) -> None:
         """Take a model in eval mode, and its processor or the `Processing` made of it."""
-        self.settings = settings or EngineSettings()
+        self.settings = settings or EngineConfig()
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.processing = processor if isinstance(processor, Processing) else Processing.of(processor)
-        self.rules = Rules.of(self.model)
-        self.stats = Stats(slots=self.settings.batch_size or DEFAULT_BATCH)
+        self.processing = processor if isinstance(processor, Preprocessor) else Preprocessor.from_processor(processor)
+        self.rules = ModelGenerationConfig.from_model(self.model)
+        self.stats = Stats(slots=self.settings.batch_size or DEFAULT_BATCH_SIZE)
 
     def __enter__(self) -> Self:
         return self
@@ -42,96 +42,98 @@ class Reference:
 
     def run(self, samples: Iterable[Sample]) -> Iterator[Prediction]:
         """Answer every sample, in order; one that cannot be answered gives a prediction with `error`."""
-        with Questions(self.processing, self.rules, self.settings, samples, ahead=self.stats.slots) as asked:
+        with RequestQueue(self.processing, self.rules, self.settings, samples, ahead=self.stats.slots) as asked:
             while True:
-                with self.stats.timed("read"):
+                with self.stats.measure("read"):
                     batch = list(islice(asked, self.stats.slots))
                 if not batch:
                     return
-                answers = self._answers([each for each in batch if isinstance(each, Question)])
+                answers = self._answers([each for each in batch if isinstance(each, Request)])
                 for each in batch:
-                    prediction = answers[each] if isinstance(each, Question) else each.prediction
-                    if isinstance(each, Question):
-                        asked.follow(each, prediction)
+                    prediction = answers[each] if isinstance(each, Request) else each.prediction
+                    if isinstance(each, Request):
+                        asked.add_follow_ups(each, prediction)
                     self.stats.count(prediction)
-                    with self.stats.timed("write"):
+                    with self.stats.measure("write"):
                         yield prediction
 
     @torch.inference_mode()
-    def _answers(self, questions: Sequence[Question]) -> dict[Question, Prediction]:
+    def _answers(self, questions: Sequence[Request]) -> dict[Request, Prediction]:
         """Answer the questions of one batch; those with the same limits go through `generate` together."""
-        groups: dict[object, list[Question]] = defaultdict(list)
+        groups: dict[object, list[Request]] = defaultdict(list)
         for question in questions:
             # Samples draw one by one, so that each has its own stream of random numbers.
             groups[question if self.settings.generation.do_sample else question.limits].append(question)
         self.stats.slots_in_use = len(questions)
         return {
-            question: answer(self.processing, self.rules, question, sequences)
+            question: to_prediction(self.processing, self.rules, question, sequences)
             for group in groups.values()
             for question, sequences in zip(group, self._generate(group), strict=True)
         }
 
-    def _generate(self, questions: list[Question]) -> list[list[Said]]:
+    def _generate(self, questions: list[Request]) -> list[list[CompletionOutput]]:
         """Give `num_return_sequences` sequences for each question."""
         mask_BN, states_BND = self._encode(questions)
         limits, settings = questions[0].limits, self.settings.generation
-        with self.stats.timed("decode"), torch.random.fork_rng(self._devices(), enabled=settings.do_sample):
+        with self.stats.measure("decode"), torch.random.fork_rng(self._devices(), enabled=settings.do_sample):
             if settings.do_sample:
                 torch.manual_seed(seed_of(questions[0].sample, settings.seed))
             sequences = self.model.generate(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states_BND),
                 attention_mask=mask_BN,
-                **self._search(limits),
+                **self._generate_kwargs(limits),
             )
         rows = sequences.unflatten(0, (len(questions), -1))
-        return [[self._said(row, states_BND[n], mask_BN[n]) for row in rows[n]] for n in range(len(questions))]
+        return [[self._to_completion(row, states_BND[n], mask_BN[n]) for row in rows[n]] for n in range(len(questions))]
 
-    def _encode(self, questions: list[Question]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _encode(self, questions: list[Request]) -> tuple[torch.Tensor, torch.Tensor]:
         """Run pictures and prompts through the encoder: attention mask (B, N) and states (B, N, D)."""
         model = self.model
         longest = max(len(question.prompt_ids) for question in questions)
-        ids_BN = torch.full((len(questions), longest), self.rules.pad)
+        ids_BN = torch.full((len(questions), longest), self.rules.pad_token_id)
         for row, question in zip(ids_BN, questions, strict=True):
             row[: len(question.prompt_ids)] = torch.tensor(question.prompt_ids)
         lengths_B1 = torch.tensor([[len(question.prompt_ids)] for question in questions])
         mask_BN = (torch.arange(longest) < lengths_B1).to(model.device, torch.long)
         ids_BN = ids_BN.to(model.device)
-        with self.stats.timed("vision"):
-            bytes_BHWC = torch.stack([question.view.pixels_HWC for question in questions])
+        with self.stats.measure("vision"):
+            bytes_BHWC = torch.stack([question.image_inputs.pixels_HWC for question in questions])
             pixels_BCHW = self.processing.normalize(bytes_BHWC.to(model.device)).to(model.dtype)
             features_BND = model.get_image_features(pixels_BCHW).pooler_output
-        with self.stats.timed("encode"):
+        with self.stats.measure("encode"):
             embeds_BND = model.get_input_embeddings()(ids_BN)
             is_picture = (ids_BN == self.processing.image_token_id).unsqueeze(-1)
             embeds_BND = embeds_BND.masked_scatter(is_picture, features_BND.to(embeds_BND.dtype))
             states_BND = model.get_encoder()(inputs_embeds=embeds_BND, attention_mask=mask_BN).last_hidden_state
         return mask_BN, states_BND
 
-    def _search(self, limits: Limits) -> dict[str, Any]:
+    def _generate_kwargs(self, limits: LengthLimits) -> dict[str, Any]:
         """Word the settings as arguments of `generate`."""
         settings, rules = self.settings.generation, self.rules
         return {
-            "max_length": limits.most,
-            "min_length": limits.least,
-            "no_repeat_ngram_size": limits.ngram,
+            "max_length": limits.max_length,
+            "min_length": limits.min_length,
+            "no_repeat_ngram_size": limits.no_repeat_ngram_size,
             "num_beams": settings.num_beams,
             "num_return_sequences": settings.num_return_sequences,
             "length_penalty": settings.length_penalty if settings.num_beams > 1 else 1.0,
             "early_stopping": settings.early_stopping if settings.num_beams > 1 else False,
             "repetition_penalty": float(settings.repetition_penalty),
-            "forced_bos_token_id": rules.forced_bos,
-            "forced_eos_token_id": rules.forced_eos,
+            "forced_bos_token_id": rules.forced_bos_token_id,
+            "forced_eos_token_id": rules.forced_eos_token_id,
             "do_sample": settings.do_sample,
             "temperature": settings.temperature if settings.do_sample else None,
             "top_k": settings.top_k if settings.do_sample else None,
             "top_p": settings.top_p if settings.do_sample else None,
         }
 
-    def _said(self, sequence_T: torch.Tensor, states_ND: torch.Tensor, mask_N: torch.Tensor) -> Said:
+    def _to_completion(
+        self, sequence_T: torch.Tensor, states_ND: torch.Tensor, mask_N: torch.Tensor
+    ) -> CompletionOutput:
         """Cut one sequence behind its eos and look its log-probabilities up, all tokens at once."""
         ids = sequence_T[1:].tolist()
-        ids = ids[: self.rules.end(ids)]
-        with self.stats.timed("decode"):
+        ids = ids[: self.rules.eos_index(ids)]
+        with self.stats.measure("decode"):
             logits_1TV = self.model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states_ND[None]),
                 attention_mask=mask_N[None],
@@ -141,7 +143,7 @@ class Reference:
             logprobs_TV = logits_1TV[0].float().log_softmax(-1)
             chosen_T = logprobs_TV.gather(-1, sequence_T[1 : len(ids) + 1, None]).squeeze(-1)
         self.stats.tokens += len(ids)
-        return Said(ids, chosen_T.tolist())
+        return CompletionOutput(ids, chosen_T.tolist())
 
     def _devices(self) -> list[int]:
         return [self.model.device.index or 0] if self.model.device.type == "cuda" else []

@@ -12,7 +12,7 @@ import torch
 from florence2.engine.engine_config import Stats
 
 
-class Clock:
+class Timer:
     """Adds the time of work on a device to the parts of a run."""
 
     def __init__(self, device: torch.device, stats: Stats) -> None:
@@ -20,10 +20,10 @@ class Clock:
         self._spans: deque[tuple[str, Any, Any]] = deque()
 
     @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
+    def measure(self, what: str) -> Iterator[None]:
         """Count the time that the work within takes; that of a GPU is known later, and counted by `settle`."""
         if self._device.type != "cuda":
-            with self._stats.timed(what):
+            with self._stats.measure(what):
                 yield
             return
         stream = torch.cuda.current_stream(self._device)
@@ -31,12 +31,12 @@ class Clock:
         yield
         self._spans.append((what, begin, stream.record_event(end)))
 
-    def settle(self, *, wait: bool = False) -> None:
+    def flush(self, *, wait: bool = False) -> None:
         """Count the time of work that is done by now, or of all."""
         while self._spans and (wait or self._spans[0][2].query()):
             what, begin, end = self._spans.popleft()
             end.synchronize()
-            self._stats.spend(what, begin.elapsed_time(end) / 1000)
+            self._stats.add_seconds(what, begin.elapsed_time(end) / 1000)
 
 
 def _mark() -> Any:

@@ -19,11 +19,11 @@ Floats = NDArray[np.float64]
 _BLOCK, _MOST_WEIGHTS = 50, 5_000_000  # drawings whose weights are held at a time, and how many weights at most
 
 
-class Measure(Protocol):
+class Metric(Protocol):
     """One score."""
 
     @property
-    def rises(self) -> bool:
+    def higher_is_better(self) -> bool:
         """Tell whether more is better."""
 
     def of(self, weights_BQ: Floats) -> Floats:
@@ -36,7 +36,7 @@ class Ratio:
 
     above_Q: Floats
     below_Q: Floats
-    rises: bool = True
+    higher_is_better: bool = True
 
     def of(self, weights_BQ: Floats) -> Floats:
         """Give the score of each row of weights."""
@@ -55,7 +55,7 @@ def mean(values: ArrayLike) -> Ratio:
     return ratio(values, np.ones_like(values, dtype=float))
 
 
-def counted(hits: Sequence[int], said: Sequence[int], wanted: Sequence[int], prefix: str = "") -> dict[str, Measure]:
+def counted(hits: Sequence[int], said: Sequence[int], wanted: Sequence[int], prefix: str = "") -> dict[str, Metric]:
     """Make F1, precision and recall from how many objects of each question were right, said and wanted."""
     both = [2 * h for h in hits], [s + w for s, w in zip(said, wanted, strict=True)]
     return {
@@ -66,26 +66,26 @@ def counted(hits: Sequence[int], said: Sequence[int], wanted: Sequence[int], pre
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class MetricValues:
     """All scores of the questions of one task.
 
     `goodness_Q` puts the questions in order, 0 the worst and 1 perfect. `exact` holds the values of measures that a
     library computed itself, `labels` a score of each label.
     """
 
-    measures: dict[str, Measure]
-    goodness_Q: Floats
-    exact: Mapping[str, float] = field(default_factory=dict)
+    metrics: dict[str, Metric]
+    quality_Q: Floats
+    library_values: Mapping[str, float] = field(default_factory=dict)
     labels: Mapping[str, float] = field(default_factory=dict)
 
     def values(self) -> dict[str, float]:
         """Give each score; nan where there is nothing to divide by."""
-        whole = np.ones((1, len(self.goodness_Q)))
-        return {name: self.exact.get(name, float(m.of(whole)[0])) for name, m in self.measures.items()}
+        whole = np.ones((1, len(self.quality_Q)))
+        return {name: self.library_values.get(name, float(m.of(whole)[0])) for name, m in self.metrics.items()}
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ConfidenceInterval:
     """A value and the ends of its 95% interval; None where there is none."""
 
     value: float | None
@@ -94,13 +94,17 @@ class Estimate:
     p: float | None = None
 
 
-def estimate(scores: Scores, pictures_Q: NDArray[np.int64], times: int) -> dict[str, Estimate]:
+def confidence_intervals(
+    scores: MetricValues, pictures_Q: NDArray[np.int64], times: int
+) -> dict[str, ConfidenceInterval]:
     """Give each score with its interval: pictures are drawn again and again, each with all its questions."""
     drawn = _resampled([scores], pictures_Q, times)[0]
     return {name: _estimated(value, drawn.get(name)) for name, value in scores.values().items()}
 
 
-def difference(old: Scores, new: Scores, pictures_Q: NDArray[np.int64], times: int) -> dict[str, Estimate]:
+def difference(
+    old: MetricValues, new: MetricValues, pictures_Q: NDArray[np.int64], times: int
+) -> dict[str, ConfidenceInterval]:
     """Give by how much each score of the same questions changed; both are measured on the same drawings.
 
     `p` is the share of drawings on the other side of no change, twice.
@@ -114,18 +118,20 @@ def difference(old: Scores, new: Scores, pictures_Q: NDArray[np.int64], times: i
     return found
 
 
-def _resampled(all_scores: Sequence[Scores], pictures_Q: NDArray[np.int64], times: int) -> list[dict[str, Floats]]:
+def _resampled(
+    all_scores: Sequence[MetricValues], pictures_Q: NDArray[np.int64], times: int
+) -> list[dict[str, Floats]]:
     if times <= 0 or len(np.unique(pictures_Q)) < 2:
         return [{} for _ in all_scores]
-    parts: list[dict[str, list[Floats]]] = [{name: [] for name in scores.measures} for scores in all_scores]
-    for weights_BQ in _drawings(pictures_Q, times):
+    parts: list[dict[str, list[Floats]]] = [{name: [] for name in scores.metrics} for scores in all_scores]
+    for weights_BQ in _resample_weights(pictures_Q, times):
         for scores, part in zip(all_scores, parts, strict=True):
-            for name, measure in scores.measures.items():
+            for name, measure in scores.metrics.items():
                 part[name].append(measure.of(weights_BQ))
     return [{name: np.concatenate(blocks) for name, blocks in part.items()} for part in parts]
 
 
-def _drawings(pictures_Q: NDArray[np.int64], times: int) -> Iterator[Floats]:
+def _resample_weights(pictures_Q: NDArray[np.int64], times: int) -> Iterator[Floats]:
     rng = np.random.default_rng(0)
     _, index_Q = np.unique(pictures_Q, return_inverse=True)
     count = int(index_Q.max()) + 1
@@ -136,13 +142,13 @@ def _drawings(pictures_Q: NDArray[np.int64], times: int) -> Iterator[Floats]:
         yield np.stack(drawn).astype(float)[:, index_Q]
 
 
-def _estimated(value: float, drawn_B: Floats | None, *, paired: bool = False) -> Estimate:
+def _estimated(value: float, drawn_B: Floats | None, *, paired: bool = False) -> ConfidenceInterval:
     known_B = np.empty(0) if drawn_B is None else drawn_B[np.isfinite(drawn_B)]
     if not np.isfinite(value) or len(known_B) == 0:
-        return Estimate(float(value) if np.isfinite(value) else None)
+        return ConfidenceInterval(float(value) if np.isfinite(value) else None)
     low, high = np.percentile(known_B, [2.5, 97.5])
     p = min(1.0, 2 * float(min((known_B <= 0).mean(), (known_B >= 0).mean()))) if paired else None
-    return Estimate(float(value), float(low), float(high), p)
+    return ConfidenceInterval(float(value), float(low), float(high), p)
 
 
 def extra(module: str) -> Any:

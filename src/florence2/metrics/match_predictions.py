@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from florence2.data.sample import Found, Prediction, Sample
+from florence2.data.sample import Prediction, ResolvedDataset, Sample
 from florence2.data.tables import read_rows
 from florence2.errors import UserError
-from florence2.metrics.geometry.matching import Objects
-from florence2.model.locations import read
-from florence2.model.tasks import Answers, Task, find_task, split_prompt
+from florence2.metrics.geometry.matching import Instances
+from florence2.model.locations import decode
+from florence2.model.tasks import OutputType, Task, find_task, split_prompt
 
 Key = tuple[str, str, str]
 
@@ -25,7 +25,7 @@ UNNAMED_TASK = find_task("caption").token
 
 
 @dataclass(frozen=True)
-class Said:
+class PredictionRow:
     """A prediction, and where its picture should lie."""
 
     prediction: Prediction
@@ -37,15 +37,15 @@ class Said:
         return split_prompt(self.prediction.task)[0]
 
 
-def read_predictions(path: str, task: str | None = None) -> list[Said]:
+def read_predictions(path: str, task: str | None = None) -> list[PredictionRow]:
     """Read a file of predictions; `task` is what rows answer that do not say."""
-    found: list[Said] = []
+    found: list[PredictionRow] = []
     for where, row in read_rows(_table(path)):
         if not isinstance(row.get("file_name"), str):
             raise UserError(f"{where} is no prediction: it has no `file_name`", "pass what `florence2 predict` wrote")
         prediction = Prediction.from_json({**row, "task": row.get("task") or task or UNNAMED_TASK})
         folder = Path(path).parent / str(row.get("folder") or ".")
-        found.append(Said(prediction, folder / prediction.file_name))
+        found.append(PredictionRow(prediction, folder / prediction.file_name))
     if not found:
         raise UserError(f"{path} holds no predictions", "pass what `florence2 predict` wrote")
     return found
@@ -59,13 +59,13 @@ def _table(path: str) -> Path:
     return Path(path)
 
 
-def task_of(said: Sequence[Said]) -> str:
+def most_common_task(said: Sequence[PredictionRow]) -> str:
     """Give the task that most predictions answer: what references without a task are taken to ask."""
     return Counter(each.prediction.task for each in said).most_common(1)[0][0]
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class EvalExample:
     """One question, all its right answers as the model should say them, and what was said, if anything."""
 
     sample: Sample
@@ -79,30 +79,30 @@ class Question:
         return self.prediction.text if self.prediction and self.prediction.error is None else ""
 
     @property
-    def wanted(self) -> Any:
+    def references(self) -> Any:
         """Read the first right answer: text, or places in pixels."""
-        return read(self.task, self.targets[0], self._size())
+        return decode(self.task, self.targets[0], self._size())
 
     @property
     def answer(self) -> Any:
         """Read what was said: text, or places in pixels."""
         given = self.prediction.answer if self.prediction and self.prediction.error is None else None
-        return given if isinstance(given, dict) else read(self.task, self.text, self._size())
+        return given if isinstance(given, dict) else decode(self.task, self.text, self._size())
 
-    def objects(self) -> tuple[Objects, Objects]:
+    def objects(self) -> tuple[Instances, Instances]:
         """Give the objects that were said and those wanted."""
         score = self.prediction.score if self.prediction else None
         said = _objects(self.answer, 1.0 if score is None else score, self.sample.id)
-        return said, _objects(self.wanted, 1.0, self.sample.id)
+        return said, _objects(self.references, 1.0, self.sample.id)
 
     def _size(self) -> tuple[int, int]:
-        return (1, 1) if self.task.answers is Answers.TEXT else self.sample.size()
+        return (1, 1) if self.task.output_type is OutputType.TEXT else self.sample.size()
 
 
 _FORMS = {"bboxes": "bboxes_labels", "quad_boxes": "", "polygons": "polygons_labels"}
 
 
-def _objects(answer: dict[str, Any], score: float, name: str) -> Objects:
+def _objects(answer: dict[str, Any], score: float, name: str) -> Instances:
     """Bring an answer of any kind into one form; where there are boxes and polygons, polygons become their boxes."""
     places: list[Any] = []
     labels: list[str] = []
@@ -119,7 +119,7 @@ def _objects(answer: dict[str, Any], score: float, name: str) -> Objects:
         places += [_bounds(place) for place in here] if form == "polygons" and "bboxes" in answer else here
         labels += names
         scores += sure
-    return Objects(places, labels, scores)
+    return Instances(places, labels, scores)
 
 
 def _is_sound(form: str, place: Any) -> bool:
@@ -138,7 +138,7 @@ def _bounds(place: Sequence[Sequence[float]]) -> list[float]:
 
 
 @dataclass(frozen=True, eq=False)
-class Paired:
+class MatchResult:
     """All questions, and the names of what has no partner.
 
     `strays` are predictions that no reference asks for, `silent` questions without a prediction, `failed` those
@@ -146,20 +146,20 @@ class Paired:
     right answer.
     """
 
-    questions: list[Question]
-    strays: list[str]
-    silent: list[str]
+    examples: list[EvalExample]
+    unmatched: list[str]
+    missing: list[str]
     failed: list[str]
-    repeated: list[str]
-    unlabelled: list[str]
+    duplicates: list[str]
+    unlabeled: list[str]
 
 
-def pair(said: Sequence[Said], wanted: Found) -> Paired:
+def match_predictions(said: Sequence[PredictionRow], wanted: ResolvedDataset) -> MatchResult:
     """Put predictions beside the questions they answer; questions keep the order of the references."""
     samples: dict[Key, list[Sample]] = {}
     for sample in wanted.samples:
         samples.setdefault(_key(sample.id, sample.task, sample.input), []).append(sample)
-    by_path = {_key(_real(s.picture), s.task, s.input): key for key, (s, *_) in samples.items()}
+    by_path = {_key(_real(s.image), s.task, s.input): key for key, (s, *_) in samples.items()}
     answered: dict[Key, Prediction] = {}
     strays: list[str] = []
     repeated: list[str] = []
@@ -176,20 +176,20 @@ def pair(said: Sequence[Said], wanted: Found) -> Paired:
     if not answered:
         raise _strangers(said, wanted)
     questions = [
-        Question(group[0], find_task(key[1]), _targets(group), answered.get(key)) for key, group in samples.items()
+        EvalExample(group[0], find_task(key[1]), _targets(group), answered.get(key)) for key, group in samples.items()
     ]
     silent = [q.sample.id for q in questions if q.prediction is None]
     failed = [q.sample.id for q in questions if q.prediction and q.prediction.error is not None]
-    return Paired(questions, strays, silent, failed, repeated, [skipped.id for skipped in wanted.skipped])
+    return MatchResult(questions, strays, silent, failed, repeated, [skipped.id for skipped in wanted.skipped])
 
 
-def answered_by_all(sides: Sequence[Paired]) -> list[Paired]:
+def answered_by_all(sides: Sequence[MatchResult]) -> list[MatchResult]:
     """Leave out the questions that have no prediction on one of the sides, which ask the same questions."""
-    columns = list(zip(*(side.questions for side in sides), strict=True))
+    columns = list(zip(*(side.examples for side in sides), strict=True))
     kept = [column for column in columns if all(question.prediction is not None for question in column)]
     if not kept:
         raise UserError("no question has a prediction on both sides", "compare predictions about the same pictures")
-    return [replace(side, questions=[column[i] for column in kept]) for i, side in enumerate(sides)]
+    return [replace(side, examples=[column[i] for column in kept]) for i, side in enumerate(sides)]
 
 
 def _key(name: str, task: str, words: str) -> Key:
@@ -205,7 +205,7 @@ def _targets(group: Iterable[Sample]) -> tuple[str, ...]:
     return tuple(sample.target or "" for sample in group)
 
 
-def _strangers(said: Sequence[Said], wanted: Found) -> UserError:
+def _strangers(said: Sequence[PredictionRow], wanted: ResolvedDataset) -> UserError:
     tasks = sorted({each.task.name for each in said})
     asked = sorted({split_prompt(sample.task)[0].name for sample in wanted.samples})
     if not set(tasks) & set(asked):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from florence2.errors import UserError
-from florence2.metrics.bootstrap import Floats, Measure, Scores, extra, mean, ratio
+from florence2.metrics.bootstrap import Floats, Metric, MetricValues, extra, mean, ratio
 
 Pair = tuple[str, Sequence[str]]
 
@@ -56,7 +56,7 @@ class Bleu:
     right_Qn: Floats
     said_Qn: Floats
     lengths_Q2: Floats  # of the answer, of the closest reference
-    rises: bool = True
+    higher_is_better: bool = True
 
     def of(self, weights_BQ: Floats) -> Floats:
         """Give the score of each row of weights; the small numbers are pycocoevalcap's."""
@@ -67,7 +67,7 @@ class Bleu:
         return found
 
 
-def captions(pairs: Sequence[Pair], meteor: bool = False) -> Scores:
+def caption_metrics(pairs: Sequence[Pair], meteor: bool = False) -> MetricValues:
     """Score sentences: CIDEr, BLEU-1 to 4, ROUGE-L, exact match, and METEOR if asked for.
 
     CIDEr weighs words by how few pictures they belong to, so that there is none of a single question.
@@ -80,13 +80,13 @@ def captions(pairs: Sequence[Pair], meteor: bool = False) -> Scores:
     has_words = len(pairs) > 1 and any(text for texts in wanted.values() for text in texts)
     cider_Q = cider.compute_score(wanted, said)[1] if has_words else np.full(len(pairs), np.nan)
     rouge_Q = rouge.compute_score(wanted, said)[1]
-    measures: dict[str, Measure] = {"cider": mean(cider_Q), **_bleus(said, wanted), "rouge_l": mean(rouge_Q)}
+    measures: dict[str, Metric] = {"cider": mean(cider_Q), **_bleus(said, wanted), "rouge_l": mean(rouge_Q)}
     measures["exact_match"] = mean([_is_among(text, right) for text, right in pairs])
     exact = dict(zip([f"bleu_{n}" for n in range(1, 5)], bleu.compute_score(wanted, said, verbose=0)[0], strict=True))
     if meteor:
         exact["meteor"], meteor_Q = _meteor(said, wanted)
         measures["meteor"] = mean(meteor_Q)
-    return Scores(measures, np.asarray(rouge_Q, dtype=float), exact)
+    return MetricValues(measures, np.asarray(rouge_Q, dtype=float), exact)
 
 
 def _meteor(said: dict[int, list[str]], wanted: dict[int, list[str]]) -> tuple[float, list[float]]:
@@ -106,7 +106,7 @@ def _meteor(said: dict[int, list[str]], wanted: dict[int, list[str]]) -> tuple[f
     return float(whole), list(each)
 
 
-def _bleus(said: dict[int, list[str]], wanted: dict[int, list[str]]) -> dict[str, Measure]:
+def _bleus(said: dict[int, list[str]], wanted: dict[int, list[str]]) -> dict[str, Metric]:
     scorer = extra("pycocoevalcap.bleu.bleu_scorer").BleuScorer(n=4)
     for i, texts in said.items():
         scorer += (texts[0], wanted[i])
@@ -129,20 +129,20 @@ def _spaced(text: str) -> str:
     return " ".join(text.split())
 
 
-def readings(pairs: Sequence[Pair]) -> Scores:
+def ocr_metrics(pairs: Sequence[Pair]) -> MetricValues:
     """Score text that was read: character and word error rate over all text, ANLS, exact match.
 
     Where several texts would have been right, the one with the fewest errors counts. White space is one space.
     """
     edits, lengths, word_edits, words = zip(*(_errors(*pair) for pair in pairs), strict=True)
-    measures: dict[str, Measure] = {
+    measures: dict[str, Metric] = {
         "cer": ratio(edits, lengths, rises=False),
         "wer": ratio(word_edits, words, rises=False),
         "anls": mean([anls(*pair) for pair in pairs]),
         "exact_match": mean([_is_among(*pair) for pair in pairs]),
     }
     good = [1 - min(1.0, errors / max(length, 1)) for errors, length in zip(edits, lengths, strict=True)]
-    return Scores(measures, np.asarray(good))
+    return MetricValues(measures, np.asarray(good))
 
 
 def _errors(text: str, right: Sequence[str]) -> tuple[int, int, int, int]:
@@ -178,19 +178,19 @@ _DIGITS = {word: str(n) for n, word in enumerate("zero one two three four five s
 _VOTES = 10
 
 
-def answers(pairs: Sequence[Pair]) -> Scores:
+def vqa_metrics(pairs: Sequence[Pair]) -> MetricValues:
     """Score short answers: accuracy, ANLS, exact match.
 
     Accuracy is without regard to case, punctuation, articles and spelt-out digits. Any right answer counts in full;
     from ten on they are votes, and an answer of fewer than three voters counts in part, as in VQA.
     """
     accuracy = [_agreement(*pair) for pair in pairs]
-    measures: dict[str, Measure] = {
+    measures: dict[str, Metric] = {
         "accuracy": mean(accuracy),
         "anls": mean([anls(*pair) for pair in pairs]),
         "exact_match": mean([_is_among(*pair) for pair in pairs]),
     }
-    return Scores(measures, np.asarray(accuracy))
+    return MetricValues(measures, np.asarray(accuracy))
 
 
 def _agreement(text: str, right: Sequence[str]) -> float:

@@ -37,8 +37,8 @@ _IMAGE_KEYS = (
 )
 _BASE_HINT = f"give `base`, or mend `base_model_name_or_path` in its `{checkpoint.ADAPTER_CONFIG}`"
 # What may be dropped in training, by the names of the configs.
-VISION_RATES = ("drop_path_rate",)
-TEXT_RATES = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
+VISION_DROPOUT_RATES = ("drop_path_rate",)
+TEXT_DROPOUT_RATES = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
 
 
 def load(
@@ -74,7 +74,7 @@ def load(
     options = {"dtype": torch.float32 if merge else dtype, "device": device, "offline": offline, "quantize": quantize}
     options["dropout"] = dropout
     model, processor = _load_base(folder, adapter, base, options | {"revision": adapter.revision})
-    wrapped = lora.apply_adapter(model, adapter)
+    wrapped = lora.load_adapter(model, adapter)
     if not merge:
         return wrapped, processor
     model = lora.merge(wrapped).to(dtype)
@@ -116,9 +116,9 @@ def _load_checkpoint(
     config.image_token_id = processor.image_token_id
     config.name_or_path, config.dtype = name, dtype
     for rate, value in dropout.items():
-        setattr(config.vision_config if rate in VISION_RATES else config.text_config, rate, value)
+        setattr(config.vision_config if rate in VISION_DROPOUT_RATES else config.text_config, rate, value)
     model = _assemble(config, state, folder)
-    quantized.quantize(model, device, dtype) if quantize else model.to(device)
+    quantized.quantize_weights(model, device, dtype) if quantize else model.to(device)
     model.generation_config = _generation_config(folder, raw, config, processor, is_legacy)
     return model, processor
 

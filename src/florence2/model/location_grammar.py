@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
-from florence2.model.tasks import END, PAD, POLYGON_END, POLYGON_START, SEPARATOR, SPECIAL_TOKENS, START, Answers
+from florence2.model.tasks import END, PAD, POLYGON_END, POLYGON_START, SEPARATOR, SPECIAL_TOKENS, START, OutputType
 
 MIN_TOKENS = 4
 """Fewer layout tokens in a row are no object."""
@@ -30,45 +30,45 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class LocatedObject:
     """One object on the wire; its spans say where it stands in the text that it was found in.
 
     `form` is the result key it goes under: bboxes, quad_boxes or polygons. `bins` holds one run of bins for a box or a
     quad, and one for each polygon of a mask. Several objects may share one `label_span`.
     """
 
-    form: str
+    kind: str
     label: str
     bins: tuple[Bins, ...]
     label_span: Span = (0, 0)
     span: Span = (0, 0)
 
 
-def write_objects(answers: Answers, objects: Iterable[Placed]) -> str:
+def encode_objects(answers: OutputType, objects: Iterable[LocatedObject]) -> str:
     """Return the text that says these objects in this order, neighbours of one label behind one label."""
     # A space stands for an empty label, lest a box go to the label before it.
-    said = [(_clean(placed.label) or " ", placed.form, text) for placed in objects if (text := _write_bins(placed))]
+    said = [(_clean(placed.label) or " ", placed.kind, text) for placed in objects if (text := _write_bins(placed))]
     match answers:
-        case Answers.REGIONS:
+        case OutputType.REGIONS:
             return "".join(text for _, _, text in said)
-        case Answers.POLYGONS:
+        case OutputType.POLYGONS:
             bare = said[0][2][len(POLYGON_START) : -len(POLYGON_END)] if len(said) == 1 else ""
             return bare if bare.count("<") >= MIN_TOKENS else "".join(text for _, _, text in said)
-        case Answers.QUADS:
+        case OutputType.QUADS:
             return "".join(label + text for label, _, text in said)
         case _:
             groups = groupby(said, key=lambda one: one[:2])
             return "".join(label + "".join(one[2] for one in group) for (label, _), group in groups)
 
 
-def write_bins(bins: Iterable[int]) -> str:
+def bins_to_tokens(bins: Iterable[int]) -> str:
     """Return bins as location tokens."""
     return "".join(f"<loc_{bin}>" for bin in bins)  # noqa: A001
 
 
-def _write_bins(placed: Placed) -> str:
-    runs = [write_bins(run) for run in placed.bins if run]
-    if placed.form == "polygons" and runs:
+def _write_bins(placed: LocatedObject) -> str:
+    runs = [bins_to_tokens(run) for run in placed.bins if run]
+    if placed.kind == "polygons" and runs:
         return POLYGON_START + SEPARATOR.join(runs) + POLYGON_END
     return "".join(runs)
 
@@ -80,7 +80,7 @@ def _clean(label: str) -> str:
     return label.strip()
 
 
-def find_objects(answers: Answers, text: str) -> Iterator[Placed]:
+def decode_objects(answers: OutputType, text: str) -> Iterator[LocatedObject]:
     """Yield the objects in a model's text, in order. Any text is legal."""
     marks = _scan(text)
     shape = "".join(mark.kind for mark in marks)
@@ -89,7 +89,7 @@ def find_objects(answers: Answers, text: str) -> Iterator[Placed]:
         label = marks[first - 1] if match["label"] else None
         form, objects = _split(answers, match["places"])
         for runs in objects:
-            yield Placed(
+            yield LocatedObject(
                 form,
                 _clean(label.text) if label else "",
                 tuple(tuple(mark.bin for mark in marks[first + a : first + b]) for a, b in runs),
@@ -102,12 +102,12 @@ def find_objects(answers: Answers, text: str) -> Iterator[Placed]:
 # any other special token. All grammar is regular expressions over shapes.
 _KINDS = {SEPARATOR: ",", POLYGON_START: "(", POLYGON_END: ")"}
 _PATTERNS = {
-    Answers.BOXES: re.compile("(?P<label>t)(?P<places>n{4,})"),
-    Answers.PHRASES: re.compile("(?P<label>t)(?P<places>n{4,})"),
-    Answers.REGIONS: re.compile("(?P<label>)(?P<places>n{4,})"),
-    Answers.QUADS: re.compile("(?P<label>t)(?P<places>n{8})"),
-    Answers.POLYGONS: re.compile("(?P<label>)(?P<places>[n,()]{4,})"),
-    Answers.BOXES_OR_POLYGONS: re.compile("(?P<label>t)(?P<places>[n,()]{4,})"),
+    OutputType.BOXES: re.compile("(?P<label>t)(?P<places>n{4,})"),
+    OutputType.PHRASES: re.compile("(?P<label>t)(?P<places>n{4,})"),
+    OutputType.REGIONS: re.compile("(?P<label>)(?P<places>n{4,})"),
+    OutputType.QUADS: re.compile("(?P<label>t)(?P<places>n{8})"),
+    OutputType.POLYGONS: re.compile("(?P<label>)(?P<places>[n,()]{4,})"),
+    OutputType.BOXES_OR_POLYGONS: re.compile("(?P<label>t)(?P<places>[n,()]{4,})"),
 }
 _MARKERS = (START, END, PAD)
 _TOKEN = re.compile(
@@ -115,11 +115,11 @@ _TOKEN = re.compile(
 )
 
 
-def _split(answers: Answers, shape: str) -> tuple[str, list[list[Span]]]:
+def _split(answers: OutputType, shape: str) -> tuple[str, list[list[Span]]]:
     """Split the shape of a label's places into objects: for each the runs of locations it is made of."""
-    if answers is Answers.POLYGONS or "(" in shape:
+    if answers is OutputType.POLYGONS or "(" in shape:
         return "polygons", [runs for body in _bodies(shape) if (runs := _polygons(shape, *body))]
-    if answers is Answers.QUADS:
+    if answers is OutputType.QUADS:
         return "quad_boxes", [[(0, 8)]]
     count = len(shape) - len(shape.lstrip("n"))
     return "bboxes", [[box] for box in pairwise(range(0, count + 1, 4))]

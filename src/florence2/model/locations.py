@@ -37,42 +37,42 @@ from random import Random
 from typing import Any
 
 from florence2.errors import UserError
-from florence2.model.location_grammar import Placed, find_objects, write_bins, write_objects
-from florence2.model.tasks import END, NUM_BINS, PAD, START, Answers, Task
+from florence2.model.location_grammar import LocatedObject, bins_to_tokens, decode_objects, encode_objects
+from florence2.model.tasks import END, NUM_BINS, PAD, START, OutputType, Task
 
 Value = str | Mapping[str, Any]
 Size = tuple[int, int]
 """(width, height) in pixels."""
 
 # The result keys of each kind: where its objects go, and their labels.
-_KEYS: dict[Answers, dict[str, str]] = {
-    Answers.TEXT: {},
-    Answers.BOXES: {"bboxes": "labels"},
-    Answers.PHRASES: {"bboxes": "labels"},
-    Answers.REGIONS: {"bboxes": "labels"},
-    Answers.QUADS: {"quad_boxes": "labels"},
-    Answers.POLYGONS: {"polygons": "labels"},
-    Answers.BOXES_OR_POLYGONS: {"bboxes": "bboxes_labels", "polygons": "polygons_labels"},
+_KEYS: dict[OutputType, dict[str, str]] = {
+    OutputType.TEXT: {},
+    OutputType.BOXES: {"bboxes": "labels"},
+    OutputType.PHRASES: {"bboxes": "labels"},
+    OutputType.REGIONS: {"bboxes": "labels"},
+    OutputType.QUADS: {"quad_boxes": "labels"},
+    OutputType.POLYGONS: {"polygons": "labels"},
+    OutputType.BOXES_OR_POLYGONS: {"bboxes": "bboxes_labels", "polygons": "polygons_labels"},
 }
-_UNLABELLED = (Answers.REGIONS, Answers.POLYGONS)
+_UNLABELLED = (OutputType.REGIONS, OutputType.POLYGONS)
 
 
-def quantize(value: float, size: float) -> int:
+def to_bin(value: float, size: float) -> int:
     """Return the bin, 0 to 999, that holds the pixel coordinate `value` of a side `size` pixels long."""
     return min(max(math.floor(value * NUM_BINS / size), 0), NUM_BINS - 1)
 
 
-def dequantize(bin: int, size: float) -> float:  # noqa: A002  there is no better word
+def from_bin(bin: int, size: float) -> float:  # noqa: A002  there is no better word
     """Return the pixel coordinate of the middle of a bin."""
     return (bin + 0.5) * size / NUM_BINS
 
 
-def write_region(box: Sequence[float], size: Size) -> str:
+def encode_region(box: Sequence[float], size: Size) -> str:
     """Return a box (or any run of x, y pixels) as location tokens: the input of the region tasks."""
-    return write_bins(_to_bins(box, size))
+    return bins_to_tokens(_to_bins(box, size))
 
 
-def read_pixels(text: str) -> list[float] | None:
+def parse_box(text: str) -> list[float] | None:
     """Read a box that is written as `x1,y1,x2,y2`; None for anything else."""
     numbers = re.fullmatch(r"\s*\[?\s*" + r"\s*,\s*".join([r"(-?\d+(?:\.\d+)?)"] * 4) + r"\s*\]?\s*", text)
     return [float(number) for number in numbers.groups()] if numbers else None
@@ -80,14 +80,14 @@ def read_pixels(text: str) -> list[float] | None:
 
 def _to_bins(points: Sequence[float], size: Size) -> tuple[int, ...]:
     whole = points[: len(points) // 2 * 2]
-    return tuple(quantize(value, size[i % 2]) for i, value in enumerate(whole))
+    return tuple(to_bin(value, size[i % 2]) for i, value in enumerate(whole))
 
 
 def _to_pixels(bins: Sequence[int], size: Size) -> list[float]:
-    return [dequantize(bin, size[i % 2]) for i, bin in enumerate(bins)]  # noqa: A001
+    return [from_bin(bin, size[i % 2]) for i, bin in enumerate(bins)]  # noqa: A001
 
 
-def write(asked: Task | Answers, value: Value, size: Size) -> str:
+def encode(asked: Task | OutputType, value: Value, size: Size) -> str:
     """Return the text the model should say for `value`, whose coordinates are pixels of a picture of `size`.
 
     A string stands for itself under every task. Where it has one kind of object, "labels" may hold their labels.
@@ -95,11 +95,11 @@ def write(asked: Task | Answers, value: Value, size: Size) -> str:
     """
     if isinstance(value, str):
         return _plain(value)
-    answers = asked.answers if isinstance(asked, Task) else asked
-    return write_objects(answers, _to_objects(answers, value, size))
+    answers = asked.output_type if isinstance(asked, Task) else asked
+    return encode_objects(answers, _to_objects(answers, value, size))
 
 
-def _to_objects(answers: Answers, value: Mapping[str, Any], size: Size) -> Iterator[Placed]:
+def _to_objects(answers: OutputType, value: Mapping[str, Any], size: Size) -> Iterator[LocatedObject]:
     wanted = _KEYS[answers]
     if not any(form in value for form in wanted):
         names = " or ".join(f"`{form}`" for form in wanted) or "a text"
@@ -111,34 +111,34 @@ def _to_objects(answers: Answers, value: Mapping[str, Any], size: Size) -> Itera
             raise UserError(f"{len(labels)} labels for {len(places)} `{form}`", "give one label for each")
         for place, label in zip(places, labels, strict=True):
             runs = place if form == "polygons" else [place]
-            yield Placed(form, label, tuple(_to_bins(run, size) for run in runs))
+            yield LocatedObject(form, label, tuple(_to_bins(run, size) for run in runs))
 
 
-def read(
-    asked: Task | Answers,
+def decode(
+    asked: Task | OutputType,
     text: str,
     size: Size,
     *,
     banned: Collection[str] = (),
-    score: Callable[[Placed], float | None] | None = None,
+    score: Callable[[LocatedObject], float | None] | None = None,
 ) -> Any:
     """Return the value that a model's `text` stands for, in pixels of a picture of `size`: see the table above.
 
     `banned` are phrases that grounding should leave out. Text that is no answer gives an empty value, never an error.
     With `score`, each list of labels has a list of scores beside it: `scores`, `bboxes_scores`, `polygons_scores`.
     """
-    answers = asked.answers if isinstance(asked, Task) else asked
-    if answers is Answers.TEXT:
+    answers = asked.output_type if isinstance(asked, Task) else asked
+    if answers is OutputType.TEXT:
         return _plain(text)
     value: dict[str, list[Any]] = {key: [] for keys in _KEYS[answers].items() for key in keys}
     if score:
         value |= {_scores_beside(labels): [] for labels in _KEYS[answers].values()}
-    for placed in find_objects(answers, text):
-        if answers is Answers.PHRASES and placed.label in banned:
+    for placed in decode_objects(answers, text):
+        if answers is OutputType.PHRASES and placed.label in banned:
             continue
         runs = [_to_pixels(run, size) for run in placed.bins]
-        value[placed.form].append(runs if placed.form == "polygons" else runs[0])
-        labels = _KEYS[answers][placed.form]
+        value[placed.kind].append(runs if placed.kind == "polygons" else runs[0])
+        labels = _KEYS[answers][placed.kind]
         value[labels].append(placed.label)
         if score:
             value[_scores_beside(labels)].append(score(placed))
@@ -169,8 +169,8 @@ def shuffled(value: Any, rng: Random) -> Any:
     return _rearranged(value, lambda places: rng.sample(range(len(places)), len(places)))
 
 
-def cut(
-    asked: Task | Answers, value: Value, size: Size, max_tokens: int, count_tokens: Callable[[str], int]
+def truncate(
+    asked: Task | OutputType, value: Value, size: Size, max_tokens: int, count_tokens: Callable[[str], int]
 ) -> tuple[Value, int]:
     """Drop whole objects at the end until the written text has at most `max_tokens`, and tell how many were dropped.
 
@@ -181,7 +181,7 @@ def cut(
     total = sum(len(places) for places, _ in _columns(value))
 
     def length(kept: int) -> int:
-        return count_tokens(write(asked, _first(value, kept), size))
+        return count_tokens(encode(asked, _first(value, kept), size))
 
     kept = max(bisect_right(range(total + 1), max_tokens, key=length) - 1, 0)
     return _first(value, kept), total - kept

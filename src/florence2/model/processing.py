@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from florence2.devices import send
+from florence2.devices import to_device
 from florence2.errors import UserError
 from florence2.model.tasks import Task
 
@@ -22,18 +22,18 @@ IGNORED_LABEL = -100  # what padding in labels is marked with
 
 
 @lru_cache
-def _line(
+def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], rescale: float, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Give what bytes are multiplied by and what is added then, once for each device: a recording sends nothing."""
     with torch.inference_mode(False):
         scale = torch.tensor([rescale / each for each in std])
         shift = torch.tensor([-each / spread for each, spread in zip(mean, std, strict=True)])
-        return send(scale, device), send(shift, device)
+        return to_device(scale, device), to_device(shift, device)
 
 
 @dataclass(frozen=True, eq=False)
-class Processing:
+class Preprocessor:
     """How one checkpoint wants its pictures and words.
 
     `size` is (height, width) in pixels. Pictures are stretched to it, never cropped; then each byte is multiplied by
@@ -50,7 +50,7 @@ class Processing:
     tokenizer: Any
 
     @classmethod
-    def of(cls, processor: Any) -> "Processing":
+    def from_processor(cls, processor: Any) -> "Preprocessor":
         """Read the settings of a `Florence2Processor`; refuse those that would need other steps than ours."""
         images, tokenizer = processor.image_processor, processor.tokenizer
         _refuse_other_steps(images)
@@ -66,12 +66,12 @@ class Processing:
         )
 
     @property
-    def at_least(self) -> tuple[int, int]:
+    def min_size(self) -> tuple[int, int]:
         """(width, height) below which decoding a picture at a reduced scale would lose detail."""
         return self.size[1], self.size[0]
 
     @property
-    def ground(self) -> tuple[int, int, int]:
+    def fill_color(self) -> tuple[int, int, int]:
         """The colour that is nothing to the model."""
         red, green, blue = (min(max(round(mean / self.rescale), 0), 255) for mean in self.mean)
         return red, green, blue
@@ -87,7 +87,7 @@ class Processing:
         The memory stays laid out channels-last, as it came.
         """
         levels = torch.as_tensor(pixels)
-        scale, shift = _line(self.mean, self.std, self.rescale, levels.device)
+        scale, shift = _scale_and_shift(self.mean, self.std, self.rescale, levels.device)
         return (levels.float() * scale + shift).movedim(-1, -3)
 
     def prompt_ids(self, task: Task, input: str = "", max_length: int | None = None) -> list[int]:  # noqa: A002
@@ -95,7 +95,7 @@ class Processing:
 
         A prompt beyond `max_length` ids, places included, is an error: cut short it would ask something else.
         """
-        sentence = task.wording(input)
+        sentence = task.format_prompt(input)
         self._refuse_layout_tokens(sentence)
         ids = [self.image_token_id] * self.num_image_tokens + self._ids(sentence)
         if max_length is not None and len(ids) > max_length:
@@ -108,9 +108,9 @@ class Processing:
 
     def target_ids(self, text: str, max_length: int | None = None) -> list[int]:
         """Give the ids that the model shall learn to say: `<s> text </s>`, cut to `max_length` with `</s>` kept."""
-        return self.target(text, max_length)[0]
+        return self.encode_target(text, max_length)[0]
 
-    def target(self, text: str, max_length: int | None = None) -> tuple[list[int], bool]:
+    def encode_target(self, text: str, max_length: int | None = None) -> tuple[list[int], bool]:
         """Give `target_ids`, and whether the text had to be cut."""
         ids = self._ids(self._without_layout_tokens(text))
         if max_length is None or len(ids) <= max_length:
@@ -125,7 +125,7 @@ class Processing:
         text = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return cast(str, text).strip()
 
-    def spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+    def char_spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
         """Say where each id stands in `decode(ids)`: [start, end) of characters, of which layout tokens have none.
 
         Where a character is spelt by several ids, each of them stands on it.
@@ -142,7 +142,7 @@ class Processing:
         """Give the characters that each id completes; None for what `decode` drops."""
         dropped, said = self._dropped_ids(), codecs.getincrementaldecoder("utf-8")("replace")
         for number, token in zip(ids, self.tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
-            yield None if number in dropped or token is None else said.decode(_spelt(token))
+            yield None if number in dropped or token is None else said.decode(_token_bytes(token))
 
     def _ids(self, text: str) -> list[int]:
         whole = f"{self.tokenizer.bos_token}{text}{self.tokenizer.eos_token}"
@@ -178,7 +178,7 @@ def max_target_tokens(model_config: Any) -> int:
 _BYTES = {letter: number for number, letter in bytes_to_unicode().items()}
 
 
-def _spelt(token: str) -> bytes:
+def _token_bytes(token: str) -> bytes:
     """Give the bytes that a token of a byte-level vocabulary stands for; added tokens stand for themselves."""
     numbers = [_BYTES.get(letter) for letter in token]
     return token.encode() if None in numbers else bytes(cast("list[int]", numbers))

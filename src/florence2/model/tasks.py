@@ -14,7 +14,7 @@ from enum import StrEnum
 from florence2.errors import UserError
 
 
-class Takes(StrEnum):
+class InputType(StrEnum):
     """What a task needs besides the picture."""
 
     NOTHING = "nothing"
@@ -22,7 +22,7 @@ class Takes(StrEnum):
     REGION = "region"
 
 
-class Answers(StrEnum):
+class OutputType(StrEnum):
     """What a task answers; `locations.py` writes and reads each kind."""
 
     TEXT = "text"
@@ -40,29 +40,29 @@ class Task:
 
     token: str
     prompt: str
-    takes: Takes
-    answers: Answers
+    input_type: InputType
+    output_type: OutputType
 
     @property
     def name(self) -> str:
         """Return the spelling for people and flags: `<OD>` is `od`; a prompt of one's own is itself."""
-        return self.token if self.is_free else self.token.strip("<>").lower()
+        return self.token if self.is_custom else self.token.strip("<>").lower()
 
     @property
-    def is_free(self) -> bool:
+    def is_custom(self) -> bool:
         """Tell whether this is a prompt of the user's own."""
         return self.token == self.prompt
 
-    def wording(self, input: str = "") -> str:  # noqa: A002  the word users and transformers' templates have
+    def format_prompt(self, input: str = "") -> str:  # noqa: A002  the word users and transformers' templates have
         """Return the sentence the model is asked.
 
         It equals what transformers' Florence2Processor makes of `token + input`. A prompt of one's own is followed by
         the input as it is. Raises UserError where a task takes no input and gets one.
         """
-        if self.is_free:
+        if self.is_custom:
             return self.prompt + input
         words = input.strip()
-        if self.takes is not Takes.NOTHING:
+        if self.input_type is not InputType.NOTHING:
             return self.prompt.replace("{input}", words)
         if words:
             raise UserError(f"`{self.token}` takes no input and got `{words}`", "leave the input out")
@@ -70,51 +70,51 @@ class Task:
 
 
 TASKS: tuple[Task, ...] = (
-    Task("<CAPTION>", "What does the image describe?", Takes.NOTHING, Answers.TEXT),
-    Task("<DETAILED_CAPTION>", "Describe in detail what is shown in the image.", Takes.NOTHING, Answers.TEXT),
+    Task("<CAPTION>", "What does the image describe?", InputType.NOTHING, OutputType.TEXT),
+    Task("<DETAILED_CAPTION>", "Describe in detail what is shown in the image.", InputType.NOTHING, OutputType.TEXT),
     Task(
         "<MORE_DETAILED_CAPTION>",
         "Describe with a paragraph what is shown in the image.",
-        Takes.NOTHING,
-        Answers.TEXT,
+        InputType.NOTHING,
+        OutputType.TEXT,
     ),
-    Task("<OCR>", "What is the text in the image?", Takes.NOTHING, Answers.TEXT),
-    Task("<OCR_WITH_REGION>", "What is the text in the image, with regions?", Takes.NOTHING, Answers.QUADS),
-    Task("<OD>", "Locate the objects with category name in the image.", Takes.NOTHING, Answers.BOXES),
+    Task("<OCR>", "What is the text in the image?", InputType.NOTHING, OutputType.TEXT),
+    Task("<OCR_WITH_REGION>", "What is the text in the image, with regions?", InputType.NOTHING, OutputType.QUADS),
+    Task("<OD>", "Locate the objects with category name in the image.", InputType.NOTHING, OutputType.BOXES),
     Task(
         "<DENSE_REGION_CAPTION>",
         "Locate the objects in the image, with their descriptions.",
-        Takes.NOTHING,
-        Answers.BOXES,
+        InputType.NOTHING,
+        OutputType.BOXES,
     ),
-    Task("<REGION_PROPOSAL>", "Locate the region proposals in the image.", Takes.NOTHING, Answers.REGIONS),
+    Task("<REGION_PROPOSAL>", "Locate the region proposals in the image.", InputType.NOTHING, OutputType.REGIONS),
     Task(
         "<CAPTION_TO_PHRASE_GROUNDING>",
         "Locate the phrases in the caption: {input}",
-        Takes.WORDS,
-        Answers.PHRASES,
+        InputType.WORDS,
+        OutputType.PHRASES,
     ),
     Task(
         "<REFERRING_EXPRESSION_SEGMENTATION>",
         "Locate {input} in the image with mask",
-        Takes.WORDS,
-        Answers.POLYGONS,
+        InputType.WORDS,
+        OutputType.POLYGONS,
     ),
     Task(
         "<OPEN_VOCABULARY_DETECTION>",
         "Locate {input} in the image.",
-        Takes.WORDS,
-        Answers.BOXES_OR_POLYGONS,
+        InputType.WORDS,
+        OutputType.BOXES_OR_POLYGONS,
     ),
     Task(
         "<REGION_TO_SEGMENTATION>",
         "What is the polygon mask of region {input}",
-        Takes.REGION,
-        Answers.POLYGONS,
+        InputType.REGION,
+        OutputType.POLYGONS,
     ),
-    Task("<REGION_TO_CATEGORY>", "What is the region {input}?", Takes.REGION, Answers.TEXT),
-    Task("<REGION_TO_DESCRIPTION>", "What does the region {input} describe?", Takes.REGION, Answers.TEXT),
-    Task("<REGION_TO_OCR>", "What text is in the region {input}?", Takes.REGION, Answers.TEXT),
+    Task("<REGION_TO_CATEGORY>", "What is the region {input}?", InputType.REGION, OutputType.TEXT),
+    Task("<REGION_TO_DESCRIPTION>", "What does the region {input} describe?", InputType.REGION, OutputType.TEXT),
+    Task("<REGION_TO_OCR>", "What text is in the region {input}?", InputType.REGION, OutputType.TEXT),
 )
 
 
@@ -140,7 +140,7 @@ def split_prompt(text: str) -> tuple[Task, str]:
     opening = re.match(r"\s*<([^<>]+)>", text)
     if opening and (task := _spelled(opening[1])):
         return task, text[opening.end() :].strip()
-    return _spelled(text) or Task(text, text, Takes.NOTHING, Answers.TEXT), ""
+    return _spelled(text) or Task(text, text, InputType.NOTHING, OutputType.TEXT), ""
 
 
 def _spelled(name: str) -> Task | None:

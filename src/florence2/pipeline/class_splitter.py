@@ -9,43 +9,43 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from florence2.data.sample import Prediction, Sample
-from florence2.model.location_grammar import find_objects, write_objects
-from florence2.model.tasks import Answers
-from florence2.pipeline.task_pipeline import Plan, Step
+from florence2.model.location_grammar import decode_objects, encode_objects
+from florence2.model.tasks import OutputType
+from florence2.pipeline.task_pipeline import TaskPipeline, TaskStep
 
 Key = tuple[str, str, str]
 
 
-def classes_of(step: Step) -> list[str]:
+def classes_of(step: TaskStep) -> list[str]:
     """Part the input of open-vocabulary detection at its commas; fewer than two classes are none."""
-    if step.task.answers is not Answers.BOXES_OR_POLYGONS:
+    if step.task.output_type is not OutputType.BOXES_OR_POLYGONS:
         return []
     classes = list(dict.fromkeys(part.strip() for part in step.input.split(",") if part.strip()))
     return classes if len(classes) > 1 else []
 
 
 @dataclass(frozen=True, eq=False)
-class Whole:
+class MultiClassQuery:
     """A question about several classes, and the answers about each that have come."""
 
     sample: Sample
     parts: dict[Key, Prediction | None]
 
 
-class OneByOne:
+class ClassSplitter:
     """Asks about several classes one by one, and puts the answers together."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: TaskPipeline) -> None:
         self._classes = {(step.task.token, step.input): classes_of(step) for step in plan.steps}
-        self._wholes: dict[Key, list[Whole]] = {}
+        self._wholes: dict[Key, list[MultiClassQuery]] = {}
         self._asked: set[Key] = set()
 
-    def part(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+    def split(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Give the questions to ask in place of the samples."""
         for sample in samples:
             if classes := self._classes.get((sample.task, sample.input)):
                 parts = [replace(sample, input=name) for name in classes]
-                whole = Whole(sample, dict.fromkeys(part.key for part in parts))
+                whole = MultiClassQuery(sample, dict.fromkeys(part.key for part in parts))
                 new = [part for part in parts if part.key not in self._wholes]
                 for part in parts:
                     self._wholes.setdefault(part.key, []).append(whole)
@@ -54,7 +54,7 @@ class OneByOne:
                 self._asked.add(sample.key)
                 yield sample
 
-    def join(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+    def merge(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
         """Pass answers on; those about parts are held until the whole is there."""
         for prediction in predictions:
             wholes = self._wholes.pop(prediction.key, [])
@@ -64,10 +64,10 @@ class OneByOne:
                 whole.parts[prediction.key] = prediction
                 told = [part for part in whole.parts.values() if part is not None]
                 if len(told) == len(whole.parts):
-                    yield joined(whole.sample, told)
+                    yield merge_predictions(whole.sample, told)
 
 
-def joined(sample: Sample, parts: Sequence[Prediction]) -> Prediction:
+def merge_predictions(sample: Sample, parts: Sequence[Prediction]) -> Prediction:
     """Put the answers about the classes of one question together; one that failed fails the whole.
 
     The text is that of the objects alone, `score` the geometric mean of the parts' scores.
@@ -75,15 +75,17 @@ def joined(sample: Sample, parts: Sequence[Prediction]) -> Prediction:
     failed = next((part for part in parts if part.error is not None), None)
     if failed:
         return replace(failed, input=sample.input)
-    kind = Answers.BOXES_OR_POLYGONS
+    kind = OutputType.BOXES_OR_POLYGONS
     scores = [part.score for part in parts if part.score]
     return Prediction(
         sample.id,
         sample.task,
         sample.input,
-        text=write_objects(kind, chain.from_iterable(find_objects(kind, part.text) for part in parts)),
+        text=encode_objects(kind, chain.from_iterable(decode_objects(kind, part.text) for part in parts)),
         answer={key: [each for part in parts for each in part.answer[key]] for key in parts[0].answer},
         num_tokens=sum(part.num_tokens for part in parts),
         score=math.exp(sum(map(math.log, scores)) / len(scores)) if scores else None,
-        alternatives=tuple(joined(sample, each) for each in zip(*(p.alternatives for p in parts), strict=True)),
+        alternatives=tuple(
+            merge_predictions(sample, each) for each in zip(*(p.alternatives for p in parts), strict=True)
+        ),
     )

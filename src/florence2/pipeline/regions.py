@@ -6,16 +6,16 @@ A thousandth of one picture is not that of another, so pixels wait until the pic
 import re
 from dataclasses import dataclass, replace
 
-from florence2.data.image import PictureError, PictureSource
+from florence2.data.image import ImageError, ImageSource
 from florence2.data.sample import Sample
 from florence2.errors import UserError
-from florence2.model.locations import read_pixels, write_region
+from florence2.model.locations import encode_region, parse_box
 from florence2.model.tasks import NUM_BINS
 
 
-def region(words: str) -> str:
+def check_region(words: str) -> str:
     """Check a region: location tokens, or a box in pixels."""
-    box = read_pixels(words)
+    box = parse_box(words)
     if box is None:
         bins = re.fullmatch(r"(?:<loc_\d+>){4,}", words)
         if not bins or any(int(bin) >= NUM_BINS for bin in re.findall(r"\d+", words)):  # noqa: A001
@@ -29,26 +29,26 @@ def region(words: str) -> str:
 
 
 @dataclass(frozen=True)
-class Outside:
+class RegionOutsideImage:
     """What a picture is replaced by where the region is not on it: opening it says so."""
 
     what: str
 
-    def __call__(self) -> PictureSource:
+    def __call__(self) -> ImageSource:
         """Say what is wrong, in place of a picture."""
         raise UserError(self.what)
 
 
-def in_tokens(sample: Sample) -> Sample:
+def region_to_tokens(sample: Sample) -> Sample:
     """Write a sample's region in pixels as location tokens; what cannot be done shows when the picture is opened."""
-    box = read_pixels(sample.input)
+    box = parse_box(sample.input)
     if box is None:
         return sample
     try:
         width, height = sample.size()
-    except PictureError:
+    except ImageError:
         return sample
     if max(box[0], 0) >= min(box[2], width) or max(box[1], 0) >= min(box[3], height):
         what = f"{sample.id} has {width} x {height} pixels, and the region is {sample.input}"
-        return replace(sample, picture=Outside(what))
-    return replace(sample, input=write_region(box, (width, height)))
+        return replace(sample, image=RegionOutsideImage(what))
+    return replace(sample, input=encode_region(box, (width, height)))

@@ -11,56 +11,60 @@ from typing import Any
 import torch
 
 from florence2.config import PredictSettings, WeightsSettings
-from florence2.devices import pick_device, pick_dtype, slow_choice
+from florence2.devices import dtype_warning, pick_device, pick_dtype
 from florence2.engine.engine import Engine
-from florence2.engine.engine_config import EngineSettings, GenerationSettings
-from florence2.engine.generate_engine import Reference
-from florence2.engine.workers.launcher import gather, join, launched
-from florence2.engine.workers.multi_engine import Fleet
-from florence2.engine.workers.worker import Brief, work
+from florence2.engine.engine_config import EngineConfig, GenerationConfig
+from florence2.engine.generate_engine import GenerateEngine
+from florence2.engine.workers.launcher import accept_workers, connect_to_leader, launcher_rank
+from florence2.engine.workers.multi_engine import MultiEngine
+from florence2.engine.workers.worker import WorkerConfig, run_worker
 from florence2.errors import UserError
 from florence2.model.load import load
 from florence2.results.progress import say
 
 
-def engine_for(settings: PredictSettings, generation: GenerationSettings, expected: int) -> Engine | Reference | Fleet:
+def create_engine(
+    settings: PredictSettings, generation: GenerationConfig, expected: int
+) -> Engine | GenerateEngine | MultiEngine:
     """Give what answers so many samples, as the settings say; a context manager."""
-    rank, devices = launched(), _devices(settings)
+    rank, devices = launcher_rank(), _devices(settings)
     _warn(settings.model.dtype, devices)
     if rank is None and len(devices) == 1:
-        kind = Engine if settings.speed.engine == "slots" else Reference
-        return kind(*loaded(settings.model, devices[0]), _how(settings, generation, expected))
+        kind = Engine if settings.speed.engine == "slots" else GenerateEngine
+        return kind(*load_on_device(settings.model, devices[0]), _engine_config(settings, generation, expected))
     if settings.speed.engine == "reference":
         raise UserError("`--engine reference` answers on one device", "leave it out, or give one device")
-    processes = rank.world if rank else len(devices)
-    brief = Brief(partial(loaded, settings.model), _how(settings, generation, expected // processes))
+    processes = rank.world_size if rank else len(devices)
+    brief = WorkerConfig(
+        partial(load_on_device, settings.model), _engine_config(settings, generation, expected // processes)
+    )
     if rank is None:
-        return Fleet(brief, devices, tell=say)
-    return Fleet(brief, [rank.device(devices[0])] if expected else [], gather(rank), tell=say)
+        return MultiEngine(brief, devices, warn=say)
+    return MultiEngine(brief, [rank.device(devices[0])] if expected else [], accept_workers(rank), warn=say)
 
 
-def follow(settings: PredictSettings) -> None:
+def serve_as_worker(settings: PredictSettings) -> None:
     """Answer what the first of the launched processes asks."""
-    rank = launched()
+    rank = launcher_rank()
     assert rank is not None
-    work(join(rank), rank.device(_devices(settings)[0]))
+    run_worker(connect_to_leader(rank), rank.device(_devices(settings)[0]))
 
 
-def loaded(chosen: WeightsSettings, device: str | None) -> tuple[Any, Any]:
+def load_on_device(chosen: WeightsSettings, device: str | None) -> tuple[Any, Any]:
     """Load the model that answers, onto a device."""
     where = pick_device(device)
     dtype = pick_dtype(chosen.dtype, where, learns=False)
     return load(chosen.model_path, dtype=dtype, device=where, revision=chosen.revision, offline=chosen.offline)
 
 
-def _how(settings: PredictSettings, generation: GenerationSettings, expected: int) -> EngineSettings:
-    return EngineSettings(
+def _engine_config(settings: PredictSettings, generation: GenerationConfig, expected: int) -> EngineConfig:
+    return EngineConfig(
         generation=generation,
         batch_size=settings.speed.batch_size,
         num_workers=settings.speed.num_workers,
-        exact_pixels=settings.speed.exact_pixels,
+        full_decode=settings.speed.exact_pixels,
         compile=settings.speed.compile,
-        expected=expected,
+        expected_samples=expected,
     )
 
 
@@ -69,7 +73,7 @@ def _devices(settings: PredictSettings) -> list[str | None]:
     one, several = settings.model.device, settings.speed.devices
     if several is None:
         return [one]
-    if one is not None or launched():
+    if one is not None or launcher_rank():
         other = "`--device`" if one is not None else "a launcher, which gives each process a device"
         raise UserError(f"`--devices` was given beside {other}", "leave one of them out")
     words = [word.strip() for word in several.split(",")]
@@ -82,5 +86,5 @@ def _warn(dtype: str, devices: list[str | None]) -> None:
     """Say once that half precision is slow here; a GPU is not touched to find out."""
     on_cpu = torch.device("cpu")
     is_asked = any((device or pick_device().type) == "cpu" for device in devices)
-    if is_asked and (note := slow_choice(pick_dtype(dtype, on_cpu, learns=False), on_cpu)):
+    if is_asked and (note := dtype_warning(pick_dtype(dtype, on_cpu, learns=False), on_cpu)):
         say(note)

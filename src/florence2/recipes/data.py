@@ -14,17 +14,17 @@ from typing import Any
 
 from florence2 import settings_io as by_name
 from florence2.config import InspectSettings
-from florence2.data.columns import Columns
-from florence2.data.formats.annotations import Entry
-from florence2.data.inspection.convert import Converted, convert
-from florence2.data.inspection.dataset_report import Inventory
-from florence2.data.inspection.dataset_rows import entries_of
-from florence2.data.inspection.issues import Length, at_least, look
-from florence2.data.resolve import split_off
+from florence2.data.columns import ColumnMapping
+from florence2.data.formats.annotations import DatasetRow
+from florence2.data.inspection.convert import ConversionResult, convert
+from florence2.data.inspection.dataset_report import DatasetReport
+from florence2.data.inspection.dataset_rows import dataset_rows
+from florence2.data.inspection.issues import LengthLimit, check_row, min_token_count
+from florence2.data.resolve import split_spec
 from florence2.data.sample import Sample
 from florence2.errors import UserError
-from florence2.results.dataset_preview import contact_page
-from florence2.results.render import draw
+from florence2.results.dataset_preview import preview_page
+from florence2.results.render import draw_answer
 
 POSITIONS = 1024  # tokens of an answer in every checkpoint that Microsoft published
 
@@ -35,68 +35,68 @@ def main(settings: InspectSettings) -> int:
         found = check(settings)
         text = json.dumps(found.to_json(), ensure_ascii=False) if settings.json else "\n".join(found.lines())
         sys.stdout.write(f"{text}\n")
-        return 1 if found.findings else 0
+        return 1 if found.issues else 0
     if settings.action == "show":
-        sys.stdout.write(f"{show(settings)}\n")
+        sys.stdout.write(f"{preview(settings)}\n")
         return 0
-    sys.stdout.write("\n".join(rewrite(settings).lines()) + "\n")
+    sys.stdout.write("\n".join(convert_dataset(settings).lines()) + "\n")
     return 0
 
 
-def check(settings: InspectSettings | None = None, **values: Any) -> Inventory:
+def check(settings: InspectSettings | None = None, **values: Any) -> DatasetReport:
     """Count what a dataset holds and name what is wrong with it."""
-    settings = settings or by_name.build(InspectSettings, {"action": "check", **values})
-    return Inventory.of(settings.dataset, _entries(settings), _columns(settings), _length(settings))
+    settings = settings or by_name.settings_from_dict(InspectSettings, {"action": "check", **values})
+    return DatasetReport.of(settings.dataset, _entries(settings), _columns(settings), _length(settings))
 
 
-def show(settings: InspectSettings | None = None, **values: Any) -> Path:
+def preview(settings: InspectSettings | None = None, **values: Any) -> Path:
     """Write a page with pictures and what will be learnt about them, and return it."""
-    settings = settings or by_name.build(InspectSettings, {"action": "show", **values})
+    settings = settings or by_name.settings_from_dict(InspectSettings, {"action": "show", **values})
     page = Path(settings.output or "data.html").expanduser()
     samples = _chosen(settings)
     with page.open("w", encoding="utf-8") as text:
         text.writelines(
-            contact_page(settings.dataset, samples, lambda image, answer, size: draw(image, answer, size=size))
+            preview_page(settings.dataset, samples, lambda image, answer, size: draw_answer(image, answer, size=size))
         )
     return page
 
 
-def rewrite(settings: InspectSettings | None = None, **values: Any) -> Converted:
+def convert_dataset(settings: InspectSettings | None = None, **values: Any) -> ConversionResult:
     """Write a dataset in another format."""
-    settings = settings or by_name.build(InspectSettings, {"action": "convert", **values})
+    settings = settings or by_name.settings_from_dict(InspectSettings, {"action": "convert", **values})
     if settings.output is None:
         raise UserError("`florence2 data convert` needs a folder to write to", "name it behind the dataset")
     folder = Path(settings.output).expanduser()
     return convert(_entries(settings), _columns(settings), folder, settings.to, settings.pictures)
 
 
-def _entries(settings: InspectSettings) -> Iterator[Entry]:
-    spec, split = split_off(settings.dataset, None)
-    return entries_of(
+def _entries(settings: InspectSettings) -> Iterator[DatasetRow]:
+    spec, split = split_spec(settings.dataset, None)
+    return dataset_rows(
         spec, _columns(settings), split=split, pictures=settings.dataset_dir, recursive=settings.recursive
     )
 
 
-def _columns(settings: InspectSettings) -> Columns:
-    return Columns(settings.task, picture=settings.image_column, text=settings.text_column)
+def _columns(settings: InspectSettings) -> ColumnMapping:
+    return ColumnMapping(settings.task, image=settings.image_column, text=settings.text_column)
 
 
-def _length(settings: InspectSettings) -> Length:
+def _length(settings: InspectSettings) -> LengthLimit:
     """Count tokens with a model's own tokenizer, or at least as many as any tokenizer would."""
     if settings.model_id is None:
-        return Length(at_least, POSITIONS)
+        return LengthLimit(min_token_count, POSITIONS)
     from florence2.model.load import load
-    from florence2.model.processing import Processing, max_target_tokens
+    from florence2.model.processing import Preprocessor, max_target_tokens
 
     model, processor = load(settings.model_id, offline=settings.offline, device="cpu")
-    processing = Processing.of(processor)
-    return Length(lambda text: len(processing.target_ids(text)), max_target_tokens(model.config))
+    processing = Preprocessor.from_processor(processor)
+    return LengthLimit(lambda text: len(processing.target_ids(text)), max_target_tokens(model.config))
 
 
 def _chosen(settings: InspectSettings) -> list[Sample]:
     """Take samples at random, in their order in the dataset."""
-    columns, length = _columns(settings), Length(at_least, POSITIONS)
-    samples = [sample for entry in _entries(settings) for sample in look(entry, columns, length).samples]
+    columns, length = _columns(settings), LengthLimit(min_token_count, POSITIONS)
+    samples = [sample for entry in _entries(settings) for sample in check_row(entry, columns, length).samples]
     if not samples:
         raise UserError(f"{settings.dataset} holds nothing to show", "`florence2 data check` says why")
     chosen = sorted(random.Random(settings.seed).sample(range(len(samples)), min(settings.num, len(samples))))

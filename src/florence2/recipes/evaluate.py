@@ -15,20 +15,27 @@ from rich.console import Console
 from florence2 import settings_io as by_name
 from florence2.config import EvaluateSettings, InputSettings, OutputSettings, PredictSettings, WeightsSettings
 from florence2.data.resolve import resolve_dataset
-from florence2.data.sample import Found
+from florence2.data.sample import ResolvedDataset
 from florence2.errors import UserError
-from florence2.metrics.by_task import Change, Graded, compare, grade
-from florence2.metrics.match_predictions import Paired, Said, answered_by_all, pair, read_predictions, task_of
-from florence2.metrics.report import as_json, notes, tables
-from florence2.results.html_report import page
+from florence2.metrics.by_task import ScoreDifference, TaskScores, compare, score_tasks
+from florence2.metrics.match_predictions import (
+    MatchResult,
+    PredictionRow,
+    answered_by_all,
+    match_predictions,
+    most_common_task,
+    read_predictions,
+)
+from florence2.metrics.report import match_notes, score_tables, scores_to_json
+from florence2.results.html_report import html_report
 from florence2.results.progress import say
-from florence2.system import leads
+from florence2.system import is_main_process
 
 
 def main(settings: EvaluateSettings) -> int:
     """Run `florence2 evaluate`."""
     scores = evaluate(settings, show=True)
-    if settings.score.output_path == "-" and leads():
+    if settings.score.output_path == "-" and is_main_process():
         sys.stdout.write(json.dumps(scores, ensure_ascii=False, indent=2) + "\n")
     return 0
 
@@ -40,26 +47,28 @@ def evaluate(settings: EvaluateSettings | None = None, *, show: bool = False, **
     references="photos")`. With `show`, the table is put on stderr. Of a launcher's processes the first scores and
     writes; the others answer for it, and return nothing.
     """
-    settings = settings or by_name.build(EvaluateSettings, values)
+    settings = settings or by_name.settings_from_dict(EvaluateSettings, values)
     files = _files(settings)
-    if not leads():
+    if not is_main_process():
         return {}
     said = [read_predictions(file, settings.reference.task) for file in files]
     wanted = _wanted(settings, said[0])
-    paired = [pair(each, wanted) for each in said]
+    paired = [match_predictions(each, wanted) for each in said]
     if settings.score.missing == "skip":
         paired = answered_by_all(paired)
     tasks = _graded(settings, paired)
     about = {"references": settings.reference.references, "predictions": files[0] if len(files) == 1 else files}
-    scores = as_json(tasks, paired, about, settings.score.worst)
+    scores = scores_to_json(tasks, paired, about, settings.score.worst)
     skipped = settings.score.missing == "skip"
     told = [
-        f"{file}: {note}" for each, file in zip(paired, files, strict=True) for note in notes(each, skipped=skipped)
+        f"{file}: {note}"
+        for each, file in zip(paired, files, strict=True)
+        for note in match_notes(each, skipped=skipped)
     ]
     _write(settings, tasks, told, scores)
     if show:
         console = Console(stderr=True, soft_wrap=True)
-        console.print(*tables(tasks))
+        console.print(*score_tables(tasks))
         for note in told:
             say(note)
     return scores
@@ -106,11 +115,11 @@ def _asked(settings: EvaluateSettings, model_path: str) -> str:
     return written
 
 
-def _wanted(settings: EvaluateSettings, said: list[Said]) -> Found:
+def _wanted(settings: EvaluateSettings, said: list[PredictionRow]) -> ResolvedDataset:
     wanted = settings.reference
     return resolve_dataset(
         wanted.references,
-        task=wanted.task or task_of(said),
+        task=wanted.task or most_common_task(said),
         dataset_dir=wanted.dataset_dir,
         recursive=wanted.recursive,
         image_column=wanted.image_column,
@@ -121,9 +130,11 @@ def _wanted(settings: EvaluateSettings, said: list[Said]) -> Found:
     )
 
 
-def _graded(settings: EvaluateSettings, paired: list[Paired]) -> list[Graded] | list[Change]:
+def _graded(settings: EvaluateSettings, paired: list[MatchResult]) -> list[TaskScores] | list[ScoreDifference]:
     how = settings.score
-    graded = [grade(each.questions, text_as=how.text_as, times=how.resamples, meteor=how.meteor) for each in paired]
+    graded = [
+        score_tasks(each.examples, text_as=how.text_as, times=how.resamples, meteor=how.meteor) for each in paired
+    ]
     return graded[0] if len(graded) == 1 else compare(graded[0], graded[1], how.resamples)
 
 
@@ -137,7 +148,7 @@ def _write(settings: EvaluateSettings, tasks: Any, told: list[str], scores: dict
             or settings.prediction.predictions
             or str(settings.prediction.model_path)
         )
-        _to_file(how.html, page(tasks, told, f"{title} against {settings.reference.references}", how.worst))
+        _to_file(how.html, html_report(tasks, told, f"{title} against {settings.reference.references}", how.worst))
 
 
 def _to_file(path: str, text: str) -> None:

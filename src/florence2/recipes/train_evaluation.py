@@ -20,25 +20,25 @@ from florence2.config import TrainSettings
 from florence2.data.sample import Prediction, Sample
 from florence2.devices import pick_device, pick_dtype
 from florence2.engine.engine import Engine
-from florence2.engine.engine_config import EngineSettings
-from florence2.engine.generate_engine import Reference
+from florence2.engine.engine_config import EngineConfig
+from florence2.engine.generate_engine import GenerateEngine
 from florence2.errors import UserError
-from florence2.metrics.eval_set import Exam, make_exam
-from florence2.results.annotated_images import Drawings
-from florence2.training.callbacks.samples import Samples, Shown
-from florence2.training.callbacks.trackers import show
-from florence2.training.dataset.florence2_dataset import Lessons
-from florence2.training.dataset.sampler import Draw
-from florence2.training.optimizer.schedule_free import settled
-from florence2.training.prepare_model import answering
-from florence2.training.trainer import LessonTrainer
-from florence2.training.trainer_config import Examine
+from florence2.metrics.eval_set import EvalSet, make_eval_set
+from florence2.results.annotated_images import AnnotatedImageWriter
+from florence2.training.callbacks.samples import SampleCallback, SampleOutput
+from florence2.training.callbacks.trackers import log_samples
+from florence2.training.dataset.florence2_dataset import Florence2Dataset
+from florence2.training.dataset.sampler import SampleDraw
+from florence2.training.optimizer.schedule_free import eval_weights
+from florence2.training.prepare_model import inference_copy
+from florence2.training.trainer import Florence2Trainer
+from florence2.training.trainer_config import MetricsFn
 
 SHOWN = 4  # pictures whose answers are shown as the model learns
 LOSS = "loss"
 
 
-def exam_of(settings: TrainSettings, lessons: Lessons, held: Sequence[Sample]) -> Exam | None:
+def build_eval_set(settings: TrainSettings, lessons: Florence2Dataset, held: Sequence[Sample]) -> EvalSet | None:
     """Set the exam that the settings ask for; right answers are what captions are made into for measuring."""
     saving = settings.saving
     names = [name for name in saving.eval_metrics if name != LOSS]
@@ -48,17 +48,17 @@ def exam_of(settings: TrainSettings, lessons: Lessons, held: Sequence[Sample]) -
     if not names:
         return None
     taught = replace(lessons, samples=held, fixed=True)
-    answered = [taught.turn(each, Draw(0, 0, which))[0] for which, each in enumerate(held)]
-    return make_exam(answered, names, saving.eval_samples)
+    answered = [taught.augmented(each, SampleDraw(0, 0, which))[0] for which, each in enumerate(held)]
+    return make_eval_set(answered, names, saving.eval_samples)
 
 
-def best_by(settings: TrainSettings, exam: Exam | None) -> tuple[str, bool]:
+def best_metric(settings: TrainSettings, exam: EvalSet | None) -> tuple[str, bool]:
     """Say which score makes a checkpoint the best, and whether more of it is better."""
     first = next(iter(settings.saving.eval_metrics), LOSS)
-    return first, exam is not None and first != LOSS and exam.rises[first]
+    return first, exam is not None and first != LOSS and exam.higher_is_better[first]
 
 
-def examiner(settings: TrainSettings, exam: Exam | None, processor: Any) -> Examine | None:
+def build_metrics_fn(settings: TrainSettings, exam: EvalSet | None, processor: Any) -> MetricsFn | None:
     """Give the function that scores a learner; processes share the questions and get the same scores."""
     if exam is None:
         return None
@@ -66,40 +66,43 @@ def examiner(settings: TrainSettings, exam: Exam | None, processor: Any) -> Exam
     def examine(learner: nn.Module) -> dict[str, float]:
         with torch.no_grad():
             place = PartialState()
-            mine = exam.questions[place.process_index :: place.num_processes]
+            mine = exam.unlabeled_samples[place.process_index :: place.num_processes]
             said = list(_answers(settings, learner, processor, mine))
             return exam.scores(gather_object(said))
 
     return examine
 
 
-def show_samples(settings: TrainSettings, trainer: LessonTrainer, samples: Sequence[Sample], processor: Any) -> None:
+def add_sample_callback(
+    settings: TrainSettings, trainer: Florence2Trainer, samples: Sequence[Sample], processor: Any
+) -> None:
     """Ask the model about the same few pictures as it learns, if so wished."""
     saving = settings.saving
     if not (saving.sample_every_n_epochs or saving.sample_every_n_steps):
         return
-    trainer.refuse_to_copy_shards("--sample_every_n_" + ("epochs" if saving.sample_every_n_epochs else "steps"))
+    trainer.require_unsharded("--sample_every_n_" + ("epochs" if saving.sample_every_n_epochs else "steps"))
     asked = list({sample.key: sample for sample in samples}.values())[:SHOWN]
 
-    def say(folder: Path) -> list[Shown]:
-        drawings = Drawings(str(folder), asked)
-        with settled(trainer.optimizer):
-            said = list(_answers(settings, trainer.learner, processor, asked))
+    def say(folder: Path) -> list[SampleOutput]:
+        drawings = AnnotatedImageWriter(str(folder), asked)
+        with eval_weights(trainer.optimizer):
+            said = list(_answers(settings, trainer.trainable_model, processor, asked))
         order = {sample.key: place for place, sample in enumerate(asked)}
         return [
-            Shown(each.file_name, each.text, drawings.write(each)) for each in sorted(said, key=lambda p: order[p.key])
+            SampleOutput(each.file_name, each.text, drawings.write(each))
+            for each in sorted(said, key=lambda p: order[p.key])
         ]
 
-    def tell(step: int, said: list[Shown]) -> None:
+    def tell(step: int, said: list[SampleOutput]) -> None:
         words = {each.file_name: each.text for each in said}
         due = trainer.control.should_log
         trainer.log({f"samples/{name}": text for name, text in words.items()})
         trainer.control.should_log = due  # of this step, which a report in between takes as done
         drawn = {each.file_name: each.drawing for each in said if each.drawing}
-        show(trainer.callback_handler.callbacks, step, drawn, words)
+        log_samples(trainer.callback_handler.callbacks, step, drawn, words)
 
     folder = Path(saving.output_dir).expanduser()
-    trainer.add_callback(Samples(say, tell, folder, saving.sample_every_n_epochs, saving.sample_every_n_steps))
+    trainer.add_callback(SampleCallback(say, tell, folder, saving.sample_every_n_epochs, saving.sample_every_n_steps))
 
 
 def _answers(
@@ -107,8 +110,8 @@ def _answers(
 ) -> Iterator[Prediction]:
     dtype = pick_dtype(settings.model.dtype, pick_device(settings.model.device))
     if settings.model.quantize:  # packed weights cannot be merged into; `generate` takes them as they are
-        with Reference(learner.eval(), processor) as reference:
+        with GenerateEngine(learner.eval(), processor) as reference:
             yield from reference.run(samples)
         return
-    with Engine(answering(learner, dtype), processor, EngineSettings(compile="off")) as engine:
+    with Engine(inference_copy(learner, dtype), processor, EngineConfig(compile="off")) as engine:
         yield from engine.run(samples)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from florence2.data.sample import Prediction, Sample
-from florence2.model.locations import read
-from florence2.model.tasks import Answers, Takes, Task, find_task
-from florence2.results.render import draw
+from florence2.model.locations import decode
+from florence2.model.tasks import InputType, OutputType, Task, find_task
+from florence2.results.render import draw_answer
 
 _MOST_LETTERS = 40  # of a task or an input, in a file's name
 
 
-class Drawings:
+class AnnotatedImageWriter:
     """A folder of pictures with their answers, laid out as the pictures themselves are."""
 
     def __init__(self, folder: str, samples: Iterable[Sample], *, several: bool = False) -> None:
@@ -34,7 +34,7 @@ class Drawings:
         opened = self._samples[prediction.file_name].open()
         path = self.folder / self._name(prediction)
         path.parent.mkdir(parents=True, exist_ok=True)
-        draw(opened.image, _drawn(find_task(prediction.task), prediction, opened.size)).save(path, quality=90)
+        draw_answer(opened.image, _drawn(find_task(prediction.task), prediction, opened.size)).save(path, quality=90)
         return path
 
     def _name(self, prediction: Prediction) -> Path:
@@ -50,12 +50,12 @@ def _short(words: str) -> str:
 
 def _drawn(task: Task, prediction: Prediction, size: tuple[int, int]) -> Any:
     """Choose what is drawn: the answer, with what was asked about, a region or words that masks lack."""
-    if task.takes is Takes.WORDS and task.answers is Answers.POLYGONS:
+    if task.input_type is InputType.WORDS and task.output_type is OutputType.POLYGONS:
         return {**prediction.answer, "labels": [prediction.input] * len(prediction.answer["polygons"])}
-    if task.takes is not Takes.REGION:
+    if task.input_type is not InputType.REGION:
         return prediction.text if prediction.answer is None else prediction.answer
-    regions = read(Answers.REGIONS, prediction.input, size)["bboxes"][:1]
-    if task.answers is Answers.TEXT:
+    regions = decode(OutputType.REGIONS, prediction.input, size)["bboxes"][:1]
+    if task.output_type is OutputType.TEXT:
         label = [prediction.text] * len(regions)
         return {"bboxes": regions, "labels": label, "scores": [prediction.score] * len(regions)}
     return {**prediction.answer, "bboxes": regions, "bboxes_labels": ["region"] * len(regions), "bboxes_scores": []}

@@ -11,32 +11,32 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from florence2.data.columns import Columns
-from florence2.data.formats.annotations import Entry
-from florence2.data.inspection.convert import To, convert, refuse_shared_stems
+from florence2.data.columns import ColumnMapping
+from florence2.data.formats.annotations import DatasetRow
+from florence2.data.inspection.convert import OutputFormat, convert, refuse_shared_stems
 from florence2.data.sample import Sample
 from florence2.data.tables import Row
 from florence2.errors import UserError
-from florence2.model.tasks import Answers, Takes, Task
-from florence2.settings_io import near
+from florence2.model.tasks import InputType, OutputType, Task
+from florence2.settings_io import closest_name_hint
 
-FORMATS: tuple[To, ...] = typing.get_args(To)
+FORMATS: tuple[OutputFormat, ...] = typing.get_args(OutputFormat)
 
 
 @dataclass(frozen=True)
-class Export:
+class DatasetExport:
     """A format, and the folder that a run is written to."""
 
-    to: To
+    format: OutputFormat
     folder: Path
 
     @classmethod
-    def of(cls, words: str, output_path: str, tasks: Sequence[Task]) -> "Export":
+    def parse(cls, words: str, output_path: str, tasks: Sequence[Task]) -> "DatasetExport":
         """Read FORMAT or FORMAT=FOLDER; refuse a format that holds nothing of what the tasks answer."""
         name, _, folder = words.partition("=")
         to = next((known for known in FORMATS if known == name), None)
         if to is None:
-            raise UserError(f"`--export {name}` is no format", near(name, list(FORMATS)))
+            raise UserError(f"`--export {name}` is no format", closest_name_hint(name, list(FORMATS)))
         written = Path(output_path)
         if output_path == "-" or (written.exists() and not written.is_file()):
             raise UserError(f"`--export` reads `--output_path` again, and {output_path} is no file", "name a file")
@@ -51,13 +51,13 @@ class Export:
         """Tell whether the folder is there."""
         return self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir()))
 
-    def refuse(self, wanted: Iterable[Sample]) -> None:
+    def check_samples(self, wanted: Iterable[Sample]) -> None:
         """Refuse to start on questions whose answers could not be written in the end."""
-        refuse_shared_stems(self.to, (sample.id for sample in wanted))
+        refuse_shared_stems(self.format, (sample.id for sample in wanted))
         if self.is_done:
             raise UserError(
                 f"{self.folder} is there already, and there are more answers to come",
-                f"move it away, or name a new folder: `--export {self.to}=FOLDER`",
+                f"move it away, or name a new folder: `--export {self.format}=FOLDER`",
             )
 
     def write(self, rows: Iterable[Row], samples: Sequence[Sample], root: Path) -> Iterator[str]:
@@ -68,32 +68,32 @@ class Export:
         about = {sample.id: sample for sample in samples}
         partial = self.folder.with_name(self.folder.name + ".partial")
         _clear(partial)
-        yield from convert(_entries(rows, about, root), Columns(""), partial, self.to).lines()
+        yield from convert(_entries(rows, about, root), ColumnMapping(""), partial, self.format).lines()
         if self.folder.is_dir():
             self.folder.rmdir()  # it is empty
         partial.rename(self.folder)
         yield f"exported to {self.folder}"
 
 
-def fits(to: To, task: Task) -> bool:
+def fits(to: OutputFormat, task: Task) -> bool:
     """Tell whether a format can hold what a task answers."""
-    is_caption = task.answers is Answers.TEXT and task.takes is Takes.NOTHING
+    is_caption = task.output_type is OutputType.TEXT and task.input_type is InputType.NOTHING
     match to:
         case "coco" | "yolo":
-            return task.answers is not Answers.TEXT or task.takes is Takes.REGION
+            return task.output_type is not OutputType.TEXT or task.input_type is InputType.REGION
         case "folder":
             return is_caption
         case _:
             return True
 
 
-def _entries(rows: Iterable[Row], about: dict[str, Sample], root: Path) -> Iterator[Entry]:
+def _entries(rows: Iterable[Row], about: dict[str, Sample], root: Path) -> Iterator[DatasetRow]:
     for row in rows:
         name = str(row["file_name"])
         sample = about.get(name) or Sample(name, root / name, "")
-        path = sample.picture
+        path = sample.image
         said = {key: value for key, value in row.items() if key not in ("alternatives", "folder", "run")}
-        yield Entry(name, said, sample, not isinstance(path, Path) or path.is_file())
+        yield DatasetRow(name, said, sample, not isinstance(path, Path) or path.is_file())
 
 
 def _clear(partial: Path) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 
 from PIL import Image
 
-from florence2.data.image import Picture, PictureError, Size
+from florence2.data.image import ImageError, OpenedImage, Size
 from florence2.data.sample import Sample
 from florence2.errors import UserError
-from florence2.model.locations import read
-from florence2.model.tasks import Answers, Takes, find_task
+from florence2.model.locations import decode
+from florence2.model.tasks import InputType, OutputType, find_task
 
 Draw = Callable[[Image.Image, Any, Size], Image.Image]
 
@@ -32,7 +32,7 @@ h2 { font-size: 1rem; margin: 0 0 .4rem; } dt { color: #777; font-size: .85em; }
 """
 
 
-def contact_page(title: str, samples: Iterable[Sample], draw: Draw) -> Iterator[str]:
+def preview_page(title: str, samples: Iterable[Sample], draw: Draw) -> Iterator[str]:
     """Write the page, part by part; a picture that cannot be read is named in its place."""
     yield f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
     yield f"<style>{_STYLE}</style>\n<h1>{html.escape(title)}</h1>\n<main>\n"
@@ -44,11 +44,11 @@ def contact_page(title: str, samples: Iterable[Sample], draw: Draw) -> Iterator[
 def _article(sample: Sample, draw: Draw) -> str:
     task = find_task(sample.task)
     try:
-        asked = task.wording(sample.input)
-        picture = sample.open(at_least=(_SIDE, _SIDE))
+        asked = task.format_prompt(sample.input)
+        picture = sample.open(min_size=(_SIDE, _SIDE))
     except UserError as error:
         image = f'<p class="note">{html.escape(error.what)}</p>'
-        asked = f"{sample.task} {sample.input}" if not isinstance(error, PictureError) else asked
+        asked = f"{sample.task} {sample.input}" if not isinstance(error, ImageError) else asked
     else:
         image = f'<img alt="" src="{_inline(_drawn(sample, picture, draw))}">'
     target = sample.target or ""
@@ -57,15 +57,15 @@ def _article(sample: Sample, draw: Draw) -> str:
     return f"<article>{image}<h2>{html.escape(sample.id)}</h2><dl>{rows}</dl></article>\n"
 
 
-def _drawn(sample: Sample, picture: Picture, draw: Draw) -> Image.Image:
+def _drawn(sample: Sample, picture: OpenedImage, draw: Draw) -> Image.Image:
     """Draw the answer, or the region that a question in words is about."""
     task = find_task(sample.task)
     target = sample.target or ""
-    if task.answers is not Answers.TEXT:
-        return draw(picture.image, read(task, target, picture.size), picture.size)
-    if task.takes is not Takes.REGION:
+    if task.output_type is not OutputType.TEXT:
+        return draw(picture.image, decode(task, target, picture.size), picture.size)
+    if task.input_type is not InputType.REGION:
         return picture.image
-    region = read(Answers.REGIONS, sample.input, picture.size)
+    region = decode(OutputType.REGIONS, sample.input, picture.size)
     return draw(picture.image, {**region, "labels": [target] * len(region["bboxes"])}, picture.size)
 
 

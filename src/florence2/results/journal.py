@@ -23,12 +23,12 @@ Key = tuple[str, str, str, str]
 Row = dict[str, Any]
 
 
-def run_name(*parts: object) -> str:
+def run_id(*parts: object) -> str:
     """Name a run by everything that shapes its answers."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def stamp(folder: Path) -> list[tuple[str, int, int]]:
+def weights_fingerprint(folder: Path) -> list[tuple[str, int, int]]:
     """Tell the weights in a folder from other weights there: names, sizes and times of the files."""
     files = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
@@ -41,8 +41,8 @@ class Journal:
     written on each line, so that the file is a dataset wherever it lies. `fresh` forgets this run's earlier lines.
     """
 
-    def __init__(self, path: str, *, run: str, folder: str = ".", fresh: bool = False) -> None:
-        self.path, self.run, self.folder, self.fresh = Path(path), run, folder, fresh
+    def __init__(self, path: str, *, run: str, image_dir: str = ".", overwrite: bool = False) -> None:
+        self.path, self.run, self.folder, self.fresh = Path(path), run, image_dir, overwrite
         self._to_stdout = path == "-"
         self._answered: set[Key] = set()
         self._others: set[Key] = set()
@@ -69,7 +69,7 @@ class Journal:
             if self._is_file:
                 os.fsync(self._file.fileno())
         if self._is_file and self._answered & self._others:
-            self._tidy(lambda row: self._is_mine(row) or self._key(row) not in self._answered)
+            self._rewrite(lambda row: self._is_this_run(row) or self._key(row) not in self._answered)
 
     def missing(
         self, samples: Iterable[Sample], bare: Callable[[Prediction], Prediction] = lambda prediction: prediction
@@ -83,18 +83,18 @@ class Journal:
             key = (*sample.key, self.folder)
             if key not in self._answered:
                 yield sample
-            elif sample.then:
+            elif sample.follow_up:
                 leading[key] = sample
         if leading:
-            told = ((leading.get(self._key(row)), row) for row in self.told())
-            led = (s.then(bare(Prediction.from_json(row))) for s, row in told if s and s.then)
+            told = ((leading.get(self._key(row)), row) for row in self.rows())
+            led = (s.follow_up(bare(Prediction.from_json(row))) for s, row in told if s and s.follow_up)
             yield from self.missing(chain.from_iterable(led), bare)
 
-    def told(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row]:
         """Give the lines of this run that are answers about the pictures of this folder."""
         for row in self._rows() if self._answered else ():
             key = self._key(row)
-            if self._is_mine(row) and row.get("error") is None and key[-1] == self.folder and key in self._answered:
+            if self._is_this_run(row) and row.get("error") is None and key[-1] == self.folder and key in self._answered:
                 yield row
 
     def write(self, prediction: Prediction) -> None:
@@ -111,21 +111,23 @@ class Journal:
 
     def _recover(self) -> None:
         """Learn what is answered; drop a torn last line, errors to be asked again, and answers given anew since."""
-        stale = _torn(self.path)
+        stale = _is_truncated(self.path)
         for row in self._rows():
-            if not self._is_mine(row):
+            if not self._is_this_run(row):
                 self._others.add(self._key(row))
-            elif self._holds(row):
+            elif self._is_valid(row):
                 self._answered.add(self._key(row))
             else:
                 stale = True
         if stale or self._answered & self._others:
-            self._tidy(lambda row: self._holds(row) if self._is_mine(row) else self._key(row) not in self._answered)
+            self._rewrite(
+                lambda row: self._is_valid(row) if self._is_this_run(row) else self._key(row) not in self._answered
+            )
 
-    def _is_mine(self, row: Row) -> bool:
+    def _is_this_run(self, row: Row) -> bool:
         return bool(row.get("run") == self.run)
 
-    def _holds(self, row: Row) -> bool:
+    def _is_valid(self, row: Row) -> bool:
         return row.get("error") is None and not self.fresh
 
     def _key(self, row: Row) -> Key:
@@ -147,7 +149,7 @@ class Journal:
                     ) from error
                 yield row
 
-    def _tidy(self, kept: Callable[[Row], bool]) -> None:
+    def _rewrite(self, kept: Callable[[Row], bool]) -> None:
         """Put the kept lines in the file's place, at one stroke."""
         partial = self.path.with_name(self.path.name + ".partial")
         with partial.open("w", encoding="utf-8") as file:
@@ -157,22 +159,22 @@ class Journal:
         partial.replace(self.path)
 
 
-def dressed(prediction: Prediction, prefix: str, suffix: str) -> Prediction:
+def add_affixes(prediction: Prediction, prefix: str, suffix: str) -> Prediction:
     """Put the user's words around a caption and its alternatives; structured answers stay bare."""
     if not isinstance(prediction.answer, str) or prediction.error is not None:
         return prediction
-    others = tuple(dressed(other, prefix, suffix) for other in prediction.alternatives)
+    others = tuple(add_affixes(other, prefix, suffix) for other in prediction.alternatives)
     return replace(prediction, text=f"{prefix}{prediction.text}{suffix}", alternatives=others)
 
 
-def undressed(prediction: Prediction, prefix: str, suffix: str) -> Prediction:
+def strip_affixes(prediction: Prediction, prefix: str, suffix: str) -> Prediction:
     """Take the user's words off a caption again."""
     if not isinstance(prediction.answer, str):
         return prediction
     return replace(prediction, text=prediction.text.removeprefix(prefix).removesuffix(suffix))
 
 
-def _torn(path: Path) -> bool:
+def _is_truncated(path: Path) -> bool:
     """Tell whether the last line was cut off: no newline at its end."""
     with path.open("rb") as file:
         if file.seek(0, os.SEEK_END) == 0:

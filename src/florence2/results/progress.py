@@ -19,7 +19,7 @@ LINE_EVERY = 30.0  # seconds, where there is no terminal
 
 
 @dataclass
-class Tally:
+class RunSummary:
     """What a run has done so far."""
 
     total: int | None = None
@@ -53,10 +53,10 @@ class Tally:
         return "\n".join(lines)
 
 
-class Meter:
+class PredictProgressBar:
     """Shows a tally as it grows; a context manager that prints the summary at its end."""
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: RunSummary) -> None:
         self.tally = tally
         self._console = Console(stderr=True)
         self._bar = Progress(
@@ -113,7 +113,7 @@ def say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def shares(seconds: Mapping[str, Any]) -> str:
+def time_breakdown(seconds: Mapping[str, Any]) -> str:
     """Word where the time went: `vision 61%, decode 30%, ...`."""
     total = sum(seconds.values()) or 1.0
     ranked = sorted(seconds.items(), key=lambda pair: -pair[1])

@@ -40,7 +40,7 @@ _FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "msy
 
 
 @dataclass(frozen=True)
-class Mark:
+class Shape:
     """One object to draw: its outlines, its label, whether it is filled."""
 
     runs: Sequence[Run]
@@ -48,7 +48,7 @@ class Mark:
     filled: bool
 
 
-def draw(image: Image.Image, answer: Any, *, size: tuple[int, int] | None = None) -> Image.Image:
+def draw_answer(image: Image.Image, answer: Any, *, size: tuple[int, int] | None = None) -> Image.Image:
     """Return a copy of the picture with the answer on it.
 
     `size` is (width, height) of the pixels that the answer counts in, if that is not the picture's own. Words are
@@ -59,10 +59,10 @@ def draw(image: Image.Image, answer: Any, *, size: tuple[int, int] | None = None
     if not isinstance(answer, Mapping):
         return _with_words(shown, str(answer or ""))
     own = size or image.size
-    marks = [_scaled(mark, shown.width / own[0], shown.height / own[1]) for mark in _marks(answer)]
+    marks = [_scaled(mark, shown.width / own[0], shown.height / own[1]) for mark in _shapes(answer)]
     colours = _colours(marks)
     shown = _filled(shown, marks, colours)
-    pen = _Pen(ImageDraw.Draw(shown), shown.size)
+    pen = _Annotator(ImageDraw.Draw(shown), shown.size)
     for mark, colour in zip(marks, colours, strict=True):
         pen.outline(mark, colour)
     for mark, colour in zip(marks, colours, strict=True):
@@ -70,7 +70,7 @@ def draw(image: Image.Image, answer: Any, *, size: tuple[int, int] | None = None
     return shown
 
 
-def _marks(answer: Mapping[str, Any]) -> Iterator[Mark]:
+def _shapes(answer: Mapping[str, Any]) -> Iterator[Shape]:
     """List the objects of an answer, the largest boxes first, so that small ones stay in sight."""
     for form in ("polygons", "bboxes", "quad_boxes"):
         places = answer.get(form) or []
@@ -81,7 +81,9 @@ def _marks(answer: Mapping[str, Any]) -> Iterator[Mark]:
             rows.sort(key=lambda row: -abs((row[0][2] - row[0][0]) * (row[0][3] - row[0][1])))
         for place, label, score in rows:
             said = label if score is None else f"{label} {score:.2f}".strip()
-            yield Mark(_runs(form, place), textwrap.shorten(said, _MOST_LETTERS, placeholder="..."), form == "polygons")
+            yield Shape(
+                _runs(form, place), textwrap.shorten(said, _MOST_LETTERS, placeholder="..."), form == "polygons"
+            )
 
 
 def _runs(form: str, place: Any) -> list[Run]:
@@ -93,12 +95,12 @@ def _runs(form: str, place: Any) -> list[Run]:
     return [(x1, y1, x2, y1, x2, y2, x1, y2)]
 
 
-def _scaled(mark: Mark, across: float, down: float) -> Mark:
+def _scaled(mark: Shape, across: float, down: float) -> Shape:
     runs = [[value * (across, down)[i % 2] for i, value in enumerate(run)] for run in mark.runs]
-    return Mark(runs, mark.label, mark.filled)
+    return Shape(runs, mark.label, mark.filled)
 
 
-def _colours(marks: Sequence[Mark]) -> list[Colour]:
+def _colours(marks: Sequence[Shape]) -> list[Colour]:
     """Give each label its colour, while there are enough of them; unlabelled objects take turns."""
     chosen: dict[str, int] = {}
     for number, mark in enumerate(marks):
@@ -116,7 +118,7 @@ def _plain(label: str) -> str:
     return " ".join(words[:-1] if words and words[-1].replace(".", "").isdigit() else words).casefold()
 
 
-def _filled(image: Image.Image, marks: Sequence[Mark], colours: Sequence[Colour]) -> Image.Image:
+def _filled(image: Image.Image, marks: Sequence[Shape], colours: Sequence[Colour]) -> Image.Image:
     if not any(mark.filled for mark in marks):
         return image
     layer = Image.new("RGBA", image.size)
@@ -129,7 +131,7 @@ def _filled(image: Image.Image, marks: Sequence[Mark], colours: Sequence[Colour]
 
 
 @dataclass
-class _Pen:
+class _Annotator:
     """Draws on one picture, and remembers where labels stand."""
 
     draw: ImageDraw.ImageDraw
@@ -141,14 +143,14 @@ class _Pen:
         """Give the width of a line."""
         return max(3, round(min(self.size) / 220))
 
-    def outline(self, mark: Mark, colour: Colour) -> None:
+    def outline(self, mark: Shape, colour: Colour) -> None:
         """Draw the outlines of one object, with a dark edge that shows on any ground."""
         for run in mark.runs:
             points = [(x, y) for x, y in zip(run[0::2], run[1::2], strict=False)]
             for line, width in (((20, 20, 20), self.unit + 2), (colour, self.unit)):
                 self.draw.line([*points, points[0], points[1 % len(points)]], fill=line, width=width, joint="curve")
 
-    def label(self, mark: Mark, colour: Colour) -> None:
+    def label(self, mark: Shape, colour: Colour) -> None:
         """Write one label at its object's top left corner, or near by where that is taken."""
         if not mark.label or not mark.runs:
             return
@@ -162,17 +164,17 @@ class _Pen:
         ink = "black" if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140 else "white"
         self.draw.text((box[0] + pad - left, box[1] + pad - top), text, fill=ink, font=font)
 
-    def _place(self, mark: Mark, width: float, height: float) -> Rectangle:
+    def _place(self, mark: Shape, width: float, height: float) -> Rectangle:
         xs, ys = [x for run in mark.runs for x in run[0::2]], [y for run in mark.runs for y in run[1::2]]
         x = min(max(min(xs), 0), max(self.size[0] - width, 0))
         wanted = [min(ys) - height, min(ys), max(ys), max(ys) - height]
         wanted += [min(ys) + step * height for step in range(1, 12)]
         spots = [(x, min(max(y, 0), self.size[1] - height)) for y in wanted]
         boxes = [(left, top, left + width, top + height) for left, top in spots]
-        return next((box for box in boxes if not any(_meet(box, other) for other in self.taken)), boxes[0])
+        return next((box for box in boxes if not any(_overlap(box, other) for other in self.taken)), boxes[0])
 
 
-def _meet(a: Rectangle, b: Rectangle) -> bool:
+def _overlap(a: Rectangle, b: Rectangle) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 

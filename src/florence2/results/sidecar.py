@@ -10,7 +10,7 @@ from typing import Literal
 
 from florence2.data.sample import Prediction, Sample
 
-Existing = Literal["skip", "overwrite", "append", "prepend"]
+IfExists = Literal["skip", "overwrite", "append", "prepend"]
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class SidecarWriter:
 
     folder: Path
     extension: str
-    existing: Existing
+    if_exists: IfExists
 
-    def wanted(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+    def without_sidecar(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Pass on the samples whose caption is to be written."""
-        return (s for s in samples if self.existing != "skip" or not self._path(s.id).exists())
+        return (s for s in samples if self.if_exists != "skip" or not self._path(s.id).exists())
 
     def write(self, prediction: Prediction) -> None:
         """Write one caption; a prediction with an error leaves what is there."""
@@ -31,8 +31,8 @@ class SidecarWriter:
             return
         path = self._path(prediction.file_name)
         text = prediction.text
-        if self.existing in {"append", "prepend"} and path.exists():
-            text = _joined(path.read_text(encoding="utf-8-sig").strip(), text, self.existing)
+        if self.if_exists in {"append", "prepend"} and path.exists():
+            text = _joined(path.read_text(encoding="utf-8-sig").strip(), text, self.if_exists)
         partial = path.with_name(path.name + ".partial")
         partial.write_text(text + "\n", encoding="utf-8")
         partial.replace(path)
@@ -42,7 +42,7 @@ class SidecarWriter:
         return (self.folder / file_name).with_suffix("").with_name(Path(file_name).stem + extension)
 
 
-def _joined(old: str, new: str, existing: Existing) -> str:
+def _joined(old: str, new: str, existing: IfExists) -> str:
     """Put the new caption behind or in front of the old one, once: a run that was cut off may write it again."""
     if existing == "append":
         return old if old.endswith(new) else f"{old} {new}".strip()

@@ -15,15 +15,15 @@ from transformers.trainer_utils import SchedulerType
 
 from florence2.config import LearningSettings, SavingSettings, TrainSettings
 from florence2.errors import UserError
-from florence2.settings_io import near, options
+from florence2.settings_io import closest_name_hint, parse_options
 
-WARMUP = 0.03  # share of the training in which the learning rate grows
-CLIP = 1.0
+WARMUP_FRACTION = 0.03  # share of the training in which the learning rate grows
+MAX_GRAD_NORM = 1.0
 STREAM_SAVES = 5  # checkpoints of a training on a stream, which has no epochs to be saved after
 ONECYCLE = "onecycle"
 
 # What transformers calls our flags; `--trainer` refuses these names, because a knob has one home.
-FLAGS = {
+FLAG_OF_ARGUMENT = {
     "output_dir": "--output_dir",
     "num_train_epochs": "--epochs",
     "per_device_train_batch_size": "--batch_size",
@@ -46,49 +46,55 @@ FLAGS = {
     "greater_is_better": "--eval_metrics",
 }
 # What the trainer counts on.
-OURS = ("remove_unused_columns", "label_names", "disable_tqdm", "predict_with_generate", "group_by_length")
+RESERVED_ARGUMENTS = (
+    "remove_unused_columns",
+    "label_names",
+    "disable_tqdm",
+    "predict_with_generate",
+    "group_by_length",
+)
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepCount:
     """How long the training is: steps of the optimizer, all processes together."""
 
-    pictures: int
-    processes: int
-    batch: int
-    accumulation: int
+    num_samples: int
+    num_processes: int
+    batch_size: int
+    gradient_accumulation_steps: int
     steps_per_epoch: int
     steps: int
 
     @property
-    def per_step(self) -> int:
+    def samples_per_step(self) -> int:
         """Count the samples of one step."""
-        return self.batch * self.accumulation * self.processes
+        return self.batch_size * self.gradient_accumulation_steps * self.num_processes
 
 
-def plan(learning: LearningSettings, pictures: int, processes: int, max_steps: int = -1) -> Plan:
+def count_steps(learning: LearningSettings, pictures: int, processes: int, max_steps: int = -1) -> StepCount:
     """Count the steps of a training over so many samples."""
     batches = math.ceil(pictures / (learning.batch_size * processes))
     each = max(math.ceil(batches / learning.gradient_accumulation_steps), 1)
     steps = max_steps if max_steps > 0 else math.ceil(each * learning.epochs)
-    return Plan(pictures, processes, learning.batch_size, learning.gradient_accumulation_steps, each, steps)
+    return StepCount(pictures, processes, learning.batch_size, learning.gradient_accumulation_steps, each, steps)
 
 
 def training_arguments(
     settings: TrainSettings,
     pictures: int,
     *,
-    measured: bool,
+    has_eval: bool,
     device: torch.device,
     dtype: torch.dtype,
-    best_by: tuple[str, bool] = ("loss", False),
+    best_metric: tuple[str, bool] = ("loss", False),
 ) -> Seq2SeqTrainingArguments:
     """Word the settings as transformers' training arguments.
 
     `measured` says whether there is something to measure, `best_by` which score tells the best and whether it rises.
     """
     learning, saving = settings.learning, settings.saving
-    door = _door(saving)
+    door = _extra_args(saving)
     values: dict[str, Any] = {
         "output_dir": saving.output_dir,
         "num_train_epochs": learning.epochs,
@@ -97,23 +103,23 @@ def training_arguments(
         "gradient_accumulation_steps": learning.gradient_accumulation_steps,
         "learning_rate": learning.learning_rate,
         "lr_scheduler_type": _scheduler(learning.scheduler),
-        "warmup_steps": WARMUP,
-        "max_grad_norm": CLIP,
+        "warmup_steps": WARMUP_FRACTION,
+        "max_grad_norm": MAX_GRAD_NORM,
         "seed": learning.seed,
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,
         "use_cpu": device.type == "cpu",
         "dataloader_num_workers": settings.data.num_workers,
         "dataloader_pin_memory": device.type == "cuda",
-        "report_to": trackers(saving.log_with),
+        "report_to": resolve_trackers(saving.log_with),
         "run_name": Path(saving.output_dir).name,
         "remove_unused_columns": False,
         "label_names": ["labels"],
         "prediction_loss_only": True,
         "disable_tqdm": True,
         "hub_strategy": "end",
-        "metric_for_best_model": f"eval_{best_by[0]}",
-        "greater_is_better": best_by[1],
+        "metric_for_best_model": f"eval_{best_metric[0]}",
+        "greater_is_better": best_metric[1],
         "ddp_find_unused_parameters": False,
     }
     if device.index:
@@ -123,7 +129,7 @@ def training_arguments(
         )
     if settings.data.streaming and saving.save_every_n_steps is None:
         saving = replace(saving, save_every_n_steps=max(int(door.get("max_steps", 1)) // STREAM_SAVES, 1))
-    values |= _rhythm(saving, plan(learning, pictures, 1, int(door.get("max_steps", -1))), measured)
+    values |= _save_strategy(saving, count_steps(learning, pictures, 1, int(door.get("max_steps", -1))), has_eval)
     try:
         made = Seq2SeqTrainingArguments(**(values | door))
     except (ValueError, TypeError) as error:
@@ -136,7 +142,7 @@ def training_arguments(
     return made
 
 
-def trackers(log_with: str) -> list[str]:
+def resolve_trackers(log_with: str) -> list[str]:
     """Name the trackers that are meant by `--log_with`; refuse what is unknown or not installed."""
     if log_with == "none":
         return []
@@ -146,22 +152,22 @@ def trackers(log_with: str) -> list[str]:
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
             known = ["all", "none", *INTEGRATION_TO_CALLBACK]
-            raise UserError(f"`--log_with {name}` is not known", near(name, known))
+            raise UserError(f"`--log_with {name}` is not known", closest_name_hint(name, known))
         if name not in get_available_reporting_integrations():
             package = {"comet_ml": "comet_ml", "azure_ml": "azureml-sdk"}.get(name, name)
             raise UserError(f"`--log_with {name}` needs the package {package}", f"run `pip install {package}`")
     return names
 
 
-def _door(saving: SavingSettings) -> dict[str, Any]:
+def _extra_args(saving: SavingSettings) -> dict[str, Any]:
     known = [field.name for field in fields(Seq2SeqTrainingArguments)]
-    given = options("--trainer", saving.trainer, known)
+    given = parse_options("--trainer", saving.trainer, known)
     for name in given:
-        if name in FLAGS:
-            raise UserError(f"`--trainer {name}` has a flag of its own", f"use `{FLAGS[name]}`")
+        if name in FLAG_OF_ARGUMENT:
+            raise UserError(f"`--trainer {name}` has a flag of its own", f"use `{FLAG_OF_ARGUMENT[name]}`")
         if name == "hub_token":  # settings are kept, and sent along
             raise UserError("a token is no setting to be kept", "run `hf auth login`, or set HF_TOKEN")
-        if name in OURS:
+        if name in RESERVED_ARGUMENTS:
             raise UserError(f"`--trainer {name}` cannot be changed here", "leave it out")
     return given
 
@@ -169,11 +175,11 @@ def _door(saving: SavingSettings) -> dict[str, Any]:
 def _scheduler(name: str) -> str:
     known = [ONECYCLE, *(kind.value for kind in SchedulerType)]
     if name.lower() not in known:
-        raise UserError(f"`--scheduler {name}` is not known", near(name.lower(), known))
+        raise UserError(f"`--scheduler {name}` is not known", closest_name_hint(name.lower(), known))
     return "constant" if name.lower() == ONECYCLE else name.lower()
 
 
-def _rhythm(saving: SavingSettings, length: Plan, measured: bool) -> dict[str, Any]:
+def _save_strategy(saving: SavingSettings, length: StepCount, measured: bool) -> dict[str, Any]:
     """Say how often to log, save and measure; epochs are counted by `Rhythm`."""
     by_steps = saving.save_every_n_steps is not None
     asked = by_steps or saving.save_every_n_epochs is not None

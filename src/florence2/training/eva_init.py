@@ -18,7 +18,7 @@ from torch import nn
 
 from florence2.errors import UserError
 from florence2.model.processing import IGNORED_LABEL
-from florence2.training.dataset.florence2_dataset import Lessons
+from florence2.training.dataset.florence2_dataset import Florence2Dataset
 
 PICTURES = 8  # in a batch, at least
 MOST = 300  # batches after which what has not settled will not
@@ -26,13 +26,16 @@ MOST = 300  # batches after which what has not settled will not
 Batch = dict[str, Any]
 
 
-def waits(model: nn.Module) -> bool:
+def needs_eva_init(model: nn.Module) -> bool:
     """Tell whether a LoRA is to begin from data."""
     return isinstance(model, PeftModel) and any(c.init_lora_weights == "eva" for c in model.peft_config.values())
 
 
-def begin(
-    model: nn.Module, lessons: Lessons, collate: Callable[[Any], Batch], answer: Callable[[nn.Module, Batch], Any]
+def initialize_eva(
+    model: nn.Module,
+    lessons: Florence2Dataset,
+    collate: Callable[[Any], Batch],
+    answer: Callable[[nn.Module, Batch], Any],
 ) -> None:
     """Look at the inputs of every layer while `answer` runs batches through the model, and begin from them.
 
@@ -64,7 +67,7 @@ def begin(
 class _Shown:
     """Batches of the first epoch, again and again but not for ever, each with at least so many learnt tokens."""
 
-    lessons: Lessons
+    lessons: Florence2Dataset
     collate: Callable[[Any], Batch]
     tokens: int
     shown: list[int] = field(default_factory=list)
@@ -75,7 +78,7 @@ class _Shown:
     def __iter__(self) -> Iterator[Batch]:
         items: list[Any] = []
         tokens, before = 0, len(self.shown)
-        for draw in self.lessons.order(self.lessons.seed, 1, False):
+        for draw in self.lessons.sampler(self.lessons.seed, 1, False):
             items.append(self.lessons[draw])
             tokens += len(items[-1]["labels"])
             if tokens >= self.tokens and len(items) >= min(PICTURES, len(self.lessons)):

@@ -23,36 +23,44 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from florence2.errors import UserError
 from florence2.model.processing import IGNORED_LABEL
 from florence2.training import eva_init as eva
-from florence2.training.callbacks.reporting import Rate
-from florence2.training.dataset.florence2_dataset import Lessons, shift_right
-from florence2.training.dataset.streaming import Pouring, Tap
-from florence2.training.optimizer.create import build, decay_in_the_end, one_cycle, pass_over_first, refusal
-from florence2.training.performance.cuda_graph_step import Recorded
-from florence2.training.performance.memory import GIB, peak
-from florence2.training.saving.checkpoint_trainer import Kept
-from florence2.training.trainer_config import Learnt, Method
+from florence2.training.callbacks.reporting import Throughput
+from florence2.training.dataset.florence2_dataset import Florence2Dataset, shift_right
+from florence2.training.dataset.streaming import ResumableDataLoader, StreamingDataset
+from florence2.training.optimizer.create import (
+    create_optimizer,
+    one_cycle,
+    optimizer_error,
+    set_decay_steps,
+    skip_zero_step,
+)
+from florence2.training.performance.cuda_graph_step import GraphedStep
+from florence2.training.performance.memory import GIB, peak_memory
+from florence2.training.saving.checkpoint_trainer import CheckpointTrainer
+from florence2.training.trainer_config import SelectLabelPositions, TrainerConfig
 
 
-class LessonTrainer(Kept):
+class Florence2Trainer(CheckpointTrainer):
     """Learns `Lessons`; everything that is not overridden here is transformers'."""
 
     optimizer: Any
     lr_scheduler: Any
 
-    def __init__(self, method: Method, **given: Any) -> None:
-        super().__init__(method.keep, **given)
-        self.method = method
+    def __init__(self, method: TrainerConfig, **given: Any) -> None:
+        super().__init__(method.save_fn, **given)
+        self.config = method
         self.model_accepts_loss_kwargs = True  # so that a step's tokens are counted for `compute_loss`
-        if method.examine is not None:
-            self.refuse_to_copy_shards("--eval_metrics")
+        if method.compute_metrics is not None:
+            self.require_unsharded("--eval_metrics")
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # they part nothing that is laid out otherwise
             self.model.to(memory_format=torch.contiguous_format)
         self.remove_callback(PrinterCallback)
-        self.rate = Rate()
-        self.add_callback(self.rate)
-        self.recorded: Recorded | None = None
-        self._learnt = Learnt()  # no method of ours, so that a copy of the model is none of the trainer
-        self.model.get_output_embeddings().register_forward_pre_hook(self._learnt)
+        self.throughput = Throughput()
+        self.add_callback(self.throughput)
+        self.graphed_step: GraphedStep | None = None
+        self._select_labels = (
+            SelectLabelPositions()
+        )  # no method of ours, so that a copy of the model is none of the trainer
+        self.model.get_output_embeddings().register_forward_pre_hook(self._select_labels)
 
     def compute_loss(
         self,
@@ -64,13 +72,13 @@ class LessonTrainer(Kept):
         """Give the summed cross entropy divided by the tokens of the whole step."""
         places_N = inputs["learnt_N"]
         learnt_N = inputs["labels"].flatten()[places_N.clamp(min=0)].masked_fill(places_N < 0, IGNORED_LABEL)
-        self._learnt.places = places_N.clamp(min=0)
+        self._select_labels.positions_N = places_N.clamp(min=0)
         try:
-            logits_NV = self._answer(model, inputs)
+            logits_NV = self._forward_logits(model, inputs)
         finally:
-            self._learnt.places = None
+            self._select_labels.positions_N = None
         loss = functional.cross_entropy(
-            logits_NV[:, : self.method.words].float(),
+            logits_NV[:, : self.config.vocab_size].float(),
             learnt_N,
             ignore_index=IGNORED_LABEL,
             reduction="sum",
@@ -88,16 +96,16 @@ class LessonTrainer(Kept):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Add the gradients of a batch, by heart where a GPU knows batches of its shape."""
-        if not self.method.records or num_items_in_batch is None:
+        if not self.config.use_cuda_graphs or num_items_in_batch is None:
             plain: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
             return plain
-        if self.recorded is None:
+        if self.graphed_step is None:
             step = partial(super().training_step, model)
-            self.recorded = Recorded(step, self.learner)
+            self.graphed_step = GraphedStep(step, self.trainable_model)
         if hasattr(self.optimizer, "train"):  # Schedule-Free's, which measuring and saving switch; no work of a step
             self.optimizer.train()
         items = torch.as_tensor(num_items_in_batch, device=self.args.device)
-        return self.recorded(self._prepare_inputs(inputs), items)
+        return self.graphed_step(self._prepare_inputs(inputs), items)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         if "problem" in inputs:
@@ -105,27 +113,27 @@ class LessonTrainer(Kept):
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         return prepared
 
-    def _prepared_answer(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        return self._answer(model, self._prepare_inputs(batch))
+    def _forward_batch(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        return self._forward_logits(model, self._prepare_inputs(batch))
 
-    def _answer(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        for module in self.method.resting:
+    def _forward_logits(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        for module in self.config.frozen_modules:
             module.eval()
-        method = self.method
+        method = self.config
         seen = inputs.get("features_BND")
         if seen is None:
-            seen = method.processing.normalize(inputs["pixels_BHWC"])
+            seen = method.preprocessor.normalize(inputs["pixels_BHWC"])
         output = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs.get("attention_mask"),
             pixel_values=seen,
-            decoder_input_ids=shift_right(inputs["labels"], method.start, method.pad),
+            decoder_input_ids=shift_right(inputs["labels"], method.decoder_start_token_id, method.pad_token_id),
             use_cache=False,
         )
         logits: torch.Tensor = output.logits
         return logits
 
-    def refuse_to_copy_shards(self, flag: str) -> None:
+    def require_unsharded(self, flag: str) -> None:
         """Refuse what asks a copy of the model, where no process has all of its weights."""
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             raise UserError(
@@ -136,10 +144,10 @@ class LessonTrainer(Kept):
     def evaluation_loop(self, *given: Any, metric_key_prefix: str = "eval", **more: Any) -> Any:
         """Measure the loss, and then the scores, if there is an exam; nothing random of the training is used up."""
         measured = super().evaluation_loop(*given, metric_key_prefix=metric_key_prefix, **more)
-        if self.method.examine is not None:
+        if self.config.compute_metrics is not None:
             devices = [self.args.device] if self.args.device.type == "cuda" else []
             with torch.random.fork_rng(devices):
-                scores = self.method.examine(self.learner)
+                scores = self.config.compute_metrics(self.trainable_model)
             measured.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
         return measured
 
@@ -148,7 +156,7 @@ class LessonTrainer(Kept):
         if "loss" in logs:
             args = self.args
             pictures = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-            logs["pictures_per_second"] = round(self.rate.of(self.state) * pictures, 3)
+            logs["pictures_per_second"] = round(self.throughput.of(self.state) * pictures, 3)
         super().log(logs, *given, **more)
 
     def scores(self, began: float) -> dict[str, Any]:
@@ -160,42 +168,42 @@ class LessonTrainer(Kept):
             best = {f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}": round(state.best_metric, 4)}
             scores |= best | {"best": f"checkpoint-{state.best_global_step}"}
         scores["seconds"] = round(time.monotonic() - began, 1)
-        scores["peak_memory_gib"] = round(peak(self.args.device) / GIB, 2)
+        scores["peak_memory_gib"] = round(peak_memory(self.args.device) / GIB, 2)
         return scores
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer with our groups of weights."""
         if self.optimizer is None:
-            method, learner = self.method, self.model if model is None else model
+            method, learner = self.config, self.model if model is None else model
             rates = (method.lora_plus_ratio, method.vision_learning_rate)
-            self.optimizer = build(self.args, learner, method.optim, method.optimizer_args, *rates)
+            self.optimizer = create_optimizer(self.args, learner, method.optim, method.optimizer_args, *rates)
         try:
             made: torch.optim.Optimizer = super().create_optimizer(model)
         except (ImportError, ValueError, TypeError) as error:
-            raise refusal(self.method.optim, error) from error
+            raise optimizer_error(self.config.optim, error) from error
         return made
 
     def train(self, *given: Any, **named: Any) -> Any:
         """Train, from a start that data may shape."""
-        if eva.waits(self.model):
-            eva.begin(self.model, self.train_dataset, self.data_collator, self._prepared_answer)
+        if eva.needs_eva_init(self.model):
+            eva.initialize_eva(self.model, self.train_dataset, self.data_collator, self._forward_batch)
         return super().train(*given, **named)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Make the schedule, ours or transformers'."""
-        if self.method.one_cycle and self.lr_scheduler is None:
+        if self.config.one_cycle and self.lr_scheduler is None:
             self.lr_scheduler = one_cycle(optimizer or self.optimizer, num_training_steps)
             self._created_lr_scheduler = True
-        decay_in_the_end(self.args, num_training_steps)
+        set_decay_steps(self.args, num_training_steps)
         warms_up = self.lr_scheduler is None and self.args.get_warmup_steps(num_training_steps) > 0
         made = super().create_scheduler(num_training_steps + warms_up, optimizer)
         if warms_up and isinstance(made, LambdaLR):
-            pass_over_first(made)
+            skip_zero_step(made)
         return made
 
     def get_train_dataloader(self) -> Any:
         """Load the lessons; those of a stream are shared out by themselves, and begin where the training stands."""
-        if not isinstance(self.train_dataset, Pouring):
+        if not isinstance(self.train_dataset, StreamingDataset):
             return super().get_train_dataloader()
         args = self.args
         options = {
@@ -204,10 +212,12 @@ class LessonTrainer(Kept):
             "pin_memory": args.dataloader_pin_memory,
             "prefetch_factor": args.dataloader_prefetch_factor,
         }
-        return Tap(self.train_dataset, lambda: self.state.global_step * args.gradient_accumulation_steps, options)
+        return ResumableDataLoader(
+            self.train_dataset, lambda: self.state.global_step * args.gradient_accumulation_steps, options
+        )
 
     def _run_epoch(self, *, steps_trained_in_current_epoch: int, **given: Any) -> None:
-        if isinstance(self.train_dataset, Pouring):
+        if isinstance(self.train_dataset, StreamingDataset):
             # A stream is opened behind what was taken before: there is nothing left to pass over.
             passed = steps_trained_in_current_epoch / given["steps_in_epoch"]
             given |= {"epoch": given["epoch"] + passed, "epochs_trained": given["epochs_trained"] + passed}
@@ -215,7 +225,7 @@ class LessonTrainer(Kept):
         super()._run_epoch(steps_trained_in_current_epoch=steps_trained_in_current_epoch, **given)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
-        lessons: Lessons = self.train_dataset if train_dataset is None else train_dataset
+        lessons: Florence2Dataset = self.train_dataset if train_dataset is None else train_dataset
         grouped = self.args.train_sampling_strategy == "group_by_length"
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return lessons.order(seed, self.args.train_batch_size, grouped)
+        return lessons.sampler(seed, self.args.train_batch_size, grouped)

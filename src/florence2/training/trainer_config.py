@@ -11,18 +11,18 @@ import torch
 from torch import nn
 
 from florence2.config import LearningSettings
-from florence2.model.processing import Processing
+from florence2.model.processing import Preprocessor
 from florence2.training.arguments import ONECYCLE
-from florence2.training.optimizer.create import arguments_of
-from florence2.training.performance.cuda_graph_step import can_record
-from florence2.training.prepare_model import resting
-from florence2.training.saving.checkpoint_trainer import Keep
+from florence2.training.optimizer.create import parse_optimizer_args
+from florence2.training.performance.cuda_graph_step import can_use_cuda_graphs
+from florence2.training.prepare_model import frozen_modules
+from florence2.training.saving.checkpoint_trainer import SaveFn
 
-Examine = Callable[[nn.Module], dict[str, float]]
+MetricsFn = Callable[[nn.Module], dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Method:
+class TrainerConfig:
     """How a step is taken, beyond what transformers' arguments say.
 
     `words` is the number of vocabulary rows that stand for words: rows behind them, such as that of the picture's
@@ -30,49 +30,49 @@ class Method:
     writes model and processor into a folder, `examine` scores the learner whenever the loss is measured.
     """
 
-    processing: Processing
-    words: int
-    start: int
-    pad: int
-    keep: Keep
+    preprocessor: Preprocessor
+    vocab_size: int
+    decoder_start_token_id: int
+    pad_token_id: int
+    save_fn: SaveFn
     optim: str
     optimizer_args: Mapping[str, Any] = field(default_factory=dict)
     lora_plus_ratio: float | None = None
     vision_learning_rate: float | None = None
     one_cycle: bool = False
-    resting: tuple[nn.Module, ...] = ()
-    records: bool = False
-    examine: Examine | None = None
+    frozen_modules: tuple[nn.Module, ...] = ()
+    use_cuda_graphs: bool = False
+    compute_metrics: MetricsFn | None = None
 
     @classmethod
     def of(
-        cls, learning: LearningSettings, learner: Any, processing: Processing, keep: Keep, examine: Examine | None
-    ) -> "Method":
+        cls, learning: LearningSettings, learner: Any, processing: Preprocessor, keep: SaveFn, examine: MetricsFn | None
+    ) -> "TrainerConfig":
         """Read the method from the settings, and its numbers from the model."""
         text, place = learner.config.text_config, processing.image_token_id
         return cls(
-            processing=processing,
+            preprocessor=processing,
             # The row of the picture's place is the last that has a name, and no word.
-            words=place if place + 1 >= len(processing.tokenizer) else text.vocab_size,
-            start=text.decoder_start_token_id,
-            pad=text.pad_token_id,
-            keep=keep,
+            vocab_size=place if place + 1 >= len(processing.tokenizer) else text.vocab_size,
+            decoder_start_token_id=text.decoder_start_token_id,
+            pad_token_id=text.pad_token_id,
+            save_fn=keep,
             optim=learning.optim,
-            optimizer_args=arguments_of(learning.optimizer_args),
+            optimizer_args=parse_optimizer_args(learning.optimizer_args),
             lora_plus_ratio=learning.lora_plus_ratio,
             vision_learning_rate=learning.vision_learning_rate,
             one_cycle=learning.scheduler.lower() == ONECYCLE,
-            resting=resting(learner),
-            records=can_record(learner, learning),
-            examine=examine,
+            frozen_modules=frozen_modules(learner),
+            use_cuda_graphs=can_use_cuda_graphs(learner, learning),
+            compute_metrics=examine,
         )
 
 
-class Learnt:
+class SelectLabelPositions:
     """Leaves out, in front of the output layer, the places where nothing is learnt: (B, T, D) -> (N, D)."""
 
-    places: torch.Tensor | None = None
+    positions_N: torch.Tensor | None = None
 
     def __call__(self, _: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         """Choose among what the output layer is given, as a hook of it."""
-        return None if self.places is None else (given[0].flatten(0, 1).index_select(0, self.places),)
+        return None if self.positions_N is None else (given[0].flatten(0, 1).index_select(0, self.positions_N),)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from florence2.data.formats.mask_polygons import outline
+from florence2.data.formats.mask_polygons import mask_to_polygons
 from florence2.data.resolve import resolve_dataset
 from florence2.errors import UserError
 from tests.data.formats.lists import SIZE, coco, labelme, voc, yolo
@@ -104,7 +104,7 @@ def test_coco_finds_its_pictures(tmp_path):
     assert [row[0] for row in said(made)] == [row[0] for row in said(tmp_path)] == ["0.png"]
     picture(tmp_path / "here" / "0.png", SIZE)
     found = resolve_dataset(made, task="od", dataset_dir=tmp_path / "here")
-    assert found.samples[0].picture == tmp_path / "here" / "0.png"
+    assert found.samples[0].image == tmp_path / "here" / "0.png"
 
 
 def test_split_folders(tmp_path):
@@ -126,7 +126,7 @@ def test_run_length_masks(tmp_path):
     turns = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff([0, *turns, flat.size]).tolist()
     rle = {"counts": counts, "size": [100, 200]}
-    assert [sorted(zip(run[::2], run[1::2], strict=True)) for run in outline(rle, "it")] == [
+    assert [sorted(zip(run[::2], run[1::2], strict=True)) for run in mask_to_polygons(rle, "it")] == [
         [(20, 20), (20, 80), (100, 20), (100, 80)]
     ]
     made = coco(tmp_path / "list.json", [{"bbox": [20, 20, 80, 60], "segmentation": rle}])
@@ -141,7 +141,7 @@ def test_what_masks_cover_is_kept_by_their_outlines():
     ImageDraw.Draw(image).ellipse((20, 30, 220, 180), fill=1)
     ImageDraw.Draw(image).rectangle((250, 10, 290, 60), fill=1)
     rle = masks.encode(np.asfortranarray(np.asarray(image)))
-    polygons = outline(rle, "it")
+    polygons = mask_to_polygons(rle, "it")
     again = masks.decode(masks.merge(masks.frPyObjects([list(run) for run in polygons], 200, 300)))
     both = (again & np.asarray(image)).sum() / (again | np.asarray(image)).sum()
     assert len(polygons) == 2

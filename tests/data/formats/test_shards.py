@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from florence2.data.formats.shards import find_shards, write_shards
-from florence2.data.resolve import resolve_dataset, resolve_pictures
+from florence2.data.resolve import resolve_dataset, resolve_images
 from florence2.errors import UserError
 from tests.strategies import locs
 
@@ -59,7 +59,7 @@ def test_captions_and_rows(tmp_path):
 
 def test_pictures_to_ask_about(tmp_path):
     made = tar(tmp_path / "a.tar", {"1.png": encoded(), "2.png": encoded()})
-    assert [(s.id, s.task, s.target) for s in resolve_pictures(made, task="od").samples] == [
+    assert [(s.id, s.task, s.target) for s in resolve_images(made, task="od").samples] == [
         ("1.png", "<OD>", None),
         ("2.png", "<OD>", None),
     ]

@@ -2,16 +2,16 @@ import sys
 
 import pytest
 
-from florence2.engine.encoder.encoder import PAYS_FROM, wants_compiler
+from florence2.engine.encoder.encoder import MIN_IMAGES_TO_COMPILE, wants_compiler
 from florence2.errors import UserError
 
 
 @pytest.mark.parametrize(
     ("asked", "expected", "device", "compiler", "wanted"),
     [
-        ("auto", PAYS_FROM["cpu"], "cpu", sys.executable, True),
-        ("auto", PAYS_FROM["cpu"] - 1, "cpu", sys.executable, False),
-        ("auto", PAYS_FROM["cpu"], "cuda", sys.executable, False),
+        ("auto", MIN_IMAGES_TO_COMPILE["cpu"], "cpu", sys.executable, True),
+        ("auto", MIN_IMAGES_TO_COMPILE["cpu"] - 1, "cpu", sys.executable, False),
+        ("auto", MIN_IMAGES_TO_COMPILE["cpu"], "cuda", sys.executable, False),
         ("auto", 10**9, "mps", sys.executable, False),  # where nobody has tried
         ("auto", 10**9, "cpu", "no-such-compiler", False),
         ("on", 1, "cpu", sys.executable, True),

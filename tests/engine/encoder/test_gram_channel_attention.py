@@ -3,7 +3,7 @@ import torch
 from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 from transformers.models.florence2.modeling_florence2 import Florence2VisionChannelAttention
 
-from florence2.engine.encoder.gram_channel_attention import ByGram, quicken, restore
+from florence2.engine.encoder.gram_channel_attention import GramChannelAttention, restore_attention, use_gram_attention
 from florence2.engine.engine import Engine
 from tests.tiny import tiny_model
 
@@ -22,7 +22,7 @@ def attention(request) -> Florence2VisionChannelAttention:
 def test_the_short_way_gives_the_same(attention: Florence2VisionChannelAttention):
     seen = torch.randn(2, 50, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        found, wanted = ByGram(attention)._attend(seen), attention(seen)
+        found, wanted = GramChannelAttention(attention)._attend(seen), attention(seen)
     # Biases go through float32.
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
@@ -32,9 +32,9 @@ def test_few_places_go_the_plain_way(attention: Florence2VisionChannelAttention,
     seen = torch.randn(2, places, 12, dtype=torch.float64)
     with torch.inference_mode():
         wanted = attention(seen)
-        quicken(attention)
+        use_gram_attention(attention)
         assert torch.equal(attention(seen), wanted) is is_plain
-        restore(attention)
+        restore_attention(attention)
         assert torch.equal(attention(seen), wanted)
 
 
@@ -44,5 +44,5 @@ def test_only_half_precision_takes_it_and_only_while_the_engine_is_open(dtype: t
     model.to(dtype)
     channels = [m for m in model.modules() if isinstance(m, Florence2VisionChannelAttention)]
     with Engine(model, processor):
-        assert [isinstance(m.forward, ByGram) for m in channels] == [is_quick] * len(channels)
-    assert not any(isinstance(m.forward, ByGram) for m in channels)
+        assert [isinstance(m.forward, GramChannelAttention) for m in channels] == [is_quick] * len(channels)
+    assert not any(isinstance(m.forward, GramChannelAttention) for m in channels)

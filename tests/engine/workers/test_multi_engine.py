@@ -8,16 +8,16 @@ from multiprocessing.connection import Connection
 import pytest
 
 from florence2.data.sample import Prediction, Sample
-from florence2.engine.engine_config import EngineSettings, GenerationSettings, Stats
-from florence2.engine.workers.launcher import Rank, launched
-from florence2.engine.workers.multi_engine import Fleet
-from florence2.engine.workers.worker import Brief, News, Ready, work
+from florence2.engine.engine_config import EngineConfig, GenerationConfig, Stats
+from florence2.engine.workers.launcher import LauncherRank, launcher_rank
+from florence2.engine.workers.multi_engine import MultiEngine
+from florence2.engine.workers.worker import WorkerConfig, WorkerOutput, WorkerReady, run_worker
 from florence2.errors import UserError
 from tests.engine.images import missing, picture, samples
 from tests.engine.test_engine import answers, texts
 from tests.tiny import tiny_model
 
-SETTINGS = EngineSettings(GenerationSettings(max_length=20), batch_size=2, num_workers=1)
+SETTINGS = EngineConfig(GenerationConfig(max_length=20), batch_size=2, num_workers=1)
 LOADED: list[str | None] = []
 ONE_SEED = threading.Lock()
 
@@ -39,7 +39,7 @@ def dies(connection: Connection, _device: str) -> None:
     """Take some samples, answer none, and be gone, as a killed process is."""
     connection.recv()
     connection.recv()
-    connection.send(Ready(2))
+    connection.send(WorkerReady(2))
     for _ in range(2):
         connection.recv()
     connection.close()
@@ -60,9 +60,9 @@ def answered_by(
     for thread in threads:
         thread.start()
     try:
-        with Fleet(Brief(load_tiny, SETTINGS), [], [ours for ours, _ in ends], told.append) as fleet:
+        with MultiEngine(WorkerConfig(load_tiny, SETTINGS), [], [ours for ours, _ in ends], told.append) as fleet:
             found = list(fleet.run(asked))
-            assert told or fleet.stats.pictures == len(asked)
+            assert told or fleet.stats.images == len(asked)
     finally:  # a thread left behind would share its random numbers with the next test
         for thread in threads:
             thread.join(60)
@@ -72,7 +72,7 @@ def answered_by(
 
 def test_several_engines_say_what_one_says_and_each_thing_once(tiny):
     asked = [*samples(12), missing()]
-    found, told = answered_by({"a": work, "b": work, "c": work}, asked)
+    found, told = answered_by({"a": run_worker, "b": run_worker, "c": run_worker}, asked)
     assert texts(found) == texts(answers(tiny, asked))
     assert len(LOADED) == 3, "all of them had something to do"
     assert not told
@@ -85,11 +85,11 @@ def test_questions_about_one_picture_stay_together():
 
     def echo(connection: Connection, device: str) -> None:
         connection.recv()
-        connection.send(Ready(1))
+        connection.send(WorkerReady(1))
         for sample in iter(connection.recv, None):
             places[sample.id].add(device)
-            connection.send(News(Prediction(sample.id, sample.task), 1))
-        connection.send(Stats(pictures=len(asked) // 2))
+            connection.send(WorkerOutput(Prediction(sample.id, sample.task), 1))
+        connection.send(Stats(images=len(asked) // 2))
 
     found, _ = answered_by({"a": echo, "b": echo}, asked)
     assert sorted(each.key for each in found) == sorted(each.key for each in asked)
@@ -99,7 +99,7 @@ def test_questions_about_one_picture_stay_together():
 
 def test_what_a_dead_engine_leaves_is_answered_by_the_others(tiny):
     asked = samples(10)
-    found, told = answered_by({"a": work, "b": dies, "c": work}, asked)
+    found, told = answered_by({"a": run_worker, "b": dies, "c": run_worker}, asked)
     assert texts(found) == texts(answers(tiny, asked))
     assert told == ["the engine on process 2 ended; the others go on"]
 
@@ -112,24 +112,24 @@ def test_when_all_engines_are_dead_that_is_an_error():
 
 def test_an_engine_that_cannot_start_says_why():
     with pytest.raises(UserError, match="`tpu` cannot be used"):
-        answered_by({"a": work, "tpu": work}, samples(4))
+        answered_by({"a": run_worker, "tpu": run_worker}, samples(4))
 
 
 def test_without_samples_no_model_is_loaded():
-    assert answered_by({"a": work, "b": work}, []) == ([], [])
+    assert answered_by({"a": run_worker, "b": run_worker}, []) == ([], [])
     assert LOADED == []
 
 
 def test_a_launcher_tells_each_process_its_place(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert launched() is None
+    assert launcher_rank() is None
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
-    assert launched() is None
+    assert launcher_rank() is None
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert launched() == Rank(number=3, local=1, world=4, here=2)
-    assert launched().device("cpu") == "cpu"
+    assert launcher_rank() == LauncherRank(rank=3, local_rank=1, world_size=4, local_world_size=2)
+    assert launcher_rank().device("cpu") == "cpu"

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from florence2.metrics.geometry.masks import masks, overlap, quad_ious, quads
-from florence2.metrics.geometry.matching import Objects
+from florence2.metrics.geometry.masks import mask_iou, mask_metrics, quad_ious, quad_metrics
+from florence2.metrics.geometry.matching import Instances
 
 
 def square(x, y, side):
@@ -11,22 +11,22 @@ def square(x, y, side):
 
 
 def lines(*rows):
-    return Objects([place for place, _ in rows], [text for _, text in rows], [1.0] * len(rows))
+    return Instances([place for place, _ in rows], [text for _, text in rows], [1.0] * len(rows))
 
 
 def mask(*runs):
-    return Objects([list(runs)] if runs else [], [""] * bool(runs), [1.0] * bool(runs))
+    return Instances([list(runs)] if runs else [], [""] * bool(runs), [1.0] * bool(runs))
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1, 1e4])
 def test_overlap_of_squares_at_any_size(scale):
-    both, either = overlap([square(0, 0, 2 * scale)], [square(scale, 0, 2 * scale)])
+    both, either = mask_iou([square(0, 0, 2 * scale)], [square(scale, 0, 2 * scale)])
     assert both == pytest.approx(2 * scale**2, rel=0.01)
     assert either == pytest.approx(6 * scale**2, rel=0.01)
 
 
 def test_a_mask_is_the_union_of_its_polygons():
-    both, either = overlap([square(0, 0, 10), square(0, 0, 10), square(20, 0, 10)], [square(0, 0, 10)])
+    both, either = mask_iou([square(0, 0, 10), square(0, 0, 10), square(20, 0, 10)], [square(0, 0, 10)])
     assert (both, either) == (pytest.approx(100, rel=0.02), pytest.approx(200, rel=0.02))
 
 
@@ -37,11 +37,11 @@ def test_masks():
         (mask(), mask(square(0, 0, 10))),
         (mask(), mask()),
     ]
-    found = masks(pairs).values()
+    found = mask_metrics(pairs).values()
     assert found["miou"] == pytest.approx((1 + 0.25 + 0 + 1) / 4, abs=0.005)
     assert found["overall_iou"] == pytest.approx(200 / 600, abs=0.005)
     assert found["precision_at_50"] == 0.5
-    assert math.isnan(masks([(mask(), mask())]).values()["overall_iou"])
+    assert math.isnan(mask_metrics([(mask(), mask())]).values()["overall_iou"])
 
 
 def test_a_slanted_quad_is_not_its_box():
@@ -53,13 +53,13 @@ def test_a_slanted_quad_is_not_its_box():
 def test_lines_of_text():
     said = lines((square(0, 0, 10), "exit"), (square(50, 0, 10), "STOB"), (square(90, 90, 5), "made up"))
     wanted = lines((square(1, 0, 10), "EXIT "), (square(50, 0, 10), "STOP"), (square(20, 50, 5), "missed"))
-    found = quads([(said, wanted)]).values()
+    found = quad_metrics([(said, wanted)]).values()
     assert found["f1"] == pytest.approx(2 / 3)
     assert found["end_to_end_f1"] == pytest.approx(1 / 3)
     assert found["text_similarity"] == pytest.approx((0 + 3 / 4 + 0 + 0) / 4)  # case counts here
 
 
 def test_no_lines_at_all():
-    scores = quads([(lines(), lines())])
+    scores = quad_metrics([(lines(), lines())])
     assert all(math.isnan(value) for value in scores.values().values())
-    assert scores.goodness_Q.tolist() == [1]
+    assert scores.quality_Q.tolist() == [1]

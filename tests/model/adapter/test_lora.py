@@ -10,7 +10,7 @@ from transformers import Florence2ForConditionalGeneration
 
 from florence2.errors import UserError
 from florence2.model.adapter import lora
-from florence2.model.adapter.target_modules import DEFAULT_TARGET_MODULES, resolve_targets
+from florence2.model.adapter.target_modules import DEFAULT_TARGET_MODULES, resolve_target_modules
 from florence2.model.load import load
 from florence2.model.storage import legacy_layout as legacy
 from tests.model.original import TINY, assert_answers_as_the_original, edit_json, expected, inputs_of
@@ -23,7 +23,7 @@ def tiny():
 
 
 def attach(model, **options):
-    return lora.attach(model, **({"rank": 4, "alpha": 8} | options))
+    return lora.add_lora(model, **({"rank": 4, "alpha": 8} | options))
 
 
 def shake(model, seed=0):
@@ -91,24 +91,24 @@ def test_the_published_targets_are_the_default():
     trained = [name for name, value in wrapped.named_parameters() if value.requires_grad]
     assert all("lora_" in name for name in trained)
     layers = legacy.adapted_modules({name.replace(".default", ""): torch.zeros(1) for name in trained})
-    assert layers == resolve_targets(tiny(), PUBLISHED)
+    assert layers == resolve_target_modules(tiny(), PUBLISHED)
     assert {layer.rpartition(".")[2] for layer in layers} == set(PUBLISHED)
 
 
 def test_targets_by_part_expression_and_path():
     model = tiny()
-    vision, language = (resolve_targets(model, part) for part in ("vision", "language"))
-    assert sorted(vision + language) == resolve_targets(model, PUBLISHED)
+    vision, language = (resolve_target_modules(model, part) for part in ("vision", "language"))
+    assert sorted(vision + language) == resolve_target_modules(model, PUBLISHED)
     assert all("vision_tower" in layer for layer in vision)
     assert all("language_model" in layer for layer in language)
-    everything = resolve_targets(model, "all-linear")
+    everything = resolve_target_modules(model, "all-linear")
     assert set(everything) == {*vision, *language, "model.multi_modal_projector.image_projection"}
-    assert resolve_targets(model, r".*decoder.*\.(q|v)_proj") == [
+    assert resolve_target_modules(model, r".*decoder.*\.(q|v)_proj") == [
         layer for layer in language if "decoder" in layer and layer.endswith(("q_proj", "v_proj"))
     ]
-    assert resolve_targets(model, ["lm_head", "conv"])[0] == "lm_head"
-    assert len(resolve_targets(model, "conv")) == 4
-    assert resolve_targets(model, "encoder.layers.0.fc1") == ["model.language_model.encoder.layers.0.fc1"]
+    assert resolve_target_modules(model, ["lm_head", "conv"])[0] == "lm_head"
+    assert len(resolve_target_modules(model, "conv")) == 4
+    assert resolve_target_modules(model, "encoder.layers.0.fc1") == ["model.language_model.encoder.layers.0.fc1"]
 
 
 def test_names_that_match_nothing_are_named():
@@ -167,7 +167,7 @@ def test_a_fresh_adapter_changes_nothing_and_learns():
     wrapped(**inputs_of(case), labels=case["in.labels"]).loss.backward()
     gradients = [value.grad for name, value in wrapped.named_parameters() if "lora_B" in name]
     assert all(gradient is not None and gradient.any() for gradient in gradients)
-    assert len(gradients) == len(resolve_targets(tiny(), PUBLISHED))
+    assert len(gradients) == len(resolve_target_modules(tiny(), PUBLISHED))
 
 
 def test_an_adapter_on_the_output_layer_leaves_the_embedding_alone():

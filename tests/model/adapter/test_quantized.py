@@ -8,9 +8,9 @@ from torch import nn
 from florence2.errors import UserError
 from florence2.model.adapter import lora, quantized
 from florence2.model.load import load
-from florence2.training.performance.memory import expect
-from florence2.training.performance.memory_estimate import Shapes
-from florence2.training.prepare_model import trained
+from florence2.training.performance.memory import estimate_memory
+from florence2.training.performance.memory_estimate import BatchShapes
+from florence2.training.prepare_model import count_parameters
 from tests.tiny import save_tiny
 
 CPU = torch.device("cpu")
@@ -50,13 +50,13 @@ def test_it_is_near_the_base_and_a_fraction_of_its_size(base: Path) -> None:
 
 
 def test_weights_are_counted_as_if_they_were_not_packed(base: Path) -> None:
-    assert trained(packed(base))[1] == trained(load(base, device="cpu")[0])[1]
+    assert count_parameters(packed(base))[1] == count_parameters(load(base, device="cpu")[0])[1]
 
 
 def test_activations_are_expected_as_without(base: Path) -> None:
-    models = [lora.attach(load(base, device="cpu", quantize=q)[0], rank=2, alpha=2) for q in (False, True)]
-    shapes = Shapes(batch=1, size=(64, 64), places=5, prompt=4, target=4)
-    plain, small = (expect(model, shapes, torch.float32).step for model in models)
+    models = [lora.add_lora(load(base, device="cpu", quantize=q)[0], rank=2, alpha=2) for q in (False, True)]
+    shapes = BatchShapes(batch_size=1, image_size=(64, 64), num_image_tokens=5, prompt_length=4, target_length=4)
+    plain, small = (estimate_memory(model, shapes, torch.float32).activations for model in models)
     assert plain == pytest.approx(small, rel=0.1)
     assert small > 0
     layer = next(m for m in models[1].modules() if type(m).__name__ == "Linear4bit" and m.in_features == 32)
@@ -66,13 +66,13 @@ def test_activations_are_expected_as_without(base: Path) -> None:
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_what_changes_the_base_is_refused(base: Path, init: str) -> None:
     with pytest.raises(UserError, match=f"LoRA cannot begin with `{init}` on a base in 4 bits"):
-        lora.attach(packed(base), rank=2, alpha=2, init=init)
+        lora.add_lora(packed(base), rank=2, alpha=2, init=init)
 
 
 def test_a_missing_package_and_a_device_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="`--quantize` cannot run on meta: "):
-        quantized.check(torch.device("meta"))
+        quantized.check_quantization_available(torch.device("meta"))
     monkeypatch.setattr(quantized, "find_spec", lambda _: None)
     with pytest.raises(UserError, match="needs the package bitsandbytes") as caught:
-        quantized.check(CPU)
+        quantized.check_quantization_available(CPU)
     assert caught.value.hint == "run `pip install 'florence2[quantize]'`"

@@ -9,14 +9,21 @@ import pytest
 from florence2 import settings_io as flags
 from florence2.config import TrainSettings
 from florence2.errors import UserError
-from florence2.model.storage.run_metadata import Record, card, check_alike, command, read_record, write_record
+from florence2.model.storage.run_metadata import (
+    RunMetadata,
+    check_resume_compatible,
+    model_card,
+    read_run_metadata,
+    train_command,
+    write_run_metadata,
+)
 
-RECORD = Record("owner/model", "main", "<CAPTION>", "What?", {"rank": 4, "output_dir": "out"}, {"pictures": 3})
+RECORD = RunMetadata("owner/model", "main", "<CAPTION>", "What?", {"rank": 4, "output_dir": "out"}, {"pictures": 3})
 
 
 def test_written_and_read_back(tmp_path: Path) -> None:
-    write_record(tmp_path, RECORD)
-    assert read_record(tmp_path) == RECORD
+    write_run_metadata(tmp_path, RECORD)
+    assert read_run_metadata(tmp_path) == RECORD
     assert [path.name for path in tmp_path.iterdir()] == ["training_settings.json"]
 
 
@@ -24,13 +31,13 @@ def test_written_and_read_back(tmp_path: Path) -> None:
 def test_no_record_is_no_error(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "training_settings.json").write_text(text)
-    assert read_record(tmp_path) is None
+    assert read_run_metadata(tmp_path) is None
 
 
 def test_a_record_of_another_version_is_read(tmp_path: Path) -> None:
     kept = {"base": "b", "task": "t", "prompt": "p", "new": 1}
     (tmp_path / "training_settings.json").write_text(json.dumps(kept))
-    assert read_record(tmp_path) == Record("b", None, "t", "p")
+    assert read_run_metadata(tmp_path) == RunMetadata("b", None, "t", "p")
 
 
 def test_reading_needs_no_torch() -> None:
@@ -47,7 +54,7 @@ def test_the_command_gives_the_settings_back() -> None:
         "gradient_checkpointing": True,
         "lora": ("a=1", "b=2"),
     }
-    words = shlex.split(command(flags.build(TrainSettings, given), resume="auto"))
+    words = shlex.split(train_command(flags.settings_from_dict(TrainSettings, given), resume="auto"))
     assert words[:2] == ["florence2", "train"]
     assert words[words.index("--dataset") + 1] == "my photos"
     assert words[words.index("--lora") + 1 : words.index("--lora") + 3] == ["a=1", "b=2"]
@@ -57,7 +64,7 @@ def test_the_command_gives_the_settings_back() -> None:
 
 
 def test_the_card_says_what_it_is() -> None:
-    text = card(RECORD)
+    text = model_card(RECORD)
     assert text.startswith("---\nbase_model: owner/model\n")
     assert "- lora" in text
     assert "| pictures | 3 |" in text
@@ -65,9 +72,13 @@ def test_the_card_says_what_it_is() -> None:
 
 
 def test_other_shapes_do_not_go_on(tmp_path: Path) -> None:
-    settings = flags.build(TrainSettings, {"dataset": "d", "output_dir": "o"})
-    write_record(tmp_path, Record("b", None, "t", "p", flags.flat(settings)))
-    check_alike(tmp_path, settings)
-    check_alike(tmp_path, flags.build(TrainSettings, {"dataset": "d", "output_dir": "o", "epochs": 9}))
+    settings = flags.settings_from_dict(TrainSettings, {"dataset": "d", "output_dir": "o"})
+    write_run_metadata(tmp_path, RunMetadata("b", None, "t", "p", flags.settings_to_dict(settings)))
+    check_resume_compatible(tmp_path, settings)
+    check_resume_compatible(
+        tmp_path, flags.settings_from_dict(TrainSettings, {"dataset": "d", "output_dir": "o", "epochs": 9})
+    )
     with pytest.raises(UserError, match="`--optim adamw_torch_fused`, not `sgd`"):
-        check_alike(tmp_path, flags.build(TrainSettings, {"dataset": "d", "output_dir": "o", "optim": "sgd"}))
+        check_resume_compatible(
+            tmp_path, flags.settings_from_dict(TrainSettings, {"dataset": "d", "output_dir": "o", "optim": "sgd"})
+        )

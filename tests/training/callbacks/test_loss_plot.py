@@ -7,9 +7,9 @@ from florence2.training.callbacks.loss_plot import (
     LOSS_HEIGHT,
     SCORE,
     WIDTH,
-    Metrics,
-    draw,
-    save,
+    MetricsFile,
+    draw_plot,
+    save_plot,
 )
 
 ROWS = [{"step": n, "loss": 1 / n} for n in range(1, 9)] + [
@@ -19,13 +19,13 @@ ROWS = [{"step": n, "loss": 1 / n} for n in range(1, 9)] + [
 
 
 def test_both_lines_are_drawn() -> None:
-    colours = {colour for _, colour in draw(ROWS).getcolors(1 << 20)}
+    colours = {colour for _, colour in draw_plot(ROWS).getcolors(1 << 20)}
     assert set(COLOURS.values()) <= colours
-    assert COLOURS["eval_loss"] not in {colour for _, colour in draw(ROWS[:8]).getcolors(1 << 20)}
+    assert COLOURS["eval_loss"] not in {colour for _, colour in draw_plot(ROWS[:8]).getcolors(1 << 20)}
 
 
 def test_the_line_falls_with_the_loss() -> None:
-    image = draw(ROWS[:8])
+    image = draw_plot(ROWS[:8])
     blue = [
         (x, y) for x in range(image.width) for y in range(90, image.height) if image.getpixel((x, y)) == COLOURS["loss"]
     ]
@@ -35,7 +35,7 @@ def test_the_line_falls_with_the_loss() -> None:
 def test_what_else_is_measured_stands_below_the_losses() -> None:
     scores = [{"step": n, "eval_exact_match": n / 9, "eval_od_f1": n / 8, "eval_runtime": 3.0} for n in (4, 8)]
     rates = [{"step": n, "learning_rate": 1e-4 / n} for n in range(1, 9)]
-    losses, two, three = draw(ROWS), draw(ROWS + scores), draw(ROWS + scores + rates)
+    losses, two, three = draw_plot(ROWS), draw_plot(ROWS + scores), draw_plot(ROWS + scores + rates)
     assert losses.height == LOSS_HEIGHT
     assert two.height == LOSS_HEIGHT + HEIGHT
     assert three.height == LOSS_HEIGHT + 2 * HEIGHT
@@ -49,19 +49,19 @@ def test_what_else_is_measured_stands_below_the_losses() -> None:
 
 
 def test_what_cannot_be_drawn_is_left_out() -> None:
-    assert draw([]) is None
-    assert draw([{"step": 1, "loss": 2.0}]) is None
-    assert draw([{"step": 1, "loss": float("nan")}, {"step": 2, "loss": float("inf")}, {"loss": 1.0}]) is None
-    assert draw([{"step": 1, "loss": 2.0}, {"step": 1, "loss": 2.0}]) is not None
+    assert draw_plot([]) is None
+    assert draw_plot([{"step": 1, "loss": 2.0}]) is None
+    assert draw_plot([{"step": 1, "loss": float("nan")}, {"step": 2, "loss": float("inf")}, {"loss": 1.0}]) is None
+    assert draw_plot([{"step": 1, "loss": 2.0}, {"step": 1, "loss": 2.0}]) is not None
 
 
 def test_going_on_forgets_what_came_later(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path / "metrics.jsonl")
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
     for row in ROWS[:8]:
         metrics.add(row)
     with metrics.path.open("a") as file:
         file.write('{"step": 9, "lo')  # killed while writing
     metrics.cut(5)
     assert [row["step"] for row in metrics.rows()] == [1, 2, 3, 4, 5]
-    save(tmp_path)
+    save_plot(tmp_path)
     assert (tmp_path / "training_curve.png").exists()

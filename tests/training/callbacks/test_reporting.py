@@ -12,7 +12,7 @@ def test_without_a_terminal_progress_is_lines(monkeypatch: pytest.MonkeyPatch) -
     now = iter(range(0, 1000, 6))
     monkeypatch.setattr(shown.time, "monotonic", lambda: next(now))
     console = Console(file=io.StringIO(), force_terminal=False, width=80)
-    with shown.counting(console, "looking at pictures", 2_000, 400) as advance:
+    with shown.count_progress(console, "looking at pictures", 2_000, 400) as advance:
         for _ in range(4):
             advance(8)
     lines = console.file.getvalue().strip().splitlines()
@@ -22,6 +22,6 @@ def test_without_a_terminal_progress_is_lines(monkeypatch: pytest.MonkeyPatch) -
 
 def test_in_a_terminal_it_is_a_bar() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    with shown.counting(console, "looking at pictures", 20, 0) as advance:
+    with shown.count_progress(console, "looking at pictures", 20, 0) as advance:
         advance(20)
     assert "20/20" in console.file.getvalue()

@@ -5,45 +5,52 @@ import pytest
 from florence2.config import CaptionSettings
 from florence2.errors import UserError
 from florence2.model.tasks import SPECIAL_TOKENS
-from florence2.training.dataset.caption_augmentation import CaptionRules, rules_of, vary
+from florence2.training.dataset.caption_augmentation import (
+    CaptionAugmentation,
+    augment_caption,
+    parse_caption_augmentation,
+)
 
 TAGS = "1girl, red hair, smile, outdoors, sky"
 
 
-def many(text: str, rules: CaptionRules, times: int = 200, **more: int) -> list[str]:
-    return [vary(text, rules, seed=0, epoch=0, sample_id=str(n), **more) for n in range(times)]
+def many(text: str, rules: CaptionAugmentation, times: int = 200, **more: int) -> list[str]:
+    return [augment_caption(text, rules, seed=0, epoch=0, sample_id=str(n), **more) for n in range(times)]
 
 
 def test_without_rules_nothing_changes() -> None:
-    assert vary("two\nlines, {a|b}", CaptionRules(), seed=0, epoch=0, sample_id="a") == "two\nlines, {a|b}"
+    assert (
+        augment_caption("two\nlines, {a|b}", CaptionAugmentation(), seed=0, epoch=0, sample_id="a")
+        == "two\nlines, {a|b}"
+    )
 
 
 def test_shuffle_moves_parts_and_loses_none() -> None:
-    seen = many(TAGS, CaptionRules(shuffle_caption=True))
+    seen = many(TAGS, CaptionAugmentation(shuffle_caption=True))
     assert len(set(seen)) > 50
     assert {tuple(sorted(text.split(", "))) for text in seen} == {tuple(sorted(TAGS.split(", ")))}
 
 
 def test_frozen_parts_stay_in_front() -> None:
-    seen = many(TAGS, CaptionRules(shuffle_caption=True, keep_tokens=2, caption_tag_dropout_rate=0.5))
+    seen = many(TAGS, CaptionAugmentation(shuffle_caption=True, keep_tokens=2, caption_tag_dropout_rate=0.5))
     assert all(text.startswith("1girl, red hair") for text in seen)
     assert any("smile" not in text for text in seen)
 
 
 def test_more_frozen_parts_than_parts() -> None:
-    assert set(many("a, b", CaptionRules(shuffle_caption=True, keep_tokens=9))) == {"a, b"}
+    assert set(many("a, b", CaptionAugmentation(shuffle_caption=True, keep_tokens=9))) == {"a, b"}
 
 
 def test_the_separator_keeps_both_ends() -> None:
-    rules = CaptionRules(shuffle_caption=True, keep_tokens_separator="|||")
+    rules = CaptionAugmentation(shuffle_caption=True, keep_tokens_separator="|||")
     seen = many("a, b ||| c, d, e ||| f", rules)
     assert all(text.startswith("a, b, ") and text.endswith(", f") for text in seen)
     assert len(set(seen)) == 6
-    assert many("a ||| b", CaptionRules(keep_tokens_separator="|||"), 1) == ["a, b"]
+    assert many("a ||| b", CaptionAugmentation(keep_tokens_separator="|||"), 1) == ["a, b"]
 
 
 def test_the_secondary_separator_holds_parts_together() -> None:
-    seen = many("a;;;b, c", CaptionRules(shuffle_caption=True, secondary_separator=";;;"))
+    seen = many("a;;;b, c", CaptionAugmentation(shuffle_caption=True, secondary_separator=";;;"))
     assert set(seen) == {"a,b, c", "c, a,b"}
 
 
@@ -57,47 +64,47 @@ def test_the_secondary_separator_holds_parts_together() -> None:
     ],
 )
 def test_wildcards(text: str, expected: set[str]) -> None:
-    assert set(many(text, CaptionRules(enable_wildcard=True))) == expected
+    assert set(many(text, CaptionAugmentation(enable_wildcard=True))) == expected
 
 
 def test_without_wildcards_the_first_line_is_the_caption() -> None:
-    assert set(many("one\ntwo", CaptionRules(caption_prefix="x"))) == {"x one"}
+    assert set(many("one\ntwo", CaptionAugmentation(caption_prefix="x"))) == {"x one"}
 
 
 def test_prefix_and_suffix_are_joined_with_a_space() -> None:
-    assert many("cat", CaptionRules(caption_prefix="photo of", caption_suffix="!"), 1) == ["photo of cat !"]
+    assert many("cat", CaptionAugmentation(caption_prefix="photo of", caption_suffix="!"), 1) == ["photo of cat !"]
 
 
 def test_rates_are_what_they_say() -> None:
-    silent = many("cat", CaptionRules(caption_dropout_rate=0.3), 2000).count("")
+    silent = many("cat", CaptionAugmentation(caption_dropout_rate=0.3), 2000).count("")
     assert 500 < silent < 700
-    kept = sum(text.count("x") for text in many("x, x, x, x", CaptionRules(caption_tag_dropout_rate=0.25), 1000))
+    kept = sum(text.count("x") for text in many("x, x, x, x", CaptionAugmentation(caption_tag_dropout_rate=0.25), 1000))
     assert 2850 < kept < 3150
 
 
 def test_every_third_epoch_is_silent() -> None:
-    rules = CaptionRules(caption_dropout_every_n_epochs=3)
-    assert [vary("cat", rules, seed=0, epoch=n, sample_id="a") for n in range(6)] == ["cat", "cat", ""] * 2
+    rules = CaptionAugmentation(caption_dropout_every_n_epochs=3)
+    assert [augment_caption("cat", rules, seed=0, epoch=n, sample_id="a") for n in range(6)] == ["cat", "cat", ""] * 2
 
 
 def test_warmup_shows_more_parts_with_time() -> None:
-    rules = CaptionRules(token_warmup_min=1, token_warmup_step=0.5).over(steps=20)
+    rules = CaptionAugmentation(token_warmup_min=1, token_warmup_step=0.5).with_total_steps(steps=20)
     shown = [many(TAGS, rules, 1, step=n)[0].count(",") + 1 for n in range(12)]
     assert shown == [1, 1, 1, 2, 2, 3, 3, 3, 4, 4, 5, 5]
 
 
 def test_layout_is_never_touched() -> None:
     boxes = "cat, dog" + SPECIAL_TOKENS[4] * 4
-    rules = CaptionRules(shuffle_caption=True, caption_dropout_rate=1, caption_prefix="x")
+    rules = CaptionAugmentation(shuffle_caption=True, caption_dropout_rate=1, caption_prefix="x")
     assert set(many(boxes, rules)) == {boxes}
-    assert set(many("a <b>, c", CaptionRules(caption_prefix="x"))) == {"x a <b>, c"}
+    assert set(many("a <b>, c", CaptionAugmentation(caption_prefix="x"))) == {"x a <b>, c"}
 
 
 def test_a_caption_depends_on_seed_epoch_and_id_alone() -> None:
-    rules = CaptionRules(shuffle_caption=True)
+    rules = CaptionAugmentation(shuffle_caption=True)
 
     def at(seed: int, epoch: int, name: str) -> str:
-        return vary(TAGS, rules, seed=seed, epoch=epoch, sample_id=name)
+        return augment_caption(TAGS, rules, seed=seed, epoch=epoch, sample_id=name)
 
     before = at(0, 0, "a")
     random.seed(99)
@@ -108,18 +115,18 @@ def test_a_caption_depends_on_seed_epoch_and_id_alone() -> None:
 
 
 def test_measuring_leaves_chance_out() -> None:
-    rules = CaptionRules(shuffle_caption=True, caption_dropout_rate=1, caption_prefix="p")
-    assert vary(TAGS, rules, seed=0, epoch=0, sample_id="a", fixed=True) == f"p {TAGS}"
+    rules = CaptionAugmentation(shuffle_caption=True, caption_dropout_rate=1, caption_prefix="p")
+    assert augment_caption(TAGS, rules, seed=0, epoch=0, sample_id="a", fixed=True) == f"p {TAGS}"
 
 
 def test_published_flags_and_the_open_door() -> None:
     flags = CaptionSettings(
         shuffle_captions=True, frozen_parts=1, caption_dropout=0.5, captions=("keep_tokens_separator=|||",)
     )
-    assert rules_of(flags) == CaptionRules(
+    assert parse_caption_augmentation(flags) == CaptionAugmentation(
         shuffle_caption=True, keep_tokens=1, caption_tag_dropout_rate=0.5, keep_tokens_separator="|||"
     )
-    assert rules_of(CaptionSettings(captions=("caption_prefix=7",))).caption_prefix == "7"
+    assert parse_caption_augmentation(CaptionSettings(captions=("caption_prefix=7",))).caption_prefix == "7"
 
 
 @pytest.mark.parametrize(
@@ -134,5 +141,5 @@ def test_published_flags_and_the_open_door() -> None:
 )
 def test_refused(word: str, hint: str) -> None:
     with pytest.raises(UserError) as caught:
-        rules_of(CaptionSettings(captions=(word,)))
+        parse_caption_augmentation(CaptionSettings(captions=(word,)))
     assert caught.value.hint == hint

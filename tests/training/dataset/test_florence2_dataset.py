@@ -8,18 +8,18 @@ from torch.utils.data import DataLoader
 from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model import locations
-from florence2.model.processing import Processing
+from florence2.model.processing import Preprocessor
 from florence2.model.tasks import find_task
-from florence2.training.dataset.caption_augmentation import CaptionRules
-from florence2.training.dataset.florence2_dataset import Collator, Lessons, preview, shift_right
-from florence2.training.dataset.sampler import Draw, Order
+from florence2.training.dataset.caption_augmentation import CaptionAugmentation
+from florence2.training.dataset.florence2_dataset import Florence2Collator, Florence2Dataset, preview_text, shift_right
+from florence2.training.dataset.sampler import SampleDraw, WeightedSampler
 from tests.tiny import tiny_processor
 from tests.training.images import save_photos
 
 
 @pytest.fixture(scope="module")
-def processing() -> Processing:
-    return Processing.of(tiny_processor())
+def processing() -> Preprocessor:
+    return Preprocessor.from_processor(tiny_processor())
 
 
 @pytest.fixture
@@ -32,60 +32,62 @@ def samples(tmp_path: Path) -> list[Sample]:
 
 
 def test_every_sample_is_drawn_once_and_epochs_differ() -> None:
-    order = Order(50, seed=1)
+    order = WeightedSampler(50, seed=1)
     first = list(order)
     order.set_epoch(3)
     later = list(order)
-    assert sorted(draw.which for draw in first) == sorted(draw.which for draw in later) == list(range(50))
-    assert [draw.which for draw in first] != [draw.which for draw in later]
-    assert [draw.seen for draw in later] == list(range(150, 200))
+    assert sorted(draw.sample_index for draw in first) == sorted(draw.sample_index for draw in later) == list(range(50))
+    assert [draw.sample_index for draw in first] != [draw.sample_index for draw in later]
+    assert [draw.global_index for draw in later] == list(range(150, 200))
     assert {draw.epoch for draw in later} == {3}
-    assert [draw.which for draw in Order(50, seed=2)] != [draw.which for draw in first]
+    assert [draw.sample_index for draw in WeightedSampler(50, seed=2)] != [draw.sample_index for draw in first]
 
 
 def test_like_lengths_come_together() -> None:
     lengths = [n % 10 for n in range(100)]
-    order = Order(100, seed=0, lengths=lengths, batch=5)
-    drawn = [draw.which for draw in order]
+    order = WeightedSampler(100, seed=0, lengths=lengths, batch=5)
+    drawn = [draw.sample_index for draw in order]
     assert sorted(drawn) == list(range(100))
     spread = [max(part) - min(part) for part in ([lengths[w] for w in drawn[n : n + 5]] for n in range(0, 100, 5))]
     assert max(spread) == 0
     assert [lengths[w] for w in drawn] != sorted(lengths)
 
 
-def test_workers_change_nothing(processing: Processing, samples: list[Sample]) -> None:
-    lessons = Lessons(samples, processing, CaptionRules(shuffle_caption=True, caption_tag_dropout_rate=0.3))
+def test_workers_change_nothing(processing: Preprocessor, samples: list[Sample]) -> None:
+    lessons = Florence2Dataset(
+        samples, processing, CaptionAugmentation(shuffle_caption=True, caption_tag_dropout_rate=0.3)
+    )
 
     def batches(workers: int) -> list[dict[str, torch.Tensor]]:
-        order = Order(len(samples), seed=0)
+        order = WeightedSampler(len(samples), seed=0)
         order.set_epoch(1)
-        loader = DataLoader(lessons, 3, sampler=order, num_workers=workers, collate_fn=Collator(1))
+        loader = DataLoader(lessons, 3, sampler=order, num_workers=workers, collate_fn=Florence2Collator(1))
         return list(loader)
 
     for mine, theirs in zip(batches(0), batches(2), strict=True):
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_padding_is_masked_and_ignored(processing: Processing, samples: list[Sample]) -> None:
-    lessons = Lessons(samples, processing, CaptionRules())
-    batch = Collator(1)([lessons[0], lessons[5]])
+def test_padding_is_masked_and_ignored(processing: Preprocessor, samples: list[Sample]) -> None:
+    lessons = Florence2Dataset(samples, processing, CaptionAugmentation())
+    batch = Florence2Collator(1)([lessons[0], lessons[5]])
     for row, item in enumerate((lessons[0], lessons[5])):
         size = len(item["labels"])
         assert batch["labels"][row].tolist() == [*item["labels"], *[-100] * (batch["labels"].shape[1] - size)]
     assert batch["labels"].flatten()[batch["learnt_N"]].tolist() == lessons[0]["labels"] + lessons[5]["labels"]
     assert "attention_mask" not in batch, "prompts of one length need none"
     longer = lessons[5] | {"input_ids": [*lessons[5]["input_ids"], 7, 7]}
-    mask = Collator(1)([lessons[0], longer])["attention_mask"]
+    mask = Florence2Collator(1)([lessons[0], longer])["attention_mask"]
     assert mask.sum(1).tolist() == [len(lessons[0]["input_ids"]), len(longer["input_ids"])]
     assert batch["pixels_BHWC"].dtype == torch.uint8
     assert batch["pixels_BHWC"].shape == (2, 64, 64, 3)
 
 
-def test_padded_to_a_multiple_batches_come_in_few_shapes(processing: Processing, samples: list[Sample]) -> None:
-    lessons = Lessons(samples, processing, CaptionRules())
-    usual = lessons.usual_prompt()
+def test_padded_to_a_multiple_batches_come_in_few_shapes(processing: Preprocessor, samples: list[Sample]) -> None:
+    lessons = Florence2Dataset(samples, processing, CaptionAugmentation())
+    usual = lessons.common_prompt_length()
     assert usual == len(lessons[0]["input_ids"])
-    plain, padded = (Collator(1, pad_to, usual)([lessons[0], lessons[5]]) for pad_to in (1, 16))
+    plain, padded = (Florence2Collator(1, pad_to, usual)([lessons[0], lessons[5]]) for pad_to in (1, 16))
     assert padded["labels"].shape[1] % 16 == 0
     assert torch.equal(padded["input_ids"], plain["input_ids"]), "usual prompts stay as they are"
     assert len(padded["learnt_N"]) % (padded["labels"].numel() // 8) == 0
@@ -94,7 +96,7 @@ def test_padded_to_a_multiple_batches_come_in_few_shapes(processing: Processing,
     assert padded["learnt_N"][len(places) :].eq(-1).all()
     longer = lessons[5] | {"input_ids": [*lessons[5]["input_ids"], 7, 7, 7]}
     for items in ([lessons[0], longer], [longer]):
-        uneven = Collator(1, 16, usual)(items)
+        uneven = Florence2Collator(1, 16, usual)(items)
         assert uneven["input_ids"].shape[1] % 16 == 0
         assert uneven["attention_mask"].sum(1).tolist() == [len(item["input_ids"]) for item in items]
 
@@ -105,31 +107,36 @@ def test_the_decoder_reads_what_comes_before() -> None:
     assert shift_right(torch.tensor([[0, -100, -100]]), start=2, pad=1).tolist() == [[2, 0, 1]]
 
 
-def test_long_answers_lose_whole_objects(processing: Processing) -> None:
+def test_long_answers_lose_whole_objects(processing: Preprocessor) -> None:
     task = find_task("od")
     value = {"bboxes": [[n * 10.0, 5.0, n * 10 + 8.0, 50.0] for n in range(9)], "labels": [f"cat{n}" for n in range(9)]}
-    text = locations.write(task, value, (1000, 1000))
+    text = locations.encode(task, value, (1000, 1000))
     whole = len(processing.target_ids(text))
-    lessons = Lessons(
-        [Sample("a", Path("a"), task.token, target=text)], processing, CaptionRules(), max_target=whole - 3
+    lessons = Florence2Dataset(
+        [Sample("a", Path("a"), task.token, target=text)],
+        processing,
+        CaptionAugmentation(),
+        max_target_length=whole - 3,
     )
-    ids = lessons._target(lessons.turn(lessons.samples[0], Draw(0, 0, 0))[0])
+    ids = lessons._target(lessons.augmented(lessons.samples[0], SampleDraw(0, 0, 0))[0])
     assert ids[-1] == processing.target_ids(text)[-1]
-    assert processing.decode(ids) == locations.write(
+    assert processing.decode(ids) == locations.encode(
         task, {"bboxes": value["bboxes"][:8], "labels": value["labels"][:8]}, (1000, 1000)
     )
-    assert lessons.cut() == 1
+    assert lessons.num_truncated() == 1
 
 
-def test_a_picture_lost_on_the_way_is_one_line_from_a_worker_too(processing: Processing, samples: list[Sample]) -> None:
-    lessons = Lessons(samples, processing, CaptionRules())
-    shutil.rmtree(samples[0].picture.parent)
+def test_a_picture_lost_on_the_way_is_one_line_from_a_worker_too(
+    processing: Preprocessor, samples: list[Sample]
+) -> None:
+    lessons = Florence2Dataset(samples, processing, CaptionAugmentation())
+    shutil.rmtree(samples[0].image.parent)
     with pytest.raises(UserError, match=r"0\.png does not exist"):
         lessons[0]
-    (batch,) = DataLoader(lessons, 8, num_workers=1, collate_fn=Collator(1))
+    (batch,) = DataLoader(lessons, 8, num_workers=1, collate_fn=Florence2Collator(1))
     assert batch["problem"][0].endswith("0.png does not exist")
 
 
-def test_preview_shows_three_epochs(processing: Processing, samples: list[Sample]) -> None:
-    text = preview(Lessons(samples, processing, CaptionRules(shuffle_caption=True)), 1)
+def test_preview_shows_three_epochs(processing: Preprocessor, samples: list[Sample]) -> None:
+    text = preview_text(Florence2Dataset(samples, processing, CaptionAugmentation(shuffle_caption=True)), 1)
     assert [line.split(":")[0].strip() for line in text.splitlines()] == ["0.png", "epoch 1", "epoch 2", "epoch 3"]

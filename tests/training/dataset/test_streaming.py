@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 from florence2.config import TrainSettings
-from florence2.data.columns import Columns
+from florence2.data.columns import ColumnMapping
 from florence2.data.formats.shards import write_shards
-from florence2.data.streams.shard_readers import find_parts
-from florence2.data.streams.stream import Stream
+from florence2.data.streams.shard_readers import find_sharded_source
+from florence2.data.streams.stream import SampleStream
 from florence2.errors import UserError
-from florence2.model.processing import Processing
-from florence2.settings_io import build
-from florence2.training.dataset.caption_augmentation import CaptionRules
-from florence2.training.dataset.florence2_dataset import Collator, Lessons
-from florence2.training.dataset.streaming import Pouring, Tap, refuse_unstreamable
+from florence2.model.processing import Preprocessor
+from florence2.settings_io import settings_from_dict
+from florence2.training.dataset.caption_augmentation import CaptionAugmentation
+from florence2.training.dataset.florence2_dataset import Florence2Collator, Florence2Dataset
+from florence2.training.dataset.streaming import ResumableDataLoader, StreamingDataset, check_streaming
 from tests.tiny import tiny_processor
 from tests.training.images import CAPTIONS, run, save_calm, save_photos
 
@@ -36,15 +36,17 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pouring(room: Path, **given: Any) -> Pouring:
-    stream = Stream(find_parts(str(room / "tars"), Columns("<CAPTION>")), seed=0, buffer=3)
-    return Pouring(Lessons((), Processing.of(tiny_processor()), CaptionRules()), stream, **given)
+def pouring(room: Path, **given: Any) -> StreamingDataset:
+    stream = SampleStream(find_sharded_source(str(room / "tars"), ColumnMapping("<CAPTION>")), seed=0, buffer_size=3)
+    return StreamingDataset(
+        Florence2Dataset((), Preprocessor.from_processor(tiny_processor()), CaptionAugmentation()), stream, **given
+    )
 
 
-def batches(taken: int = 0, *, workers: int, number: int, of: Pouring) -> list[list[str]]:
-    options = {"collate_fn": Collator(1), "num_workers": workers}
-    loaded = islice(iter(Tap(of, lambda: taken, options)), number)
-    decode = of.lessons.processing.decode
+def batches(taken: int = 0, *, workers: int, number: int, of: StreamingDataset) -> list[list[str]]:
+    options = {"collate_fn": Florence2Collator(1), "num_workers": workers}
+    loaded = islice(iter(ResumableDataLoader(of, lambda: taken, options)), number)
+    decode = of.dataset.preprocessor.decode
     return [[decode([each for each in row if each >= 0]) for row in batch["labels"].tolist()] for batch in loaded]
 
 
@@ -52,7 +54,7 @@ def test_two_processes_of_two_workers_see_each_sample_once_an_epoch(room: Path) 
     seen: Counter[str] = Counter()
     for process in range(2):
         # Two samples an epoch for each of the four takers: 4 batches of one, 3 epochs of them.
-        said = batches(workers=2, number=12, of=pouring(room, batch=1, process=process, of=2))
+        said = batches(workers=2, number=12, of=pouring(room, batch_size=1, process_index=process, num_processes=2))
         seen.update(text for batch in said for text in batch)
     assert seen == dict.fromkeys(CAPTIONS, 3)
 
@@ -66,16 +68,19 @@ def test_workers_share_out_a_dataset_too(room: Path, tmp_path: Path, rows: int) 
         made.save_to_disk(name)
     else:
         made.to_parquet(name := f"{name}.parquet")
-    stream = Stream(find_parts(name, Columns("<CAPTION>")))
-    assert stream.parts.number == rows
-    lessons = Lessons((), Processing.of(tiny_processor()), CaptionRules())
-    said = [batches(workers=2, number=4, of=Pouring(lessons, stream, process=process, of=2)) for process in range(2)]
+    stream = SampleStream(find_sharded_source(name, ColumnMapping("<CAPTION>")))
+    assert stream.source.num_shards == rows
+    lessons = Florence2Dataset((), Preprocessor.from_processor(tiny_processor()), CaptionAugmentation())
+    said = [
+        batches(workers=2, number=4, of=StreamingDataset(lessons, stream, process_index=process, num_processes=2))
+        for process in range(2)
+    ]
     assert sorted(text for each in said for batch in each for text in batch) == sorted(CAPTIONS)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_stream_gives_what_would_have_come(room: Path, workers: int) -> None:
-    of = pouring(room, batch=2, process=1, of=2)
+    of = pouring(room, batch_size=2, process_index=1, num_processes=2)
     whole = batches(workers=workers, number=7, of=of)
     for taken in (1, 2, 5):
         assert batches(taken, workers=workers, number=7 - taken, of=of) == whole[taken:]
@@ -83,11 +88,13 @@ def test_a_resumed_stream_gives_what_would_have_come(room: Path, workers: int) -
 
 def test_a_problem_in_a_worker_is_one_line(room: Path, tmp_path: Path) -> None:
     write_shards(tmp_path, [("a.png", b"no picture", [{"text": "a"}]), ("b.png", b"nor this", [{"text": "b"}])])
-    stream = Stream(find_parts(str(tmp_path / "000000.tar"), Columns("<CAPTION>")))
-    of = Pouring(Lessons((), Processing.of(tiny_processor()), CaptionRules()), stream)
+    stream = SampleStream(find_sharded_source(str(tmp_path / "000000.tar"), ColumnMapping("<CAPTION>")))
+    of = StreamingDataset(
+        Florence2Dataset((), Preprocessor.from_processor(tiny_processor()), CaptionAugmentation()), stream
+    )
     with pytest.raises(UserError, match="is not a picture that can be read"):
         next(iter(of))
-    batch = next(iter(Tap(of, lambda: 0, {"collate_fn": Collator(1), "num_workers": 1})))
+    batch = next(iter(ResumableDataLoader(of, lambda: 0, {"collate_fn": Florence2Collator(1), "num_workers": 1})))
     assert batch["problem"][0].endswith("is not a picture that can be read")
 
 
@@ -132,4 +139,4 @@ def test_training_on_a_stream_resumed_is_never_stopped(room: Path) -> None:
 def test_refused(given: dict[str, Any], what: str) -> None:
     plain = {"dataset": ("tars",), "output_dir": "o", "streaming": True, "trainer": ("max_steps=3",)}
     with pytest.raises(UserError, match=what):
-        refuse_unstreamable(build(TrainSettings, plain | given))
+        check_streaming(settings_from_dict(TrainSettings, plain | given))

@@ -6,9 +6,9 @@ import pytest
 
 from florence2.config import TrainSettings
 from florence2.errors import UserError
-from florence2.settings_io import build
+from florence2.settings_io import settings_from_dict
 from florence2.training.dataset import training_data as material
-from florence2.training.dataset.training_data import Material
+from florence2.training.dataset.training_data import TrainingData
 from tests.training.images import save_photos
 
 
@@ -21,23 +21,25 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def found(*datasets: str, **values: Any) -> Material:
+def found(*datasets: str, **values: Any) -> TrainingData:
     told: list[str] = []
-    made = material.find(build(TrainSettings, {"dataset": list(datasets), "output_dir": "o", **values}), told.append)
+    made = material.find_training_data(
+        settings_from_dict(TrainSettings, {"dataset": list(datasets), "output_dir": "o", **values}), told.append
+    )
     assert len(told) == len(datasets)
     return made
 
 
 def test_several_datasets_are_one_and_keep_their_names(room: Path) -> None:
     both = found("photos", "photos/mixed.jsonl")
-    assert len(both.samples) == 8 + 6
+    assert len(both.train) == 8 + 6
     assert both.weights is None
-    assert both.samples[0].id == "photos/0.png"
-    assert both.samples[8].id == "photos/mixed.jsonl/0.png"
-    assert found("photos").samples[0].id == "0.png"
+    assert both.train[0].id == "photos/0.png"
+    assert both.train[8].id == "photos/mixed.jsonl/0.png"
+    assert found("photos").train[0].id == "0.png"
     held = found("photos", "photos/mixed.jsonl", val_dataset="0.5")
-    assert len(held.samples) + len(held.held) == 14
-    assert not {sample.id for sample in held.samples} & {sample.id for sample in held.held}
+    assert len(held.train) + len(held.eval) == 14
+    assert not {sample.id for sample in held.train} & {sample.id for sample in held.eval}
 
 
 def test_a_weight_is_that_of_the_task_times_that_of_the_dataset(room: Path) -> None:
@@ -51,11 +53,11 @@ def test_a_weight_is_that_of_the_task_times_that_of_the_dataset(room: Path) -> N
         ("photos/mixed.jsonl", "<CAPTION>"): 1.5,
     }
     none = found("photos/mixed.jsonl", mix=["od=0"])
-    assert [sample.task for sample in none.samples] == ["<CAPTION>"] * 3
+    assert [sample.task for sample in none.train] == ["<CAPTION>"] * 3
 
 
-def _both(made: Material) -> tuple[Any, Any]:
-    return made.samples, made.weights
+def _both(made: TrainingData) -> tuple[Any, Any]:
+    return made.train, made.weights
 
 
 def test_prompts_of_ones_own_have_weights_too(room: Path) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from florence2.training.optimizer.checks import advice
+from florence2.training.optimizer.checks import check_learning_rate
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,6 @@ from florence2.training.optimizer.checks import advice
 def test_what_cannot_be_right(
     optim: str, rate: float, scheduler: str, given: dict[str, float], words: list[str]
 ) -> None:
-    said = list(advice(optim, rate, scheduler, given))
+    said = list(check_learning_rate(optim, rate, scheduler, given))
     assert len(said) == len(words)
     assert all(word in line for word, line in zip(words, said, strict=True))

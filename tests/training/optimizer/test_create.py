@@ -8,8 +8,8 @@ from transformers import Seq2SeqTrainingArguments
 
 from florence2.config import LoraSettings, ModelSettings
 from florence2.errors import UserError
-from florence2.training.optimizer.create import arguments_of, build, one_cycle
-from florence2.training.prepare_model import equip
+from florence2.training.optimizer.create import create_optimizer, one_cycle, parse_optimizer_args
+from florence2.training.prepare_model import prepare_model_for_training
 from tests.tiny import tiny_model
 from tests.training.test_trainer import Bench
 
@@ -47,13 +47,13 @@ def test_each_optimizer_learns(
     made: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    method = {"optim": optim, "optimizer_args": arguments_of(given)}
+    method = {"optim": optim, "optimizer_args": parse_optimizer_args(given)}
     bench = Bench(tmp_path, num_train_epochs=steps, logging_steps=1, learning_rate=rate, method=method)
     seen = losses(bench)
     assert seen[-1] < 0.8 * seen[0]
     kind = type(bench.trainer.optimizer.optimizer)
     assert made in ("", f"{kind.__module__}.{kind.__name__}")
-    for name, value in arguments_of(given).items():
+    for name, value in parse_optimizer_args(given).items():
         kept = bench.trainer.optimizer.param_groups[0][name]
         assert (list(kept) if isinstance(kept, tuple) else kept) == value
     assert capsys.readouterr().out == ""  # stdout is data
@@ -74,13 +74,15 @@ def test_eight_bits_are_kept_of_matrices_and_thirty_two_of_embeddings(tmp_path: 
 
 def test_arguments_win_over_flags(tmp_path: Path) -> None:
     model = nn.Linear(3, 3)
-    made = build(arguments(tmp_path, learning_rate=1e-3), model, "adamw_torch", {"lr": 0.5, "weight_decay": 0.2})
+    made = create_optimizer(
+        arguments(tmp_path, learning_rate=1e-3), model, "adamw_torch", {"lr": 0.5, "weight_decay": 0.2}
+    )
     assert {(group["lr"], group["weight_decay"]) for group in made.param_groups} == {(0.5, 0.2), (0.5, 0.0)}
 
 
 def test_the_warm_up_is_the_schedules_alone(tmp_path: Path) -> None:
     # transformers hands the share of steps on as their number, and the first step would be 33 times too long.
-    made = build(arguments(tmp_path, warmup_steps=0.03), nn.Linear(3, 3), "schedule_free_adamw", {})
+    made = create_optimizer(arguments(tmp_path, warmup_steps=0.03), nn.Linear(3, 3), "schedule_free_adamw", {})
     assert {group["warmup_steps"] for group in made.param_groups} == {0}
 
 
@@ -97,9 +99,9 @@ def test_the_warm_up_is_the_schedules_alone(tmp_path: Path) -> None:
 )
 def test_what_does_not_go(tmp_path: Path, optim: str, given: Any, rates: Any, what: str) -> None:
     model, _ = tiny_model()
-    learner = equip(model, ModelSettings(), LoraSettings())
+    learner = prepare_model_for_training(model, ModelSettings(), LoraSettings())
     with pytest.raises(UserError, match=what):
-        build(arguments(tmp_path), learner, optim, given, **rates)
+        create_optimizer(arguments(tmp_path), learner, optim, given, **rates)
 
 
 @pytest.mark.parametrize("optim", ["galore_adamw", "apollo_adamw", "lomo"])
@@ -128,8 +130,8 @@ def test_one_cycle_keeps_each_groups_rate() -> None:
 
 
 def test_one_cycle_leaves_the_momentum_of_what_averages_alone(tmp_path: Path) -> None:
-    averaging = build(arguments(tmp_path), nn.Linear(3, 3), "schedule_free_adamw", {})
-    plain = build(arguments(tmp_path), nn.Linear(3, 3), "adamw_torch", {})
+    averaging = create_optimizer(arguments(tmp_path), nn.Linear(3, 3), "schedule_free_adamw", {})
+    plain = create_optimizer(arguments(tmp_path), nn.Linear(3, 3), "adamw_torch", {})
     for optimizer in (averaging, plain):
         one_cycle(optimizer, 10)
     assert averaging.param_groups[0]["betas"][0] == 0.9

@@ -5,7 +5,7 @@ import pytest
 
 from florence2.errors import UserError
 from florence2.training.optimizer import registry as named
-from florence2.training.optimizer.registry import check_name, class_of
+from florence2.training.optimizer.registry import check_name, optimizer_class
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from florence2.training.optimizer.registry import check_name, class_of
     ],
 )
 def test_names_and_classes(optim: str, kind: str) -> None:
-    assert class_of(optim).__name__ == kind
+    assert optimizer_class(optim).__name__ == kind
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from florence2.training.optimizer.schedule_free import settled
+from florence2.training.optimizer.schedule_free import eval_weights
 from tests.training.images import run, save_calm, save_photos
 from tests.training.test_trainer import Bench
 
@@ -35,7 +35,7 @@ def test_training_ends_with_the_average(tmp_path: Path) -> None:
     bench.trainer.train()
     assert {group["train_mode"] for group in bench.trainer.optimizer.param_groups} == {False}
     average = bench.weights()
-    with settled(bench.trainer.optimizer):
+    with eval_weights(bench.trainer.optimizer):
         assert all(torch.equal(average[name], weight) for name, weight in bench.weights().items())
     assert {group["train_mode"] for group in bench.trainer.optimizer.param_groups} == {False}
 
@@ -47,7 +47,7 @@ def test_looking_at_the_average_changes_nothing(tmp_path: Path, optim: str) -> N
     if optim != "adamw_torch":
         bench.trainer.optimizer.train()
     before = bench.weights()
-    with settled(bench.trainer.optimizer):
+    with eval_weights(bench.trainer.optimizer):
         same = all(torch.equal(before[name], weight) for name, weight in bench.weights().items())
     assert same == (optim == "adamw_torch")
     assert all(torch.equal(before[name], weight) for name, weight in bench.weights().items())

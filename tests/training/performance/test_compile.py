@@ -14,9 +14,9 @@ from florence2 import settings_io as settings
 from florence2.config import LoraSettings, ModelSettings, TrainSettings
 from florence2.errors import UserError
 from florence2.recipes.train import train
-from florence2.training.performance.compile import check_compile, compile_parts
+from florence2.training.performance.compile import check_can_compile, compile_model
 from florence2.training.performance.memory import checkpoint_activations
-from florence2.training.prepare_model import equip
+from florence2.training.prepare_model import prepare_model_for_training
 from tests.tiny import tiny_model
 
 
@@ -30,14 +30,14 @@ def gradients(learner: Any) -> list[torch.Tensor]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_gradients_are_those_of_the_plain_tower_even_recomputed() -> None:
     torch.manual_seed(0)
-    plain = equip(tiny_model()[0], ModelSettings(), LoraSettings(dropout=0.25))
+    plain = prepare_model_for_training(tiny_model()[0], ModelSettings(), LoraSettings(dropout=0.25))
     for name, weight in plain.named_parameters():
         if ".lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
     compiled = copy.deepcopy(plain)
     checkpoint_activations(compiled)
     before = counters["stats"]["unique_graphs"]
-    compile_parts(compiled, backend="aot_eager")
+    compile_model(compiled, backend="aot_eager")
     wanted, found = gradients(plain), gradients(compiled)
     assert counters["stats"]["unique_graphs"] > before
     assert len(wanted) == len(found) > 0
@@ -46,9 +46,9 @@ def test_gradients_are_those_of_the_plain_tower_even_recomputed() -> None:
 
 
 def test_a_copy_of_a_compiled_learner_is_plain() -> None:
-    learner = equip(tiny_model()[0], ModelSettings(), LoraSettings())
+    learner = prepare_model_for_training(tiny_model()[0], ModelSettings(), LoraSettings())
     names = learner.state_dict().keys()
-    compile_parts(learner)
+    compile_model(learner)
     assert learner.state_dict().keys() == names
     tower = next(m for name, m in copy.deepcopy(learner).named_modules() if name.endswith("model.vision_tower"))
     assert tower._compiled_call_impl is None
@@ -56,14 +56,16 @@ def test_a_copy_of_a_compiled_learner_is_plain() -> None:
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(**values: Any) -> TrainSettings:
-        return settings.build(TrainSettings, {"dataset": "x", "output_dir": "y", "compile": True, **values})
+        return settings.settings_from_dict(
+            TrainSettings, {"dataset": "x", "output_dir": "y", "compile": True, **values}
+        )
 
     with pytest.raises(UserError, match="`--freeze vision` each picture is looked at once"):
-        check_compile(asked(freeze="vision", device="cpu"))
+        check_can_compile(asked(freeze="vision", device="cpu"))
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="`--compile` needs `no-such-compiler`"):
-        check_compile(asked())
-    check_compile(asked(compile=False))
+        check_can_compile(asked())
+    check_can_compile(asked(compile=False))
 
 
 @pytest.mark.skipif(not os.environ.get("FLORENCE2_LONG"), reason="compiles for a minute: set FLORENCE2_LONG=1")

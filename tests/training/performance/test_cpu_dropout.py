@@ -10,7 +10,14 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import BartConfig, BartModel
 
-from florence2.training.performance.cpu_dropout import STEPS, attend, counted, keep, only, quicken
+from florence2.training.performance.cpu_dropout import (
+    RATE_STEPS,
+    apply_mask,
+    attend,
+    draw_mask,
+    quantized_rate,
+    use_cpu_dropout,
+)
 from tests.tiny import tiny_model
 
 RATES = {"dropout": 0.1, "attention_dropout": 0.2, "activation_dropout": 0.3}
@@ -26,7 +33,7 @@ def pair(**rates: float) -> tuple[Any, Any]:
     ).train()
     quick = copy.deepcopy(plain)
     plain.set_attn_implementation("eager")
-    quicken(quick)
+    use_cpu_dropout(quick)
     return plain, quick
 
 
@@ -52,7 +59,7 @@ def test_the_same_places_are_dropped_as_by_torch(monkeypatch: pytest.MonkeyPatch
     def dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
         assert training
         rates.append(p)
-        return x * keep(x, counted(p)) * STEPS / (STEPS - counted(p))
+        return x * draw_mask(x, quantized_rate(p)) * RATE_STEPS / (RATE_STEPS - quantized_rate(p))
 
     monkeypatch.setattr(functional, "dropout", dropout)
     wanted = learn(plain)
@@ -100,7 +107,7 @@ def test_masks_are_those_of_torch(causal: bool, masked: str) -> None:
         mask = torch.zeros(2, 1, 5, 5).masked_fill(~mask, -1e9)
     module = torch.nn.Module()
     module.is_causal = causal
-    rare = 1 / STEPS  # of 200 places none is dropped with these numbers, and what is kept hardly grows
+    rare = 1 / RATE_STEPS  # of 200 places none is dropped with these numbers, and what is kept hardly grows
     torch.manual_seed(0)
     found, _ = attend(module, query, key, value, mask, dropout=rare)
     wanted = functional.scaled_dot_product_attention(query, key, value, mask, is_causal=causal and mask is None)
@@ -111,7 +118,7 @@ def test_masks_are_those_of_torch(causal: bool, masked: str) -> None:
 def test_nothing_of_it_is_kept_with_the_model(tmp_path: Path) -> None:
     model, _ = tiny_model()
     model.save_pretrained(tmp_path / "before")
-    quicken(model)
+    use_cpu_dropout(model)
     model.save_pretrained(tmp_path / "after")
     before, after = ((tmp_path / name / "config.json").read_text() for name in ("before", "after"))
     assert before == after
@@ -121,9 +128,9 @@ def test_nothing_of_it_is_kept_with_the_model(tmp_path: Path) -> None:
 def test_what_is_kept_is_as_it_was_and_the_rest_is_nothing(dtype: torch.dtype) -> None:
     x = torch.randn(7, 5).to(dtype)
     x[0, 0], x[1, 1], x[2, 2] = float("inf"), float("nan"), -0.0
-    kept = keep(x, STEPS // 2)
+    kept = draw_mask(x, RATE_STEPS // 2)
     assert kept.dtype == (torch.int16 if dtype in (torch.bfloat16, torch.float16) else torch.bool)
-    found = only(kept, x)
+    found = apply_mask(kept, x)
     assert torch.equal(found.nan_to_num(7), torch.where(kept.bool(), x, 0).nan_to_num(7))
-    assert torch.equal(only(kept, x.t().contiguous().t()).nan_to_num(7), found.nan_to_num(7))  # however it lies
-    assert torch.equal(only(kept, x.double()).nan_to_num(7), found.double().nan_to_num(7))  # and however wide
+    assert torch.equal(apply_mask(kept, x.t().contiguous().t()).nan_to_num(7), found.nan_to_num(7))  # however it lies
+    assert torch.equal(apply_mask(kept, x.double()).nan_to_num(7), found.double().nan_to_num(7))  # and however wide

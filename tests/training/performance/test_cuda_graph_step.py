@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from florence2.config import LearningSettings, LoraSettings, ModelSettings
-from florence2.cuda_graphs import Replay
+from florence2.cuda_graphs import CudaGraphCache
 from florence2.recipes.train import train
 from florence2.training import trainer as room
 from florence2.training.performance import cuda_graph_step as recorded
-from florence2.training.performance.cuda_graph_step import PAD_TO, Recorded, can_record
-from florence2.training.prepare_model import equip
+from florence2.training.performance.cuda_graph_step import PAD_TO, GraphedStep, can_use_cuda_graphs
+from florence2.training.prepare_model import prepare_model_for_training
 from tests.tiny import tiny_model
 from tests.training.test_trainer import Bench
 
@@ -31,7 +31,7 @@ def test_what_is_learnt_is_the_same(tmp_path: Path, rank: int, parts: dict[str, 
     plain, through = (Bench(tmp_path, records=records, pad_to=PAD_TO, **how) for records in (False, True))
     plain.trainer.train()
     through.trainer.train()
-    assert through.trainer.recorded is not None
+    assert through.trainer.graphed_step is not None
     wanted = plain.weights()
     assert all(torch.equal(weight, wanted[name]) for name, weight in through.weights().items())
 
@@ -45,7 +45,7 @@ def test_batches_lie_where_the_first_of_their_shape_lay() -> None:
         loss.backward()
         return loss.detach()
 
-    steps = Recorded(step, layer)
+    steps = GraphedStep(step, layer)
     losses = [steps({"x": torch.full((rows, 3), float(rows))}, torch.tensor(2)) for rows in (2, 5, 2)]
     assert losses[0] == losses[2] != losses[1]
     assert seen[0][0] == seen[2][0] != seen[1][0]
@@ -62,7 +62,7 @@ def test_schedule_free_learns_between_measurements(tmp_path: Path) -> None:
     bench = Bench(tmp_path, records=True, method={"optim": "schedulefree.AdamWScheduleFree"})
     trainer = bench.trainer
     modes: list[str] = []
-    trainer.recorded = lambda _, items: modes.append(trainer.optimizer.param_groups[0]["train_mode"]) or items
+    trainer.graphed_step = lambda _, items: modes.append(trainer.optimizer.param_groups[0]["train_mode"]) or items
     trainer.create_optimizer_and_scheduler(4)
     trainer.optimizer.eval()
     trainer.training_step(bench.learner, bench.batch(0, 1), 7)
@@ -76,21 +76,21 @@ def test_weights_that_were_moved_are_looked_for() -> None:
         (layer(batch["x"]).sum() / items).backward()
         return items.clone()
 
-    steps = Recorded(step, layer)
+    steps = GraphedStep(step, layer)
     one = {"x": torch.ones(2, 3)}, torch.tensor(1)
     steps(*one)
-    steps._replay = SimpleNamespace(recorded=1, forget=lambda: forgotten.append(1))
-    steps._stay()
+    steps._replay = SimpleNamespace(num_graphs=1, clear=lambda: forgotten.append(1))
+    steps._check_addresses()
     assert not forgotten
     layer.weight.data = layer.weight.data.clone()
-    steps._stay()
-    steps._stay()
+    steps._check_addresses()
+    steps._check_addresses()
     assert forgotten == [1]
 
 
 def test_a_cpu_records_nothing() -> None:
-    learner = equip(tiny_model()[0], ModelSettings(), LoraSettings())
-    assert not can_record(learner, LearningSettings())
+    learner = prepare_model_for_training(tiny_model()[0], ModelSettings(), LoraSettings())
+    assert not can_use_cuda_graphs(learner, LearningSettings())
 
 
 @needs_gpu
@@ -107,18 +107,18 @@ def test_a_cpu_records_nothing() -> None:
     ],
 )
 def test_what_is_recorded(lora: tuple[str, ...], learning: dict[str, Any], wanted: bool) -> None:
-    learner = equip(tiny_model()[0].cuda(), ModelSettings(), LoraSettings(lora=lora))
-    assert can_record(learner, LearningSettings(**learning)) == wanted
+    learner = prepare_model_for_training(tiny_model()[0].cuda(), ModelSettings(), LoraSettings(lora=lora))
+    assert can_use_cuda_graphs(learner, LearningSettings(**learning)) == wanted
 
 
 @needs_gpu
 def test_where_a_recording_finds_no_room_steps_go_on() -> None:
     sizes, taken = iter([1, 1 << 50, 1, 1]), []
-    replay = Replay(lambda _: taken.append(torch.ones(next(sizes), device="cuda")), records=True, pays_from=2)
+    replay = CudaGraphCache(lambda _: taken.append(torch.ones(next(sizes), device="cuda")), enabled=True, min_calls=2)
     for _ in range(3):
         replay(0)
     assert [len(each) for each in taken] == [1, 1, 1]
-    assert replay.recorded == 0
+    assert replay.num_graphs == 0
 
 
 def losses(out: Path) -> list[float]:
@@ -133,7 +133,7 @@ def test_on_a_gpu_recorded_asked_for_and_resumed_are_one_training(
     from florence2.demo.dataset import make_dataset
 
     pictures, made = make_dataset(tmp_path / "pictures", 24, style="tags"), []
-    monkeypatch.setattr(room, "Recorded", lambda *given: made.append(Recorded(*given)) or made[-1])
+    monkeypatch.setattr(room, "GraphedStep", lambda *given: made.append(GraphedStep(*given)) or made[-1])
 
     def run(name: str, **more: Any) -> Path:
         out = tmp_path / name
@@ -142,13 +142,13 @@ def test_on_a_gpu_recorded_asked_for_and_resumed_are_one_training(
         return train(dataset=str(pictures), output_dir=str(out), model_id="demo", **(how | more))
 
     by_heart = run("by heart")
-    assert made[0].recorded > 0
+    assert made[0].num_graphs > 0
     again = tmp_path / "again"
     shutil.copytree(by_heart / "checkpoint-18", again / "checkpoint-18")
     run("again", resume="auto")
-    monkeypatch.setattr(recorded, "PAYS_FROM", 10**9)
+    monkeypatch.setattr(recorded, "MIN_CALLS", 10**9)
     asked_for = run("asked for")
-    assert made[2].recorded == 0
+    assert made[2].num_graphs == 0
     assert losses(by_heart) == pytest.approx(losses(asked_for), rel=2e-3)
     first, *others = (load_file(out / "adapter_model.safetensors") for out in (by_heart, again, asked_for))
     for other in others:

@@ -8,8 +8,14 @@ import pytest
 import torch
 
 from florence2.errors import UserError
-from florence2.training.dataset.florence2_dataset import Collator
-from florence2.training.performance.feature_cache import FeatureFile, fill, name_of, seer, with_features
+from florence2.training.dataset.florence2_dataset import Florence2Collator
+from florence2.training.performance.feature_cache import (
+    FeatureFile,
+    cache_key,
+    compute_missing,
+    feature_fn,
+    use_cached_features,
+)
 from tests.training.test_trainer import Bench
 
 
@@ -20,7 +26,7 @@ def bench(tmp_path: Path) -> Bench:
 
 def test_learning_from_features_is_learning_from_pictures(tmp_path: Path, bench: Bench) -> None:
     plain = bench.loss(0, 1, 2)
-    bench.lessons = with_features(bench.lessons, bench.learner, tmp_path, ("base", None), torch.float32)
+    bench.lessons = use_cached_features(bench.lessons, bench.learner, tmp_path, ("base", None), torch.float32)
     batch = bench.batch(0, 1, 2)
     assert "pixels_BHWC" not in batch
     assert batch["features_BND"].shape == (3, 5, 32)
@@ -33,22 +39,22 @@ def test_places_that_do_not_match_the_picture_are_noticed(bench: Bench) -> None:
     prompt = [*bench.lessons[0]["input_ids"]]
     item = bench.lessons[0] | {"input_ids": prompt[1:]}
     with pytest.raises(UserError, match="sees a picture in 5 places, and its processor leaves 4 for it"):
-        bench.trainer.compute_loss(bench.learner, Collator(1)([item]))
+        bench.trainer.compute_loss(bench.learner, Florence2Collator(1)([item]))
 
 
 def test_what_is_there_is_not_computed_again(tmp_path: Path, bench: Bench) -> None:
     file = FeatureFile(tmp_path, "a", len(bench.lessons), (5, 32))
-    see, seen = seer(bench.learner, bench.lessons, torch.float32), []
+    see, seen = feature_fn(bench.learner, bench.lessons, torch.float32), []
 
     def count(pixels: torch.Tensor) -> torch.Tensor:
         seen.append(len(pixels))
         return see(pixels)
 
-    first = np.array(fill(bench.lessons, range(4), file, count, batch=3))
+    first = np.array(compute_missing(bench.lessons, range(4), file, count, batch=3))
     assert seen == [3, 1]
     _, done = file.open()
     done[2] = 0  # as if killed before the third was whole
-    again = fill(bench.lessons, range(4), file, count, batch=3)
+    again = compute_missing(bench.lessons, range(4), file, count, batch=3)
     assert seen == [3, 1, 3]
     assert np.array_equal(first, again)
     assert first.dtype == np.float16
@@ -65,7 +71,7 @@ def test_a_picture_of_several_questions_is_looked_at_once(tmp_path: Path, bench:
         yield counted.append
 
     lessons = replace(bench.lessons, samples=samples)
-    seen = with_features(lessons, bench.learner, tmp_path, ("base", None), torch.float32, counting)
+    seen = use_cached_features(lessons, bench.learner, tmp_path, ("base", None), torch.float32, counting)
     assert counted == [2, 0, 2]
     first, second, third = (seen[at] for at in range(3))
     assert np.array_equal(first["features_ND"], third["features_ND"])
@@ -74,15 +80,17 @@ def test_a_picture_of_several_questions_is_looked_at_once(tmp_path: Path, bench:
 
 
 def test_a_picture_that_is_gone_says_so(tmp_path: Path, bench: Bench) -> None:
-    gone = replace(bench.lessons.samples[0], picture=tmp_path / "gone.png")
+    gone = replace(bench.lessons.samples[0], image=tmp_path / "gone.png")
     file = FeatureFile(tmp_path, "a", 1, (5, 32))
     with pytest.raises(UserError, match=r"gone\.png"):
-        fill(replace(bench.lessons, samples=[gone]), [0], file, seer(bench.learner, bench.lessons, torch.float32))
+        compute_missing(
+            replace(bench.lessons, samples=[gone]), [0], file, feature_fn(bench.learner, bench.lessons, torch.float32)
+        )
 
 
 def test_other_models_and_pictures_have_other_files(bench: Bench) -> None:
     names = {
-        name_of(bench.lessons, base, revision, dtype)
+        cache_key(bench.lessons, base, revision, dtype)
         for base in ("a", "../../b")
         for revision in (None, "main")
         for dtype in (torch.float32, torch.bfloat16)

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from florence2.training.performance import lora_linear as branches
-from florence2.training.performance.cpu_dropout import STEPS, keep
-from florence2.training.performance.lora_linear import QuickLinear, quicken
+from florence2.training.performance.cpu_dropout import RATE_STEPS, draw_mask
+from florence2.training.performance.lora_linear import FusedLoraLinear, use_fused_lora
 
 RATE = 0.25
 
@@ -27,8 +27,8 @@ def pair(dropout: float = 0.0, **lora: Any) -> tuple[Any, Any]:
         if ".lora_B" in name:
             nn.init.normal_(weight, std=0.1)
     quick = copy.deepcopy(plain)
-    quicken(quick)
-    assert sum(type(module) is QuickLinear for module in quick.modules()) == 2
+    use_fused_lora(quick)
+    assert sum(type(module) is FusedLoraLinear for module in quick.modules()) == 2
     return plain, quick
 
 
@@ -66,13 +66,13 @@ def test_a_base_that_learns_too_learns_the_same() -> None:
 def test_dropout_drops_before_the_branch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     _, quick = pair(dropout=RATE)
     drawn: list[torch.Tensor] = []
-    monkeypatch.setattr(branches, "keep", lambda *given: drawn.append(keep(*given)) or drawn[-1])
+    monkeypatch.setattr(branches, "draw_mask", lambda *given: drawn.append(draw_mask(*given)) or drawn[-1])
     found = learn(quick, x := torch.randn(6, 24))
     shares = iter(drawn)
     given = x.clone().requires_grad_()
     hidden = given
     for layer in quick.base_model.model:
-        if not isinstance(layer, QuickLinear):
+        if not isinstance(layer, FusedLoraLinear):
             hidden = layer(hidden)
             continue
         seen = hidden * next(shares) / (1 - RATE)
@@ -95,17 +95,17 @@ def test_answering_drops_nothing() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rate", [1 / STEPS, 0.1, 0.25, 0.5, 0.999])
+@pytest.mark.parametrize("rate", [1 / RATE_STEPS, 0.1, 0.25, 0.5, 0.999])
 def test_each_place_is_kept_by_the_same_chance(rate: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    dropped = round(rate * STEPS)
-    kept = keep(torch.empty(250_000, 4, dtype=dtype), dropped).double()  # a row from each draw of 64 bits
-    share, spread = 1 - dropped / STEPS, (dropped / STEPS * (1 - dropped / STEPS) / 250_000) ** 0.5
+    dropped = round(rate * RATE_STEPS)
+    kept = draw_mask(torch.empty(250_000, 4, dtype=dtype), dropped).double()  # a row from each draw of 64 bits
+    share, spread = 1 - dropped / RATE_STEPS, (dropped / RATE_STEPS * (1 - dropped / RATE_STEPS) / 250_000) ** 0.5
     assert kept.mean(0).sub(share).abs().max() < 5 * spread
     if rate == RATE:
         together = torch.corrcoef(kept.T) - torch.eye(4)
         assert together.abs().max() < 0.01, "one place says nothing of another"
-    assert keep(torch.empty(3, 7), dropped).shape == (3, 7)
+    assert draw_mask(torch.empty(3, 7), dropped).shape == (3, 7)
 
 
 def test_in_half_precision_it_is_as_near_as_peft() -> None:
@@ -135,9 +135,9 @@ class Wrapped(nn.Linear):
 def test_parted_weights_are_left_to_peft(parted_by: str) -> None:
     plain, quick = pair()
     for layer in quick.modules():
-        if isinstance(layer, QuickLinear) and parted_by == "deepspeed":
+        if isinstance(layer, FusedLoraLinear) and parted_by == "deepspeed":
             layer.lora_A.default.weight.ds_id = 7
-        elif isinstance(layer, QuickLinear):
+        elif isinstance(layer, FusedLoraLinear):
             layer.lora_B.default.__class__ = Wrapped
     x = torch.randn(5, 24)
     torch.testing.assert_close(quick(x), plain(x))

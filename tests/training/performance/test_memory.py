@@ -4,8 +4,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from florence2.errors import UserError
-from florence2.training.performance.memory import advice, checkpoint_activations, expect
-from florence2.training.performance.memory_estimate import Ledger, Shapes, Step, rehearse
+from florence2.training.performance.memory import checkpoint_activations, estimate_memory, explain_out_of_memory
+from florence2.training.performance.memory_estimate import (
+    BatchShapes,
+    MemoryTracker,
+    TrainingStep,
+    estimate_step_memory,
+)
 from tests.tiny import PIXELS, tiny_model
 
 
@@ -59,19 +64,19 @@ def test_recomputing_rests_outside_training() -> None:
     assert torch.equal(before, model.get_image_features(pixels).pooler_output)
 
 
-def shapes(batch: int) -> Shapes:
-    return Shapes(batch, (PIXELS, PIXELS), places=5, prompt=12, target=16)
+def shapes(batch: int) -> BatchShapes:
+    return BatchShapes(batch, (PIXELS, PIXELS), num_image_tokens=5, prompt_length=12, target_length=16)
 
 
 def test_the_expected_memory_follows_what_is_trained() -> None:
     model, _ = tiny_model()
-    two, four = (expect(model, shapes(batch), torch.float32) for batch in (2, 4))
-    assert two.state == 8 * sum(w.numel() for w in model.parameters())
-    assert 1.5 * two.step < four.step < 2 * two.step  # gradients do not grow
+    two, four = (estimate_memory(model, shapes(batch), torch.float32) for batch in (2, 4))
+    assert two.optimizer == 8 * sum(w.numel() for w in model.parameters())
+    assert 1.5 * two.activations < four.activations < 2 * two.activations  # gradients do not grow
     model.requires_grad_(False)
-    nothing = expect(model, shapes(2), torch.float32)
-    assert nothing.state == 0
-    assert nothing.step < 0.3 * two.step
+    nothing = estimate_memory(model, shapes(2), torch.float32)
+    assert nothing.optimizer == 0
+    assert nothing.activations < 0.3 * two.activations
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -79,24 +84,24 @@ def test_a_rehearsal_counts_what_a_step_holds(recompute: bool) -> None:
     model, _ = tiny_model()
     if recompute:
         checkpoint_activations(model)
-    plain = rehearse(tiny_model()[0], shapes(8), torch.float32)
-    expected = rehearse(model, shapes(8), torch.float32)
+    plain = estimate_step_memory(tiny_model()[0], shapes(8), torch.float32)
+    expected = estimate_step_memory(model, shapes(8), torch.float32)
     assert all(weight.grad is None for weight in model.parameters())
-    with Ledger() as ledger:
+    with MemoryTracker() as ledger:
         ledger.know(*model.parameters(), *model.buffers())
-        Step(model.train(), shapes(8), torch.float32)()
+        TrainingStep(model.train(), shapes(8), torch.float32)()
     assert ledger.peak == pytest.approx(expected, rel=0.02)
     assert expected < 0.5 * plain if recompute else expected == plain
 
 
 def test_what_asks_for_a_value_without_data_is_told_to_go_on() -> None:
     # As transformers 5.13 asks, to leave layers out by chance.
-    with FakeTensorMode(), Ledger():
+    with FakeTensorMode(), MemoryTracker():
         assert not (torch.rand([]) < 2)
 
 
 def test_out_of_memory_names_the_flags() -> None:
-    with pytest.raises(UserError) as caught, advice(batch=4, recomputing=False):
+    with pytest.raises(UserError) as caught, explain_out_of_memory(batch=4, recomputing=False):
         torch.empty(2**60)
     assert caught.value.what == "out of memory at batch size 4"
     assert "--gradient_checkpointing" in caught.value.hint
@@ -104,5 +109,5 @@ def test_out_of_memory_names_the_flags() -> None:
 
 
 def test_other_errors_pass() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), advice(batch=1, recomputing=False):
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(batch=1, recomputing=False):
         nn.Linear(2, 2)(torch.zeros(3))

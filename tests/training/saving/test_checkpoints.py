@@ -7,7 +7,15 @@ import torch
 from safetensors.torch import save_file
 
 from florence2.errors import UserError
-from florence2.training.saving.checkpoints import aside, clear_aside, is_sound, listed, newest, settle, start_from
+from florence2.training.saving.checkpoints import (
+    commit_checkpoint,
+    is_valid_checkpoint,
+    last_checkpoint,
+    list_checkpoints,
+    remove_staging,
+    resolve_resume,
+    staging_dir,
+)
 
 
 def save(folder: Path, step: int) -> Path:
@@ -25,9 +33,9 @@ def test_the_newest_counts_steps_not_letters(tmp_path: Path) -> None:
         save(tmp_path, step)
     (tmp_path / "checkpoint-old").mkdir()
     (tmp_path / "checkpoint-7").write_text("a file")
-    assert [path.name for path in listed(tmp_path)] == ["checkpoint-9", "checkpoint-20", "checkpoint-100"]
-    assert newest(tmp_path) == tmp_path / "checkpoint-100"
-    assert newest(tmp_path / "nowhere") is None
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-20", "checkpoint-100"]
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    assert last_checkpoint(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize("name", ["trainer_state.json", "adapter_model.safetensors", "optimizer.pt", "rng_state.pth"])
@@ -36,8 +44,8 @@ def test_a_file_cut_short_is_damage(tmp_path: Path, name: str, cut: float) -> No
     earlier, later = save(tmp_path, 1), save(tmp_path, 2)
     whole = (later / name).read_bytes()
     (later / name).write_bytes(whole[: int(len(whole) * cut)])
-    assert not is_sound(later)
-    assert start_from("auto", tmp_path) == earlier
+    assert not is_valid_checkpoint(later)
+    assert resolve_resume("auto", tmp_path) == earlier
 
 
 def test_a_flipped_byte_in_the_optimizer_is_damage(tmp_path: Path) -> None:
@@ -45,41 +53,41 @@ def test_a_flipped_byte_in_the_optimizer_is_damage(tmp_path: Path) -> None:
     data = bytearray((made / "optimizer.pt").read_bytes())
     data[data.index(b"\x00\x00\x80\x3f" * 8)] ^= 1
     (made / "optimizer.pt").write_bytes(data)
-    assert not is_sound(made)
+    assert not is_valid_checkpoint(made)
 
 
 def test_missing_weights_are_damage(tmp_path: Path) -> None:
     made = save(tmp_path, 1)
     (made / "adapter_model.safetensors").unlink()
-    assert not is_sound(made)
+    assert not is_valid_checkpoint(made)
 
 
 def test_resume_takes_a_checkpoint_or_a_folder_of_them(tmp_path: Path) -> None:
     made = save(tmp_path / "run", 3)
-    assert start_from(str(made), tmp_path / "other") == made
-    assert start_from(str(tmp_path / "run"), tmp_path / "other") == made
-    assert start_from("auto", tmp_path / "other") is None
+    assert resolve_resume(str(made), tmp_path / "other") == made
+    assert resolve_resume(str(tmp_path / "run"), tmp_path / "other") == made
+    assert resolve_resume("auto", tmp_path / "other") is None
     shutil.rmtree(made)
     with pytest.raises(UserError, match="is damaged or no checkpoint"):
-        start_from(str(tmp_path / "run"), tmp_path)
+        resolve_resume(str(tmp_path / "run"), tmp_path)
 
 
 def test_what_lies_aside_is_no_checkpoint(tmp_path: Path) -> None:
     earlier = save(tmp_path, 1)
-    save(aside(tmp_path), 2)  # killed before it was moved
-    assert newest(tmp_path) == earlier
-    clear_aside(tmp_path)
+    save(staging_dir(tmp_path), 2)  # killed before it was moved
+    assert last_checkpoint(tmp_path) == earlier
+    remove_staging(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
 def test_settling_replaces_a_damaged_one(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-2").mkdir()
-    settle(save(aside(tmp_path), 2), tmp_path / "checkpoint-2")
-    assert is_sound(tmp_path / "checkpoint-2")
+    commit_checkpoint(save(staging_dir(tmp_path), 2), tmp_path / "checkpoint-2")
+    assert is_valid_checkpoint(tmp_path / "checkpoint-2")
 
 
 def test_never_refuses_what_is_there(tmp_path: Path) -> None:
-    assert start_from("never", tmp_path) is None
+    assert resolve_resume("never", tmp_path) is None
     save(tmp_path, 1)
     with pytest.raises(UserError, match="holds a training already"):
-        start_from("never", tmp_path)
+        resolve_resume("never", tmp_path)

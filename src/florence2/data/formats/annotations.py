@@ -14,8 +14,8 @@ from florence2.config import DataSettings
 from florence2.data.sample import Sample, Size
 from florence2.data.tables import Row
 from florence2.errors import UserError
-from florence2.model.locations import read
-from florence2.model.tasks import TASKS, Answers, Takes, Task, find_task
+from florence2.model.locations import decode
+from florence2.model.tasks import TASKS, InputType, OutputType, Task, find_task
 
 Box = list[float]  # [x1, y1, x2, y2] in pixels
 Polygon = list[float]  # [x, y, x, y, ...] in pixels
@@ -24,7 +24,7 @@ _ALIKE = ("val", "valid", "validation")
 
 
 @dataclass(frozen=True)
-class Thing:
+class Annotation:
     """One object: its label, its box, and its outline where there is one (several polygons, where it has parts).
 
     `score` is how sure a model was of it.
@@ -37,45 +37,47 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Annotated:
+class AnnotatedImage:
     """What a list says about one picture; `size` is what the list believes, `captions` is None where it has none."""
 
     file_name: str
-    things: Sequence[Thing]
+    annotations: Sequence[Annotation]
     size: Size | None = None
     captions: Sequence[str] | None = None
 
 
-class Entry(NamedTuple):
+class DatasetRow(NamedTuple):
     """A row, the words that name it, and its picture; a picture that is not `there` has no more than a name."""
 
     where: str
     row: Row
-    picture: Sample
-    there: bool = True
+    image: Sample
+    exists: bool = True
 
 
-def extent(polygons: Sequence[Polygon]) -> Box:
+def bounding_box(polygons: Sequence[Polygon]) -> Box:
     """Give the box around polygons."""
     xs = [x for polygon in polygons for x in polygon[0::2]]
     ys = [y for polygon in polygons for y in polygon[1::2]]
     return [min(xs), min(ys), max(xs), max(ys)]
 
 
-def asked_of(task: Task, captions: bool) -> Task:
+def resolve_task(task: Task, captions: bool) -> Task:
     """Choose what a list of objects is asked: the task, or detection where the user named none.
 
     Raises UserError where the objects are no answer to what the user asks.
     """
-    if captions or task.takes is Takes.REGION or task.answers is not Answers.TEXT:
+    if captions or task.input_type is InputType.REGION or task.output_type is not OutputType.TEXT:
         return task
     if task == find_task(DataSettings.task):
-        return next(row for row in TASKS if row.answers is Answers.BOXES)
-    answered = ", ".join(row.name for row in TASKS if row.takes is Takes.REGION or row.answers is not Answers.TEXT)
+        return next(row for row in TASKS if row.output_type is OutputType.BOXES)
+    answered = ", ".join(
+        row.name for row in TASKS if row.input_type is InputType.REGION or row.output_type is not OutputType.TEXT
+    )
     raise UserError(f"a list of objects does not answer `{task.name}`", f"choose one of {answered} with --task")
 
 
-def rows_of(about: Annotated, task: Task) -> Iterator[Row]:
+def rows_from_annotations(about: AnnotatedImage, task: Task) -> Iterator[Row]:
     """Say what is known about a picture as answers to a task.
 
     Tasks about words ask once for each label, tasks about a region once for each object. A picture without objects
@@ -89,45 +91,45 @@ def rows_of(about: Annotated, task: Task) -> Iterator[Row]:
             yield {**start, "text": list(about.captions)}
         return
     start["task"] = task.token
-    for asked, answer in _told(about.things, task):
+    for asked, answer in _told(about.annotations, task):
         said = {"text": answer} if isinstance(answer, str) else {"answer": answer}
         yield {**start, **({"input": asked} if asked else {}), **said}
 
 
-def _told(things: Sequence[Thing], task: Task) -> Iterator[tuple[Any, Any]]:
+def _told(things: Sequence[Annotation], task: Task) -> Iterator[tuple[Any, Any]]:
     labels = list(dict.fromkeys(thing.label for thing in things))
-    if task.takes is Takes.REGION:
+    if task.input_type is InputType.REGION:
         for thing in things:
-            if task.answers is Answers.TEXT:
+            if task.output_type is OutputType.TEXT:
                 yield thing.box, thing.label
             elif thing.polygons:
                 yield thing.box, _masks([thing])
-    elif task.answers is Answers.POLYGONS:
+    elif task.output_type is OutputType.POLYGONS:
         for label in labels:
             if outlined := [thing for thing in things if thing.label == label and thing.polygons]:
                 yield label, _masks(outlined)
-    elif task.answers is Answers.BOXES_OR_POLYGONS:
+    elif task.output_type is OutputType.BOXES_OR_POLYGONS:
         for label in labels:
             found = _boxes([thing for thing in things if thing.label == label])
             yield label, {"bboxes": found["bboxes"], "bboxes_labels": found["labels"]}
-    elif task.answers is Answers.PHRASES:
+    elif task.output_type is OutputType.PHRASES:
         in_order = sorted(things, key=lambda thing: labels.index(thing.label))
         yield from [(", ".join(labels), _boxes(in_order))] if things else []
-    elif task.answers is Answers.QUADS:
+    elif task.output_type is OutputType.QUADS:
         yield "", {"quad_boxes": [_quad(thing) for thing in things], "labels": [thing.label for thing in things]}
     else:
         yield "", _boxes(things)
 
 
-def _boxes(things: Sequence[Thing]) -> dict[str, Any]:
+def _boxes(things: Sequence[Annotation]) -> dict[str, Any]:
     return {"bboxes": [thing.box for thing in things], "labels": [thing.label for thing in things]}
 
 
-def _masks(things: Sequence[Thing]) -> dict[str, Any]:
+def _masks(things: Sequence[Annotation]) -> dict[str, Any]:
     return {"polygons": [list(thing.polygons) for thing in things], "labels": [""] * len(things)}
 
 
-def _quad(thing: Thing) -> Polygon:
+def _quad(thing: Annotation) -> Polygon:
     """Give four corners: the outline, where it has four, else those of the box."""
     if len(thing.polygons) == 1 and len(thing.polygons[0]) == 8:
         return thing.polygons[0]
@@ -135,28 +137,30 @@ def _quad(thing: Thing) -> Polygon:
     return [x1, y1, x2, y1, x2, y2, x1, y2]
 
 
-def things_of(task: Task, asked: Any, answer: Any, text: str, size: Callable[[], Size]) -> list[Thing] | None:
+def annotations_from_row(
+    task: Task, asked: Any, answer: Any, text: str, size: Callable[[], Size]
+) -> list[Annotation] | None:
     """Take the objects from a row: from its `answer` in pixels, else from the text; None for mere words."""
-    if task.takes is Takes.REGION and task.answers is Answers.TEXT:
-        return [Thing(text, _region(asked, size))] if text else []
-    if task.answers is Answers.TEXT:
+    if task.input_type is InputType.REGION and task.output_type is OutputType.TEXT:
+        return [Annotation(text, _region(asked, size))] if text else []
+    if task.output_type is OutputType.TEXT:
         return None
-    value = answer if isinstance(answer, dict) else read(task, text, size())
+    value = answer if isinstance(answer, dict) else decode(task, text, size())
     return list(_taken(task, asked, value, size))
 
 
-def _taken(task: Task, asked: Any, value: dict[str, Any], size: Callable[[], Size]) -> Iterator[Thing]:
+def _taken(task: Task, asked: Any, value: dict[str, Any], size: Callable[[], Size]) -> Iterator[Annotation]:
     for box, label, score in _columns(value, "bboxes"):
-        yield Thing(label or NO_LABEL, [float(side) for side in box], score=score)
+        yield Annotation(label or NO_LABEL, [float(side) for side in box], score=score)
     for quad, label, score in _columns(value, "quad_boxes"):
-        yield Thing(label or NO_LABEL, extent([quad]), (list(quad),), score)
+        yield Annotation(label or NO_LABEL, bounding_box([quad]), (list(quad),), score)
     for polygons, label, score in _columns(value, "polygons"):
         whole = tuple(list(polygon) for polygon in polygons if len(polygon) >= 6)
-        if task.takes is Takes.REGION:
-            yield Thing(NO_LABEL, _region(asked, size), whole, score)
+        if task.input_type is InputType.REGION:
+            yield Annotation(NO_LABEL, _region(asked, size), whole, score)
         elif whole:
             label = label or (asked if isinstance(asked, str) else "")
-            yield Thing(label or NO_LABEL, extent(whole), whole, score)
+            yield Annotation(label or NO_LABEL, bounding_box(whole), whole, score)
 
 
 def _columns(value: dict[str, Any], form: str) -> Iterator[tuple[Any, str, float | None]]:
@@ -170,13 +174,13 @@ def _columns(value: dict[str, Any], form: str) -> Iterator[tuple[Any, str, float
 def _region(asked: Any, size: Callable[[], Size]) -> Box:
     if isinstance(asked, list):
         return [float(side) for side in asked]
-    boxes = read(Answers.REGIONS, str(asked), size())["bboxes"]
+    boxes = decode(OutputType.REGIONS, str(asked), size())["bboxes"]
     if not boxes:
         raise UserError(f"`{asked}` is no region", "write a box as [x1, y1, x2, y2]")
     return list(boxes[0])
 
 
-def picture_beside(folder: Path, name: str) -> str:
+def image_beside(folder: Path, name: str) -> str:
     """Find the picture that a list names in a folder; by its last part where the list is of another machine."""
     plain = name.replace("\\", "/")
     if (folder / plain).is_file():
@@ -185,6 +189,6 @@ def picture_beside(folder: Path, name: str) -> str:
     return last if (folder / last).is_file() else plain
 
 
-def alike(split: str) -> tuple[str, ...]:
+def split_aliases(split: str) -> tuple[str, ...]:
     """Give the names that a split may go by, the one asked for first."""
     return tuple(dict.fromkeys((split, *(_ALIKE if split in _ALIKE else ()))))

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from florence2.data.folder import read_text
-from florence2.data.formats.annotations import Annotated, Box, Thing, extent, picture_beside
-from florence2.data.formats.mask_polygons import outline
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, Box, bounding_box, image_beside
+from florence2.data.formats.mask_polygons import mask_to_polygons
 from florence2.errors import UserError
 
 LIST_NAME = "_annotations.coco.json"
@@ -32,7 +32,7 @@ def is_coco(path: Path) -> bool:
         return False
 
 
-def read_coco(path: Path) -> Iterator[tuple[str, Annotated]]:
+def read_coco(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the pictures of a list, in its order, each with the words that name it."""
     whole = _parsed(path)
     names = {row.get("id"): str(row.get("name")) for row in whole.get("categories", [])}
@@ -48,7 +48,7 @@ def read_coco(path: Path) -> Iterator[tuple[str, Annotated]]:
         size = (image["width"], image["height"]) if image.get("width") and image.get("height") else None
         captions = [str(row["caption"]).strip() for row in rows if row.get("caption")] if with_captions else None
         things = [] if with_captions else [_thing(row, names, where) for row in rows if not row.get("iscrowd")]
-        yield where, Annotated(image["file_name"], things, size, captions)
+        yield where, AnnotatedImage(image["file_name"], things, size, captions)
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -62,12 +62,12 @@ def _parsed(path: Path) -> dict[str, Any]:
     return dict(whole)
 
 
-def _thing(row: dict[str, Any], names: dict[Any, str], where: str) -> Thing:
+def _thing(row: dict[str, Any], names: dict[Any, str], where: str) -> Annotation:
     named = f"{where}, annotation {row.get('id')}"
     if row.get("category_id") not in names:
         raise UserError(f"{named} is of category {row.get('category_id')}, which `categories` does not list")
     polygons = _polygons(row.get("segmentation"), named)
-    return Thing(names[row["category_id"]], _box(row.get("bbox"), polygons, named), polygons)
+    return Annotation(names[row["category_id"]], _box(row.get("bbox"), polygons, named), polygons)
 
 
 def _box(given: Any, polygons: tuple[list[float], ...], named: str) -> Box:
@@ -76,19 +76,19 @@ def _box(given: Any, polygons: tuple[list[float], ...], named: str) -> Box:
         return [x, y, x + width, y + height]
     if not polygons:
         raise UserError(f"{named} has neither a `bbox` of four numbers nor polygons", "mend or drop it")
-    return extent(polygons)
+    return bounding_box(polygons)
 
 
 def _polygons(given: Any, named: str) -> tuple[list[float], ...]:
     if isinstance(given, dict):
-        return outline(given, named)
+        return mask_to_polygons(given, named)
     runs = given if isinstance(given, list) else []
     if not all(isinstance(run, list) and all(isinstance(side, int | float) for side in run) for run in runs):
         raise UserError(f"{named} has a `segmentation` that is no list of polygons", "write [[x, y, x, y, ...], ...]")
     return tuple([float(side) for side in run] for run in runs if run)
 
 
-def pictures_of(path: Path, first: str) -> Path:
+def images_as_coco(path: Path, first: str) -> Path:
     """Find the folder that a list's file names are relative to; `first` is one of the names.
 
     It is the list's own, or one of those that COCO's own layout has beside `annotations/`.
@@ -96,20 +96,20 @@ def pictures_of(path: Path, first: str) -> Path:
     part = path.stem.rpartition("_")[2]  # instances_train2017 -> train2017
     up = path.parent.parent
     places = [path.parent, path.parent / "images", up / part, up / "images" / part, up / "images", path.parent / part]
-    return next((place for place in places if (place / picture_beside(place, first)).is_file()), path.parent)
+    return next((place for place in places if (place / image_beside(place, first)).is_file()), path.parent)
 
 
-def write_coco(path: Path, pictures: Iterable[Annotated]) -> None:
+def write_coco(path: Path, pictures: Iterable[AnnotatedImage]) -> None:
     """Write pictures, whose sizes are known, as a COCO list; categories are numbered from 1 by name."""
     pictures = list(pictures)
-    names = sorted({thing.label for about in pictures for thing in about.things})
+    names = sorted({thing.label for about in pictures for thing in about.annotations})
     ids = {name: number for number, name in enumerate(names, start=1)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, about in enumerate(pictures, start=1):
         width, height = about.size or (0, 0)
         images.append({"id": number, "file_name": about.file_name, "width": width, "height": height})
-        for thing in about.things:
+        for thing in about.annotations:
             row = {"id": len(annotations) + 1, "image_id": number, "category_id": ids[thing.label]}
             annotations.append(row | _written(thing))
     categories = [{"id": number, "name": name, "supercategory": ""} for name, number in ids.items()]
@@ -117,7 +117,7 @@ def write_coco(path: Path, pictures: Iterable[Annotated]) -> None:
     path.write_text(json.dumps(whole, ensure_ascii=False), encoding="utf-8")
 
 
-def _written(thing: Thing) -> dict[str, Any]:
+def _written(thing: Annotation) -> dict[str, Any]:
     x1, y1, x2, y2 = thing.box
     area = sum(map(_area, thing.polygons)) if thing.polygons else (x2 - x1) * (y2 - y1)
     polygons = [list(polygon) for polygon in thing.polygons]

@@ -8,11 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from florence2.data.columns import METADATA_NAMES, Columns, fence, samples_or_skipped
-from florence2.data.folder import shown, walk
+from florence2.data.columns import METADATA_NAMES, ColumnMapping, confine_to, samples_or_skipped
+from florence2.data.folder import display_path, walk
 from florence2.data.formats import coco, shards, voc, yolo
-from florence2.data.formats.annotations import Annotated, Entry, alike, asked_of, picture_beside, rows_of
-from florence2.data.sample import Found, Sample, Skipped, Why
+from florence2.data.formats.annotations import (
+    AnnotatedImage,
+    DatasetRow,
+    image_beside,
+    resolve_task,
+    rows_from_annotations,
+    split_aliases,
+)
+from florence2.data.sample import ResolvedDataset, Sample, Skipped, SkipReason
 from florence2.errors import UserError
 from florence2.model.tasks import find_task
 
@@ -20,7 +27,7 @@ _SPLITS = ("train", "val", "valid", "validation", "test")
 _MEND = "put the picture there, or name its folder with --dataset_dir"
 
 
-class Source(Protocol):
+class DatasetSource(Protocol):
     """What a format gives: rows, each with its picture."""
 
     @property
@@ -29,35 +36,35 @@ class Source(Protocol):
     @property
     def root(self) -> Path | None: ...  # noqa: D102
 
-    def entries(self, columns: Columns) -> Iterator[Entry]: ...  # noqa: D102
+    def rows(self, columns: ColumnMapping) -> Iterator[DatasetRow]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
-class Lists:
+class AnnotationSource:
     """A list of objects, or many, about the pictures of the folder `root`."""
 
     name: str
     root: Path
-    read: Callable[[], Iterator[tuple[str, Annotated]]]
+    read: Callable[[], Iterator[tuple[str, AnnotatedImage]]]
 
-    def entries(self, columns: Columns) -> Iterator[Entry]:
+    def rows(self, columns: ColumnMapping) -> Iterator[DatasetRow]:
         """Say what is known about each picture as answers to the task."""
-        inside = fence(self.root, "name the folder of the pictures with --dataset_dir")
+        inside = confine_to(self.root, "name the folder of the pictures with --dataset_dir")
         for where, about in self.read():
-            task = asked_of(find_task(columns.task), about.captions is not None)
-            located = inside(picture_beside(self.root, about.file_name), where)
+            task = resolve_task(find_task(columns.task), about.captions is not None)
+            located = inside(image_beside(self.root, about.file_name), where)
             picture = Sample(located.id, located.path, "")
-            for row in rows_of(about, task):
-                yield Entry(where, {**row, "file_name": located.id}, picture, located.exists)
+            for row in rows_from_annotations(about, task):
+                yield DatasetRow(where, {**row, "file_name": located.id}, picture, located.exists)
 
 
-def found_in(source: Source, columns: Columns) -> Found:
+def resolve_source(source: DatasetSource, columns: ColumnMapping) -> ResolvedDataset:
     """Make the samples of a source."""
     samples: list[Sample] = []
     skipped: list[Skipped] = []
-    for where, row, picture, there in source.entries(columns):
+    for where, row, picture, there in source.rows(columns):
         if not there:
-            skipped.append(Skipped(picture.id, Why.ABSENT, str(picture.picture), _MEND))
+            skipped.append(Skipped(picture.id, SkipReason.ABSENT, str(picture.image), _MEND))
             continue
         for each in samples_or_skipped(row, where, columns, picture):
             if isinstance(each, Sample):
@@ -66,10 +73,10 @@ def found_in(source: Source, columns: Columns) -> Found:
                 skipped.append(each)
     if not samples and not skipped:
         raise UserError(f"{source.name} holds nothing that answers `{columns.task}`", "choose another --task")
-    return Found(source.name, source.root, samples, skipped)
+    return ResolvedDataset(source.name, source.root, samples, skipped)
 
 
-def find_source(spec: str, split: str | None = None, pictures: str | Path | None = None) -> Source | None:
+def find_source(spec: str, split: str | None = None, pictures: str | Path | None = None) -> DatasetSource | None:
     """Find what lies at a path, if it is one of these formats; `pictures` is the folder of the pictures.
 
     Where splits are folders and none is asked for, `train` is read.
@@ -85,7 +92,7 @@ def find_source(spec: str, split: str | None = None, pictures: str | Path | None
     return _folder(path, split, root) or _within_split(path, split, root) or shards.find_shards(spec)
 
 
-def _file(path: Path, split: str | None, root: Path | None) -> Source | None:
+def _file(path: Path, split: str | None, root: Path | None) -> DatasetSource | None:
     if coco.is_coco(path):
         return _coco(path, root)
     if path.suffix.lower() in (".yaml", ".yml"):
@@ -93,15 +100,15 @@ def _file(path: Path, split: str | None, root: Path | None) -> Source | None:
     return shards.find_shards(str(path))
 
 
-def _within_split(path: Path, split: str | None, root: Path | None) -> Source | None:
-    wanted = _SPLITS if split is None else alike(split)
+def _within_split(path: Path, split: str | None, root: Path | None) -> DatasetSource | None:
+    wanted = _SPLITS if split is None else split_aliases(split)
     for name in wanted:
         if (path / name).is_dir() and (source := _folder(path / name, None, root)):
             return source
     return None
 
 
-def _folder(path: Path, split: str | None, root: Path | None) -> Source | None:
+def _folder(path: Path, split: str | None, root: Path | None) -> DatasetSource | None:
     if split is None and (path / coco.LIST_NAME).is_file():
         return _coco(path / coco.LIST_NAME, root)
     for name in yolo.LIST_NAMES:
@@ -112,18 +119,18 @@ def _folder(path: Path, split: str | None, root: Path | None) -> Source | None:
     listing = next(walk(path, recursive=False))
     if folders := voc.find_voc(path, listing):
         lists_of, beside = folders[0], root or folders[1]
-        return Lists(shown(path), beside, lambda: voc.read_voc(lists_of, beside, split))
+        return AnnotationSource(display_path(path), beside, lambda: voc.read_voc(lists_of, beside, split))
     if split is None and voc.find_labelme(path, listing):
-        return Lists(shown(path), path, lambda: voc.read_labelme(path))
+        return AnnotationSource(display_path(path), path, lambda: voc.read_labelme(path))
     return None
 
 
-def _coco(path: Path, root: Path | None) -> Source:
+def _coco(path: Path, root: Path | None) -> DatasetSource:
     pictures = list(coco.read_coco(path))
-    root = root or coco.pictures_of(path, pictures[0][1].file_name)
-    return Lists(str(path), root, lambda: iter(pictures))
+    root = root or coco.images_as_coco(path, pictures[0][1].file_name)
+    return AnnotationSource(str(path), root, lambda: iter(pictures))
 
 
-def _yolo(path: Path, split: str | None) -> Source:
+def _yolo(path: Path, split: str | None) -> DatasetSource:
     opened = yolo.open_yolo(path, split)
-    return Lists(str(path), opened.root, lambda: yolo.read_yolo(opened))
+    return AnnotationSource(str(path), opened.root, lambda: yolo.read_yolo(opened))

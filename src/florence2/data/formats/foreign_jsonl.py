@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from florence2.data.columns import ASKED_COLUMNS, PICTURE_COLUMNS, TEXT_COLUMNS, Columns, Locate
-from florence2.data.image import PictureError, Size, picture_size
+from florence2.data.columns import IMAGE_COLUMNS, TASK_COLUMNS, TEXT_COLUMNS, ColumnMapping, ImageLocator
+from florence2.data.image import ImageError, Size, image_size
 from florence2.data.tables import NamedRow, Row
 from florence2.errors import UserError
-from florence2.model.locations import write_region
-from florence2.model.tasks import NUM_BINS, TASKS, Answers, split_prompt
+from florence2.model.locations import encode_region
+from florence2.model.tasks import NUM_BINS, TASKS, OutputType, split_prompt
 
 QUESTION_PROMPT = "<DocVQA>"
 _BEYOND = re.compile(rf"<loc_{NUM_BINS}>")
@@ -28,16 +28,16 @@ _IMAGE = "<image>"
 _DO_NOT_CARE = "###"  # how OCR lists mark a line that nobody can read
 
 
-def translated(rows: Iterator[NamedRow], columns: Columns, locate: Locate) -> Iterator[NamedRow]:
+def translate_rows(rows: Iterator[NamedRow], columns: ColumnMapping, locate: ImageLocator) -> Iterator[NamedRow]:
     """Give rows in our words; `locate` finds a picture whose size is needed to place boxes."""
     for where, row in rows:
         yield where, _ours(row, where, columns, locate)
 
 
-def _ours(row: Row, where: str, columns: Columns, locate: Locate) -> Row:
+def _ours(row: Row, where: str, columns: ColumnMapping, locate: ImageLocator) -> Row:
     if any(key in row for key in _SWIFT_ROW) and not any(row.get(key) for key in TEXT_COLUMNS):
         return _swift(row, where, locate)
-    if "question" in row and not any(row.get(key) for key in ASKED_COLUMNS):
+    if "question" in row and not any(row.get(key) for key in TASK_COLUMNS):
         answers = row.get("answers", row.get("answer"))
         rest = {key: value for key, value in row.items() if key not in ("question", "answers", "answer")}
         return {**rest, "prompt": QUESTION_PROMPT, "input": str(row["question"]), "text": answers}
@@ -53,9 +53,9 @@ def _mended(text: str) -> str:
     return _BEYOND.sub(f"<loc_{NUM_BINS - 1}>", text)
 
 
-def _swift(row: Row, where: str, locate: Locate) -> Row:
+def _swift(row: Row, where: str, locate: ImageLocator) -> Row:
     asked, answered = _turns(row, where)
-    images = row.get("images") or [next((row[key] for key in PICTURE_COLUMNS if row.get(key)), None)]
+    images = row.get("images") or [next((row[key] for key in IMAGE_COLUMNS if row.get(key)), None)]
     images = images if isinstance(images, list) else [images]
     picture = images[0] if images else None
     picture = picture.get("path") if isinstance(picture, dict) else picture
@@ -64,8 +64,8 @@ def _swift(row: Row, where: str, locate: Locate) -> Row:
 
     def size() -> Size:
         try:
-            return picture_size(locate(row, picture, where).path)
-        except PictureError:
+            return image_size(locate(row, picture, where).path)
+        except ImageError:
             return (1, 1)  # nobody sees it: a picture that cannot be read is left out
 
     task, words = split_prompt(asked.replace(_IMAGE, "").strip())
@@ -73,7 +73,7 @@ def _swift(row: Row, where: str, locate: Locate) -> Row:
     objects = _Objects.of(row, where, size)
     if words:
         ours["input"] = objects.filled(words)
-    if task.answers in (Answers.BOXES, Answers.PHRASES) and _ONLY_PLACES.fullmatch(answered.strip()):
+    if task.output_type in (OutputType.BOXES, OutputType.PHRASES) and _ONLY_PLACES.fullmatch(answered.strip()):
         return {**ours, "answer": objects.answer(answered)}
     return {**ours, "text": _mended(objects.filled(answered))}
 
@@ -114,7 +114,9 @@ class _Objects:
 
     def filled(self, text: str) -> str:
         """Put names and location tokens where the marks are."""
-        return _PLACE.sub(lambda mark: self._ref() if mark[0] == _REF else write_region(self._box(), self.size()), text)
+        return _PLACE.sub(
+            lambda mark: self._ref() if mark[0] == _REF else encode_region(self._box(), self.size()), text
+        )
 
     def answer(self, text: str) -> dict[str, list[Any]]:
         """Read a text of nothing but marks as boxes with labels."""
@@ -157,6 +159,6 @@ def _lines(row: Row, where: str) -> Row:
         if text != _DO_NOT_CARE:
             quads.append(flat)
             labels.append(str(text))
-    task = next(each for each in TASKS if each.answers is Answers.QUADS)
+    task = next(each for each in TASKS if each.output_type is OutputType.QUADS)
     rest = {key: value for key, value in row.items() if key != "lines"}
     return {"task": task.token, **rest, "answer": {"quad_boxes": quads, "labels": labels}}

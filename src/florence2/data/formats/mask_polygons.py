@@ -26,7 +26,7 @@ _SIDES = {
 }
 
 
-def outline(rle: dict[str, Any], named: str) -> tuple[list[float], ...]:
+def mask_to_polygons(rle: dict[str, Any], named: str) -> tuple[list[float], ...]:
     """Give the polygons around a run-length mask, the largest first."""
     if find_spec("pycocotools") is None:
         raise UserError(f"{named} is a run-length mask, which pycocotools reads", "pip install pycocotools")

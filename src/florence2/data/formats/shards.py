@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from florence2.data.columns import Columns
-from florence2.data.formats.annotations import Entry
-from florence2.data.image import is_picture_name
+from florence2.data.columns import ColumnMapping
+from florence2.data.formats.annotations import DatasetRow
+from florence2.data.image import is_image_name
 from florence2.data.sample import Sample
 from florence2.data.tables import Row
 from florence2.errors import UserError
@@ -30,7 +30,7 @@ _WORDS = (".txt", ".caption")
 
 
 @dataclass(frozen=True, slots=True)
-class StoredFile:
+class TarImage:
     """Where a file lies within a tar; called, it gives the bytes."""
 
     path: Path
@@ -44,39 +44,39 @@ class StoredFile:
             return tar.read(self.size)
 
 
-class Told(NamedTuple):
+class TarRecord(NamedTuple):
     """What lies under one name: the picture's file name, where it is, and the rows about it."""
 
     name: str
-    picture: StoredFile
+    image: TarImage
     rows: list[Row]
 
 
 @dataclass(frozen=True)
-class Shards:
+class TarSource:
     """Tars, in order."""
 
     name: str
     paths: tuple[Path, ...]
     root: None = None
 
-    def entries(self, columns: Columns) -> Iterator[Entry]:
+    def rows(self, columns: ColumnMapping) -> Iterator[DatasetRow]:
         """Give the rows of all tars, each with its picture; a row that names no task is asked `columns.task`."""
         del columns
         many = len(self.paths) > 1
         for path in self.paths:
             for told in read_tar(path):
-                picture = Sample(f"{path.name}/{told.name}" if many else told.name, told.picture, "")
+                picture = Sample(f"{path.name}/{told.name}" if many else told.name, told.image, "")
                 for row in told.rows:
-                    yield Entry(f"{path}: {told.name}", {**row, "file_name": picture.id}, picture)
+                    yield DatasetRow(f"{path}: {told.name}", {**row, "file_name": picture.id}, picture)
 
 
-def find_shards(spec: str) -> Shards | None:
+def find_shards(spec: str) -> TarSource | None:
     """Find the tars that are named: one, a pattern like `data-{000..009}.tar` or `data-*.tar`, or a folder of tars."""
     path = Path(spec).expanduser()
     if path.is_dir():
         tars = sorted(path.glob("*.tar"))
-        return Shards(spec, tuple(tars)) if tars else None
+        return TarSource(spec, tuple(tars)) if tars else None
     if re.search(r"\.(tar\.\w+|tgz)$", spec):
         raise UserError(f"{spec} is compressed, so its pictures cannot be read one by one", "unpack it to a .tar")
     if not spec.endswith(".tar"):
@@ -86,7 +86,7 @@ def find_shards(spec: str) -> Shards | None:
     absent = [each for each in found if not each.is_file()]
     if absent or not found:
         raise UserError(f"{absent[0] if absent else spec} does not exist", "check the pattern, and put it in quotes")
-    return Shards(spec, tuple(found))
+    return TarSource(spec, tuple(found))
 
 
 def _expanded(name: str) -> Iterator[str]:
@@ -103,7 +103,7 @@ def _expanded(name: str) -> Iterator[str]:
         yield from _expanded(name[: match.start()] + part + name[match.end() :])
 
 
-def read_tar(path: Path) -> Iterator[Told]:
+def read_tar(path: Path) -> Iterator[TarRecord]:
     """Read what a tar holds, name by name."""
     try:
         with tarfile.open(path, "r:") as tar:
@@ -130,8 +130,8 @@ def _split(name: str) -> tuple[str, str]:
     return folder + slash + stem, f"{dot}{extension}".lower()
 
 
-def _told(path: Path, tar: tarfile.TarFile, key: str, group: dict[str, tarfile.TarInfo]) -> Iterator[Told]:
-    pictures = [extension for extension in group if is_picture_name(f"a{extension}")]
+def _told(path: Path, tar: tarfile.TarFile, key: str, group: dict[str, tarfile.TarInfo]) -> Iterator[TarRecord]:
+    pictures = [extension for extension in group if is_image_name(f"a{extension}")]
     if not pictures:
         return
     picture = min(pictures, key=lambda extension: extension.count("."))  # `.jpg` before a mask in `.seg.png`
@@ -142,7 +142,7 @@ def _told(path: Path, tar: tarfile.TarFile, key: str, group: dict[str, tarfile.T
     if words is not None and not any(row.get("text") or row.get("answer") for row in rows):
         rows = [{**row, "text": " ".join(_text(path, tar, words).split())} for row in rows]
     member = group[picture]
-    yield Told(key + picture, StoredFile(path, member.offset_data, member.size), rows)
+    yield TarRecord(key + picture, TarImage(path, member.offset_data, member.size), rows)
 
 
 def _text(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:

@@ -13,10 +13,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 from florence2.data.folder import Listing, read_text, walk
-from florence2.data.formats.annotations import Annotated, Thing, alike, extent, picture_beside
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, bounding_box, image_beside, split_aliases
 from florence2.errors import UserError
 
-Read = Iterator[tuple[str, Annotated]]
+Read = Iterator[tuple[str, AnnotatedImage]]
 
 
 def find_voc(folder: Path, listing: Listing) -> tuple[Path, Path] | None:
@@ -47,7 +47,7 @@ def _stem(name: str) -> str:
 
 def _by_stem(listing: Listing) -> dict[str, str]:
     """Map the stems of a folder's pictures to their names."""
-    return {_stem(name): name for name in listing.pictures()}
+    return {_stem(name): name for name in listing.images()}
 
 
 def read_voc(lists: Path, pictures: Path, split: str | None) -> Read:
@@ -63,32 +63,32 @@ def read_voc(lists: Path, pictures: Path, split: str | None) -> Read:
 def _listed(folder: Path, split: str | None) -> set[str] | None:
     if split is None:
         return None
-    for name in alike(split):
+    for name in split_aliases(split):
         if (folder / f"{name}.txt").is_file():
             return {line.split()[0] for line in read_text(folder / f"{name}.txt").splitlines() if line.strip()}
     raise UserError(f"{folder} has no list {split}.txt", "name a split that it has, or none")
 
 
-def _voc(path: Path, pictures: Path, there: dict[str, str]) -> Annotated:
+def _voc(path: Path, pictures: Path, there: dict[str, str]) -> AnnotatedImage:
     try:
         root = ElementTree.fromstring(read_text(path))
     except ElementTree.ParseError as error:
         raise UserError(f"{path} is not XML: {error}") from None
     things = [_voc_thing(row, path) for row in root.iter("object")]
-    named = picture_beside(pictures, root.findtext("filename") or "")
+    named = image_beside(pictures, root.findtext("filename") or "")
     if not named or not (pictures / named).is_file():
         named = there.get(path.stem) or named or f"{path.stem}.jpg"
     width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
-    return Annotated(named, things, (width, height) if width and height else None)
+    return AnnotatedImage(named, things, (width, height) if width and height else None)
 
 
-def _voc_thing(row: ElementTree.Element, path: Path) -> Thing:
+def _voc_thing(row: ElementTree.Element, path: Path) -> Annotation:
     label = (row.findtext("name") or "").strip()
     try:
         sides = [float(row.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")]
     except ValueError:
         raise UserError(f"{path}: object `{label}` has no `bndbox` of four numbers", "mend or drop it") from None
-    return Thing(label, sides)
+    return Annotation(label, sides)
 
 
 def read_labelme(folder: Path) -> Read:
@@ -100,32 +100,34 @@ def read_labelme(folder: Path) -> Read:
             yield str(folder / name), _labelme(folder / name, folder, there)
 
 
-def _labelme(path: Path, folder: Path, there: dict[str, str]) -> Annotated:
+def _labelme(path: Path, folder: Path, there: dict[str, str]) -> AnnotatedImage:
     try:
         told = json.loads(read_text(path))
         shapes = told["shapes"]
-        named = picture_beside(folder, str(told["imagePath"]))
+        named = image_beside(folder, str(told["imagePath"]))
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path} is not a JSON that LabelMe wrote", "it needs `shapes` and `imagePath`") from None
     if not (folder / named).is_file():
         named = there.get(path.stem, named)
     width, height = told.get("imageWidth"), told.get("imageHeight")
-    parts: dict[Any, list[Thing]] = {}
+    parts: dict[Any, list[Annotation]] = {}
     for number, shape in enumerate(shapes):
         if (part := _shape(shape, f"{path} shape {number + 1}")) is not None:
             group = shape.get("group_id")
             parts.setdefault((part.label, number if group is None else f"group {group}"), []).append(part)
-    return Annotated(named, [_joined(each) for each in parts.values()], (width, height) if width and height else None)
+    return AnnotatedImage(
+        named, [_joined(each) for each in parts.values()], (width, height) if width and height else None
+    )
 
 
-def _joined(parts: list[Thing]) -> Thing:
+def _joined(parts: list[Annotation]) -> Annotation:
     if len(parts) == 1:
         return parts[0]
     polygons = tuple(polygon for part in parts for polygon in part.polygons)
-    return Thing(parts[0].label, extent([part.box for part in parts]), polygons)
+    return Annotation(parts[0].label, bounding_box([part.box for part in parts]), polygons)
 
 
-def _shape(shape: Any, where: str) -> Thing | None:
+def _shape(shape: Any, where: str) -> Annotation | None:
     try:
         points = [(float(x), float(y)) for x, y in shape["points"]]
         label, kind = str(shape["label"]), shape.get("shape_type") or "polygon"
@@ -133,11 +135,11 @@ def _shape(shape: Any, where: str) -> Thing | None:
         raise UserError(f"{where} has no `label` or no `points`", "mend or drop it") from None
     flat = [side for point in points for side in point]
     if kind == "polygon" and len(points) >= 3:
-        return Thing(label, extent([flat]), (flat,))
+        return Annotation(label, bounding_box([flat]), (flat,))
     if kind == "circle" and len(points) == 2:
         (x, y), edge = points
         radius = math.dist((x, y), edge)
-        return Thing(label, [x - radius, y - radius, x + radius, y + radius])
+        return Annotation(label, [x - radius, y - radius, x + radius, y + radius])
     if kind in ("rectangle", "mask") and len(points) >= 2:
-        return Thing(label, extent([flat]))
+        return Annotation(label, bounding_box([flat]))
     return None

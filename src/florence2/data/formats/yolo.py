@@ -12,23 +12,23 @@ from typing import Any
 import yaml
 
 from florence2.data.folder import read_text, walk
-from florence2.data.formats.annotations import Annotated, Thing, alike, extent
-from florence2.data.image import PictureError, Size, picture_size
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, bounding_box, split_aliases
+from florence2.data.image import ImageError, Size, image_size
 from florence2.errors import UserError
 
 LIST_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 
 
 @dataclass(frozen=True)
-class Yolo:
+class YoloDataset:
     """What `data.yaml` says about one split: the pictures, the folder they are all in, and the names of the classes."""
 
     root: Path
-    pictures: Sequence[Path]
+    images: Sequence[Path]
     names: dict[int, str]
 
 
-def open_yolo(path: Path, split: str | None) -> Yolo:
+def open_yolo(path: Path, split: str | None) -> YoloDataset:
     """Read `data.yaml` and list the pictures of a split: the one asked for, else `train`, else the first there is."""
     try:
         told = yaml.safe_load(read_text(path))
@@ -40,7 +40,7 @@ def open_yolo(path: Path, split: str | None) -> Yolo:
     if not isinstance(names, dict | list):
         raise UserError(f"{path} has `names` that are no list", "list them, as in `names: [cat, dog]`")
     by_number = names if isinstance(names, dict) else dict(enumerate(names))
-    wanted = alike(split) if split else ("train", *alike("val"), "test")
+    wanted = split_aliases(split) if split else ("train", *split_aliases("val"), "test")
     places = next((told[each] for each in wanted if told.get(each)), None)
     if not places:
         raise UserError(f"{path} has no split `{wanted[0]}`", f"its keys are {', '.join(f'`{key}`' for key in told)}")
@@ -52,7 +52,7 @@ def open_yolo(path: Path, split: str | None) -> Yolo:
         raise UserError(f"{path} leads to no pictures in {found[0]}", "mend the paths in it")
     folders = found if all(place.is_dir() for place in found) else [base]
     root = folders[0] if len(folders) == 1 else base
-    return Yolo(root, pictures, {int(number): str(name) for number, name in by_number.items()})
+    return YoloDataset(root, pictures, {int(number): str(name) for number, name in by_number.items()})
 
 
 def _place(base: Path, named: str) -> Path:
@@ -65,17 +65,17 @@ def _place(base: Path, named: str) -> Path:
 
 def _listed(place: Path) -> list[Path]:
     if place.is_dir():
-        return [listing.path / name for listing in walk(place, recursive=True) for name in listing.pictures()]
+        return [listing.path / name for listing in walk(place, recursive=True) for name in listing.images()]
     return [place.parent / line.strip() for line in read_text(place).splitlines() if line.strip()]
 
 
-def read_yolo(yolo: Yolo) -> Iterator[tuple[str, Annotated]]:
+def read_yolo(yolo: YoloDataset) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the pictures of a split, each with the words that name its labels."""
-    for picture in yolo.pictures:
-        labels = labels_of(picture)
+    for picture in yolo.images:
+        labels = label_path(picture)
         try:
-            size = picture_size(picture)
-        except PictureError:
+            size = image_size(picture)
+        except ImageError:
             size = (1, 1)  # nobody sees it: the picture is refused as soon as its size matters
         lines = read_text(labels).splitlines() if labels.is_file() else []
         things = [
@@ -83,14 +83,14 @@ def read_yolo(yolo: Yolo) -> Iterator[tuple[str, Annotated]]:
             for number, line in enumerate(lines, start=1)
             if line.strip()
         ]
-        yield str(labels), Annotated(_name(picture, yolo.root), things)
+        yield str(labels), AnnotatedImage(_name(picture, yolo.root), things)
 
 
 def _name(picture: Path, root: Path) -> str:
     return picture.relative_to(root).as_posix() if picture.is_relative_to(root) else str(picture)
 
 
-def labels_of(picture: Path) -> Path:
+def label_path(picture: Path) -> Path:
     """Give the text file that belongs to a picture: under `labels/` where it is under `images/`, else beside it."""
     parts = list(picture.with_suffix(".txt").parts)
     for at in range(len(parts) - 2, -1, -1):
@@ -99,7 +99,7 @@ def labels_of(picture: Path) -> Path:
     return picture.with_suffix(".txt")
 
 
-def _thing(words: list[str], size: Size, names: dict[int, str], where: str) -> Thing:
+def _thing(words: list[str], size: Size, names: dict[int, str], where: str) -> Annotation:
     try:
         number, *parts = int(float(words[0])), *map(float, words[1:])
     except ValueError:
@@ -108,37 +108,37 @@ def _thing(words: list[str], size: Size, names: dict[int, str], where: str) -> T
         raise UserError(f"{where} is of class {number}, which `names` does not list", "mend data.yaml")
     if len(parts) in (4, 5):  # a fifth number is a predicted score
         x, y, width, height = (part * size[i % 2] for i, part in enumerate(parts[:4]))
-        return Thing(names[number], [x - width / 2, y - height / 2, x + width / 2, y + height / 2])
+        return Annotation(names[number], [x - width / 2, y - height / 2, x + width / 2, y + height / 2])
     if len(parts) < 6 or len(parts) % 2:
         raise UserError(f"{where} has {len(parts)} numbers behind its class", "a box has 4, an outline an even number")
     polygon = [part * size[i % 2] for i, part in enumerate(parts)]
-    return Thing(names[number], extent([polygon]), (polygon,))
+    return Annotation(names[number], bounding_box([polygon]), (polygon,))
 
 
-def write_yolo(folder: Path, pictures: Iterable[Annotated]) -> int:
+def write_yolo(folder: Path, pictures: Iterable[AnnotatedImage]) -> int:
     """Write `data.yaml` and `labels/`; return how many parts of outlines were left out.
 
     The file names of the pictures, whose sizes are known, start with `images/`. A line is an outline where all objects
     have one, else a box; of an outline with several parts, a line holds the largest.
     """
     pictures = list(pictures)
-    things = [thing for about in pictures for thing in about.things]
+    things = [thing for about in pictures for thing in about.annotations]
     outlines = bool(things) and all(thing.polygons for thing in things)
     names = sorted({thing.label for thing in things})
     numbers = {name: number for number, name in enumerate(names)}
     for about in pictures:
-        path = labels_of(folder / about.file_name)
+        path = label_path(folder / about.file_name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [_line(numbers[thing.label], thing, about.size or (1, 1), outlines) for thing in about.things]
+        lines = [_line(numbers[thing.label], thing, about.size or (1, 1), outlines) for thing in about.annotations]
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     told: dict[str, Any] = {"path": ".", "train": "images", "val": "images", "nc": len(names), "names": names}
     (folder / LIST_NAMES[0]).write_text(yaml.safe_dump(told, allow_unicode=True, sort_keys=False), encoding="utf-8")
     return sum(len(thing.polygons) - 1 for thing in things) if outlines else 0
 
 
-def _line(number: int, thing: Thing, size: Size, outlines: bool) -> str:
+def _line(number: int, thing: Annotation, size: Size, outlines: bool) -> str:
     if outlines:
-        parts = max(thing.polygons, key=lambda polygon: _spread(extent([polygon])))
+        parts = max(thing.polygons, key=lambda polygon: _spread(bounding_box([polygon])))
     else:
         x1, y1, x2, y2 = thing.box
         parts = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]

@@ -9,24 +9,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from florence2.data import hub
-from florence2.data.columns import METADATA_NAMES, Columns, Locate, Located, fence
-from florence2.data.folder import Listing, Sidecars, captioned_pictures, shown, walk
-from florence2.data.formats.annotations import Entry
+from florence2.data.columns import METADATA_NAMES, ColumnMapping, ImageLocator, LocatedImage, confine_to
+from florence2.data.folder import Listing, Sidecars, captioned_images, display_path, walk
+from florence2.data.formats.annotations import DatasetRow
 from florence2.data.formats.detect import find_source
-from florence2.data.formats.foreign_jsonl import translated
+from florence2.data.formats.foreign_jsonl import translate_rows
 from florence2.data.resolve import resolve_dataset
 from florence2.data.sample import Sample
 from florence2.data.tables import NamedRow, Row, is_table_name, read_rows
 
 
-def entries_of(
-    spec: str, columns: Columns, *, split: str | None = None, pictures: str | None = None, recursive: bool = False
-) -> Iterator[Entry]:
+def dataset_rows(
+    spec: str, columns: ColumnMapping, *, split: str | None = None, pictures: str | None = None, recursive: bool = False
+) -> Iterator[DatasetRow]:
     """Give the rows of a dataset, named as for training; `pictures` is the folder of the pictures of a list."""
     path = Path(spec).expanduser()
-    is_saved = path.is_dir() and hub.is_saved(path)
+    is_saved = path.is_dir() and hub.is_saved_dataset(path)
     if not is_saved and (source := find_source(spec, split, pictures)):
-        yield from source.entries(columns)
+        yield from source.rows(columns)
     elif path.is_dir() and not is_saved and split is None:
         yield from _folder(path, columns, recursive)
     elif path.is_file() and is_table_name(path.name) and not _holds_pictures(path):
@@ -37,18 +37,18 @@ def entries_of(
 
 
 def _holds_pictures(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet" and hub.holds_pictures(path)
+    return path.suffix.lower() == ".parquet" and hub.parquet_has_images(path)
 
 
-def _lead(root: Path) -> Locate:
+def _lead(root: Path) -> ImageLocator:
     """Look where a row's `folder` leads, as predictions write it, else in the folder."""
-    inside = fence(root, "name the folder of the pictures with --dataset_dir")
+    inside = confine_to(root, "name the folder of the pictures with --dataset_dir")
 
-    def locate(row: Row, picture: str, where: str) -> Located:
+    def locate(row: Row, picture: str, where: str) -> LocatedImage:
         lead = row.get("folder")
         if isinstance(lead, str) and lead:
             led = Path(os.path.normpath(root.resolve() / lead))
-            located = fence(led, "mend its `folder`")(picture, where) if led.is_dir() else None
+            located = confine_to(led, "mend its `folder`")(picture, where) if led.is_dir() else None
             if located and located.exists:
                 return located
         return inside(picture, where)
@@ -56,36 +56,36 @@ def _lead(root: Path) -> Locate:
     return locate
 
 
-def _located(rows: Iterator[NamedRow], columns: Columns, locate: Locate) -> Iterator[Entry]:
-    for where, row in translated(rows, columns, locate):
+def _located(rows: Iterator[NamedRow], columns: ColumnMapping, locate: ImageLocator) -> Iterator[DatasetRow]:
+    for where, row in translate_rows(rows, columns, locate):
         if row.get("error") in (None, ""):
-            located = locate(row, columns.picture_of(row, where), where)
-            yield Entry(where, row, Sample(located.id, located.path, ""), located.exists)
+            located = locate(row, columns.image_of(row, where), where)
+            yield DatasetRow(where, row, Sample(located.id, located.path, ""), located.exists)
 
 
-def _folder(folder: Path, columns: Columns, recursive: bool) -> Iterator[Entry]:
+def _folder(folder: Path, columns: ColumnMapping, recursive: bool) -> Iterator[DatasetRow]:
     """Give the rows of the tables in a folder, then the sidecars of the pictures that no table names."""
     listings = list(walk(folder, recursive))
     known: set[str] = set()
     for listing in listings:
         for name in (name for name in METADATA_NAMES if name in listing.names):
             for entry in _located(read_rows(listing.path / name), columns, _inside(folder, listing)):
-                known.add(entry.picture.id)
+                known.add(entry.image.id)
                 yield entry
-    samples, without = captioned_pictures(listings, task=columns.task, sidecars=Sidecars(), known=known)
+    samples, without = captioned_images(listings, task=columns.task, sidecars=Sidecars(), known=known)
     if not samples and not known:
         resolve_dataset(folder, task=columns.task, recursive=recursive, missing="skip")  # says what is wrong
     yield from map(_entry, samples)
     for skipped in without:
-        yield Entry(skipped.where, {"file_name": skipped.id}, Sample(skipped.id, folder / skipped.id, ""))
+        yield DatasetRow(skipped.where, {"file_name": skipped.id}, Sample(skipped.id, folder / skipped.id, ""))
 
 
-def _inside(folder: Path, listing: Listing) -> Locate:
-    inside = fence(folder, f"a table names pictures in {shown(folder)}")
-    return lambda _, picture, where: inside(os.path.join(listing.under, picture), where)  # noqa: PTH118
+def _inside(folder: Path, listing: Listing) -> ImageLocator:
+    inside = confine_to(folder, f"a table names pictures in {display_path(folder)}")
+    return lambda _, picture, where: inside(os.path.join(listing.subpath, picture), where)  # noqa: PTH118
 
 
-def _samples(spec: str, columns: Columns, split: str | None, pictures: str | None) -> Iterator[Entry]:
+def _samples(spec: str, columns: ColumnMapping, split: str | None, pictures: str | None) -> Iterator[DatasetRow]:
     """Give what only training's own reader knows: datasets of the hub, and names that lead nowhere."""
     found = resolve_dataset(
         spec,
@@ -93,15 +93,15 @@ def _samples(spec: str, columns: Columns, split: str | None, pictures: str | Non
         dataset_dir=pictures,
         split=split,
         missing="skip",
-        image_column=columns.picture,
+        image_column=columns.image,
         text_column=columns.text,
     )
     yield from map(_entry, found.samples)
     for skipped in found.skipped:
-        yield Entry(skipped.where, {"file_name": skipped.id}, Sample(skipped.id, Path(skipped.where), ""))
+        yield DatasetRow(skipped.where, {"file_name": skipped.id}, Sample(skipped.id, Path(skipped.where), ""))
 
 
-def _entry(sample: Sample) -> Entry:
+def _entry(sample: Sample) -> DatasetRow:
     row: Row = {"file_name": sample.id, "task": sample.task, "text": sample.target or ""}
-    where = str(sample.picture) if isinstance(sample.picture, Path) else sample.id
-    return Entry(where, {**row, "input": sample.input} if sample.input else row, sample)
+    where = str(sample.image) if isinstance(sample.image, Path) else sample.id
+    return DatasetRow(where, {**row, "input": sample.input} if sample.input else row, sample)

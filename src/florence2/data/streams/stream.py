@@ -12,8 +12,8 @@ from itertools import count, islice
 from typing import NamedTuple, TypeVar
 
 from florence2.data.sample import Sample, Skipped
-from florence2.data.streams.shard_readers import Parts
-from florence2.data.validate import Missing
+from florence2.data.streams.shard_readers import ShardedSource
+from florence2.data.validate import OnMissing
 from florence2.errors import UserError
 
 BUFFER = 512  # samples among which the next is drawn
@@ -22,77 +22,78 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """One taker, and of how many."""
 
     index: int
-    of: int
+    num_shards: int
 
 
-ALL = Share(0, 1)
+SINGLE_SHARD = Shard(0, 1)
 
 
-class Passing(NamedTuple):
+class StreamItem(NamedTuple):
     """A sample that comes by: in which epoch, and as which of its share since the start."""
 
     epoch: int
-    place: int
+    position: int
     sample: Sample
 
 
 @dataclass(frozen=True, eq=False)
-class Stream:
+class SampleStream:
     """Samples in turn; `missing` says what becomes of those without an answer."""
 
-    parts: Parts
+    source: ShardedSource
     seed: int = 0
-    missing: Missing = "error"
-    buffer: int = BUFFER
+    on_missing: OnMissing = "error"
+    buffer_size: int = BUFFER
 
-    def passing(self, share: Share = ALL, start: int = 0) -> Iterator[Passing]:
+    def items(self, share: Shard = SINGLE_SHARD, start: int = 0) -> Iterator[StreamItem]:
         """Give a share's samples without end, epoch after epoch, from its `start`-th on."""
         place = 0
         for epoch in count():
             before = place
             for sample in self.epoch(epoch, share):
                 if place >= start:
-                    yield Passing(epoch, place, sample)
+                    yield StreamItem(epoch, place, sample)
                 place += 1
             if place == before:
                 raise UserError(
-                    f"{self.parts.name} holds too few samples for {share.of} takers", "pass a smaller `--num_workers`"
+                    f"{self.source.name} holds too few samples for {share.num_shards} takers",
+                    "pass a smaller `--num_workers`",
                 )
 
-    def epoch(self, epoch: int, share: Share = ALL) -> Iterator[Sample]:
+    def epoch(self, epoch: int, share: Shard = SINGLE_SHARD) -> Iterator[Sample]:
         """Give a share's samples of one epoch."""
-        order = list(range(self.parts.number))
+        order = list(range(self.source.num_shards))
         random.Random(f"parts/{self.seed}/{epoch}").shuffle(order)
-        if len(order) % share.of == 0:
-            mine = self._samples(order[share.index :: share.of])
+        if len(order) % share.num_shards == 0:
+            mine = self._samples(order[share.index :: share.num_shards])
         else:
-            mine = islice(self._samples(order), share.index, None, share.of)
-        chance = random.Random(f"stream/{self.seed}/{epoch}/{share.index}/{share.of}")
-        return shuffled(mine, self.buffer, chance)
+            mine = islice(self._samples(order), share.index, None, share.num_shards)
+        chance = random.Random(f"stream/{self.seed}/{epoch}/{share.index}/{share.num_shards}")
+        return buffer_shuffle(mine, self.buffer_size, chance)
 
     def first(self, number: int) -> list[Sample]:
         """Give the first samples, in their own order."""
-        return list(islice(self._samples(range(self.parts.number)), number))
+        return list(islice(self._samples(range(self.source.num_shards)), number))
 
     def _samples(self, parts: Iterable[int]) -> Iterator[Sample]:
         for part in parts:
-            for each in self.parts.read(part):
+            for each in self.source.read(part):
                 if isinstance(each, Sample):
                     yield each
-                elif self.missing == "error":
+                elif self.on_missing == "error":
                     raise _refusal(each)
 
 
 def _refusal(skipped: Skipped) -> UserError:
-    mend = f"{skipped.mend}, or pass --missing skip" if skipped.mend else "pass --missing skip to leave such out"
-    return UserError(f"{skipped.where}: among the pictures that {skipped.why}", mend)
+    mend = f"{skipped.hint}, or pass --missing skip" if skipped.hint else "pass --missing skip to leave such out"
+    return UserError(f"{skipped.where}: among the pictures that {skipped.reason}", mend)
 
 
-def shuffled(items: Iterable[Item], buffer: int, chance: random.Random) -> Iterator[Item]:
+def buffer_shuffle(items: Iterable[Item], buffer: int, chance: random.Random) -> Iterator[Item]:
     """Give items in another order: each is drawn from those that came and were not given yet, `buffer` at most."""
     held: list[Item] = []
     for item in items:

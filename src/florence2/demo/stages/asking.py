@@ -14,9 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from florence2.demo.scenes import Scene
 from florence2.demo.stages.cells import NOT_HERE, CellTruth, cell_truth
-from florence2.demo.targets import Truth, truth
-from florence2.model.locations import write_region
-from florence2.model.processing import Processing
+from florence2.demo.targets import SceneTarget, scene_target
+from florence2.model.locations import encode_region
+from florence2.model.processing import Preprocessor
 from florence2.model.tasks import find_task
 
 # How often each task is asked; what is harder to learn, or shown off more, is asked more.
@@ -64,21 +64,21 @@ class Question:
     about: int = NOT_HERE  # the one thing that is asked about, by its order, where there is one
 
 
-def ask(made: Scene, processing: Processing, random: Random, shares: dict[str, float] = SHARES) -> Question:
+def ask(made: Scene, processing: Preprocessor, random: Random, shares: dict[str, float] = SHARES) -> Question:
     """Ask one question about a scene, each task as often as its share says."""
-    told: Truth | None = None
+    told: SceneTarget | None = None
     while told is None:
         (task,) = random.choices(list(shares), list(shares.values()))
-        told = truth(made, task, random.randrange(24))
+        told = scene_target(made, task, random.randrange(24))
     prompt = processing.prompt_ids(find_task(told.task), told.input)[processing.num_image_tokens :]
     return Question(prompt, processing.target_ids(told.text), _about(made, told))
 
 
-def _about(made: Scene, told: Truth) -> int:
+def _about(made: Scene, told: SceneTarget) -> int:
     """Return which thing a question names or whose region it gives."""
     asked = told.input.split()[-1:]
-    for order, thing in enumerate(made.things):
-        if asked in ([thing.name], [write_region(thing.box, made.size)]):
+    for order, thing in enumerate(made.objects):
+        if asked in ([thing.name], [encode_region(thing.box, made.size)]):
             return order
     return NOT_HERE
 

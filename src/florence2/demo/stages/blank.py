@@ -19,10 +19,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 
 from florence2 import model as model_room
-from florence2.demo.scenes import scene
+from florence2.demo.scenes import make_scene
 from florence2.demo.stages.cells import GRID
 from florence2.demo.stages.pictures import FIRST_SEED, MEAN, SIDE, STD
-from florence2.demo.targets import all_truths
+from florence2.demo.targets import all_targets
 from florence2.model.storage.checkpoint_files import read_json, read_tokenizer
 from florence2.model.tasks import TASKS
 
@@ -33,9 +33,9 @@ _LAYOUT = ["<s>", "<pad>", "</s>", "<unk>"]
 
 def make_processor(folder: Path) -> Florence2Processor:
     """Train the byte-level vocabulary on the words of scenes, and save tokenizer and picture settings in `folder`."""
-    texts = {word for task in TASKS for word in _words(task.wording())}
+    texts = {word for task in TASKS for word in _words(task.format_prompt())}
     for seed in range(FIRST_SEED, FIRST_SEED + 1500):
-        for told in all_truths(scene(seed), seed):
+        for told in all_targets(make_scene(seed), seed):
             texts.update(_words(told.text.split("<loc_")[0]), _words(told.input.split("<loc_")[0]))
     bpe = ByteLevelBPETokenizer(add_prefix_space=False)
     # No text is worth a rare split: merging goes on until every word is one token.

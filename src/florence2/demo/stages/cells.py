@@ -47,9 +47,9 @@ def cell_truth(made: Scene) -> CellTruth:
     """Say what is in each cell: the thing or word whose box holds the cell's centre, or the ground."""
     kinds = np.full((GRID, GRID, len(HEADS)), NOT_HERE, np.int64)
     boxes = np.full((GRID, GRID, 4), -1, np.float32)
-    kinds[..., 0], kinds[..., 5] = 0, _GROUNDS.index(made.ground)
+    kinds[..., 0], kinds[..., 5] = 0, _GROUNDS.index(made.background)
     names = [emoji.name for emoji in all_emoji()]
-    for order, thing in enumerate(made.things):
+    for order, thing in enumerate(made.objects):
         row = (1 + names.index(thing.name), NOT_HERE, order, _SIZES.index(thing.size), _PLACES.index(thing.place))
         _mark(made, thing.box, row, kinds, boxes)
     if made.sign:
@@ -60,7 +60,7 @@ def cell_truth(made: Scene) -> CellTruth:
             share = ((column + 0.5) / GRID * made.size[0] - left) / (right - left)
             letter = made.sign.word[min(len(made.sign.word) - 1, max(0, int(share * len(made.sign.word))))]
             kinds[down, column, 6] = ord(letter) - ord("A")
-    return CellTruth(kinds.reshape(-1, len(HEADS)), boxes.reshape(-1, 4), len(made.things) - 1)
+    return CellTruth(kinds.reshape(-1, len(HEADS)), boxes.reshape(-1, 4), len(made.objects) - 1)
 
 
 def _mark(

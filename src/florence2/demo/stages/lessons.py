@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Florence2ForConditionalGeneration
 
-from florence2.demo.scenes import Scene, scene
+from florence2.demo.scenes import Scene, make_scene
 from florence2.demo.stages.asking import FINDING, Batch, Question, ask, cells_of
 from florence2.demo.stages.cells import CellHeads
 from florence2.demo.stages.codes import CellCodes
@@ -20,7 +20,7 @@ from florence2.demo.stages.lesson import Lesson
 from florence2.demo.stages.pictures import FIRST_SEED, STRETCH, Pixels
 from florence2.demo.stages.speech import SpeechLoss, looked_away, speak
 from florence2.devices import has_bfloat16
-from florence2.model.processing import Processing
+from florence2.model.processing import Preprocessor
 
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
 UNDRAWN_SEED = 1_000_000_000  # scenes of the second lesson, which nobody draws, begin here
@@ -46,7 +46,7 @@ class Class:
     """What all lessons share; `rank` of `world` is this process's place among its fellows."""
 
     model: Florence2ForConditionalGeneration
-    processing: Processing
+    processing: Preprocessor
     heads: CellHeads
     codes: CellCodes
     speech: SpeechLoss
@@ -76,7 +76,7 @@ class Class:
         order = np.random.default_rng((self.seed, at // num)).permutation(num)
         chosen = [int(order[(at + i) % num]) for i in range(batch)]
         pixels_BHWC = np.stack([self.store[i // STRETCH][i % STRETCH] for i in chosen])
-        return [scene(FIRST_SEED + i) for i in chosen], self.processing.normalize(
+        return [make_scene(FIRST_SEED + i) for i in chosen], self.processing.normalize(
             torch.from_numpy(pixels_BHWC).to(self.device)
         ).contiguous()
 
@@ -114,7 +114,7 @@ def speak_from_codes(room: Class, steps: int, batch: int) -> Lesson:
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         first = (step * room.world + room.rank) * batch
         random = Random(f"{room.seed} {first}")
-        scenes = [scene(UNDRAWN_SEED + room.seed * 100_000_000 + first + i) for i in range(batch)]
+        scenes = [make_scene(UNDRAWN_SEED + room.seed * 100_000_000 + first + i) for i in range(batch)]
         kinds_BCH, boxes_BC4, _ = (each.to(room.device) for each in cells_of(scenes))
         codes_BFD = room.codes(kinds_BCH, boxes_BC4)
         generator = torch.Generator().manual_seed(first)

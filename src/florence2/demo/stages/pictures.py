@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from florence2.demo.scenes import Scene, scene
+from florence2.demo.scenes import Scene, make_scene
 
 SIDE = 128
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as Florence-2 has them
@@ -22,7 +22,7 @@ Pixels = npt.NDArray[np.uint8]
 
 def small_picture(made: Scene) -> Pixels:
     """Draw a scene and resize it as the model's image processor does, uint8 HWC."""
-    return np.asarray(made.picture().resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    return np.asarray(made.render().resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
 def draw_store(folder: Path, num: int, report: Callable[[int, int], None]) -> list[Pixels]:
@@ -33,7 +33,7 @@ def draw_store(folder: Path, num: int, report: Callable[[int, int], None]) -> li
         file = folder / f"pictures-{start:07d}.npy"
         if not file.exists():
             wanted = min(STRETCH, num - start)
-            drawn = np.stack([small_picture(scene(FIRST_SEED + start + i)) for i in range(wanted)])
+            drawn = np.stack([small_picture(make_scene(FIRST_SEED + start + i)) for i in range(wanted)])
             unfinished = file.with_suffix(".part")
             with unfinished.open("wb") as stream:
                 np.save(stream, drawn)

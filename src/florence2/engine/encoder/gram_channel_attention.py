@@ -20,13 +20,13 @@ from torch.nn import functional as F
 from transformers.models.florence2.modeling_florence2 import Florence2VisionChannelAttention
 
 
-def quicken(tower: Any) -> None:
+def use_gram_attention(tower: Any) -> None:
     """Let the channel attention of a vision tower take the short way, where it is one."""
     for module in _attentions(tower):
-        module.forward = ByGram(module)
+        module.forward = GramChannelAttention(module)
 
 
-def restore(tower: Any) -> None:
+def restore_attention(tower: Any) -> None:
     """Give the tower its own ways back."""
     for module in _attentions(tower):
         module.__dict__.pop("forward", None)
@@ -36,7 +36,7 @@ def _attentions(tower: Any) -> Iterator[Any]:
     return (module for module in tower.modules() if isinstance(module, Florence2VisionChannelAttention))
 
 
-class ByGram:
+class GramChannelAttention:
     """The forward of one channel attention: (B, N, C) to (B, N, C)."""
 
     def __init__(self, attention: Any) -> None:

@@ -16,54 +16,56 @@ from typing import Any
 import torch
 from torch import distributed
 
-PATIENCE = timedelta(minutes=10)  # for processes that start late
+CONNECT_TIMEOUT_S = timedelta(minutes=10)  # for processes that start late
 
 
 @dataclass(frozen=True)
-class Rank:
+class LauncherRank:
     """The number of this process among all, and among those of its machine."""
 
-    number: int
-    local: int
-    world: int
-    here: int
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
 
     def device(self, chosen: str | None) -> str | None:
         """Give this process a GPU of its own, unless the user chose where to run."""
-        return f"cuda:{self.local}" if chosen is None and torch.cuda.device_count() > self.local else chosen
+        return f"cuda:{self.local_rank}" if chosen is None and torch.cuda.device_count() > self.local_rank else chosen
 
 
-def launched() -> Rank | None:
+def launcher_rank() -> LauncherRank | None:
     """Read what a launcher tells the processes it starts; None where this process is alone."""
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world < 2 or "RANK" not in os.environ:
         return None
     number = int(os.environ["RANK"])
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    return Rank(number, int(os.environ.get("LOCAL_RANK", number)), world, here)
+    return LauncherRank(number, int(os.environ.get("LOCAL_RANK", number)), world, here)
 
 
-def gather(rank: Rank) -> list[Connection]:
+def accept_workers(rank: LauncherRank) -> list[Connection]:
     """Let the other processes connect to this one, the first."""
     key = secrets.token_bytes(32)
-    with Listener((_host(rank) if rank.here == rank.world else "", 0), backlog=rank.world, authkey=key) as listener:
+    with Listener(
+        (_host(rank) if rank.local_world_size == rank.world_size else "", 0), backlog=rank.world_size, authkey=key
+    ) as listener:
         _told(rank, (listener.address[1], key))
-        return [listener.accept() for _ in range(rank.world - 1)]
+        return [listener.accept() for _ in range(rank.world_size - 1)]
 
 
-def join(rank: Rank) -> Connection:
+def connect_to_leader(rank: LauncherRank) -> Connection:
     """Connect to the first process."""
     port, key = _told(rank, None)
     return Client((_host(rank), port), authkey=key)
 
 
-def _host(rank: Rank) -> str:
-    return "127.0.0.1" if rank.here == rank.world else os.environ["MASTER_ADDR"]
+def _host(rank: LauncherRank) -> str:
+    return "127.0.0.1" if rank.local_world_size == rank.world_size else os.environ["MASTER_ADDR"]
 
 
-def _told(rank: Rank, word: Any) -> Any:
+def _told(rank: LauncherRank, word: Any) -> Any:
     """Pass a word from the first process to all."""
-    distributed.init_process_group("gloo", rank=rank.number, world_size=rank.world, timeout=PATIENCE)
+    distributed.init_process_group("gloo", rank=rank.rank, world_size=rank.world_size, timeout=CONNECT_TIMEOUT_S)
     words = [word]
     distributed.broadcast_object_list(words, src=0)
     distributed.destroy_process_group()

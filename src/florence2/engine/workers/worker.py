@@ -21,20 +21,20 @@ import torch
 
 from florence2.data.sample import Prediction, Sample
 from florence2.engine.engine import Engine
-from florence2.engine.engine_config import EngineSettings, Stats
+from florence2.engine.engine_config import EngineConfig, Stats
 from florence2.errors import UserError
 from florence2.system import tune_allocator
 
 
 @dataclass(frozen=True)
-class Brief:
+class WorkerConfig:
     """What an engine's process must know; all of it can be pickled.
 
     `load` gives model and processor on a device.
     """
 
     load: Callable[[str | None], tuple[Any, Any]]
-    settings: EngineSettings
+    settings: EngineConfig
 
     def window(self, slots: int) -> int:
         """Count the samples that may wait at an engine: so many that it never waits for them.
@@ -45,21 +45,21 @@ class Brief:
 
 
 @dataclass(frozen=True)
-class Ready:
+class WorkerReady:
     """The model is loaded; the engine answers so many samples at a time."""
 
     slots: int
 
 
 @dataclass(frozen=True)
-class News:
+class WorkerOutput:
     """One prediction, and how many slots are in use."""
 
     prediction: Prediction
     in_use: int
 
 
-def work(connection: Connection, device: str | None) -> None:
+def run_worker(connection: Connection, device: str | None) -> None:
     """Answer the samples that come until there are no more; without any, no model is loaded."""
     with connection:
         try:
@@ -73,52 +73,52 @@ def work(connection: Connection, device: str | None) -> None:
 
 
 def _worked(connection: Connection, device: str | None) -> Stats:
-    brief: Brief = connection.recv()
+    brief: WorkerConfig = connection.recv()
     first = connection.recv()
     if first is None:
         return Stats()
     with Engine(*brief.load(device), brief.settings) as engine:
-        connection.send(Ready(engine.stats.slots))
+        connection.send(WorkerReady(engine.stats.slots))
         for prediction in engine.run(chain([first], iter(connection.recv, None))):
-            connection.send(News(prediction, engine.stats.slots_in_use))
+            connection.send(WorkerOutput(prediction, engine.stats.slots_in_use))
         return engine.stats
 
 
 @dataclass(eq=False)
-class Worker:
+class EngineWorker:
     """An engine elsewhere, as seen by whoever asks it: what it was given and has not answered yet."""
 
     name: str
     connection: Connection
     process: BaseProcess | None = None
     window: int = 0
-    open: list[Sample] = field(default_factory=list)
+    pending: list[Sample] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
     is_done: bool = False
 
     @property
     def room(self) -> int:
         """Count the samples it may still be given."""
-        return self.window - len(self.open)
+        return self.window - len(self.pending)
 
-    def begin(self, brief: Brief) -> None:
+    def send_config(self, brief: WorkerConfig) -> None:
         """Say what is to be done; what may already be given before the model is loaded."""
         self.window = brief.window(0)
         with suppress(ConnectionError):
             self.connection.send(brief)
 
-    def give(self, sample: Sample) -> None:
+    def submit(self, sample: Sample) -> None:
         """Hand a sample over; where the worker has died this shows when it is heard next."""
-        self.open.append(sample)
+        self.pending.append(sample)
         with suppress(ConnectionError):
             self.connection.send(sample)
 
-    def dismiss(self) -> None:
+    def send_done(self) -> None:
         """Say that there is no more to do."""
         with suppress(ConnectionError):
             self.connection.send(None)
 
-    def hear(self, brief: Brief) -> Prediction | None:
+    def receive(self, brief: WorkerConfig) -> Prediction | None:
         """Take one message in; EOFError if the worker died."""
         try:
             message = self.connection.recv()
@@ -126,17 +126,17 @@ class Worker:
             raise EOFError from error
         if isinstance(message, Exception):
             raise message
-        if isinstance(message, Ready):
+        if isinstance(message, WorkerReady):
             self.stats.slots, self.window = message.slots, brief.window(message.slots)
         elif isinstance(message, Stats):
             self.stats, self.is_done = message, True
-        elif isinstance(message, News):
+        elif isinstance(message, WorkerOutput):
             self.stats.slots_in_use = message.in_use
             self._close(message.prediction)
             return message.prediction
         return None
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Let go of the worker; one that does not end by itself is killed."""
         self.connection.close()
         if self.process is not None:
@@ -145,19 +145,19 @@ class Worker:
             self.process.join()
 
     def _close(self, prediction: Prediction) -> None:
-        answered = next((sample for sample in self.open if sample.key == prediction.key), None)
+        answered = next((sample for sample in self.pending if sample.key == prediction.key), None)
         if answered is not None:
-            self.open.remove(answered)
+            self.pending.remove(answered)
 
 
-def hire(device: str | None, threads: int | None = None) -> Worker:
+def start_worker(device: str | None, threads: int | None = None) -> EngineWorker:
     """Start a process with an engine on a device; `threads` is how many a CPU engine computes with."""
     context = get_context("spawn")  # a forked process cannot use a GPU
     ours, theirs = context.Pipe()
     process = context.Process(target=_start, args=(theirs, device, threads), name=f"engine on {device}")
     process.start()
     theirs.close()
-    return Worker(device or "the default device", ours, process)
+    return EngineWorker(device or "the default device", ours, process)
 
 
 def _start(connection: Connection, device: str | None, threads: int | None) -> None:
@@ -165,4 +165,4 @@ def _start(connection: Connection, device: str | None, threads: int | None) -> N
     tune_allocator()
     if threads:
         torch.set_num_threads(threads)
-    work(connection, device)
+    run_worker(connection, device)

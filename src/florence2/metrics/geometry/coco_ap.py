@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from florence2.metrics.bootstrap import Floats, extra
-from florence2.metrics.geometry.matching import OVERLAPS, Ints, Objects, Pair, assign, box_ious
+from florence2.metrics.geometry.matching import IOU_THRESHOLDS, Instances, Ints, Pair, box_ious, match_greedily
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 MOST = 100  # boxes of one label and picture, as in COCO
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class PrecisionRecallCurve:
     """All said boxes of one label, the surest first: which were right, and how many each question wanted."""
 
     question_D: Ints
@@ -46,9 +46,9 @@ class Curve:
 class AveragePrecision:
     """COCO's average precision over all labels, at the chosen overlaps."""
 
-    curves: Sequence[Curve]
+    curves: Sequence[PrecisionRecallCurve]
     chosen: Sequence[int]
-    rises: bool = True
+    higher_is_better: bool = True
 
     def of(self, weights_BQ: Floats) -> Floats:
         """Give the score of each row of weights."""
@@ -60,7 +60,7 @@ class AveragePrecision:
         return means_B
 
 
-def curve_of(pairs: Sequence[Pair]) -> tuple[Curve, Ints]:
+def curve_of(pairs: Sequence[Pair]) -> tuple[PrecisionRecallCurve, Ints]:
     """Match the boxes of one label, and count what was right in each question."""
     taken = [_taken(said, wanted) for said, wanted in pairs]
     right_Q = np.array([(each[0] >= 0).sum() for each in taken])
@@ -69,13 +69,13 @@ def curve_of(pairs: Sequence[Pair]) -> tuple[Curve, Ints]:
     hits_TD = np.concatenate([each[:, :MOST] >= 0 for each in taken], axis=1)
     order_D = np.argsort(-scores_D, kind="mergesort")
     wanted_Q = np.array([len(wanted.places) for _, wanted in pairs], dtype=float)
-    return Curve(question_D[order_D].astype(int), hits_TD[:, order_D], wanted_Q), right_Q
+    return PrecisionRecallCurve(question_D[order_D].astype(int), hits_TD[:, order_D], wanted_Q), right_Q
 
 
-def _taken(said: Objects, wanted: Objects) -> Ints:
+def _taken(said: Instances, wanted: Instances) -> Ints:
     if not said.places or not wanted.places:
-        return np.full((len(OVERLAPS), len(said.places)), -1)
-    return assign(box_ious(said.places, wanted.places), OVERLAPS)
+        return np.full((len(IOU_THRESHOLDS), len(said.places)), -1)
+    return match_greedily(box_ious(said.places, wanted.places), IOU_THRESHOLDS)
 
 
 def ask_coco(pairs: Sequence[Pair], labels: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
@@ -104,7 +104,7 @@ def ask_coco(pairs: Sequence[Pair], labels: Sequence[str]) -> tuple[dict[str, fl
 _THEIRS = {"map": "AP_all", "map_50": "AP_50", "map_75": "AP_75"}
 
 
-def _rows(sides: Sequence[Objects], ids: Mapping[str, int]) -> list[dict[str, Any]]:
+def _rows(sides: Sequence[Instances], ids: Mapping[str, int]) -> list[dict[str, Any]]:
     numbers = count(1)
     return [
         {

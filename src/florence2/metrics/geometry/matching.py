@@ -15,31 +15,31 @@ from florence2.metrics.bootstrap import Floats
 
 Ints = NDArray[np.int64]
 
-OVERLAPS = np.linspace(0.5, 0.95, 10)
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
 @dataclass(frozen=True)
-class Objects:
+class Instances:
     """Objects of one picture: places (boxes, quads or masks), labels, and scores where there are any."""
 
     places: Sequence[Any]
     labels: Sequence[str]
     scores: Sequence[float]
 
-    def by_label(self) -> dict[str, "Objects"]:
+    def by_label(self) -> dict[str, "Instances"]:
         """Part the objects by label, the surest first."""
         rows = sorted(zip(self.places, self.labels, self.scores, strict=True), key=lambda row: -row[2])
         parts: dict[str, list[tuple[Any, str, float]]] = {}
         for row in rows:
             parts.setdefault(row[1], []).append(row)
-        return {label: Objects(*map(list, zip(*part, strict=True))) for label, part in parts.items()}
+        return {label: Instances(*map(list, zip(*part, strict=True))) for label, part in parts.items()}
 
 
-NONE = Objects((), (), ())
-Pair = tuple[Objects, Objects]  # said, wanted
+EMPTY = Instances((), (), ())
+Pair = tuple[Instances, Instances]  # said, wanted
 
 
-def folded(label: str) -> str:
+def normalize_label(label: str) -> str:
     """Give a label as it is compared."""
     return " ".join(label.split()).casefold()
 
@@ -59,7 +59,7 @@ def _areas(boxes: Floats) -> Floats:
     return np.asarray(np.clip(boxes[..., 2:] - boxes[..., :2], 0, None).prod(-1))
 
 
-def assign(ious_DG: Floats, least: Floats) -> Ints:
+def match_greedily(ious_DG: Floats, least: Floats) -> Ints:
     """Give each said object, in order, the free wanted one it overlaps most, by at least so much; -1 for none: TD.
 
     Of equal overlaps the last is taken, as in COCO.

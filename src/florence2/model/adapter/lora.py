@@ -21,14 +21,14 @@ from torch import nn
 from transformers import Florence2ForConditionalGeneration
 
 from florence2.errors import UserError
-from florence2.model.adapter.target_modules import DEFAULT_TARGET_MODULES, resolve_targets
+from florence2.model.adapter.target_modules import DEFAULT_TARGET_MODULES, resolve_target_modules
 from florence2.model.storage import checkpoint_files as checkpoint
 from florence2.model.storage import legacy_layout as legacy
 
 _NAME = "default"
 # These change the base's weights at the start, so the adapter alone does not say what the model became.
-_MOVING_INITS = ("pissa", "olora")
-_INITS = (True, False, "gaussian", "orthogonal", "eva", *_MOVING_INITS)
+_BASE_CHANGING_INITS = ("pissa", "olora")
+_INITS = (True, False, "gaussian", "orthogonal", "eva", *_BASE_CHANGING_INITS)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Adapter:
     state: legacy.State
 
 
-def attach(
+def add_lora(
     model: Florence2ForConditionalGeneration,
     *,
     rank: int,
@@ -65,18 +65,18 @@ def attach(
         "use_rslora": rslora,
         "init_lora_weights": init,
         "revision": revision,
-        "target_modules": resolve_targets(model, target_modules),
+        "target_modules": resolve_target_modules(model, target_modules),
     } | options
     if unknown := settings.keys() - {field.name for field in fields(LoraConfig)}:
         raise UserError(f"`{sorted(unknown)[0]}` is no setting of LoRA", "see peft's `LoraConfig`")
     _check_init(settings["init_lora_weights"])
-    if getattr(model, "is_loaded_in_4bit", False) and _moves(settings["init_lora_weights"]):
+    if getattr(model, "is_loaded_in_4bit", False) and _changes_base(settings["init_lora_weights"]):
         what = f"LoRA cannot begin with `{settings['init_lora_weights']}` on a base in 4 bits: it changes the base"
         raise UserError(what, "leave `--quantize` out, or begin with gaussian, orthogonal or eva")
     if settings["init_lora_weights"] == "eva":
         settings.setdefault("eva_config", EvaConfig())
     wrapped = _wrap(model, settings)
-    if _moves(settings["init_lora_weights"]):
+    if _changes_base(settings["init_lora_weights"]):
         wrapped.initial_lora = {name: tensor.clone() for name, tensor in _lora_state(wrapped).items()}
     return wrapped
 
@@ -91,7 +91,7 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(config.get("base_model_name_or_path"), config.get("revision"), translated, renamed)
 
 
-def apply_adapter(model: Florence2ForConditionalGeneration, adapter: Adapter) -> PeftModel:
+def load_adapter(model: Florence2ForConditionalGeneration, adapter: Adapter) -> PeftModel:
     """Put a read LoRA on its base; every tensor of it must find its place."""
     known = {field.name for field in fields(LoraConfig)}
     settings = {key: value for key, value in adapter.config.items() if key in known and value is not None}
@@ -101,7 +101,7 @@ def apply_adapter(model: Florence2ForConditionalGeneration, adapter: Adapter) ->
             f"the adapter was begun with `{init}`, and what that did to the base cannot be repeated",
             "convert it to plain LoRA where it was trained (peft: `path_initial_model_for_weight_conversion`)",
         )
-    moving = init in _MOVING_INITS
+    moving = init in _BASE_CHANGING_INITS
     settings |= {"init_lora_weights": init if moving else True, "inference_mode": True}
     for name in ("base_model_name_or_path", "eva_config"):
         settings.pop(name, None)
@@ -133,14 +133,14 @@ def save_adapter(
     folder: Path,
     base: str | None = None,
     revision: str | None = None,
-    gathered: Mapping[str, torch.Tensor] | None = None,
+    full_state_dict: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write the LoRA and its config, naming the base it needs; a local base is named by its full path.
 
     `gathered` holds the weights where the model's own are only parts of them.
     """
     config = copy.copy(model.peft_config[_NAME])
-    state = _lora_state(model, gathered)
+    state = _lora_state(model, full_state_dict)
     if initial := getattr(model, "initial_lora", None):
         _make_plain(state, initial, config)
     if config.init_lora_weights == "eva":  # its matrices are an adapter like any other
@@ -202,8 +202,8 @@ def _untie_head(model: Florence2ForConditionalGeneration) -> None:
         model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
-def _moves(init: Any) -> bool:
-    return str(init).startswith(_MOVING_INITS)
+def _changes_base(init: Any) -> bool:
+    return str(init).startswith(_BASE_CHANGING_INITS)
 
 
 def _check_init(init: Any) -> None:

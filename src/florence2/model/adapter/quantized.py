@@ -15,22 +15,22 @@ from torch.nn import functional
 
 from florence2.errors import UserError
 
-KEPT = "lm_head"
+UNQUANTIZED_MODULE = "lm_head"
 
 
-def quantize(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+def quantize_weights(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Pack a model's matrices in place and move all of it to a device; UserError where that cannot be."""
-    check(device)
+    check_quantization_available(device)
     arithmetic = torch.bfloat16 if dtype == torch.float32 else dtype
     for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear and name != KEPT:
+        if type(module) is nn.Linear and name != UNQUANTIZED_MODULE:
             model.set_submodule(name, _packed(module, arithmetic))
     model.to(device)
     whole: Any = model
     whole.is_loaded_in_4bit = True  # peft asks this
 
 
-def check(device: torch.device) -> None:
+def check_quantization_available(device: torch.device) -> None:
     """Refuse a machine on which packed matrices do not multiply."""
     if find_spec("bitsandbytes") is None:
         raise UserError("`--quantize` needs the package bitsandbytes", "run `pip install 'florence2[quantize]'`")
@@ -42,14 +42,14 @@ def check(device: torch.device) -> None:
         raise UserError(f"`--quantize` cannot run on {device}: {reason}", "leave it out, or pass `--device`") from error
 
 
-def count(weight: torch.Tensor) -> int:
+def num_elements(weight: torch.Tensor) -> int:
     """Count the numbers of a tensor, packed or not."""
     packed = getattr(weight, "quant_state", None)
     return weight.numel() if packed is None else int(packed.shape.numel())
 
 
 @contextmanager
-def shapes_alone(model: nn.Module) -> Iterator[None]:
+def without_dequantization(model: nn.Module) -> Iterator[None]:
     """Let packed layers keep what their result needs and unpack nothing, for a run without data."""
     packed: list[Any] = [module for module in model.modules() if _is_packed(module)]
     for layer in packed:

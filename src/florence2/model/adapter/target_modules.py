@@ -9,14 +9,14 @@ from florence2.config import LoraSettings
 from florence2.errors import UserError
 
 DEFAULT_TARGET_MODULES: tuple[str, ...] = LoraSettings().target_modules
-HALVES = {
+MODULE_PREFIXES = {
     "vision": ("model.vision_tower.", "model.multi_modal_projector."),
     "language": ("model.language_model.", "lm_head."),
 }
 _PARTS = {"vision": "model.vision_tower.", "language": "model.language_model."}
 
 
-def resolve_targets(model: nn.Module, names: str | Sequence[str]) -> list[str]:
+def resolve_target_modules(model: nn.Module, names: str | Sequence[str]) -> list[str]:
     """Return the full paths of the layers that `names` mean, sorted; a name that means none is an error."""
     layers = [name for name, module in model.named_modules() if _can_carry(module)]
     names = [names] if isinstance(names, str) else list(names)
@@ -30,12 +30,12 @@ def resolve_targets(model: nn.Module, names: str | Sequence[str]) -> list[str]:
     return sorted({path for paths in found.values() for path in paths})
 
 
-def lies_in(name: str, half: str) -> bool:
+def is_in_component(name: str, half: str) -> bool:
     """Tell whether a weight or a module lies in a half, `vision` or `language`, with a LoRA around it or without.
 
     Nothing lies in `none`.
     """
-    return f"{name.removeprefix('base_model.model.')}.".startswith(HALVES.get(half, ()))
+    return f"{name.removeprefix('base_model.model.')}.".startswith(MODULE_PREFIXES.get(half, ()))
 
 
 def _can_carry(module: nn.Module) -> bool:

@@ -16,15 +16,15 @@ from florence2.config import TrainSettings
 from florence2.errors import UserError
 from florence2.model.tasks import find_task
 
-RECORD = "training_settings.json"
-CARD = "README.md"
+METADATA_FILE = "training_settings.json"
+MODEL_CARD_FILE = "README.md"
 # Settings that decide what the weights and the optimizer's state are.
-SHAPING = ("model_id", "revision", "quantize", "freeze", "rank", "target_modules", "lora", "optim")
+COMPATIBILITY_KEYS = ("model_id", "revision", "quantize", "freeze", "rank", "target_modules", "lora", "optim")
 PACKAGES = ("florence2", "torch", "transformers", "peft", "accelerate")
 
 
 @dataclass(frozen=True)
-class Record:
+class RunMetadata:
     """How a fine-tuned model came to be.
 
     `task` is the task's token or a prompt of the user's own, `prompt` the sentence the model was asked; `settings`
@@ -41,17 +41,17 @@ class Record:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-def describe(settings: TrainSettings, base: str, samples: Sequence[Any], held: Sequence[Any]) -> Record:
+def build_metadata(settings: TrainSettings, base: str, samples: Sequence[Any], held: Sequence[Any]) -> RunMetadata:
     """Say what a training is about to do; `base` is the model's own name."""
     tasks = sorted({sample.task for sample in samples})
     # Rows may name their task themselves; where they all name one, that is what the model will be asked.
     task = find_task(tasks[0] if len(tasks) == 1 else settings.data.task)
-    return Record(
+    return RunMetadata(
         base=base,
         revision=settings.model.revision,
         task=task.token,
         prompt=task.prompt,
-        settings=flags.flat(settings),
+        settings=flags.settings_to_dict(settings),
         data={
             "dataset": " ".join(settings.data.dataset),
             "pictures": "streamed" if settings.data.streaming else len({sample.id for sample in samples}),
@@ -59,38 +59,38 @@ def describe(settings: TrainSettings, base: str, samples: Sequence[Any], held: S
             "held_out": len(held),
             "tasks": tasks,
         },
-        versions=installed(),
+        versions=package_versions(),
     )
 
 
-def read_record(folder: str | Path) -> Record | None:
+def read_run_metadata(folder: str | Path) -> RunMetadata | None:
     """Read the record of a training from its output folder or one of its checkpoints; None where there is none."""
     try:
-        values = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
+        values = json.loads((Path(folder) / METADATA_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    names = {item.name for item in fields(Record)}
+    names = {item.name for item in fields(RunMetadata)}
     if not isinstance(values, dict) or not {"base", "task", "prompt"} <= values.keys():
         return None
-    return Record(**({"revision": None} | {name: values[name] for name in names & values.keys()}))
+    return RunMetadata(**({"revision": None} | {name: values[name] for name in names & values.keys()}))
 
 
-def write_record(folder: Path, record: Record) -> None:
+def write_run_metadata(folder: Path, record: RunMetadata) -> None:
     """Write the record, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / RECORD, json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
+    _write(folder / METADATA_FILE, json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
 
 
-def write_card(folder: Path, record: Record) -> None:
+def write_model_card(folder: Path, record: RunMetadata) -> None:
     """Write the model card."""
-    _write(folder / CARD, card(record))
+    _write(folder / MODEL_CARD_FILE, model_card(record))
 
 
-def check_alike(folder: Path, settings: TrainSettings) -> None:
+def check_resume_compatible(folder: Path, settings: TrainSettings) -> None:
     """Refuse to go on from a checkpoint whose settings give other weights, or weights of other shapes."""
-    record = read_record(folder)
-    asked = json.loads(json.dumps(flags.flat(settings)))
-    for name in SHAPING if record else ():
+    record = read_run_metadata(folder)
+    asked = json.loads(json.dumps(flags.settings_to_dict(settings)))
+    for name in COMPATIBILITY_KEYS if record else ():
         before = record.settings.get(name, asked[name]) if record else None
         if before != asked[name]:
             raise UserError(
@@ -99,7 +99,7 @@ def check_alike(folder: Path, settings: TrainSettings) -> None:
             )
 
 
-def installed() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Name the versions of the packages that matter."""
     found = {}
     for package in PACKAGES:
@@ -110,10 +110,10 @@ def installed() -> dict[str, str]:
     return found
 
 
-def command(settings: TrainSettings, **changed: Any) -> str:
+def train_command(settings: TrainSettings, **changed: Any) -> str:
     """Word settings as the command that gives them; what is as by default is left out."""
-    values = flags.flat(settings)
-    plain = flags.flat(flags.build(TrainSettings, {"dataset": "", "output_dir": ""}))
+    values = flags.settings_to_dict(settings)
+    plain = flags.settings_to_dict(flags.settings_from_dict(TrainSettings, {"dataset": "", "output_dir": ""}))
     words = ["florence2", "train"]
     for name, value in (values | changed).items():
         if value != plain[name]:
@@ -121,7 +121,7 @@ def command(settings: TrainSettings, **changed: Any) -> str:
     return shlex.join(words)
 
 
-def card(record: Record) -> str:
+def model_card(record: RunMetadata) -> str:
     """Word the model card: what it is, how to load it, what it learnt from, how it went."""
     rank = record.settings.get("rank", 0)
     kind = "LoRA adapter" if rank else "fine-tuned model"

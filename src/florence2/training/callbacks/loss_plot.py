@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-METRICS = "metrics.jsonl"
-CURVE = "training_curve.png"
+METRICS_FILE = "metrics.jsonl"
+PLOT_FILE = "training_curve.png"
 
 WIDTH, LOSS_HEIGHT, HEIGHT = 960, 420, 250  # pixels; what is not a loss stands below, two panels to a row
 MARGINS = (80, 36, 30, 60)  # left, top, right, bottom of a panel, in pixels
@@ -29,7 +29,7 @@ Lines = dict[str, list[Point]]
 
 
 @dataclass(frozen=True)
-class Metrics:
+class MetricsFile:
     """The file of reports, in the order of the steps."""
 
     path: Path
@@ -65,7 +65,7 @@ def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(dict(row), ensure_ascii=False) + "\n"
 
 
-def draw(rows: Sequence[Mapping[str, Any]]) -> Image.Image | None:
+def draw_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image | None:
     """Draw the losses over the steps, and below them each score, the learning rate and the gradient norm.
 
     None where there are fewer than two points of loss.
@@ -85,11 +85,11 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Image.Image | None:
     return image
 
 
-def save(folder: Path) -> None:
+def save_plot(folder: Path) -> None:
     """Draw what `metrics.jsonl` in a folder says, beside it."""
-    image = draw(Metrics(folder / METRICS).rows())
+    image = draw_plot(MetricsFile(folder / METRICS_FILE).rows())
     if image is not None:
-        image.save(folder / CURVE)
+        image.save(folder / PLOT_FILE)
 
 
 def _scores(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerState
 
-from florence2.training.callbacks.loss_plot import METRICS, Metrics, save
+from florence2.training.callbacks.loss_plot import METRICS_FILE, MetricsFile, save_plot
 
 PLAIN_EVERY = 10.0  # seconds between lines where no bar can be drawn
 RATE_OVER = 20  # steps
 
 
-class Bar(TrainerCallback):  # type: ignore[misc]
+class TrainingProgressBar(TrainerCallback):  # type: ignore[misc]
     """Show steps, loss, pictures per second and the time that is left, as a bar or, without a terminal, as lines."""
 
     def __init__(self, console: Console, per_step: int) -> None:
@@ -85,7 +85,7 @@ class Bar(TrainerCallback):  # type: ignore[misc]
 
 
 @contextmanager
-def counting(console: Console, what: str, number: int, before: int) -> Iterator[Callable[[int], None]]:
+def count_progress(console: Console, what: str, number: int, before: int) -> Iterator[Callable[[int], None]]:
     """Show how many of so many are done, and the time that is left: a bar, or lines where there is no terminal."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     told = time.monotonic()
@@ -103,7 +103,7 @@ def counting(console: Console, what: str, number: int, before: int) -> Iterator[
         yield advance
 
 
-class Rate(TrainerCallback):  # type: ignore[misc]
+class Throughput(TrainerCallback):  # type: ignore[misc]
     """Know when training began, and so how many steps it takes in a second."""
 
     def __init__(self) -> None:
@@ -119,11 +119,11 @@ class Rate(TrainerCallback):  # type: ignore[misc]
         return steps / max(time.monotonic() - self.began[0], 1e-9)
 
 
-class Reports(TrainerCallback):  # type: ignore[misc]
+class MetricsLogger(TrainerCallback):  # type: ignore[misc]
     """Write every report of the trainer to `metrics.jsonl`, and the curve at each checkpoint."""
 
     def __init__(self, folder: Path) -> None:
-        self.metrics = Metrics(folder / METRICS)
+        self.metrics = MetricsFile(folder / METRICS_FILE)
 
     def on_train_begin(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
         """Forget the reports behind the step that is resumed."""
@@ -141,7 +141,7 @@ class Reports(TrainerCallback):  # type: ignore[misc]
     def on_save(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
         """Draw the curve anew."""
         if state.is_world_process_zero:
-            save(self.metrics.path.parent)
+            save_plot(self.metrics.path.parent)
 
 
 def measured(logs: Mapping[str, Any]) -> str:

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from transformers import TrainerCallback, TrainerState
 
-from florence2.training.callbacks.loss_plot import Metrics
+from florence2.training.callbacks.loss_plot import MetricsFile
 
 ROWS = "samples.jsonl"
 DRAWN = "samples"
 
 
-class Shown(NamedTuple):
+class SampleOutput(NamedTuple):
     """An answer, and the file of the picture with the answer drawn on it, if there is one."""
 
     file_name: str
@@ -24,7 +24,7 @@ class Shown(NamedTuple):
     drawing: Path | None
 
 
-class Samples(TrainerCallback):  # type: ignore[misc]
+class SampleCallback(TrainerCallback):  # type: ignore[misc]
     """Write what the model says every so many epochs or steps, and tell the trackers.
 
     `say` draws into the folder it is given; `tell` hears the step and what was said.
@@ -32,8 +32,8 @@ class Samples(TrainerCallback):  # type: ignore[misc]
 
     def __init__(
         self,
-        say: Callable[[Path], list[Shown]],
-        tell: Callable[[int, list[Shown]], None],
+        say: Callable[[Path], list[SampleOutput]],
+        tell: Callable[[int, list[SampleOutput]], None],
         folder: Path,
         epochs: int | None,
         steps: int | None,
@@ -41,7 +41,7 @@ class Samples(TrainerCallback):  # type: ignore[misc]
         self.say = say
         self.tell = tell
         self.folder = folder
-        self.rows = Metrics(folder / ROWS)
+        self.rows = MetricsFile(folder / ROWS)
         self.epochs = epochs
         self.steps = steps
 

@@ -16,23 +16,23 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from florence2.errors import UserError
-from florence2.training.saving.checkpoints import STATE, is_sound, listed, steps_of
+from florence2.training.saving.checkpoints import STATE, is_valid_checkpoint, list_checkpoints, steps_of
 
-BROKEN_IN_A_ROW = 20  # steps without a finite gradient, after which training stops
+MAX_CONSECUTIVE_SKIPS = 20  # steps without a finite gradient, after which training stops
 
 
-class Stopped(UserError):  # noqa: N818  it is no error to have been asked
+class TrainingInterrupted(UserError):  # noqa: N818  it is no error to have been asked
     """Training was asked to stop, and did, behind a checkpoint."""
 
 
-class BrokenSteps(TrainerCallback):  # type: ignore[misc]
+class NonFiniteGradientGuard(TrainerCallback):  # type: ignore[misc]
     """Leave out steps whose gradients are not finite: weights stay as they were. After too many in a row, stop.
 
     The step before them may be what broke the weights. So what would be saved or measured meanwhile waits for the next
     whole step, if there is one, and pushes no checkpoint from before out of its place.
     """
 
-    def __init__(self, limit: int = BROKEN_IN_A_ROW) -> None:
+    def __init__(self, limit: int = MAX_CONSECUTIVE_SKIPS) -> None:
         self.limit = limit
         self.skipped = 0
         self.in_a_row = 0
@@ -72,10 +72,17 @@ class BrokenSteps(TrainerCallback):  # type: ignore[misc]
         """Postpone what an epoch would end with."""
         return self._wait(state, control)
 
-    def last_good(self, folder: Path, state: TrainerState) -> Path | None:
+    def last_finite_checkpoint(self, folder: Path, state: TrainerState) -> Path | None:
         """Find the newest checkpoint from before the step that may have broken the weights."""
         last_whole = state.global_step - self.in_a_row
-        return next((each for each in reversed(listed(folder)) if steps_of(each) < last_whole and is_sound(each)), None)
+        return next(
+            (
+                each
+                for each in reversed(list_checkpoints(folder))
+                if steps_of(each) < last_whole and is_valid_checkpoint(each)
+            ),
+            None,
+        )
 
     def _wait(self, state: TrainerState, control: TrainerControl) -> TrainerControl:
         for name in ("should_save", "should_evaluate"):
@@ -89,7 +96,7 @@ class BrokenSteps(TrainerCallback):  # type: ignore[misc]
         return control
 
 
-class Patience(TrainerCallback):  # type: ignore[misc]
+class EarlyStopping(TrainerCallback):  # type: ignore[misc]
     """Stop after so many measurements in a row that were no better than the best before them.
 
     They are counted from the trainer's own log, so that a training that goes on from a checkpoint counts on.
@@ -101,18 +108,18 @@ class Patience(TrainerCallback):  # type: ignore[misc]
         self.rises = rises
         self.say = say
 
-    def waited(self, state: TrainerState) -> int:
+    def evaluations_since_best(self, state: TrainerState) -> int:
         """Count the measurements behind the best one."""
         values = [row[self.score] * (1 if self.rises else -1) for row in state.log_history if self.score in row]
         return len(values) - 1 - values.index(max(values)) if values else 0
 
-    def is_over(self, checkpoint: Path) -> bool:
+    def stopped_at(self, checkpoint: Path) -> bool:
         """Tell whether there was no gain for long enough when a checkpoint was written."""
-        return self.waited(TrainerState.load_from_json(str(checkpoint / STATE))) >= self.limit
+        return self.evaluations_since_best(TrainerState.load_from_json(str(checkpoint / STATE))) >= self.limit
 
     def on_evaluate(self, _: Any, state: TrainerState, control: TrainerControl, **__: Any) -> TrainerControl:
         """Look whether there was a gain."""
-        if self.waited(state) >= self.limit and state.global_step < state.max_steps:
+        if self.evaluations_since_best(state) >= self.limit and state.global_step < state.max_steps:
             control.should_training_stop = True
             if state.is_world_process_zero:
                 named, many = self.score.replace("_", " "), "measurement" if self.limit == 1 else "measurements"
@@ -120,7 +127,7 @@ class Patience(TrainerCallback):  # type: ignore[misc]
         return control
 
 
-class StopAsked(TrainerCallback):  # type: ignore[misc]
+class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     """Turn SIGTERM and Ctrl-C into a checkpoint and an end; a second one ends at once.
 
     A context manager: the signals are ours inside it, and only where Python lets us have them, in the main thread.

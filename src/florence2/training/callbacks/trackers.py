@@ -14,13 +14,13 @@ from PIL import Image
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
 from florence2.errors import UserError
-from florence2.system import leads
+from florence2.system import is_main_process
 
 
 @contextmanager
-def opened(names: Sequence[str], folder: Path, settings: dict[str, Any]) -> Iterator[None]:
+def open_trackers(names: Sequence[str], folder: Path, settings: dict[str, Any]) -> Iterator[None]:
     """Keep a run of Weights & Biases open, if it is among the trackers; its files lie in `folder`."""
-    if "wandb" not in names or not leads():
+    if "wandb" not in names or not is_main_process():
         yield
         return
     import wandb
@@ -43,7 +43,7 @@ def opened(names: Sequence[str], folder: Path, settings: dict[str, Any]) -> Iter
         yield
 
 
-def show(callbacks: Iterable[Any], step: int, pictures: Mapping[str, Path], words: Mapping[str, str]) -> None:
+def log_samples(callbacks: Iterable[Any], step: int, pictures: Mapping[str, Path], words: Mapping[str, str]) -> None:
     """Show pictures with their words to TensorBoard and Weights & Biases, where they are used."""
     for callback in callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:

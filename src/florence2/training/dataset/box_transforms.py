@@ -20,7 +20,7 @@ Points = list[float]  # x, y, x, y, ...
 
 
 @dataclass(frozen=True)
-class View:
+class CropWindow:
     """A window onto a picture, in parts of its sides, and whether what is seen there is mirrored.
 
     Sides beyond 0 and 1 reach over the picture's edge, where there is nothing.
@@ -30,30 +30,30 @@ class View:
     top: float = 0.0
     right: float = 1.0
     bottom: float = 1.0
-    mirrored: bool = False
+    flipped: bool = False
 
     @property
-    def is_whole(self) -> bool:
+    def is_full_image(self) -> bool:
         """Tell whether the window is the picture."""
         return (self.left, self.top, self.right, self.bottom) == (0.0, 0.0, 1.0, 1.0)
 
     @property
-    def changes(self) -> bool:
+    def is_changed(self) -> bool:
         """Tell whether anything looks other than in the picture."""
-        return self.mirrored or not self.is_whole
+        return self.flipped or not self.is_full_image
 
     def __str__(self) -> str:
         sides = f"x {self.left:.0%} to {self.right:.0%}, y {self.top:.0%} to {self.bottom:.0%}"
-        return ", ".join([*(["mirrored"] if self.mirrored else []), *([] if self.is_whole else [sides])])
+        return ", ".join([*(["mirrored"] if self.flipped else []), *([] if self.is_full_image else [sides])])
 
-    def moved(self, points: Sequence[float]) -> Points:
+    def transform_points(self, points: Sequence[float]) -> Points:
         """Move points of the picture to where the window shows them, which may be outside."""
         spans = cycle(((self.left, self.right), (self.top, self.bottom)))
         found = [(value - low * WHOLE) / (high - low) for value, (low, high) in zip(points, spans, strict=False)]
-        return [WHOLE - value if self.mirrored and i % 2 == 0 else value for i, value in enumerate(found)]
+        return [WHOLE - value if self.flipped and i % 2 == 0 else value for i, value in enumerate(found)]
 
 
-def move_objects(value: Mapping[str, Any], view: View, keep: float) -> dict[str, Any]:
+def transform_objects(value: Mapping[str, Any], view: CropWindow, keep: float) -> dict[str, Any]:
     """Move the objects of an answer with the picture; `keep` is the least share of an object that stays one."""
     result: dict[str, Any] = dict(value)
     for form, move in _MOVES.items():
@@ -66,10 +66,10 @@ def move_objects(value: Mapping[str, Any], view: View, keep: float) -> dict[str,
     return result
 
 
-def move_box(box: Sequence[float], view: View, keep: float) -> Points | None:
+def transform_box(box: Sequence[float], view: CropWindow, keep: float) -> Points | None:
     """Move and clip a box; None where less than the share `keep` of it is left."""
-    x1, y1, x2, y2 = view.moved(box)
-    if view.mirrored:
+    x1, y1, x2, y2 = view.transform_points(box)
+    if view.flipped:
         x1, x2 = x2, x1
     if _share(x1, x2) * _share(y1, y2) < max(keep, SLACK):
         return None
@@ -87,22 +87,22 @@ def _share(low: float, high: float) -> float:
     return max(_inside(high) - _inside(low), 0.0) / (high - low)
 
 
-def _move_quad(quad: Sequence[float], view: View, keep: float) -> Points | None:
+def _move_quad(quad: Sequence[float], view: CropWindow, keep: float) -> Points | None:
     del keep
-    points = view.moved(quad)
+    points = view.transform_points(quad)
     if not all(-SLACK <= value <= WHOLE + SLACK for value in points):
         return None
     # Corners go clockwise from the top left; in a mirror the second is the first.
-    return [points[i] for i in (2, 3, 0, 1, 6, 7, 4, 5)] if view.mirrored and len(points) == 8 else points
+    return [points[i] for i in (2, 3, 0, 1, 6, 7, 4, 5)] if view.flipped and len(points) == 8 else points
 
 
-def _move_polygons(polygons: Sequence[Sequence[float]], view: View, keep: float) -> list[Points] | None:
-    moved = [view.moved(polygon[: len(polygon) // 2 * 2]) for polygon in polygons]
+def _move_polygons(polygons: Sequence[Sequence[float]], view: CropWindow, keep: float) -> list[Points] | None:
+    moved = [view.transform_points(polygon[: len(polygon) // 2 * 2]) for polygon in polygons]
     kept = [clipped for points in moved if len(clipped := clip(points)) >= 6]
     before, left = (sum(map(area, parts)) for parts in (moved, kept))
     if not kept or left < max(keep, SLACK) * before:
         return None
-    return [_backwards(points) for points in kept] if view.mirrored else kept
+    return [_backwards(points) for points in kept] if view.flipped else kept
 
 
 def _backwards(points: Points) -> Points:
@@ -137,8 +137,8 @@ def _clip_side(corners: list[tuple[float, float]], axis: int, edge: float, sign:
     return kept
 
 
-_MOVES: dict[str, Callable[[Any, View, float], Any]] = {
-    "bboxes": move_box,
+_MOVES: dict[str, Callable[[Any, CropWindow, float], Any]] = {
+    "bboxes": transform_box,
     "quad_boxes": _move_quad,
     "polygons": _move_polygons,
 }

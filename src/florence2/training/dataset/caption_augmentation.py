@@ -13,13 +13,13 @@ from typing import Any
 from florence2.config import CaptionSettings
 from florence2.errors import UserError
 from florence2.model.tasks import SPECIAL_TOKENS
-from florence2.settings_io import options
+from florence2.settings_io import parse_options
 
 OPEN, CLOSE = "\x00", "\x01"  # stand for `{{` and `}}` while wildcards are read
 
 
 @dataclass(frozen=True)
-class CaptionRules:
+class CaptionAugmentation:
     """Kohya's caption options under kohya's names; the values here change nothing."""
 
     shuffle_caption: bool = False
@@ -37,23 +37,25 @@ class CaptionRules:
     token_warmup_step: float = 0
 
     @property
-    def idle(self) -> bool:
+    def is_noop(self) -> bool:
         """Tell whether captions stay as they are, all lines of them."""
-        return self == CaptionRules()
+        return self == CaptionAugmentation()
 
-    def over(self, steps: int) -> "CaptionRules":
+    def with_total_steps(self, steps: int) -> "CaptionAugmentation":
         """Turn a warmup given as a fraction of the training into steps."""
-        return replace(self, token_warmup_step=int(self.token_warmup_step * steps)) if self.warms_by_share else self
+        return (
+            replace(self, token_warmup_step=int(self.token_warmup_step * steps)) if self.is_fractional_warmup else self
+        )
 
     @property
-    def warms_by_share(self) -> bool:
+    def is_fractional_warmup(self) -> bool:
         """Tell whether the warmup is given as a fraction of the training."""
         return 0 < self.token_warmup_step < 1
 
 
-def rules_of(settings: CaptionSettings) -> CaptionRules:
+def parse_caption_augmentation(settings: CaptionSettings) -> CaptionAugmentation:
     """Join the published flags and `--captions key=value`; the latter win."""
-    given = options("--captions", settings.captions, [field.name for field in fields(CaptionRules)])
+    given = parse_options("--captions", settings.captions, [field.name for field in fields(CaptionAugmentation)])
     published: dict[str, Any] = {
         "shuffle_caption": settings.shuffle_captions,
         "keep_tokens": settings.frozen_parts,
@@ -63,30 +65,30 @@ def rules_of(settings: CaptionSettings) -> CaptionRules:
     for name in ("caption_dropout_rate", "caption_tag_dropout_rate"):
         if not 0 <= values.get(name, 0) <= 1:
             raise UserError(f"`{name}` is {values[name]}, which is no probability", "give a number from 0 to 1")
-    return CaptionRules(**values)
+    return CaptionAugmentation(**values)
 
 
-def vary(
-    text: str, rules: CaptionRules, *, seed: int, epoch: int, sample_id: str, step: int = 0, fixed: bool = False
+def augment_caption(
+    text: str, rules: CaptionAugmentation, *, seed: int, epoch: int, sample_id: str, step: int = 0, fixed: bool = False
 ) -> str:
     """Give the caption of one sample in one epoch; `step` is the optimizer step, for token warmup.
 
     `fixed` leaves out everything random, for measuring: prefix and suffix stay, and the first of several lines.
     """
-    if rules.idle or has_layout(text):
+    if rules.is_noop or has_special_tokens(text):
         return text
-    rules = _without_chance(rules) if fixed else rules
-    return _vary(text, rules, random.Random(f"{seed}/{epoch}/{sample_id}"), epoch, step)
+    rules = _deterministic(rules) if fixed else rules
+    return _augment(text, rules, random.Random(f"{seed}/{epoch}/{sample_id}"), epoch, step)
 
 
-def has_layout(text: str) -> bool:
+def has_special_tokens(text: str) -> bool:
     """Tell whether a target holds location tokens or others of Florence-2's layout."""
     return "<" in text and _layout().search(text) is not None
 
 
-def _vary(text: str, rules: CaptionRules, chance: random.Random, epoch: int, step: int) -> str:
+def _augment(text: str, rules: CaptionAugmentation, chance: random.Random, epoch: int, step: int) -> str:
     text = " ".join(part for part in (rules.caption_prefix, text, rules.caption_suffix) if part)
-    if _silenced(rules, chance, epoch):
+    if _is_dropped(rules, chance, epoch):
         return ""
     text = _wildcards(text, chance) if rules.enable_wildcard else text.split("\n")[0]
     if _takes_parts(rules):
@@ -96,7 +98,7 @@ def _vary(text: str, rules: CaptionRules, chance: random.Random, epoch: int, ste
     return text
 
 
-def _silenced(rules: CaptionRules, chance: random.Random, epoch: int) -> bool:
+def _is_dropped(rules: CaptionAugmentation, chance: random.Random, epoch: int) -> bool:
     if rules.caption_dropout_rate > 0 and chance.random() < rules.caption_dropout_rate:
         return True
     every = rules.caption_dropout_every_n_epochs
@@ -111,7 +113,7 @@ def _wildcards(text: str, chance: random.Random) -> str:
     return text.replace(OPEN, "{").replace(CLOSE, "}")
 
 
-def _takes_parts(rules: CaptionRules) -> bool:
+def _takes_parts(rules: CaptionAugmentation) -> bool:
     return (
         rules.shuffle_caption
         or rules.token_warmup_step > 0
@@ -120,7 +122,7 @@ def _takes_parts(rules: CaptionRules) -> bool:
     )
 
 
-def _parts(text: str, rules: CaptionRules, chance: random.Random, step: int) -> str:
+def _parts(text: str, rules: CaptionAugmentation, chance: random.Random, step: int) -> str:
     first, middle, last = _split(text, rules)
     if step < rules.token_warmup_step:
         growth = (len(middle) - rules.token_warmup_min) / rules.token_warmup_step
@@ -132,7 +134,7 @@ def _parts(text: str, rules: CaptionRules, chance: random.Random, step: int) -> 
     return f"{rules.caption_separator.rstrip()} ".join(first + middle + last)
 
 
-def _split(text: str, rules: CaptionRules) -> tuple[list[str], list[str], list[str]]:
+def _split(text: str, rules: CaptionAugmentation) -> tuple[list[str], list[str], list[str]]:
     """Part a caption into what stays in front, what may move, and what stays behind."""
 
     def parts(words: str) -> list[str]:
@@ -147,8 +149,8 @@ def _split(text: str, rules: CaptionRules) -> tuple[list[str], list[str], list[s
     return whole[: rules.keep_tokens], whole[rules.keep_tokens :], []
 
 
-def _without_chance(rules: CaptionRules) -> CaptionRules:
-    return CaptionRules(
+def _deterministic(rules: CaptionAugmentation) -> CaptionAugmentation:
+    return CaptionAugmentation(
         caption_separator=rules.caption_separator,
         keep_tokens_separator=rules.keep_tokens_separator,
         secondary_separator=rules.secondary_separator,
@@ -159,7 +161,7 @@ def _without_chance(rules: CaptionRules) -> CaptionRules:
 
 def _typed(name: str, value: Any) -> Any:
     """Check a value against the kind of the rule's default; whole numbers and words are taken where they fit."""
-    kind = float if name == "token_warmup_step" else type(getattr(CaptionRules(), name))
+    kind = float if name == "token_warmup_step" else type(getattr(CaptionAugmentation(), name))
     if kind is str:
         return "" if value is None else str(value)
     fits = isinstance(value, (int, float) if kind is float else kind)

@@ -21,15 +21,15 @@ from torch.utils.data import Dataset, get_worker_info
 from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model import locations
-from florence2.model.processing import IGNORED_LABEL, Processing
+from florence2.model.processing import IGNORED_LABEL, Preprocessor
 from florence2.model.tasks import find_task
-from florence2.training.dataset.box_transforms import BINS, View
-from florence2.training.dataset.caption_augmentation import CaptionRules, has_layout, vary
-from florence2.training.dataset.image_augmentation import ViewRules, seen, turned
-from florence2.training.dataset.sampler import Draw, Order, drawn
+from florence2.training.dataset.box_transforms import BINS, CropWindow
+from florence2.training.dataset.caption_augmentation import CaptionAugmentation, augment_caption, has_special_tokens
+from florence2.training.dataset.image_augmentation import ImageAugmentation, augment_sample, crop_image
+from florence2.training.dataset.sampler import SampleDraw, WeightedSampler, num_draws
 
 
-class Features(Protocol):
+class FeatureSource(Protocol):
     """Picture features of samples."""
 
     def __getitem__(self, at: int, /) -> np.ndarray:
@@ -37,7 +37,7 @@ class Features(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Lessons(Dataset[dict[str, Any]]):
+class Florence2Dataset(Dataset[dict[str, Any]]):
     """Samples as the arrays the model learns from.
 
     `max_target` counts ids, `<s>` and `</s>` included; `per_step` is how many samples one optimizer step takes, all
@@ -46,118 +46,118 @@ class Lessons(Dataset[dict[str, Any]]):
     """
 
     samples: Sequence[Sample]
-    processing: Processing
-    rules: CaptionRules
-    views: ViewRules = field(default_factory=ViewRules)
+    preprocessor: Preprocessor
+    caption_augmentation: CaptionAugmentation
+    image_augmentation: ImageAugmentation = field(default_factory=ImageAugmentation)
     weights: Sequence[float] | None = None
     seed: int = 0
-    max_prompt: int | None = None
-    max_target: int | None = None
-    per_step: int = 1
+    max_prompt_length: int | None = None
+    max_target_length: int | None = None
+    samples_per_step: int = 1
     fixed: bool = False
-    features: Features | None = None
+    features: FeatureSource | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
     @property
-    def drawn(self) -> int:
+    def samples_per_epoch(self) -> int:
         """Count the samples of an epoch."""
-        return len(self) if self.weights is None else drawn(self.weights)
+        return len(self) if self.weights is None else num_draws(self.weights)
 
-    def order(self, seed: int, batch: int, grouped: bool) -> Order:
+    def sampler(self, seed: int, batch: int, grouped: bool) -> WeightedSampler:
         """Give the order that samples are drawn in, those with answers of like length together if `grouped`."""
         lengths = [len(sample.target or "") for sample in self.samples] if grouped else None
-        return Order(len(self), seed, lengths, batch, self.weights)
+        return WeightedSampler(len(self), seed, lengths, batch, self.weights)
 
-    def __getitem__(self, at: Draw | int) -> dict[str, Any]:
-        draw = Draw(0, 0, at) if isinstance(at, int) else at
+    def __getitem__(self, at: SampleDraw | int) -> dict[str, Any]:
+        draw = SampleDraw(0, 0, at) if isinstance(at, int) else at
         try:
-            return self.arrays(self.samples[draw.which], draw)
+            return self.example(self.samples[draw.sample_index], draw)
         except UserError as error:
             if get_worker_info() is None:
                 raise
             # An error that crosses processes arrives with a traceback in its words; this one is raised over there.
             return {"problem": (error.what, error.hint)}
 
-    def arrays(self, sample: Sample, draw: Draw) -> dict[str, Any]:
+    def example(self, sample: Sample, draw: SampleDraw) -> dict[str, Any]:
         """Give the arrays of a sample at its turn."""
-        asked, view = self.turn(sample, draw)
-        item = {"index": draw.which, "input_ids": self._prompt(asked), "labels": self._target(asked)}
+        asked, view = self.augmented(sample, draw)
+        item = {"index": draw.sample_index, "input_ids": self._prompt(asked), "labels": self._target(asked)}
         if self.features is None:
             item["pixels_HWC"] = self._pixels(sample, view)
         else:
-            item["features_ND"] = self.features[draw.which]
+            item["features_ND"] = self.features[draw.sample_index]
         return item
 
-    def turn(self, sample: Sample, draw: Draw) -> tuple[Sample, View]:
+    def augmented(self, sample: Sample, draw: SampleDraw) -> tuple[Sample, CropWindow]:
         """Give a sample in the words of its turn, and what is seen of its picture."""
-        name, view = "/".join(sample.key), View()
-        at = f"{draw.epoch}/{name}" + (f"/{draw.again}" if draw.again else "")
-        if not (self.fixed or self.views.idle):
-            sample, view = turned(sample, self.views, random.Random(f"view/{self.seed}/{at}"))
-        text = vary(
+        name, view = "/".join(sample.key), CropWindow()
+        at = f"{draw.epoch}/{name}" + (f"/{draw.repeat}" if draw.repeat else "")
+        if not (self.fixed or self.image_augmentation.is_noop):
+            sample, view = augment_sample(sample, self.image_augmentation, random.Random(f"view/{self.seed}/{at}"))
+        text = augment_caption(
             sample.target or "",
-            self.rules,
+            self.caption_augmentation,
             seed=self.seed,
             epoch=draw.epoch,
-            sample_id=f"{name}/{draw.again}" if draw.again else name,
-            step=draw.seen // self.per_step,
+            sample_id=f"{name}/{draw.repeat}" if draw.repeat else name,
+            step=draw.global_index // self.samples_per_step,
             fixed=self.fixed,
         )
         return replace(sample, target=text), view
 
-    def as_seen(self, sample: Sample, draw: Draw) -> Sample:
+    def rendered_example(self, sample: Sample, draw: SampleDraw) -> Sample:
         """Give a sample as the model sees it at its turn: its words, and its picture at the model's size."""
-        turn, view = self.turn(sample, draw)
-        return replace(turn, picture=Image.fromarray(self._pixels(sample, view)))
+        turn, view = self.augmented(sample, draw)
+        return replace(turn, image=Image.fromarray(self._pixels(sample, view)))
 
     def pixels(self, index: int) -> np.ndarray:
         """Read one picture, whole, at the model's size: uint8, H x W x 3."""
-        return self._pixels(self.samples[index], View())
+        return self._pixels(self.samples[index], CropWindow())
 
-    def _pixels(self, sample: Sample, view: View) -> np.ndarray:
-        if not view.changes:
-            return self.processing.resize(sample.open(at_least=self.processing.at_least).image)
-        width, height = self.processing.at_least
+    def _pixels(self, sample: Sample, view: CropWindow) -> np.ndarray:
+        if not view.is_changed:
+            return self.preprocessor.resize(sample.open(min_size=self.preprocessor.min_size).image)
+        width, height = self.preprocessor.min_size
         enough = (round(width / (view.right - view.left)), round(height / (view.bottom - view.top)))
-        image, box = seen(sample.open(at_least=enough).image, view, self.processing.ground)
-        pixels = self.processing.resize(image, box)
-        return np.ascontiguousarray(pixels[:, ::-1]) if view.mirrored else pixels
+        image, box = crop_image(sample.open(min_size=enough).image, view, self.preprocessor.fill_color)
+        pixels = self.preprocessor.resize(image, box)
+        return np.ascontiguousarray(pixels[:, ::-1]) if view.flipped else pixels
 
-    def usual_prompt(self, of: int = 64) -> int | None:
+    def common_prompt_length(self, of: int = 64) -> int | None:
         """Give the length that most prompts of the first samples have, in ids."""
         lengths = Counter(len(self._prompt(sample)) for sample in self.samples[:of])
         return lengths.most_common(1)[0][0] if lengths else None
 
-    def cut(self) -> int:
+    def num_truncated(self) -> int:
         """Count the captions that are longer than what is learnt of them, as they are in the first epoch."""
-        if self.max_target is None:
+        if self.max_target_length is None:
             return 0
-        turns = (self.turn(sample, Draw(0, 0, which))[0] for which, sample in enumerate(self.samples))
-        return sum(self.processing.target(turn.target or "", self.max_target)[1] for turn in turns)
+        turns = (self.augmented(sample, SampleDraw(0, 0, which))[0] for which, sample in enumerate(self.samples))
+        return sum(self.preprocessor.encode_target(turn.target or "", self.max_target_length)[1] for turn in turns)
 
     def _prompt(self, sample: Sample) -> list[int]:
-        return self.processing.prompt_ids(find_task(sample.task), sample.input, self.max_prompt)
+        return self.preprocessor.prompt_ids(find_task(sample.task), sample.input, self.max_prompt_length)
 
     def _target(self, sample: Sample) -> list[int]:
-        text, most = sample.target or "", self.max_target
-        ids, is_cut = self.processing.target(text, most)
-        if is_cut and most is not None and has_layout(text):
-            return self.processing.target_ids(self._whole_objects(sample, text, most), most)
+        text, most = sample.target or "", self.max_target_length
+        ids, is_cut = self.preprocessor.encode_target(text, most)
+        if is_cut and most is not None and has_special_tokens(text):
+            return self.preprocessor.target_ids(self._whole_objects(sample, text, most), most)
         return ids
 
     def _whole_objects(self, sample: Sample, text: str, most: int) -> str:
         """Leave out objects at the end, so that none is cut in the middle."""
         task = find_task(sample.task)
-        value, _ = locations.cut(
-            task, locations.read(task, text, BINS), BINS, most, lambda words: len(self.processing.target_ids(words))
+        value, _ = locations.truncate(
+            task, locations.decode(task, text, BINS), BINS, most, lambda words: len(self.preprocessor.target_ids(words))
         )
-        return locations.write(task, value, BINS)
+        return locations.encode(task, value, BINS)
 
 
 @dataclass(frozen=True)
-class Collator:
+class Florence2Collator:
     """Put items side by side, padded to the longest; padding is masked in prompts and ignored in labels.
 
     Where prompts are of one length there is no mask. `learnt_N` are the places of the labels (B x T, flat) that are
@@ -165,9 +165,9 @@ class Collator:
     the places that are missing to one of eight numbers of them are -1.
     """
 
-    pad: int
-    pad_to: int = 1
-    usual: int | None = None
+    pad_token_id: int
+    pad_to_multiple_of: int = 1
+    common_prompt_length: int | None = None
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Make the tensors of one batch; a problem with one item is passed on instead."""
@@ -175,42 +175,42 @@ class Collator:
             return {"problem": problems[0]}
         prompts = [item["input_ids"] for item in items]
         lengths = {len(ids) for ids in prompts}
-        multiple = 1 if lengths == {self.usual} else self.pad_to
+        multiple = 1 if lengths == {self.common_prompt_length} else self.pad_to_multiple_of
         batch = {
-            "input_ids": _padded(prompts, self.pad, multiple),
-            "labels": _padded([item["labels"] for item in items], IGNORED_LABEL, self.pad_to),
+            "input_ids": _padded(prompts, self.pad_token_id, multiple),
+            "labels": _padded([item["labels"] for item in items], IGNORED_LABEL, self.pad_to_multiple_of),
             "index": torch.tensor([item["index"] for item in items]),
         }
         if lengths != {batch["input_ids"].shape[1]}:
             batch["attention_mask"] = _padded([[1] * len(ids) for ids in prompts], 0, multiple)
-        batch["learnt_N"] = self._learnt(batch["labels"])
+        batch["learnt_N"] = self._label_positions(batch["labels"])
         for name in ("pixels_HWC", "features_ND"):
             if name in items[0]:
                 batch[name.replace("_", "_B")] = torch.from_numpy(np.stack([item[name] for item in items]))
         return batch
 
-    def _learnt(self, labels_BT: torch.Tensor) -> torch.Tensor:
+    def _label_positions(self, labels_BT: torch.Tensor) -> torch.Tensor:
         places_N = (labels_BT.flatten() != IGNORED_LABEL).nonzero().squeeze(1)
-        few = 1 if self.pad_to == 1 else max(labels_BT.numel() // 8, 1)
+        few = 1 if self.pad_to_multiple_of == 1 else max(labels_BT.numel() // 8, 1)
         return functional.pad(places_N, (0, -len(places_N) % few), value=-1)
 
 
-def turns(lessons: Lessons, number: int, epochs: int = 3) -> Iterator[tuple[Sample, Draw]]:
+def preview_examples(lessons: Florence2Dataset, number: int, epochs: int = 3) -> Iterator[tuple[Sample, SampleDraw]]:
     """Give the first samples at their turns in some epochs."""
     for which, sample in enumerate(lessons.samples[:number]):
         for epoch in range(epochs):
-            yield sample, Draw(epoch, epoch * lessons.drawn + which, which)
+            yield sample, SampleDraw(epoch, epoch * lessons.samples_per_epoch + which, which)
 
 
-def preview(lessons: Lessons, number: int, epochs: int = 3) -> str:
+def preview_text(lessons: Florence2Dataset, number: int, epochs: int = 3) -> str:
     """Write what the first samples' targets look like over some epochs, and what is seen of their pictures."""
     lines = []
-    for sample, draw in turns(lessons, number, epochs):
-        turn, view = lessons.turn(sample, draw)
+    for sample, draw in preview_examples(lessons, number, epochs):
+        turn, view = lessons.augmented(sample, draw)
         if draw.epoch == 0:
-            lines.append(f"{sample.id}: {find_task(sample.task).wording(sample.input)}")
-        asked = f" {find_task(turn.task).wording(turn.input)}" if turn.input != sample.input else ""
-        lines.append(f"  epoch {draw.epoch + 1}{f' ({view})' if view.changes else ''}:{asked} {turn.target}")
+            lines.append(f"{sample.id}: {find_task(sample.task).format_prompt(sample.input)}")
+        asked = f" {find_task(turn.task).format_prompt(turn.input)}" if turn.input != sample.input else ""
+        lines.append(f"  epoch {draw.epoch + 1}{f' ({view})' if view.is_changed else ''}:{asked} {turn.target}")
     return "\n".join(lines)
 
 

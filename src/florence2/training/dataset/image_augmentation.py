@@ -15,12 +15,12 @@ from PIL import Image, ImageOps
 
 from florence2.data.sample import Sample
 from florence2.errors import UserError
-from florence2.model.location_grammar import find_objects
-from florence2.model.locations import read, reading_order, shuffled, write, write_region
-from florence2.model.tasks import Answers, Takes, Task, find_task
-from florence2.settings_io import options
-from florence2.training.dataset.box_transforms import BINS, View, move_box, move_objects
-from florence2.training.dataset.caption_augmentation import has_layout
+from florence2.model.location_grammar import decode_objects
+from florence2.model.locations import decode, encode, encode_region, reading_order, shuffled
+from florence2.model.tasks import InputType, OutputType, Task, find_task
+from florence2.settings_io import parse_options
+from florence2.training.dataset.box_transforms import BINS, CropWindow, transform_box, transform_objects
+from florence2.training.dataset.caption_augmentation import has_special_tokens
 
 # Words that a mirror would make untrue: sides and turns, and all that speaks of writing.
 SIDES = (
@@ -39,7 +39,7 @@ _WHOLE = 0.999  # a region that is read must not be cut
 
 
 @dataclass(frozen=True)
-class ViewRules:
+class ImageAugmentation:
     """The options of `--augment`; the values here change nothing."""
 
     hflip: float = 0.0
@@ -50,24 +50,24 @@ class ViewRules:
     order: Literal["reading", "shuffle"] = "reading"
 
     @property
-    def moves(self) -> bool:
+    def changes_images(self) -> bool:
         """Tell whether pictures are ever seen otherwise than they are."""
         return self.hflip > 0 or self.crop > 0 or self.scale != (1.0, 1.0)
 
     @property
-    def idle(self) -> bool:
+    def is_noop(self) -> bool:
         """Tell whether nothing ever changes."""
-        return not self.moves and self.order == "reading"
+        return not self.changes_images and self.order == "reading"
 
 
-def view_rules(words: tuple[str, ...]) -> ViewRules:
+def parse_image_augmentation(words: tuple[str, ...]) -> ImageAugmentation:
     """Read the words of `--augment`."""
-    given = options("--augment", words, [field.name for field in fields(ViewRules)])
+    given = parse_options("--augment", words, [field.name for field in fields(ImageAugmentation)])
     values: dict[str, Any] = {name: _READ.get(name, _probability)(name, value) for name, value in given.items()}
-    return ViewRules(**values)
+    return ImageAugmentation(**values)
 
 
-def turned(sample: Sample, rules: ViewRules, chance: random.Random) -> tuple[Sample, View]:
+def augment_sample(sample: Sample, rules: ImageAugmentation, chance: random.Random) -> tuple[Sample, CropWindow]:
     """Give the sample as it is asked and answered at one turn, and what is seen of its picture.
 
     A crop is taken where every place is known: words about a whole picture may speak of what it would cut away. A crop
@@ -76,19 +76,19 @@ def turned(sample: Sample, rules: ViewRules, chance: random.Random) -> tuple[Sam
     """
     task = find_task(sample.task)
     if not _is_understood(task, sample):
-        return sample, View()
-    mirrored = chance.random() < rules.hflip and may_mirror(sample)
+        return sample, CropWindow()
+    mirrored = chance.random() < rules.hflip and can_flip(sample)
     crops = [_window(rules, chance, mirrored, _knows_its_places(task, sample)) for _ in range(TRIES)]
-    for each in (*crops, View(mirrored=mirrored)):
+    for each in (*crops, CropWindow(flipped=mirrored)):
         if (moved := _moved(sample, task, each, rules.keep)) is not None:
             return _in_order(moved, task, rules, each, chance), each
-    return sample, View()
+    return sample, CropWindow()
 
 
-def effect(samples: Sequence[Sample], rules: ViewRules) -> str:
+def augmentation_summary(samples: Sequence[Sample], rules: ImageAugmentation) -> str:
     """Say how many samples can be seen otherwise, and why the others cannot."""
     fit = [sample for sample in samples if _is_understood(find_task(sample.task), sample)]
-    mirrored = sum(may_mirror(sample) for sample in fit)
+    mirrored = sum(can_flip(sample) for sample in fit)
     cropped = sum(_knows_its_places(find_task(sample.task), sample) for sample in fit)
     said = []
     if rules.hflip > 0:
@@ -98,15 +98,15 @@ def effect(samples: Sequence[Sample], rules: ViewRules) -> str:
     return ", ".join(said) or f"{len(fit):,} of {len(samples):,} may be seen smaller"
 
 
-def may_mirror(sample: Sample) -> bool:
+def can_flip(sample: Sample) -> bool:
     """Tell whether question and answer stay true in a mirror: no sides, no turns, and nothing written."""
     task = find_task(sample.task)
-    if task.is_free or "ocr" in task.name:
+    if task.is_custom or "ocr" in task.name:
         return False
     return _UNMIRRORED.search(f"{sample.input} {sample.target or ''}".lower()) is None
 
 
-def seen(image: Image.Image, view: View, ground: tuple[int, int, int]) -> tuple[Image.Image, Sides]:
+def crop_image(image: Image.Image, view: CropWindow, ground: tuple[int, int, int]) -> tuple[Image.Image, Sides]:
     """Give the picture, with ground around it where the view reaches over its edge, and the box in it that is seen."""
     width, height = image.size
     left, top, right, bottom = view.left * width, view.top * height, view.right * width, view.bottom * height
@@ -116,7 +116,7 @@ def seen(image: Image.Image, view: View, ground: tuple[int, int, int]) -> tuple[
     return image, (left + more[0], top + more[1], right + more[0], bottom + more[1])
 
 
-def _window(rules: ViewRules, chance: random.Random, mirrored: bool, may_crop: bool) -> View:
+def _window(rules: ImageAugmentation, chance: random.Random, mirrored: bool, may_crop: bool) -> CropWindow:
     crop, scale, *sizes, x, y = (chance.random() for _ in range(6))
     low, high = rules.scale
     times = low + scale * (high - low)
@@ -126,68 +126,70 @@ def _window(rules: ViewRules, chance: random.Random, mirrored: bool, may_crop: b
     width, height = (size / times for size in kept)
     left, top = x * (1 - width), y * (1 - height)
     right, bottom = (1.0 if side == 1.0 else start + side for start, side in ((left, width), (top, height)))
-    return View(left, top, right, bottom, mirrored)
+    return CropWindow(left, top, right, bottom, mirrored)
 
 
 def _knows_its_places(task: Task, sample: Sample) -> bool:
     target = sample.target or ""
-    return task.takes is Takes.REGION or (task.answers is not Answers.TEXT and (not target or has_layout(target)))
+    return task.input_type is InputType.REGION or (
+        task.output_type is not OutputType.TEXT and (not target or has_special_tokens(target))
+    )
 
 
 def _is_understood(task: Task, sample: Sample) -> bool:
     """Tell whether each location token of question and answer is one that can be moved."""
     target = sample.target or ""
-    if task.takes is Takes.REGION:
-        if len(read(Answers.REGIONS, sample.input, BINS)["bboxes"]) != 1 or sample.input.count("<") != 4:
+    if task.input_type is InputType.REGION:
+        if len(decode(OutputType.REGIONS, sample.input, BINS)["bboxes"]) != 1 or sample.input.count("<") != 4:
             return False
-    elif has_layout(sample.input) or (task.is_free and has_layout(task.token)):
+    elif has_special_tokens(sample.input) or (task.is_custom and has_special_tokens(task.token)):
         return False
-    if task.answers is Answers.TEXT or not target:
-        return not has_layout(target)
+    if task.output_type is OutputType.TEXT or not target:
+        return not has_special_tokens(target)
     return not _beside_objects(task, target)
 
 
 def _beside_objects(task: Task, target: str) -> str:
     """Give the words of an answer that belong to no object."""
     rest, at = "", 0
-    for placed in find_objects(task.answers, target):
+    for placed in decode_objects(task.output_type, target):
         for start, end in (placed.label_span, placed.span):
             rest, at = rest + target[at : max(start, at)], max(end, at)
     return re.sub(r"<[^<>]*>", "", rest + target[at:]).strip()
 
 
-def _moved(sample: Sample, task: Task, view: View, keep: float) -> Sample | None:
+def _moved(sample: Sample, task: Task, view: CropWindow, keep: float) -> Sample | None:
     """Move what is said of places; None where what it is about would be lost."""
-    if not view.changes:
+    if not view.is_changed:
         return sample
-    if task.takes is Takes.REGION:
-        region = read(Answers.REGIONS, sample.input, BINS)["bboxes"][0]
-        box = move_box(region, view, _WHOLE if "ocr" in task.name else keep)
+    if task.input_type is InputType.REGION:
+        region = decode(OutputType.REGIONS, sample.input, BINS)["bboxes"][0]
+        box = transform_box(region, view, _WHOLE if "ocr" in task.name else keep)
         if box is None:
             return None
-        sample = replace(sample, input=write_region(box, BINS))
-    if task.answers is Answers.TEXT or not sample.target:
+        sample = replace(sample, input=encode_region(box, BINS))
+    if task.output_type is OutputType.TEXT or not sample.target:
         return sample
-    value = read(task, sample.target, BINS)
-    moved = move_objects(value, view, keep)
+    value = decode(task, sample.target, BINS)
+    moved = transform_objects(value, view, keep)
     if _number(moved) == 0 < _number(value):
         return None
-    return replace(sample, target=write(task, moved, BINS))
+    return replace(sample, target=encode(task, moved, BINS))
 
 
 def _number(value: Mapping[str, Any]) -> int:
     return sum(len(value[form]) for form in ("bboxes", "quad_boxes", "polygons") if form in value)
 
 
-def _in_order(sample: Sample, task: Task, rules: ViewRules, view: View, chance: random.Random) -> Sample:
+def _in_order(sample: Sample, task: Task, rules: ImageAugmentation, view: CropWindow, chance: random.Random) -> Sample:
     """Put objects in the order that is learnt; phrases keep that of their sentence."""
-    if task.answers in (Answers.TEXT, Answers.PHRASES) or not has_layout(sample.target or ""):
+    if task.output_type in (OutputType.TEXT, OutputType.PHRASES) or not has_special_tokens(sample.target or ""):
         return sample
-    if rules.order == "reading" and not view.changes:
+    if rules.order == "reading" and not view.is_changed:
         return sample
-    value = read(task, sample.target or "", BINS)
+    value = decode(task, sample.target or "", BINS)
     ordered = shuffled(value, chance) if rules.order == "shuffle" else reading_order(value)
-    return replace(sample, target=write(task, ordered, BINS))
+    return replace(sample, target=encode(task, ordered, BINS))
 
 
 def _probability(name: str, value: Any) -> float:

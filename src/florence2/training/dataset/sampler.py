@@ -16,19 +16,19 @@ GROUP = 50  # batches that are sorted together when pictures are grouped by leng
 FINE = 2**20  # steps in which chance is drawn, so that sums of whole numbers stay whole
 
 
-class Draw(NamedTuple):
+class SampleDraw(NamedTuple):
     """One sample at its turn: `seen` counts the samples drawn before it, from the start of the training.
 
     `again` counts how often it was drawn before in the same epoch.
     """
 
     epoch: int
-    seen: int
-    which: int
-    again: int = 0
+    global_index: int
+    sample_index: int
+    repeat: int = 0
 
 
-class Order(Sampler[Draw]):
+class WeightedSampler(Sampler[SampleDraw]):
     """Draw every sample as often as its weight says in an epoch, in an order that only seed and epoch decide.
 
     Without `weights` that is once each. With `lengths` (one for each sample), samples of like length come together,
@@ -55,12 +55,12 @@ class Order(Sampler[Draw]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.size if self.weights is None else drawn(self.weights)
+        return self.size if self.weights is None else num_draws(self.weights)
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SampleDraw]:
         start, times = self.epoch * len(self), Counter[int]()
         for place, index in enumerate(self._indices()):
-            yield Draw(self.epoch, start + place, index, times[index])
+            yield SampleDraw(self.epoch, start + place, index, times[index])
             times[index] += 1
 
     def _indices(self) -> list[int]:
@@ -80,7 +80,7 @@ class Order(Sampler[Draw]):
         return [index for batch in (*whole, *(b for b in batches if len(b) < self.batch)) for index in batch]
 
 
-def drawn(weights: Sequence[float]) -> int:
+def num_draws(weights: Sequence[float]) -> int:
     """Count the samples of an epoch: the sum of the weights, rounded."""
     return sum(map(math.floor, weights)) + round(sum(weight - math.floor(weight) for weight in weights))
 
@@ -92,7 +92,7 @@ def _weighted(weights: Sequence[float], chance: random.Random) -> list[int]:
     """
     indices = [index for index, weight in enumerate(weights) for _ in range(math.floor(weight))]
     rests = [(index, weight - math.floor(weight)) for index, weight in enumerate(weights) if weight % 1]
-    many, total = drawn(weights) - len(indices), sum(rest for _, rest in rests)
+    many, total = num_draws(weights) - len(indices), sum(rest for _, rest in rests)
     chance.shuffle(rests)
     start = chance.randrange(FINE) / FINE
     ends = [start + many * passed / total for passed in accumulate(rest for _, rest in rests)]

@@ -12,29 +12,29 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from florence2.config import TrainSettings
-from florence2.data.image import PictureError
-from florence2.data.streams.stream import Share, Stream
+from florence2.data.image import ImageError
+from florence2.data.streams.stream import SampleStream, Shard
 from florence2.errors import UserError
-from florence2.settings_io import pairs, value
-from florence2.training.dataset.florence2_dataset import Lessons
-from florence2.training.dataset.sampler import Draw
+from florence2.settings_io import parse_pairs, parse_value
+from florence2.training.dataset.florence2_dataset import Florence2Dataset
+from florence2.training.dataset.sampler import SampleDraw
 
 Batches = Iterator[dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class Pouring(IterableDataset[dict[str, Any]]):
+class StreamingDataset(IterableDataset[dict[str, Any]]):
     """The lessons of one process among `of`, `batch` by `batch`; `start` batches were taken before."""
 
-    lessons: Lessons
-    stream: Stream
-    batch: int = 1
-    process: int = 0
-    of: int = 1
-    start: int = 0
+    dataset: Florence2Dataset
+    stream: SampleStream
+    batch_size: int = 1
+    process_index: int = 0
+    num_processes: int = 1
+    consumed_batches: int = 0
 
     @classmethod
-    def of_process(cls, lessons: Lessons, stream: Stream, args: Any) -> "Pouring":
+    def for_process(cls, lessons: Florence2Dataset, stream: SampleStream, args: Any) -> "StreamingDataset":
         """Give what this process learns of a stream; `args` are transformers' training arguments."""
         return cls(lessons, stream, args.train_batch_size, args.process_index, args.world_size)
 
@@ -50,39 +50,39 @@ class Pouring(IterableDataset[dict[str, Any]]):
         info = get_worker_info()
         number, workers = (info.id, info.num_workers) if info else (0, 1)
         # Workers give batches in turn, beginning with the first: so the first now is the one whose turn it was.
-        worker = (number + self.start) % workers
-        taken = self.start // workers + (worker < self.start % workers)
-        share = Share(self.process * workers + worker, self.of * workers)
-        for passing in self.stream.passing(share, taken * self.batch):
-            draw = Draw(passing.epoch, passing.place * share.of + share.index, -1)
+        worker = (number + self.consumed_batches) % workers
+        taken = self.consumed_batches // workers + (worker < self.consumed_batches % workers)
+        share = Shard(self.process_index * workers + worker, self.num_processes * workers)
+        for passing in self.stream.items(share, taken * self.batch_size):
+            draw = SampleDraw(passing.epoch, passing.position * share.num_shards + share.index, -1)
             try:
-                yield self.lessons.arrays(passing.sample, draw)
-            except PictureError:
-                if self.stream.missing == "error":
+                yield self.dataset.example(passing.sample, draw)
+            except ImageError:
+                if self.stream.on_missing == "error":
                     raise
 
 
 @dataclass(frozen=True, eq=False)
-class Tap:
+class ResumableDataLoader:
     """Loads batches from a stream: opened, it begins behind the batches that were `taken`."""
 
-    pouring: Pouring
-    taken: Callable[[], int]
+    dataset: StreamingDataset
+    consumed_batches: Callable[[], int]
     options: dict[str, Any]
 
     def __iter__(self) -> Batches:
-        pouring = replace(self.pouring, start=self.taken())
+        pouring = replace(self.dataset, consumed_batches=self.consumed_batches())
         # A generator of its own keeps the seed of workers out of the training's random numbers.
-        return iter(DataLoader(pouring, pouring.batch, generator=torch.Generator(), **self.options))
+        return iter(DataLoader(pouring, pouring.batch_size, generator=torch.Generator(), **self.options))
 
 
-def refuse_unstreamable(settings: TrainSettings) -> None:
+def check_streaming(settings: TrainSettings) -> None:
     """Refuse what needs to know all samples before the first step."""
     if not settings.data.streaming:
         return
     data, saving = settings.data, settings.saving
-    door, lora = pairs("--trainer", saving.trainer), pairs("--lora", settings.lora.lora)
-    steps = value(door.get("max_steps", "-1"))
+    door, lora = parse_pairs("--trainer", saving.trainer), parse_pairs("--lora", settings.lora.lora)
+    steps = parse_value(door.get("max_steps", "-1"))
     if not isinstance(steps, int) or steps <= 0:
         raise UserError("a stream has no end that is known, so `--epochs` says nothing", "pass `--trainer max_steps=N`")
     for is_asked, flag, why in (

@@ -9,20 +9,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from florence2.config import TrainSettings
-from florence2.data.columns import Columns
+from florence2.data.columns import ColumnMapping
 from florence2.data.resolve import resolve_dataset
 from florence2.data.sample import Sample
-from florence2.data.streams.shard_readers import find_parts
-from florence2.data.streams.stream import Stream
-from florence2.data.validate import check_pictures, split
+from florence2.data.streams.shard_readers import find_sharded_source
+from florence2.data.streams.stream import SampleStream
+from florence2.data.validate import check_images, train_val_split
 from florence2.errors import UserError
-from florence2.model.processing import Processing, max_target_tokens
+from florence2.model.processing import Preprocessor, max_target_tokens
 from florence2.model.tasks import find_task
-from florence2.settings_io import near
-from florence2.training.dataset.caption_augmentation import rules_of
-from florence2.training.dataset.florence2_dataset import Lessons
-from florence2.training.dataset.image_augmentation import view_rules
-from florence2.training.dataset.sampler import drawn
+from florence2.settings_io import closest_name_hint
+from florence2.training.dataset.caption_augmentation import parse_caption_augmentation
+from florence2.training.dataset.florence2_dataset import Florence2Dataset
+from florence2.training.dataset.image_augmentation import parse_image_augmentation
+from florence2.training.dataset.sampler import num_draws
 
 FIRST = 32  # samples of a stream that are looked at before it starts
 
@@ -30,45 +30,45 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """What to learn from, how often an epoch draws each of it (None: once), and what to measure on.
 
     Of a stream, `samples` are the first.
     """
 
-    samples: Sequence[Sample]
+    train: Sequence[Sample]
     weights: Sequence[float] | None = None
-    held: Sequence[Sample] = ()
-    stream: Stream | None = None
+    eval: Sequence[Sample] = ()
+    stream: SampleStream | None = None
 
 
-def find(settings: TrainSettings, say: Say) -> Material:
+def find_training_data(settings: TrainSettings, say: Say) -> TrainingData:
     """Find what to learn from and what to measure on; `say` hears what was found."""
     data, val = settings.data, settings.data.val_dataset
     if data.streaming:
         stream = _stream(settings)
-        say(f"{stream.parts.name} is read as it comes, in {stream.parts.number:,} parts")
-        return Material(stream.first(FIRST), held=_found(settings, val, say) if val else [], stream=stream)
+        say(f"{stream.source.name} is read as it comes, in {stream.source.num_shards:,} parts")
+        return TrainingData(stream.first(FIRST), eval=_found(settings, val, say) if val else [], stream=stream)
     fraction = _fraction(val)
     found = {spec: _found(settings, spec, say) for spec in data.dataset}
     if len(found) > 1:
         found = {spec: [replace(each, id=f"{spec}/{each.id}") for each in samples] for spec, samples in found.items()}
     home = {sample.id: spec for spec, samples in found.items() for sample in samples}
-    samples, held = split(
+    samples, held = train_val_split(
         [each for samples in found.values() for each in samples], fraction or 0, settings.learning.seed
     )
     if val and fraction is None:
         held = _found(settings, val, say)
     weights = _weights(data.mix, samples, home)
     kept = [at for at in range(len(samples)) if weights is None or weights[at] > 0]
-    return Material([samples[at] for at in kept], weights and [weights[at] for at in kept], held)
+    return TrainingData([samples[at] for at in kept], weights and [weights[at] for at in kept], held)
 
 
-def _stream(settings: TrainSettings) -> Stream:
+def _stream(settings: TrainSettings) -> SampleStream:
     data = settings.data
-    columns = Columns(data.task, picture=data.image_column, text=data.text_column)
-    parts = find_parts(data.dataset[0], columns, offline=settings.model.offline)
-    return Stream(parts, settings.learning.seed, data.missing)
+    columns = ColumnMapping(data.task, image=data.image_column, text=data.text_column)
+    parts = find_sharded_source(data.dataset[0], columns, offline=settings.model.offline)
+    return SampleStream(parts, settings.learning.seed, data.missing)
 
 
 def _weights(mix: tuple[str, ...], samples: Sequence[Sample], home: Mapping[str, str]) -> list[float] | None:
@@ -82,10 +82,12 @@ def _weights(mix: tuple[str, ...], samples: Sequence[Sample], home: Mapping[str,
     for token, (name, _) in by_task.items():
         if token not in tasks:
             known = [*datasets, *(find_task(task).name for task in tasks)]
-            raise UserError(f"`--mix {name}` names no dataset here and no task that is learnt", near(name, known))
+            raise UserError(
+                f"`--mix {name}` names no dataset here and no task that is learnt", closest_name_hint(name, known)
+            )
     once = ("", 1.0)
     weights = [by_task.get(each.task, once)[1] * by_place.get(home[each.id], 1.0) for each in samples]
-    if drawn(weights) < 1:
+    if num_draws(weights) < 1:
         raise UserError("with `--mix` an epoch draws no sample at all", "give some task or dataset more weight")
     return weights
 
@@ -101,19 +103,19 @@ def _weight(word: str) -> tuple[str, float]:
     return name, weight
 
 
-def make(settings: TrainSettings, material: Material, model: Any, processor: Any) -> Lessons:
+def build_dataset(settings: TrainSettings, material: TrainingData, model: Any, processor: Any) -> Florence2Dataset:
     """Make lessons of samples, as long as the model has positions for."""
     most = max_target_tokens(model.config)
     asked = settings.captions.max_length
-    return Lessons(
-        material.samples,
-        Processing.of(processor),
-        rules_of(settings.captions),
-        view_rules(settings.captions.augment),
+    return Florence2Dataset(
+        material.train,
+        Preprocessor.from_processor(processor),
+        parse_caption_augmentation(settings.captions),
+        parse_image_augmentation(settings.captions.augment),
         material.weights,
         seed=settings.learning.seed,
-        max_prompt=most,
-        max_target=most if asked is None else min(asked + 2, most),  # <s> and </s> come on top
+        max_prompt_length=most,
+        max_target_length=most if asked is None else min(asked + 2, most),  # <s> and </s> come on top
     )
 
 
@@ -125,13 +127,13 @@ def _found(settings: TrainSettings, spec: str, say: Say) -> list[Sample]:
         dataset_dir=data.dataset_dir,
         recursive=data.recursive,
         caption_extension=data.caption_extension,
-        keep_lines=rules_of(settings.captions).enable_wildcard,
+        keep_lines=parse_caption_augmentation(settings.captions).enable_wildcard,
         missing=data.missing,
         image_column=data.image_column,
         text_column=data.text_column,
         offline=settings.model.offline,
     )
-    found = check_pictures(found, missing=data.missing)
+    found = check_images(found, missing=data.missing)
     say(found.summary())
     return found.samples
 

@@ -12,7 +12,7 @@ _AVERAGING = ("schedule_free", "schedulefree")
 _CONSTANT = ("constant", "constant_with_warmup")
 
 
-def advice(optim: str, learning_rate: float, scheduler: str, given: Mapping[str, Any]) -> Iterator[str]:
+def check_learning_rate(optim: str, learning_rate: float, scheduler: str, given: Mapping[str, Any]) -> Iterator[str]:
     """Say which settings do not suit the optimizer; nothing is changed."""
     name, rate = optim.lower(), given.get("lr", learning_rate)
     if any(family in name for family in _OWN_RATE):

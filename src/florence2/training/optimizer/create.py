@@ -14,17 +14,17 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from transformers import SchedulerType, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from florence2.errors import UserError
-from florence2.settings_io import near, pairs, value
-from florence2.training.optimizer.groups import Rates, groups
-from florence2.training.optimizer.registry import EXTRA, TRANSFORMERS, class_of, is_made_by_transformers
+from florence2.settings_io import closest_name_hint, parse_pairs, parse_value
+from florence2.training.optimizer.groups import GroupRates, parameter_groups
+from florence2.training.optimizer.registry import EXTRA, TRANSFORMERS, is_made_by_transformers, optimizer_class
 
 
-def arguments_of(given: tuple[str, ...]) -> dict[str, Any]:
+def parse_optimizer_args(given: tuple[str, ...]) -> dict[str, Any]:
     """Read `--optimizer_args key=value`."""
-    return {name: value(word) for name, word in pairs("--optimizer_args", given).items()}
+    return {name: parse_value(word) for name, word in parse_pairs("--optimizer_args", given).items()}
 
 
-def build(
+def create_optimizer(
     args: Seq2SeqTrainingArguments,
     model: nn.Module,
     optim: str,
@@ -33,7 +33,7 @@ def build(
     vision_learning_rate: float | None = None,
 ) -> torch.optim.Optimizer | None:
     """Make the optimizer; None means that transformers must make it, because it parts the weights in its own way."""
-    rates = Rates(
+    rates = GroupRates(
         given.get("lr", args.learning_rate),
         given.get("weight_decay", args.weight_decay),
         lora_plus_ratio,
@@ -42,14 +42,14 @@ def build(
     # Where transformers is asked, it reads the name and its arguments from here.
     args.optim, args.optim_args = optim, ",".join(f"{name}={word}" for name, word in given.items() if _is_plain(word))
     if is_made_by_transformers(optim):
-        if rates.departs:
+        if rates.has_custom_rates:
             flag = "--lora_plus_ratio" if lora_plus_ratio is not None else "--vision_learning_rate"
             raise UserError(f"`{flag}` does not go with `--optim {optim}`", "leave one of them out")
         return None
-    kind, values = _of_transformers(args, optim) if optim in TRANSFORMERS else (class_of(optim), {})
+    kind, values = _of_transformers(args, optim) if optim in TRANSFORMERS else (optimizer_class(optim), {})
     values |= _accepted(kind, optim, given) | {"lr": rates.learning}
     values.pop("weight_decay", None)  # each group has its own
-    parts = groups(model, rates, muon=kind.__module__.startswith("pytorch_optimizer.optimizer.muon"))
+    parts = parameter_groups(model, rates, muon=kind.__module__.startswith("pytorch_optimizer.optimizer.muon"))
     try:
         with contextlib.redirect_stdout(sys.stderr):  # some like to talk
             made = kind(parts, **values)
@@ -71,20 +71,20 @@ def one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
     return OneCycleLR(optimizer, max_lr=rates, total_steps=steps + 1, cycle_momentum=momentum)
 
 
-def decay_in_the_end(args: Seq2SeqTrainingArguments, steps: int) -> None:
+def set_decay_steps(args: Seq2SeqTrainingArguments, steps: int) -> None:
     """Let a schedule that holds its rate fall over the last fifth of the steps, where nobody says otherwise."""
     if args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
         args.lr_scheduler_kwargs = {"num_decay_steps": math.ceil(steps / 5)} | dict(args.lr_scheduler_kwargs or {})
 
 
-def pass_over_first(schedule: LRScheduler) -> None:
+def skip_zero_step(schedule: LRScheduler) -> None:
     """Begin a schedule at its second step: the first of a warm-up has a rate of 0 and teaches nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch wants the optimizer to go first
         schedule.step()
 
 
-def refusal(optim: str, error: Exception) -> UserError:
+def optimizer_error(optim: str, error: Exception) -> UserError:
     """Word why transformers makes no such optimizer here."""
     reason = " ".join(str(error).split()).rstrip(".")
     if "optim_target_modules" in reason:
@@ -97,7 +97,7 @@ def _of_transformers(args: Seq2SeqTrainingArguments, optim: str) -> tuple[Any, d
     try:
         kind, values = Seq2SeqTrainer.get_optimizer_cls_and_kwargs(args)
     except (ImportError, ValueError) as error:
-        raise refusal(optim, error) from error
+        raise optimizer_error(optim, error) from error
     if "warmup_steps" in values:
         values["warmup_steps"] = 0  # the schedule warms up already, and transformers takes our share for a number
     return kind, dict(values)
@@ -113,7 +113,7 @@ def _accepted(kind: Any, optim: str, given: Mapping[str, Any]) -> dict[str, Any]
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for name in given:
         if name not in known and not open_ended:
-            raise UserError(f"`{optim}` has no argument `{name}`", near(name, known))
+            raise UserError(f"`{optim}` has no argument `{name}`", closest_name_hint(name, known))
     return dict(given)
 
 

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from florence2.errors import UserError
-from florence2.model.adapter.target_modules import lies_in
+from florence2.model.adapter.target_modules import is_in_component
 
 Group = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Rates:
+class GroupRates:
     """The learning rate and the decay, and who departs from them.
 
     `vision` is the learning rate of the picture half; LoRA's B matrices learn `lora_plus` times faster than their A.
@@ -24,19 +24,19 @@ class Rates:
     vision: float | None = None
 
     @property
-    def departs(self) -> bool:
+    def has_custom_rates(self) -> bool:
         """Tell whether some weights learn faster than others."""
         return self.lora_plus is not None or self.vision is not None
 
 
 class _Part(NamedTuple):
-    sees: bool
-    fast: bool
+    is_vision: bool
+    is_lora_b: bool
     undecayed: bool
     by_muon: bool
 
 
-def groups(model: nn.Module, rates: Rates, muon: bool = False) -> list[Group]:
+def parameter_groups(model: nn.Module, rates: GroupRates, muon: bool = False) -> list[Group]:
     """Part the trained weights; norms and biases do not decay.
 
     With `muon` each group says whether it holds the matrices that Muon and its kin turn, or what they leave to Adam.
@@ -45,19 +45,19 @@ def groups(model: nn.Module, rates: Rates, muon: bool = False) -> list[Group]:
     parts: dict[_Part, list[nn.Parameter]] = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            sees = rates.vision is not None and lies_in(name, "vision")
+            sees = rates.vision is not None and is_in_component(name, "vision")
             fast = rates.lora_plus is not None and ".lora_B." in name
             parts.setdefault(_Part(sees, fast, name in plain, name in matrices), []).append(weight)
-    if rates.vision is not None and not any(part.sees for part in parts):
+    if rates.vision is not None and not any(part.is_vision for part in parts):
         raise UserError("`--vision_learning_rate` finds no weight that learns", "leave it out, or `--freeze vision`")
     return [_group(part, weights, rates, muon) for part, weights in sorted(parts.items(), key=lambda item: item[0])]
 
 
-def _group(part: _Part, weights: list[nn.Parameter], rates: Rates, muon: bool) -> Group:
-    rate = rates.vision if part.sees and rates.vision is not None else rates.learning
+def _group(part: _Part, weights: list[nn.Parameter], rates: GroupRates, muon: bool) -> Group:
+    rate = rates.vision if part.is_vision and rates.vision is not None else rates.learning
     group: Group = {
         "params": weights,
-        "lr": rate * (rates.lora_plus if part.fast and rates.lora_plus is not None else 1),
+        "lr": rate * (rates.lora_plus if part.is_lora_b and rates.lora_plus is not None else 1),
         "weight_decay": 0.0 if part.undecayed else rates.decay,
     }
     return group | ({"use_muon": part.by_muon} if muon else {})

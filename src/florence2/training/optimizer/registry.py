@@ -9,7 +9,7 @@ import torch
 from transformers.training_args import OptimizerNames
 
 from florence2.errors import UserError
-from florence2.settings_io import near
+from florence2.settings_io import closest_name_hint
 
 EXTRA = "run `pip install 'florence2[optimizers]'`"
 TRANSFORMERS = tuple(name.value for name in OptimizerNames)
@@ -30,7 +30,7 @@ _UNFIT = {
 def check_name(optim: str) -> None:
     """Refuse a name that means no optimizer, before anything is read."""
     if optim not in TRANSFORMERS:
-        class_of(optim)
+        optimizer_class(optim)
 
 
 def is_made_by_transformers(optim: str) -> bool:
@@ -38,7 +38,7 @@ def is_made_by_transformers(optim: str) -> bool:
     return optim in TRANSFORMERS and optim.startswith(MADE_BY_TRANSFORMERS)
 
 
-def class_of(optim: str) -> Any:
+def optimizer_class(optim: str) -> Any:
     """Find the class that a name means, `package.Class` or one of `pytorch-optimizer`."""
     kind = _class_at(optim) if "." in optim else _packaged(optim)
     if not (inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)):
@@ -67,5 +67,7 @@ def _packaged(name: str) -> Any:
     import pytorch_optimizer
 
     if name.lower() not in (known := pytorch_optimizer.get_supported_optimizers()):
-        raise UserError(f"`--optim {name}` is not known", near(name.lower(), [*TRANSFORMERS, *known, "package.Class"]))
+        raise UserError(
+            f"`--optim {name}` is not known", closest_name_hint(name.lower(), [*TRANSFORMERS, *known, "package.Class"])
+        )
     return pytorch_optimizer.load_optimizer(name.lower())

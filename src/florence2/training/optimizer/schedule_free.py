@@ -11,18 +11,18 @@ from typing import Any
 import torch
 
 
-def settle(optimizer: Any) -> None:
+def to_eval_weights(optimizer: Any) -> None:
     """Put the weights where they are kept; the next step takes them back. Harmless for any other optimizer."""
     if hasattr(optimizer, "eval"):
         optimizer.eval()
 
 
 @contextmanager
-def settled(optimizer: Any) -> Iterator[None]:
+def eval_weights(optimizer: Any) -> Iterator[None]:
     """Put the weights where they are kept for a while, and give them back as they were, to the bit."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]] if _averages(optimizer) else []
     before = [weight.detach().clone() for weight in weights]
-    settle(optimizer)
+    to_eval_weights(optimizer)
     moved = any(not torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
     try:
         yield

@@ -13,29 +13,29 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from florence2.config import LearningSettings
-from florence2.model.storage.run_metadata import read_record
+from florence2.model.storage.run_metadata import read_run_metadata
 from florence2.model.tasks import find_task
-from florence2.training.dataset.florence2_dataset import Lessons
-from florence2.training.performance.memory import GIB, expect, free, is_out_of_memory
-from florence2.training.performance.memory_estimate import Shapes, Step
+from florence2.training.dataset.florence2_dataset import Florence2Dataset
+from florence2.training.performance.memory import GIB, estimate_memory, free_device_memory, is_out_of_memory
+from florence2.training.performance.memory_estimate import BatchShapes, TrainingStep
 
 SPARE = 0.1  # share of the free memory that stays free
 
 
-def shapes_of(lessons: Lessons, batch: int, *, features: bool = False) -> Shapes:
+def batch_shapes(lessons: Florence2Dataset, batch: int, *, features: bool = False) -> BatchShapes:
     """Say how large a batch is at most, with the longest target of all."""
-    processing = lessons.processing
+    processing = lessons.preprocessor
     longest = max(lessons.samples, key=lambda sample: len(sample.target or ""))
-    prompt = processing.prompt_ids(find_task(longest.task), longest.input, lessons.max_prompt)
-    target = processing.target_ids(longest.target or "", lessons.max_target)
+    prompt = processing.prompt_ids(find_task(longest.task), longest.input, lessons.max_prompt_length)
+    target = processing.target_ids(longest.target or "", lessons.max_target_length)
     places = processing.num_image_tokens
-    return Shapes(batch, processing.size, places, len(prompt) - places, len(target), features)
+    return BatchShapes(batch, processing.size, places, len(prompt) - places, len(target), features)
 
 
-def fit(
+def auto_batch_size(
     learning: LearningSettings,
     learner: nn.Module,
-    lessons: Lessons,
+    lessons: Florence2Dataset,
     dtype: torch.dtype,
     checkpoint: Path | None,
     say: Callable[[str], None],
@@ -47,8 +47,8 @@ def fit(
     batch = _before(checkpoint, pictures)
     if batch is None:
         device = next(learner.parameters()).device
-        room = free(device)
-        batch = largest(pictures, lambda size: _fits(learner, shapes_of(lessons, size), dtype, room))
+        room = free_device_memory(device)
+        batch = largest_fitting_divisor(pictures, lambda size: _fits(learner, batch_shapes(lessons, size), dtype, room))
         PartialState(cpu=device.type == "cpu")
         batch = min(gather_object([batch]))  # of all processes; each divides the step
         say(f"batches of {batch}: the largest that part a step of {pictures} and fit into {room / GIB:.1f} GiB")
@@ -57,20 +57,20 @@ def fit(
     return replace(learning, batch_size=batch, gradient_accumulation_steps=pictures // batch)
 
 
-def largest(pictures: int, fits: Callable[[int], bool]) -> int:
+def largest_fitting_divisor(pictures: int, fits: Callable[[int], bool]) -> int:
     """Find the largest part of a step that fits; one picture is tried in any case."""
     parts = [size for size in range(pictures, 1, -1) if pictures % size == 0]
     return next((size for size in parts if fits(size)), 1)
 
 
-def tried(learner: nn.Module, shapes: Shapes, dtype: torch.dtype, room: int) -> bool:
+def fits_by_trial(learner: nn.Module, shapes: BatchShapes, dtype: torch.dtype, room: int) -> bool:
     """Take a step of nothing but its size and see whether memory runs out; the learner stays as it was."""
     device, training = next(learner.parameters()).device, learner.training
     spare = 8 * sum(weight.numel() for weight in learner.parameters() if weight.requires_grad) + int(SPARE * room)
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             reserve = torch.empty(spare, dtype=torch.uint8, device=device)  # for the optimizer, and odd pieces
-            Step(learner.train(), shapes, dtype)()
+            TrainingStep(learner.train(), shapes, dtype)()
             del reserve
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
@@ -84,15 +84,15 @@ def tried(learner: nn.Module, shapes: Shapes, dtype: torch.dtype, room: int) -> 
     return True
 
 
-def _fits(learner: nn.Module, shapes: Shapes, dtype: torch.dtype, room: int) -> bool:
+def _fits(learner: nn.Module, shapes: BatchShapes, dtype: torch.dtype, room: int) -> bool:
     if next(learner.parameters()).device.type != "cpu":
-        return tried(learner, shapes, dtype, room)
-    return expect(learner, shapes, dtype).more <= (1 - SPARE) * room
+        return fits_by_trial(learner, shapes, dtype, room)
+    return estimate_memory(learner, shapes, dtype).more <= (1 - SPARE) * room
 
 
 def _before(checkpoint: Path | None, pictures: int) -> int | None:
     """Read the batch that a training chose before it was stopped, if its steps saw as many pictures."""
-    record = read_record(checkpoint) if checkpoint else None
+    record = read_run_metadata(checkpoint) if checkpoint else None
     if record is None or not record.settings.get("auto_batch"):
         return None
     batch = int(record.settings["batch_size"])

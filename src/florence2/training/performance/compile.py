@@ -13,7 +13,7 @@ from florence2.errors import UserError
 from florence2.system import require_compiler
 
 
-def check_compile(settings: TrainSettings) -> None:
+def check_can_compile(settings: TrainSettings) -> None:
     """Refuse to compile where nothing can be gained, or nothing can be compiled, before anything is read."""
     if not settings.learning.compile:
         return
@@ -25,7 +25,7 @@ def check_compile(settings: TrainSettings) -> None:
     require_compiler("`--compile`")
 
 
-def compile_parts(learner: nn.Module, backend: str = "inductor") -> None:
+def compile_model(learner: nn.Module, backend: str = "inductor") -> None:
     """Compile in place, when the first batch comes; names of weights and copies of the model stay as they are.
 
     A CPU gains nothing in the language half, which does little but multiply. Its layers are alike, so on a GPU two or

@@ -23,12 +23,12 @@ from transformers.models.bart.modeling_bart import (
     BartEncoderLayer,
 )
 
-STEPS = 1 << 16  # dropout rates are counted in these, and each is exactly what it is counted as
+RATE_STEPS = 1 << 16  # dropout rates are counted in these, and each is exactly what it is counted as
 ATTENTION = "florence2_quick_dropout"
-HERE = ("cpu", "meta")  # where the quick way is taken; a model may move on after it was equipped
+SUPPORTED_DEVICES = ("cpu", "meta")  # where the quick way is taken; a model may move on after it was equipped
 
 
-def quicken(learner: nn.Module) -> None:
+def use_cpu_dropout(learner: nn.Module) -> None:
     """Let the language half drop the quick way where it lies on a CPU: in the same places, at the same rates."""
     if next(learner.parameters()).device.type != "cpu":
         return
@@ -43,30 +43,30 @@ def quicken(learner: nn.Module) -> None:
             module.config._attn_implementation = ATTENTION
 
 
-def counted(rate: float) -> int:
+def quantized_rate(rate: float) -> int:
     """Count a rate in steps; not everything is ever dropped."""
-    return min(round(rate * STEPS), STEPS - 1)
+    return min(round(rate * RATE_STEPS), RATE_STEPS - 1)
 
 
-class Dropout(torch.autograd.Function):
+class CpuDropout(torch.autograd.Function):
     """Drop some of a tensor, and grow what is kept by as much."""
 
     @staticmethod
     def forward(context: Any, x: torch.Tensor, dropped: int) -> torch.Tensor:  # type: ignore[override]
         """Take and give any shape."""
-        kept = keep(x, dropped)
+        kept = draw_mask(x, dropped)
         context.save_for_backward(kept)
-        context.factor = STEPS / (STEPS - dropped)
-        return only(kept, x).mul_(context.factor)
+        context.factor = RATE_STEPS / (RATE_STEPS - dropped)
+        return apply_mask(kept, x).mul_(context.factor)
 
     @staticmethod
     def backward(context: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
         """Drop the same places."""
         (kept,) = context.saved_tensors
-        return only(kept, grad).mul_(context.factor), None
+        return apply_mask(kept, grad).mul_(context.factor), None
 
 
-class Attention(torch.autograd.Function):
+class DropoutAttention(torch.autograd.Function):
     """Attention whose weights are dropped. Keeps the weights and what was dropped, and not their product."""
 
     @staticmethod
@@ -85,10 +85,10 @@ class Attention(torch.autograd.Function):
             if mask is not None:
                 scores_BHLS += mask
             weights_BHLS = scores_BHLS.softmax(-1)
-            kept_BHLS = keep(weights_BHLS, dropped)
+            kept_BHLS = draw_mask(weights_BHLS, dropped)
             context.save_for_backward(query_BHLE, key_BHSE, value_BHSE, weights_BHLS, kept_BHLS)
-            context.scaling, context.factor = scaling, STEPS / (STEPS - dropped)
-            seen_BHLE: torch.Tensor = (only(kept_BHLS, weights_BHLS) @ value_BHSE).mul_(context.factor)
+            context.scaling, context.factor = scaling, RATE_STEPS / (RATE_STEPS - dropped)
+            seen_BHLE: torch.Tensor = (apply_mask(kept_BHLS, weights_BHLS) @ value_BHSE).mul_(context.factor)
             return seen_BHLE
 
     @staticmethod
@@ -96,8 +96,8 @@ class Attention(torch.autograd.Function):
         """Give the gradients of query, key and value."""
         query_BHLE, key_BHSE, value_BHSE, weights_BHLS, kept_BHLS = context.saved_tensors
         grad_BHLE = grad_BHLE * context.factor
-        value_grad = only(kept_BHLS, weights_BHLS).transpose(2, 3) @ grad_BHLE
-        weights_grad = only(kept_BHLS, grad_BHLE @ value_BHSE.transpose(2, 3))
+        value_grad = apply_mask(kept_BHLS, weights_BHLS).transpose(2, 3) @ grad_BHLE
+        weights_grad = apply_mask(kept_BHLS, grad_BHLE @ value_BHSE.transpose(2, 3))
         scores_grad = torch._softmax_backward_data(weights_grad, weights_BHLS, -1, weights_BHLS.dtype)
         query_grad = (scores_grad @ key_BHSE).mul_(context.scaling)
         key_grad = (scores_grad.transpose(2, 3) @ query_BHLE).mul_(context.scaling)
@@ -114,8 +114,8 @@ def attend(
     **given: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend as transformers' `sdpa` does, and drop the quick way where there is something to drop."""
-    dropped = counted(dropout)
-    if not dropped or query.device.type not in HERE:
+    dropped = quantized_rate(dropout)
+    if not dropped or query.device.type not in SUPPORTED_DEVICES:
         answer: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, **given
         )
@@ -127,12 +127,12 @@ def attend(
         least = torch.finfo(query.dtype).min
         attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, least)
     scaling = given.get("scaling") or query.shape[-1] ** -0.5
-    seen_BHLE: torch.Tensor = Attention.apply(query, key, value, attention_mask, scaling, dropped)
+    seen_BHLE: torch.Tensor = DropoutAttention.apply(query, key, value, attention_mask, scaling, dropped)
     return seen_BHLE.transpose(1, 2).contiguous(), None
 
 
 @torch.library.custom_op("florence2::keep", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def keep(like: torch.Tensor, dropped: int) -> torch.Tensor:
+def draw_mask(like: torch.Tensor, dropped: int) -> torch.Tensor:
     """Draw which places are kept: each but for `dropped` chances in `STEPS`, four places from each 64 bits.
 
     True and False, or 1 and 0 as wide as what is dropped, where that is half a number. An operation of its own, because
@@ -141,10 +141,10 @@ def keep(like: torch.Tensor, dropped: int) -> torch.Tensor:
     count = like.numel()
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     kept = torch.empty(count, dtype=_kind(like))
-    return torch.ge(bits.view(torch.int16)[:count], dropped - STEPS // 2, out=kept).view(like.shape)
+    return torch.ge(bits.view(torch.int16)[:count], dropped - RATE_STEPS // 2, out=kept).view(like.shape)
 
 
-@keep.register_fake
+@draw_mask.register_fake
 def _(like: torch.Tensor, dropped: int) -> torch.Tensor:  # noqa: ARG001
     return torch.empty(like.shape, dtype=_kind(like))
 
@@ -153,7 +153,7 @@ def _kind(like: torch.Tensor) -> torch.dtype:
     return torch.int16 if like.element_size() == 2 else torch.bool
 
 
-def only(kept: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def apply_mask(kept: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Give what is kept of a tensor, and 0 elsewhere.
 
     Halves are multiplied as whole numbers, by 1 or 0: to choose among them takes torch eight times as long.
@@ -166,16 +166,16 @@ def only(kept: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def _move(owner: Any, name: str, *modules: nn.Module) -> None:
     """Let modules drop what they give, in place of what their owner drops of it."""
-    if dropped := counted(getattr(owner, name)):
+    if dropped := quantized_rate(getattr(owner, name)):
         for module in modules:
             module.register_forward_hook(partial(_drop, dropped))
     setattr(owner, name, 0.0)
 
 
 def _drop(dropped: int, module: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
-    if not module.training or output.device.type not in HERE:
-        return functional.dropout(output, dropped / STEPS, module.training)
-    result: torch.Tensor = Dropout.apply(output, dropped)
+    if not module.training or output.device.type not in SUPPORTED_DEVICES:
+        return functional.dropout(output, dropped / RATE_STEPS, module.training)
+    result: torch.Tensor = CpuDropout.apply(output, dropped)
     return result
 
 

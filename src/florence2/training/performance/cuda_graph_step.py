@@ -15,18 +15,18 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from florence2.config import LearningSettings
-from florence2.cuda_graphs import Replay
-from florence2.training.performance.lora_linear import QuickLinear
-from florence2.training.performance.memory import free, held, peak
+from florence2.cuda_graphs import CudaGraphCache
+from florence2.training.performance.lora_linear import FusedLoraLinear
+from florence2.training.performance.memory import allocated_memory, free_device_memory, peak_memory
 
 PAD_TO = 16  # tokens
-PAYS_FROM = 3  # steps in one shape: recording takes as long as one or two
-MOST = 32  # graphs of some thousand kernels, and some ten megabytes, each
+MIN_CALLS = 3  # steps in one shape: recording takes as long as one or two
+MAX_GRAPHS = 32  # graphs of some thousand kernels, and some ten megabytes, each
 
 Step = Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
 
 
-def can_record(learner: nn.Module, learning: LearningSettings) -> bool:
+def can_use_cuda_graphs(learner: nn.Module, learning: LearningSettings) -> bool:
     """Tell whether every step of a shape is the same work, on one GPU, and nothing in it waits for a value.
 
     Recomputing asks for the state of the random numbers, several processes talk to each other, some optimizers step
@@ -37,19 +37,19 @@ def can_record(learner: nn.Module, learning: LearningSettings) -> bool:
         return False
     on_gpu = next(learner.parameters()).device.type == "cuda" and torch.version.hip is None
     alone = PartialState().distributed_type == DistributedType.NO
-    plain = all(type(layer) is QuickLinear and not layer.lora_variant for layer in _adapted(learner))
+    plain = all(type(layer) is FusedLoraLinear and not layer.lora_variant for layer in _adapted(learner))
     skips = any(getattr(module, "layerdrop", 0) for module in learner.modules())
     return on_gpu and alone and plain and not skips
 
 
-class Recorded:
+class GraphedStep:
     """Takes steps that gather gradients, `step(batch, items) -> loss`, by heart where their shape has come before."""
 
     def __init__(self, step: Step, learner: nn.Module) -> None:
         self._step = step
         self._weights = [weight for weight in learner.parameters() if weight.requires_grad]
         on_gpu = self._weights[0].device.type == "cuda"
-        self._replay = Replay(self._take, records=on_gpu, pays_from=PAYS_FROM, most=MOST)
+        self._replay = CudaGraphCache(self._take, enabled=on_gpu, min_calls=MIN_CALLS, max_graphs=MAX_GRAPHS)
         self._loans: list[tuple[nn.Parameter, torch.Tensor]] = []
         self._addresses: list[int] = []
         self._shapes: list[tuple[Any, ...]] = []
@@ -57,9 +57,9 @@ class Recorded:
         self._losses: dict[int, torch.Tensor] = {}
 
     @property
-    def recorded(self) -> int:
+    def num_graphs(self) -> int:
         """Count the shapes that have a graph."""
-        return self._replay.recorded
+        return self._replay.num_graphs
 
     def __call__(self, batch: Mapping[str, torch.Tensor], items: torch.Tensor) -> torch.Tensor:
         """Add the gradients of a batch to the weights', and give its loss."""
@@ -72,8 +72,8 @@ class Recorded:
         if shape not in self._shapes:
             self._shapes.append(shape)
         number = self._shapes.index(shape)
-        self._stay()
-        self._lend()
+        self._check_addresses()
+        self._attach_grads()
         if self._loans:
             self._replay(number)
         else:
@@ -83,25 +83,25 @@ class Recorded:
     def _begin(self, number: int) -> None:
         """Take the first step, and see what gets gradients, and whether there is room for recordings."""
         device = self._weights[0].device
-        before = held(device)
+        before = allocated_memory(device)
         self._replay(number)
         self._loans = [(weight, weight.grad) for weight in self._weights if weight.grad is not None]
         # A recording keeps the memory of a step for good, and steps in other shapes need as much again.
-        if free(device) < 2 * (peak(device) - before) or any(map(_is_hooked, self._weights)):
-            self._replay.stop()
+        if free_device_memory(device) < 2 * (peak_memory(device) - before) or any(map(_is_hooked, self._weights)):
+            self._replay.disable()
 
-    def _stay(self) -> None:
+    def _check_addresses(self) -> None:
         """Forget what was recorded where an optimizer has moved weights to other places."""
         addresses = [weight.data_ptr() for weight in self._weights]
-        if self._replay.recorded and addresses != self._addresses:
-            self._replay.forget()
+        if self._replay.num_graphs and addresses != self._addresses:
+            self._replay.clear()
         self._addresses = addresses
 
     def _take(self, number: int) -> None:
         lying = {key[0]: self._places[key] for key in self._shapes[number]}
         self._losses[number] = self._step(lying, lying.pop("items"))
 
-    def _lend(self) -> None:
+    def _attach_grads(self) -> None:
         """Let gradients gather where a recording puts them, from nothing where they were dropped."""
         dropped = []
         for weight, grad in self._loans:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from florence2.errors import UserError
-from florence2.training.dataset.florence2_dataset import Lessons
+from florence2.training.dataset.florence2_dataset import Florence2Dataset
 
 FOLDER = ".features"
 LIMIT = 64 * 2**30  # bytes
@@ -35,7 +35,7 @@ SPARE = 0.1  # share of the disk that stays free
 Counting = Callable[[int, int], AbstractContextManager[Callable[[int], None]]]
 
 
-def uncounted(*_: int) -> AbstractContextManager[Callable[[int], None]]:
+def no_progress(*_: int) -> AbstractContextManager[Callable[[int], None]]:
     """Count nothing."""
     return nullcontext(lambda _: None)
 
@@ -89,13 +89,13 @@ class SampleFeatures:
         return features_ND
 
 
-def pictures_of(lessons: Lessons) -> tuple[list[int], list[int]]:
+def first_index_by_image(lessons: Florence2Dataset) -> tuple[list[int], list[int]]:
     """Find the pictures of samples: the first sample that shows each, and for each sample its picture's row."""
     firsts: list[int] = []
     rows: dict[Any, int] = {}
     row_of = []
     for at, sample in enumerate(lessons.samples):
-        key = sample.picture if isinstance(sample.picture, Path) else id(sample.picture)
+        key = sample.image if isinstance(sample.image, Path) else id(sample.image)
         if key not in rows:
             rows[key] = len(firsts)
             firsts.append(at)
@@ -103,43 +103,43 @@ def pictures_of(lessons: Lessons) -> tuple[list[int], list[int]]:
     return firsts, row_of
 
 
-def name_of(lessons: Lessons, model_name: str, revision: str | None, dtype: torch.dtype) -> str:
+def cache_key(lessons: Florence2Dataset, model_name: str, revision: str | None, dtype: torch.dtype) -> str:
     """Name a set of pictures under a model, safely: by a hash of what both are."""
     pictures = []
-    for sample in (lessons.samples[at] for at in pictures_of(lessons)[0]):
-        stamp = sample.picture.stat() if isinstance(sample.picture, Path) else None
+    for sample in (lessons.samples[at] for at in first_index_by_image(lessons)[0]):
+        stamp = sample.image.stat() if isinstance(sample.image, Path) else None
         pictures.append([sample.id, stamp and [stamp.st_size, stamp.st_mtime_ns]])
-    told = json.dumps([model_name, revision, str(dtype), lessons.processing.size, pictures])
+    told = json.dumps([model_name, revision, str(dtype), lessons.preprocessor.size, pictures])
     return hashlib.sha256(told.encode()).hexdigest()[:24]
 
 
-def with_features(
-    lessons: Lessons,
+def use_cached_features(
+    lessons: Florence2Dataset,
     learner: Any,
     folder: Path,
     base: tuple[str, str | None],
     dtype: torch.dtype,
-    counting: Counting = uncounted,
-) -> Lessons:
+    counting: Counting = no_progress,
+) -> Florence2Dataset:
     """Give lessons whose pictures stay closed, their features computed; or the same ones, where the disk is small.
 
     `base` is the model's name and revision, which tell its features from those of others.
     """
-    firsts, row_of = pictures_of(lessons)
-    shape = (lessons.processing.num_image_tokens, int(learner.config.text_config.d_model))
-    file = FeatureFile(folder / FOLDER, name_of(lessons, *base, dtype), len(firsts), shape)
+    firsts, row_of = first_index_by_image(lessons)
+    shape = (lessons.preprocessor.num_image_tokens, int(learner.config.text_config.d_model))
+    file = FeatureFile(folder / FOLDER, cache_key(lessons, *base, dtype), len(firsts), shape)
     if not len(lessons) or not file.fits():
         return lessons
-    features = fill(lessons, firsts, file, seer(learner, lessons, dtype), counting)
+    features = compute_missing(lessons, firsts, file, feature_fn(learner, lessons, dtype), counting)
     return replace(lessons, features=SampleFeatures(features, row_of))
 
 
-def fill(
-    lessons: Lessons,
+def compute_missing(
+    lessons: Florence2Dataset,
     firsts: Sequence[int],
     file: FeatureFile,
     see: Callable[[torch.Tensor], torch.Tensor],
-    counting: Counting = uncounted,
+    counting: Counting = no_progress,
     batch: int = BATCH,
 ) -> np.memmap:
     """Compute what is missing of the pictures that some samples show, and give all features.
@@ -160,7 +160,9 @@ def fill(
     return features
 
 
-def _opened(lessons: Lessons, firsts: Sequence[int], batches: Sequence[slice]) -> Iterator[tuple[slice, torch.Tensor]]:
+def _opened(
+    lessons: Florence2Dataset, firsts: Sequence[int], batches: Sequence[slice]
+) -> Iterator[tuple[slice, torch.Tensor]]:
     ahead: deque[tuple[slice, list[Future[np.ndarray]]]] = deque()
     with ThreadPoolExecutor(OPENERS) as pool:
         try:
@@ -178,13 +180,13 @@ def _stacked(rows: slice, opening: Sequence[Future[np.ndarray]]) -> tuple[slice,
     return rows, torch.from_numpy(np.stack([each.result() for each in opening]))
 
 
-def seer(learner: Any, lessons: Lessons, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+def feature_fn(learner: Any, lessons: Florence2Dataset, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
     """Give the function from bytes (B, H, W, 3) to features (B, N, D), as training would compute them."""
     device = next(learner.parameters()).device
 
     def see(pixels_BHWC: torch.Tensor) -> torch.Tensor:
         learner.eval()
-        pixels = lessons.processing.normalize(pixels_BHWC.to(device))
+        pixels = lessons.preprocessor.normalize(pixels_BHWC.to(device))
         with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             features: torch.Tensor = _inner(learner).get_image_features(pixels).pooler_output
         return features
@@ -192,17 +194,17 @@ def seer(learner: Any, lessons: Lessons, dtype: torch.dtype) -> Callable[[torch.
     return see
 
 
-def join(learner: Any) -> None:
+def patch_forward(learner: Any) -> None:
     """Let the model put features in front of the words without a look at them: every prompt begins with its picture.
 
     transformers looks for the picture's places and counts them, at which a GPU must be waited for. What comes in the
     place of pixels and has the shape of features is taken for them.
     """
     inner = _inner(learner)
-    inner.forward = Joined(inner)
+    inner.forward = FeatureForward(inner)
 
 
-class Joined:
+class FeatureForward:
     """The forward of a `Florence2Model`; what is no step of learning goes transformers' way."""
 
     def __init__(self, inner: Any) -> None:
@@ -232,7 +234,7 @@ class Joined:
         self._counted = True
 
 
-def clear(folder: Path) -> None:
+def clear_features(folder: Path) -> None:
     """Remove the features of a training that is finished."""
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
 

@@ -14,19 +14,19 @@ from peft.tuners.lora import Linear
 from torch import nn
 from torch.nn import functional
 
-from florence2.training.performance.cpu_dropout import STEPS, counted, keep, only
+from florence2.training.performance.cpu_dropout import RATE_STEPS, apply_mask, draw_mask, quantized_rate
 
-HERE = ("cpu", "cuda")
+SUPPORTED_DEVICES = ("cpu", "cuda")
 
 
-def quicken(learner: nn.Module) -> None:
+def use_fused_lora(learner: nn.Module) -> None:
     """Let every plain LoRA layer take its branch the quick way; names and weights stay as they are."""
     for layer in learner.modules():
-        if type(layer) is Linear and layer.weight.device.type in HERE:
-            layer.__class__ = QuickLinear
+        if type(layer) is Linear and layer.weight.device.type in SUPPORTED_DEVICES:
+            layer.__class__ = FusedLoraLinear
 
 
-class QuickLinear(Linear):  # type: ignore[misc]
+class FusedLoraLinear(Linear):  # type: ignore[misc]
     """peft's linear layer with one plain adapter; whatever else is asked of it, peft does itself."""
 
     def forward(self, x: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
@@ -39,7 +39,7 @@ class QuickLinear(Linear):  # type: ignore[misc]
         dropout = self.lora_dropout[name]
         rate = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
         down_RI, up_OR = (side[name].weight.to(result.dtype) for side in (self.lora_A, self.lora_B))
-        added: torch.Tensor = Branch.apply(result, x.to(result.dtype), down_RI, up_OR, self.scaling[name], rate)
+        added: torch.Tensor = LoraBranch.apply(result, x.to(result.dtype), down_RI, up_OR, self.scaling[name], rate)
         return added
 
     def _plain(self, x: torch.Tensor) -> str | None:
@@ -49,7 +49,11 @@ class QuickLinear(Linear):  # type: ignore[misc]
             return None
         alike = x.dtype == self.weight.dtype == self.lora_A[names[0]].weight.dtype
         device = x.device.type
-        if device not in HERE or names[0] in self.lora_variant or not (alike or torch.is_autocast_enabled(device)):
+        if (
+            device not in SUPPORTED_DEVICES
+            or names[0] in self.lora_variant
+            or not (alike or torch.is_autocast_enabled(device))
+        ):
             return None
         halves = self.lora_A[names[0]], self.lora_B[names[0]]
         # Weights that DeepSpeed or FSDP part are brought together for their own module alone.
@@ -57,7 +61,7 @@ class QuickLinear(Linear):  # type: ignore[misc]
         return None if parted or halves[1].bias is not None else str(names[0])
 
 
-class Branch(torch.autograd.Function):
+class LoraBranch(torch.autograd.Function):
     """Add `scaling * dropout(x) @ down.T @ up.T` to a result, in place."""
 
     @staticmethod
@@ -78,9 +82,9 @@ class Branch(torch.autograd.Function):
         seen_NI, kept_NI, factor = x.reshape(-1, x.shape[-1]), None, scaling
         if rate and x.is_cuda:
             seen_NI, kept_NI = torch.native_dropout(seen_NI, rate, True)
-        elif dropped := counted(rate):
-            kept_NI, factor = keep(seen_NI, dropped), scaling / (1 - dropped / STEPS)
-            seen_NI = only(kept_NI, seen_NI)
+        elif dropped := quantized_rate(rate):
+            kept_NI, factor = draw_mask(seen_NI, dropped), scaling / (1 - dropped / RATE_STEPS)
+            seen_NI = apply_mask(kept_NI, seen_NI)
         thin_NR = (seen_NI @ down_RI.t()).mul_(factor)
         result.view(-1, result.shape[-1]).addmm_(thin_NR, up_OR.t())
         context.save_for_backward(seen_NI, kept_NI, thin_NR, down_RI, up_OR)
@@ -100,7 +104,7 @@ class Branch(torch.autograd.Function):
             if kept_NI is not None and grad.is_cuda:
                 x_grad = torch.ops.aten.native_dropout_backward(x_grad, kept_NI, context.grown)
             elif kept_NI is not None:
-                x_grad = only(kept_NI, x_grad)
+                x_grad = apply_mask(kept_NI, x_grad)
             x_grad = x_grad.view(context.shape)
         down_grad = back_NR.t() @ seen_NI if context.needs_input_grad[2] else None
         up_grad = (thin_NR.t() @ grad_NO).t() if context.needs_input_grad[3] else None

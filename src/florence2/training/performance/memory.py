@@ -19,15 +19,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.florence2.modeling_florence2 import Florence2VisionChannelBlock, Florence2VisionSpatialBlock
 
 from florence2.errors import UserError
-from florence2.model.adapter.quantized import shapes_alone
+from florence2.model.adapter.quantized import without_dequantization
 from florence2.system import free_memory
-from florence2.training.performance.memory_estimate import Shapes, rehearse
+from florence2.training.performance.memory_estimate import BatchShapes, estimate_step_memory
 
 GIB = 2**30
 # A CPU's allocator holds pieces that fit nothing: measured on the bundled model with batches of 32, 1.15 GiB for the
 # .83 that were in use. With recomputed activations, which are small, it may hold more: at base size, 768 x 768 and
 # batches of 2, 4.5 GiB where 3.5 are expected.
-PIECES = 1.4
+FRAGMENTATION = 1.4
 OUT = ("out of memory", "can't allocate memory", "not enough memory", "could not create a memory object")
 VISION_BLOCKS = (Florence2VisionSpatialBlock, Florence2VisionChannelBlock)
 
@@ -55,34 +55,34 @@ def _recomputed(block: nn.Module, forward: Any, hidden_BCHW: torch.Tensor) -> An
 
 
 @dataclass(frozen=True)
-class Footprint:
+class MemoryEstimate:
     """What training is expected to hold, in bytes: what there is already, the optimizer's state, and a step."""
 
-    held: int
-    state: int
-    step: int
+    allocated: int
+    optimizer: int
+    activations: int
 
     @property
     def more(self) -> int:
         """Give what is not held yet."""
-        return self.state + self.step
+        return self.optimizer + self.activations
 
     @property
     def total(self) -> int:
         """Add everything up."""
-        return self.held + self.more
+        return self.allocated + self.more
 
 
-def expect(learner: nn.Module, shapes: Shapes, dtype: torch.dtype) -> Footprint:
+def estimate_memory(learner: nn.Module, shapes: BatchShapes, dtype: torch.dtype) -> MemoryEstimate:
     """Say what a step of these shapes will hold; two moments of an Adam are counted for what is trained."""
     device = next(learner.parameters()).device
     state = 8 * sum(weight.numel() for weight in learner.parameters() if weight.requires_grad)
-    with shapes_alone(learner):
-        step = rehearse(learner, shapes, dtype)
-    return Footprint(held(device), state, int(step * (PIECES if device.type == "cpu" else 1)))
+    with without_dequantization(learner):
+        step = estimate_step_memory(learner, shapes, dtype)
+    return MemoryEstimate(allocated_memory(device), state, int(step * (FRAGMENTATION if device.type == "cpu" else 1)))
 
 
-def held(device: torch.device) -> int:
+def allocated_memory(device: torch.device) -> int:
     """Return the memory that is held now, in bytes: of the GPU, or of the process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
@@ -91,7 +91,7 @@ def held(device: torch.device) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def free(device: torch.device) -> int:
+def free_device_memory(device: torch.device) -> int:
     """Return the memory that this process may still take; processes on one machine share what a CPU has."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -99,13 +99,13 @@ def free(device: torch.device) -> int:
     return free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def too_much(need: Footprint, device: torch.device) -> str:
+def memory_warning(need: MemoryEstimate, device: torch.device) -> str:
     """Warn, behind what is said of a footprint, where less is free than it needs."""
-    room = free(device)
+    room = free_device_memory(device)
     return "" if need.more <= room else f", {need.more / GIB:.1f} more than now, and {room / GIB:.1f} are free"
 
 
-def peak(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     """Return the most memory that was held so far, in bytes: of the GPU, or of the process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -120,7 +120,7 @@ def peak(device: torch.device) -> int:
 
 
 @contextmanager
-def advice(batch: int, recomputing: bool) -> Iterator[None]:
+def explain_out_of_memory(batch: int, recomputing: bool) -> Iterator[None]:
     """Turn running out of memory into one line that names the flags that help."""
     try:
         yield

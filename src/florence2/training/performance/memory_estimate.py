@@ -18,18 +18,18 @@ from torch.utils._pytree import tree_iter
 
 
 @dataclass(frozen=True)
-class Shapes:
+class BatchShapes:
     """What a batch looks like; with `features`, pictures are not looked at."""
 
-    batch: int
-    size: tuple[int, int]
-    places: int
-    prompt: int
-    target: int
+    batch_size: int
+    image_size: tuple[int, int]
+    num_image_tokens: int
+    prompt_length: int
+    target_length: int
     features: bool = False
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[misc, no-untyped-call]
+class MemoryTracker(TorchDispatchMode):  # type: ignore[misc, no-untyped-call]
     """Counts the bytes of storages from when an operation makes them to when nothing holds them any more."""
 
     def __init__(self) -> None:
@@ -67,11 +67,11 @@ class Ledger(TorchDispatchMode):  # type: ignore[misc, no-untyped-call]
         self.held -= size
 
 
-def rehearse(learner: nn.Module, shapes: Shapes, dtype: torch.dtype) -> int:
+def estimate_step_memory(learner: nn.Module, shapes: BatchShapes, dtype: torch.dtype) -> int:
     """Give the most bytes that one step would hold beside the weights: activations, their gradients, the gradients."""
     training = learner.training
-    step = Step(learner.train(), shapes, dtype)
-    fake, ledger = FakeTensorMode(allow_non_fake_inputs=True), Ledger()
+    step = TrainingStep(learner.train(), shapes, dtype)
+    fake, ledger = FakeTensorMode(allow_non_fake_inputs=True), MemoryTracker()
     state: dict[str, torch.Tensor] = {}
     for name, tensor in (*step.named_parameters(), *step.named_buffers()):
         state[name] = fake.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
@@ -84,10 +84,10 @@ def rehearse(learner: nn.Module, shapes: Shapes, dtype: torch.dtype) -> int:
     return ledger.peak
 
 
-class Step(nn.Module):
+class TrainingStep(nn.Module):
     """Forward and backward in one call, so that the weights stay replaced while activations are recomputed."""
 
-    def __init__(self, learner: nn.Module, shapes: Shapes, dtype: torch.dtype) -> None:
+    def __init__(self, learner: nn.Module, shapes: BatchShapes, dtype: torch.dtype) -> None:
         super().__init__()
         self.learner = learner
         self.shapes = shapes
@@ -101,11 +101,11 @@ class Step(nn.Module):
         device = whole.device
         with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
             embed = whole.get_input_embeddings()
-            words_BSD = embed(torch.zeros(shapes.batch, shapes.prompt, dtype=torch.long, device=device))
+            words_BSD = embed(torch.zeros(shapes.batch_size, shapes.prompt_length, dtype=torch.long, device=device))
             seen_BND = self._look(whole, words_BSD)
             output = whole.model.language_model(
                 inputs_embeds=torch.cat([seen_BND, words_BSD], 1),
-                decoder_input_ids=torch.zeros(shapes.batch, shapes.target, dtype=torch.long, device=device),
+                decoder_input_ids=torch.zeros(shapes.batch_size, shapes.target_length, dtype=torch.long, device=device),
                 use_cache=False,
             )
             logits_NV = whole.lm_head(output.last_hidden_state.flatten(0, 1))
@@ -117,8 +117,8 @@ class Step(nn.Module):
     def _look(self, whole: Any, words_BSD: torch.Tensor) -> torch.Tensor:
         shapes = self.shapes
         if shapes.features:
-            return words_BSD.new_zeros(shapes.batch, shapes.places, words_BSD.shape[-1])
-        pixels_BCHW = torch.zeros(shapes.batch, 3, *shapes.size, device=whole.device)
+            return words_BSD.new_zeros(shapes.batch_size, shapes.num_image_tokens, words_BSD.shape[-1])
+        pixels_BCHW = torch.zeros(shapes.batch_size, 3, *shapes.image_size, device=whole.device)
         seen = whole.model.vision_tower(pixels_BCHW.to(memory_format=torch.channels_last)).last_hidden_state
         seen_BND: torch.Tensor = whole.model.multi_modal_projector(seen)
         return seen_BND.to(words_BSD.dtype)

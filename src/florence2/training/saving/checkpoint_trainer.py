@@ -15,14 +15,14 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from florence2.errors import UserError
 from florence2.training.optimizer import schedule_free as averages
-from florence2.training.saving.checkpoints import STATE, aside, clear_aside, settle
+from florence2.training.saving.checkpoints import STATE, commit_checkpoint, remove_staging, staging_dir
 
-RAW = "trained_weights.safetensors"
+TRAINED_WEIGHTS_FILE = "trained_weights.safetensors"
 
-Keep = Callable[[nn.Module, Path, Mapping[str, torch.Tensor] | None], None]
+SaveFn = Callable[[nn.Module, Path, Mapping[str, torch.Tensor] | None], None]
 
 
-def refuse_to_keep_nothing(config: Mapping[str, Any]) -> None:
+def check_zero3_config(config: Mapping[str, Any]) -> None:
     """Refuse a config of DeepSpeed that parts the weights and, at the end, would not bring them together."""
     zero = config.get("zero_optimization", {})
     if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
@@ -32,19 +32,19 @@ def refuse_to_keep_nothing(config: Mapping[str, Any]) -> None:
         )
 
 
-class Kept(Seq2SeqTrainer):  # type: ignore[misc]
+class CheckpointTrainer(Seq2SeqTrainer):  # type: ignore[misc]
     """Writes what it learns so that no kill can harm it; `keep` writes model and processor into a folder."""
 
     optimizer: Any
-    _aside: Path | None = None
+    _staging_dir: Path | None = None
 
-    def __init__(self, keep: Keep, **given: Any) -> None:
+    def __init__(self, keep: SaveFn, **given: Any) -> None:
         super().__init__(**given)
-        self.keep = keep
+        self.save_fn = keep
         if self.is_fsdp_enabled:
             self._leave_the_embedding_whole()
         if self.is_deepspeed_enabled:
-            refuse_to_keep_nothing(self.accelerator.state.deepspeed_plugin.deepspeed_config)
+            check_zero3_config(self.accelerator.state.deepspeed_plugin.deepspeed_config)
 
     def _leave_the_embedding_whole(self) -> None:
         """Let every process hold the matrix that four modules share: FSDP parts what belongs to one module alone."""
@@ -57,21 +57,21 @@ class Kept(Seq2SeqTrainer):  # type: ignore[misc]
     def train(self, *given: Any, **named: Any) -> Any:
         """Train, and leave the weights as they are to be kept."""
         result = super().train(*given, **named)
-        averages.settle(self.optimizer)
+        averages.to_eval_weights(self.optimizer)
         return result
 
     @property
-    def learner(self) -> nn.Module:
+    def trainable_model(self) -> nn.Module:
         """Give the model that learns, without what processes and compilers wrap it in."""
         inner: nn.Module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return inner
 
-    def take_up(self, checkpoint: Path) -> None:
+    def load_finished(self, checkpoint: Path) -> None:
         """Take the result of a training that was over at a checkpoint, without a further step."""
         self.state = TrainerState.load_from_json(str(checkpoint / STATE))
         self._load_best_model()
 
-    def gathered(self) -> dict[str, torch.Tensor] | None:
+    def full_state_dict(self) -> dict[str, torch.Tensor] | None:
         """Bring together what learns, where each process holds a part; all of them must ask.
 
         None means that this process holds everything.
@@ -89,7 +89,7 @@ class Kept(Seq2SeqTrainer):  # type: ignore[misc]
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write model and processor, also where a checkpoint keeps the weights in parts beside them."""
         if self.is_fsdp_enabled:
-            self._save(output_dir, self.gathered())
+            self._save(output_dir, self.full_state_dict())
         else:
             super().save_model(output_dir, _internal_call)
 
@@ -98,47 +98,47 @@ class Kept(Seq2SeqTrainer):  # type: ignore[misc]
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        model = self.learner
-        self.keep(model, folder, state_dict)
+        model = self.trainable_model
+        self.save_fn(model, folder, state_dict)
         if hasattr(model, "initial_lora") and state_dict is None:
             # What is kept for prediction is the difference to the start; going on needs the weights as they are.
             trained = {name: w.detach().contiguous() for name, w in model.named_parameters() if w.requires_grad}
-            save_file(trained, folder / RAW)
+            save_file(trained, folder / TRAINED_WEIGHTS_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        raw = Path(resume_from_checkpoint) / RAW
+        raw = Path(resume_from_checkpoint) / TRAINED_WEIGHTS_FILE
         if raw.exists():
             (self.model if model is None else model).load_state_dict(load_file(raw), strict=False)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        averages.settle(self.optimizer)
+        averages.to_eval_weights(self.optimizer)
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint aside and move it to its place when it is whole."""
         output = Path(self.args.output_dir)
         final = output / f"checkpoint-{self.state.global_step}"
-        self._aside = aside(output)
-        averages.settle(self.optimizer)
+        self._staging_dir = staging_dir(output)
+        averages.to_eval_weights(self.optimizer)
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            written, self._aside = self._aside / final.name, None
+            written, self._staging_dir = self._staging_dir / final.name, None
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(output / f"checkpoint-{self.state.best_global_step}")
         self.accelerator.wait_for_everyone()  # all processes write into it
         if self.args.should_save:
             self.state.save_to_json(str(written / STATE))
-            settle(written, final)
-            clear_aside(output)
+            commit_checkpoint(written, final)
+            remove_staging(output)
             limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
             rotate_checkpoints(str(output), save_total_limit=limit, best_model_checkpoint=best)
         self.accelerator.wait_for_everyone()
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self._aside or super()._get_output_dir(trial))
+        return str(self._staging_dir or super()._get_output_dir(trial))
 
 
 def _whole(weight: Any) -> torch.Tensor:
