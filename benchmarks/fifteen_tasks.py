@@ -26,8 +26,12 @@ from florence2.model.tasks import TASKS
 
 TRAINED_SEED = 7_000_000  # scenes that the bundled model did not learn from
 HELD_OUT_SEED = 5_000_000  # those that its own scores come from
-RECIPE = "--scheduler cosine --rank 8 --alpha 16 --dropout 0 --learning_rate 5e-5 --batch_size 8"
-MIX = ["--mix", "referring_expression_segmentation=3", "region_to_segmentation=3"]  # where there is most to gain
+RECIPE = "--lr_scheduler_type cosine --rank 8 --alpha 16 --dropout 0 --learning_rate 5e-5 --batch_size 8"
+MIX = [
+    "--sampling_weights",
+    "referring_expression_segmentation=3",
+    "region_to_segmentation=3",
+]  # where there is most to gain
 # What a task is told by in one number; all others are in the JSON.
 HEADLINE = ("exact_match", "accuracy", "word_accuracy", "mAP", "f1", "recall@0.5", "mIoU")
 WRITTEN = Path(__file__).parent / "results"
@@ -69,7 +73,7 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     held = mixed(make_dataset(folder / "held", given.held_out, given.first))
     adapter, scores = given.adapter or folder / "adapter", folder / "scores.json"
     if not adapter.exists():
-        told = ["--dataset", str(lessons), "--output_dir", str(adapter), "--trainer", f"max_steps={given.steps}"]
+        told = ["--dataset", str(lessons), "--output_dir", str(adapter), "--trainer_args", f"max_steps={given.steps}"]
         florence2("train", "--model_id", "demo", *told, *given.recipe.split(), *MIX)
     said = [str(folder / f"{each}.jsonl") for each in ("bundled", "trained")]
     for model, file in zip(("demo", str(adapter)), said, strict=True):

@@ -102,7 +102,7 @@ def learn(entrant: str, job: dict[str, Any]) -> None:
         command = ["-m", "florence2", "train", "--dataset", job["dataset"], "--output_dir", job["out"]]
         command += ["--model_id", "demo", "--task", TASK.name, "--batch_size", str(BATCH)]
         command += ["--learning_rate", str(job["rate"]), "--seed", str(job["seed"])]
-        command += ["--trainer", f"max_steps={job['steps']}"]
+        command += ["--trainer_args", f"max_steps={job['steps']}"]
     else:
         command = [__file__, "--entrant", entrant, "--job", json.dumps(job)]
     python(*command)

@@ -69,7 +69,7 @@ def command(name: str, model: str, picture: str, folder: str) -> list[str]:
     """Word what a contestant runs."""
     if name == "transformers":
         return [sys.executable, "-c", PLAIN, model, picture]
-    words = ["--model_path", model, "--input_path", picture, "--dtype", "float32", "--existing", "overwrite"]
+    words = ["--model_path", model, "--input_path", picture, "--dtype", "float32", "--if_exists", "overwrite"]
     return [sys.executable, "-m", "florence2", "predict", *words, "--output_path", f"{folder}/captions.jsonl"]
 
 

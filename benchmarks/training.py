@@ -168,7 +168,7 @@ def ours(given: argparse.Namespace, folder: str) -> Any:
     import torch
     from PIL import Image
 
-    from florence2.config import LearningSettings, LoraSettings, ModelSettings
+    from florence2.config import LoraSettings, ModelSettings, TrainingSettings
     from florence2.devices import pick_device
     from florence2.model.processing import Preprocessor
     from florence2.system import tune_allocator
@@ -195,7 +195,7 @@ def ours(given: argparse.Namespace, folder: str) -> Any:
     side = (pictures.size, pictures.size)
     processing = Preprocessor(side, mean, std, 1 / 255, Image.Resampling.BICUBIC, pictures.places, 51289, None)
     args = arguments(given, folder, label_names=["labels"])
-    learning = LearningSettings(gradient_checkpointing=given.recompute, compile=given.compile)
+    learning = TrainingSettings(gradient_checkpointing=given.recompute, compile=given.compile)
     records = can_use_cuda_graphs(learner, learning)
     method = TrainerConfig(
         *(processing, 51289, 2, 1, lambda *_: None, learning.optim),

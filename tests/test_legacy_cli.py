@@ -14,8 +14,8 @@ from florence2.legacy_cli import PREDICT, TRAIN, translate
         ("--optimizer_name=AdamW", "--optim adamw_torch"),
         ("--optimizer_name ProdigyPlusScheduleFree", "--optim prodigyplus.ProdigyPlusScheduleFree"),
         ("--optimizer_name CAME", "--optim CAME"),
-        ("--rslora --init_lora_weights pissa", "--lora use_rslora=true init_lora_weights=pissa"),
-        ("--name cats", "--trainer run_name=cats"),
+        ("--rslora --init_lora_weights pissa", "--lora_args use_rslora=true init_lora_weights=pissa"),
+        ("--name cats", "--trainer_args run_name=cats"),
         ("--caption_file_suffix _combined", "--caption_extension _combined.txt"),
         ("--target_modules qkv proj --quantize_not x", "--target_modules qkv proj --quantize_not x"),
     ],
@@ -45,4 +45,4 @@ def test_what_is_not_offered_is_refused_with_the_new_flag(flag: str, hint: str) 
 
 def test_older_captioning_flags_are_todays() -> None:
     words = translate("--peft_model m --images d --save_captions --append --max_token_length 75".split(), PREDICT)
-    assert words == "--model_path m --input_path d --sidecar .txt --existing append --max_length 75".split()
+    assert words == "--model_path m --input_path d --sidecar .txt --if_exists append --max_length 75".split()

@@ -41,6 +41,6 @@ def test_wrong_names_are_named(values: dict[str, object], what: str, hint: str) 
 
 
 def test_pairs_are_read_and_half_pairs_refused() -> None:
-    assert settings.parse_pairs("--trainer", ("a=1", "b=c=d")) == {"a": "1", "b": "c=d"}
+    assert settings.parse_pairs("--trainer_args", ("a=1", "b=c=d")) == {"a": "1", "b": "c=d"}
     with pytest.raises(UserError, match="key=value"):
-        settings.parse_pairs("--trainer", ("warmup_steps",))
+        settings.parse_pairs("--trainer_args", ("warmup_steps",))

@@ -16,7 +16,7 @@ import tyro
 
 from florence2 import __version__
 from florence2 import settings_io as settings
-from florence2.config import DemoSettings, EvaluateSettings, InspectSettings, PredictSettings, TrainSettings
+from florence2.config import DataCommandSettings, DemoSettings, EvaluateSettings, PredictSettings, TrainSettings
 from florence2.errors import UserError
 from florence2.legacy_cli import Rewrite, translate
 
@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "predict": (PredictSettings, "florence2.recipes.predict:main"),
     "demo": (DemoSettings, "florence2.demo.show:main"),
     "evaluate": (EvaluateSettings, "florence2.recipes.evaluate:main"),
-    "data": (InspectSettings, "florence2.recipes.data:main"),
+    "data": (DataCommandSettings, "florence2.recipes.data:main"),
 }
 
 ALIASES = {"--prompt": "--task"}

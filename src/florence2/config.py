@@ -20,11 +20,11 @@ class DataSettings:
     dataset_dir: str | None = None
     """Folder that the file names in a JSONL dataset are relative to (default: the folder of the file)."""
 
-    mix: tuple[str, ...] = ()
+    sampling_weights: tuple[str, ...] = ()
     """How often samples are drawn, by task or dataset: `od=2 caption=0.5 more.jsonl=3` (default: once an epoch)."""
 
     streaming: bool = False
-    """Take tars or a dataset of the hub as they come instead of listing them first (needs `--trainer max_steps=N`)."""
+    """Read tars or a hub dataset as a stream, without listing it first (needs `--trainer_args max_steps=N`)."""
 
     val_dataset: str | None = None
     """What to measure on: a dataset like `--dataset`, or a fraction of it such as 0.1 (default: nothing)."""
@@ -41,7 +41,7 @@ class DataSettings:
     caption_extension: str = ".txt"
     """Extension of the caption beside each picture; `.caption` is tried next."""
 
-    missing: Literal["error", "skip"] = "error"
+    on_missing: Literal["error", "skip"] = "error"
     """What to do about pictures that cannot be read or have no caption: stop before training, or leave them out."""
 
     task: str = "more_detailed_caption"
@@ -64,7 +64,7 @@ class CaptionSettings:
     caption_dropout: float = 0.0
     """Probability with which each part of a caption is left out."""
 
-    captions: tuple[str, ...] = ()
+    caption_args: tuple[str, ...] = ()
     """More of kohya's caption options, as key=value (`keep_tokens_separator`, `enable_wildcard`, ...)."""
 
     augment: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ class ModelSettings:
     freeze: Literal["none", "vision", "language"] = "none"
     """Leave the picture half or the language half of the model as it is."""
 
-    model_dropout: tuple[str, ...] = ()
+    model_dropout_args: tuple[str, ...] = ()
     """Dropout inside the model, as key=value: drop_path_rate, dropout, ... (default: as the checkpoint says)."""
 
 
@@ -122,12 +122,12 @@ class LoraSettings:
     target_modules: tuple[str, ...] = ("qkv", "proj", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
     """Layers that get LoRA: names, one regular expression, `all-linear`, `vision` or `language`."""
 
-    lora: tuple[str, ...] = ()
+    lora_args: tuple[str, ...] = ()
     """More of peft's `LoraConfig`, as key=value (`use_rslora=true`, `init_lora_weights=pissa`, ...)."""
 
 
 @dataclass(frozen=True)
-class LearningSettings:
+class TrainingSettings:
     """How it learns."""
 
     epochs: float = 5
@@ -151,7 +151,7 @@ class LearningSettings:
     optimizer_args: tuple[str, ...] = ()
     """Arguments of the optimizer, as key=value."""
 
-    scheduler: str = "warmup_stable_decay"
+    lr_scheduler_type: str = "warmup_stable_decay"
     """A learning rate schedule of transformers by name, or `onecycle`; by default the rate falls in the last fifth."""
 
     vision_learning_rate: float | None = None
@@ -204,7 +204,7 @@ class SavingSettings:
     log_with: str = "none"
     """`wandb`, `tensorboard`, `all`, `none`, or another integration of transformers by name."""
 
-    trainer: tuple[str, ...] = ()
+    trainer_args: tuple[str, ...] = ()
     """Anything else of transformers' `Seq2SeqTrainingArguments`, as key=value (`warmup_steps=10`, ...)."""
 
 
@@ -216,7 +216,7 @@ class TrainSettings:
     saving: SavingSettings
     model: ModelSettings = field(default_factory=ModelSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
-    learning: LearningSettings = field(default_factory=LearningSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
     captions: CaptionSettings = field(default_factory=CaptionSettings)
 
 
@@ -231,7 +231,7 @@ class InputSettings:
     """A task by name, several, a cascade such as od+region_to_category, or any words (also `--prompt`; default: what
     the model was fine-tuned with, else caption)."""
 
-    input: str = ""
+    task_input: str = ""
     """What the task is asked about: words, classes such as `cat, dog`, or a region as x1,y1,x2,y2 in pixels."""
 
     recursive: bool = False
@@ -248,13 +248,13 @@ class OutputSettings:
     sidecar: str | None = None
     """Also write each caption beside its picture, with this extension, such as .txt."""
 
-    existing: Literal["skip", "overwrite", "append", "prepend"] = "skip"
+    if_exists: Literal["skip", "overwrite", "append", "prepend"] = "skip"
     """What to do about a picture that has a sidecar already."""
 
     export: tuple[str, ...] = ()
     """Also write all answers as a dataset: jsonl, coco, yolo, folder or shards, each as FORMAT or FORMAT=FOLDER."""
 
-    draw: str | None = None
+    save_images: str | None = None
     """Also save each picture with its answer drawn on it, to this folder."""
 
     prefix: str = ""
@@ -292,7 +292,7 @@ class GenerationSettings:
     seed: int = 0
     """Seed of the sampling; each picture draws from its own stream."""
 
-    generate: tuple[str, ...] = ()
+    generation_args: tuple[str, ...] = ()
     """More of how answers are chosen, as key=value: length_penalty, early_stopping, min_length, repetition_penalty,
     num_return_sequences."""
 
@@ -327,8 +327,8 @@ class SpeedSettings:
     batch_size: int | None = None
     """Pictures answered at a time (default: as many as suit the device); no answer depends on it."""
 
-    engine: Literal["slots", "reference"] = "slots"
-    """`slots` answers pictures through continuous batching; `reference` is transformers' `generate`."""
+    engine: Literal["continuous", "generate"] = "continuous"
+    """`continuous` is continuous batching in slots; `generate` is transformers' `generate`."""
 
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the vision tower: always, never, or when there are pictures enough to pay for it."""
@@ -336,7 +336,7 @@ class SpeedSettings:
     num_workers: int = 2
     """Threads that read pictures ahead of the model."""
 
-    exact_pixels: bool = False
+    full_decode: bool = False
     """Decode JPEGs in full before they are made small: slower, and equal to transformers' pixels to the bit."""
 
 
@@ -345,7 +345,7 @@ class PredictSettings:
     """Answer a task about every picture: pictures in, `captions.jsonl` out."""
 
     model: WeightsSettings
-    pictures: InputSettings
+    input: InputSettings
     output: OutputSettings = field(default_factory=OutputSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     speed: SpeedSettings = field(default_factory=SpeedSettings)
@@ -361,7 +361,7 @@ class DemoSettings:
     make_dataset: str | None = None
     """Only write pictures to this folder, with a caption beside each and a JSONL for every task."""
 
-    num: int = 64
+    num_samples: int = 64
     """How many pictures `--make_dataset` writes."""
 
     style: str = "caption"
@@ -395,19 +395,19 @@ class ReferenceSettings:
 
 
 @dataclass(frozen=True)
-class ScoreSettings:
+class MetricSettings:
     """How it is scored, and where the scores go."""
 
-    text_as: Literal["auto", "caption", "ocr", "answer"] = "auto"
+    text_metrics: Literal["auto", "caption", "ocr", "answer"] = "auto"
     """What answers in words are scored as (default: what the task is; a prompt of your own asks for a short answer)."""
 
-    missing: Literal["wrong", "skip"] = "wrong"
+    missing_predictions: Literal["wrong", "skip"] = "wrong"
     """What to do about questions without a prediction: count them as wrong answers, or leave them out."""
 
     meteor: bool = False
     """Also score captions by METEOR, which needs Java, 2 GB of memory and some seconds."""
 
-    resamples: int = 1000
+    bootstrap_samples: int = 1000
     """How often pictures are drawn anew for the 95% intervals; 0 gives none."""
 
     output_path: str = "-"
@@ -416,12 +416,12 @@ class ScoreSettings:
     html: str | None = None
     """Also write a page with the table and the worst answers as pictures."""
 
-    worst: int = 12
+    num_worst: int = 12
     """How many of the worst answers of each task are shown."""
 
 
 @dataclass(frozen=True)
-class AskedSettings:
+class PredictionSettings:
     """What was said: files of predictions, or a model that is asked first."""
 
     predictions: str | None = None
@@ -451,17 +451,17 @@ class EvaluateSettings:
     """Score predictions against right answers: a table, JSON and a page of the worst."""
 
     reference: ReferenceSettings
-    prediction: AskedSettings = field(default_factory=AskedSettings)
-    score: ScoreSettings = field(default_factory=ScoreSettings)
+    prediction: PredictionSettings = field(default_factory=PredictionSettings)
+    score: MetricSettings = field(default_factory=MetricSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     speed: SpeedSettings = field(default_factory=SpeedSettings)
 
 
 @dataclass(frozen=True)
-class InspectSettings:
-    """Look at a dataset: `data check PATH`, `data show PATH [PAGE]`, `data convert PATH FOLDER --to FORMAT`."""
+class DataCommandSettings:
+    """Look at a dataset: `data check PATH`, `data preview PATH [PAGE]`, `data convert PATH FOLDER --to FORMAT`."""
 
-    action: Literal["check", "show", "convert"]
+    action: Literal["check", "preview", "convert"]
     """Name what is wrong, write a page with what will be learnt, or write it in another format."""
 
     dataset: str
@@ -473,7 +473,7 @@ class InspectSettings:
     to: Literal["jsonl", "coco", "yolo", "folder", "shards"] = "jsonl"
     """What `convert` writes; `folder` is a caption beside each picture, `shards` are tars."""
 
-    pictures: Literal["link", "copy"] = "link"
+    link_mode: Literal["link", "copy"] = "link"
     """How `convert` brings the pictures along; what cannot be linked is copied, nothing is ever moved."""
 
     task: str = DataSettings.task
@@ -500,7 +500,7 @@ class InspectSettings:
     json: bool = False
     """`check`: write everything as one JSON object."""
 
-    num: int = 32
+    num_samples: int = 32
     """How many answers `show` puts on the page, drawn at random."""
 
     seed: int = 0

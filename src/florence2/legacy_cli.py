@@ -63,9 +63,9 @@ _SUFFIX = "pass `--caption_extension _combined.txt` to read `a_combined.txt` bes
 TRAIN: dict[str, Rewrite] = {
     "--activation_checkpointing": _fixed("--gradient_checkpointing"),
     "-ac": _fixed("--gradient_checkpointing"),
-    "--rslora": _door("--lora", "use_rslora"),
-    "--init_lora_weights": _door("--lora", "init_lora_weights", "gaussian"),
-    "--name": _door("--trainer", "run_name", "florence2"),
+    "--rslora": _door("--lora_args", "use_rslora"),
+    "--init_lora_weights": _door("--lora_args", "init_lora_weights", "gaussian"),
+    "--name": _door("--trainer_args", "run_name", "florence2"),
     "--optimizer_name": _optimizer,
     "--optimizer_args": _optimizer_args,
     "--caption_file_suffix": lambda values: ["--caption_extension", f"{''.join(values)}.txt"],
@@ -82,8 +82,8 @@ PREDICT: dict[str, Rewrite] = {
     "--images": _renamed("--input_path"),
     "--save_captions": _fixed("--sidecar", ".txt"),
     "--caption_extension": _renamed("--sidecar"),
-    "--overwrite": _fixed("--existing", "overwrite"),
-    "--append": _fixed("--existing", "append"),
+    "--overwrite": _fixed("--if_exists", "overwrite"),
+    "--append": _fixed("--if_exists", "append"),
     "--max_token_length": _renamed("--max_length"),
 }
 
@@ -109,11 +109,11 @@ def _grouped(arguments: Sequence[str]) -> list[tuple[str, Values]]:
 
 
 def _merged(words: list[str]) -> list[str]:
-    """Join the values of a flag that several published flags became (`--lora a=1 --lora b=2`)."""
+    """Join the values of a flag that several published flags became (`--lora_args a=1 --lora_args b=2`)."""
     groups: dict[str, Values] = {}
     loose: list[str] = []
     for flag, values in _grouped(words):
-        if flag in {"--lora", "--trainer", "--optimizer_args"}:
+        if flag in {"--lora_args", "--trainer_args", "--optimizer_args"}:
             groups.setdefault(flag, []).extend(values)
         else:
             loose += [flag, *values]

@@ -242,7 +242,7 @@ def test_empty_captions(photos, row):
     path = jsonl(photos / "list.jsonl", [{"file_name": "in/b.png", "text": "ok"}, {"file_name": "a.jpg", **row}])
     error = refused(path)
     assert error.what == f"1 of 2 pictures in {path} has no caption, the first is {photos / 'a.jpg'}"
-    assert error.hint == f"give {path} line 2 a `text`, or pass --missing skip"
+    assert error.hint == f"give {path} line 2 a `text`, or pass --on_missing skip"
     assert [s[0] for s in said(path, missing="skip")] == ["in/b.png"]
 
 
@@ -260,7 +260,7 @@ def test_absent_pictures(photos):
     path = jsonl(photos / "list.jsonl", rows)
     error = refused(path)
     assert error.what == f"2 of 3 pictures in {path} do not exist, the first is {photos / 'none.jpg'}"
-    assert error.hint == "name the folder of the pictures with --dataset_dir, or pass --missing skip"
+    assert error.hint == "name the folder of the pictures with --dataset_dir, or pass --on_missing skip"
 
 
 # --- the fence ---------------------------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def test_pictures_without_captions_are_counted_and_named(tmp_path):
     captioned(tmp_path / "c.jpg", " \n ")
     error = refused(tmp_path)
     assert error.what == f"2 of 3 pictures in {tmp_path}/ have no caption, the first is {tmp_path / 'b.jpg'}"
-    assert error.hint == f"write {tmp_path / 'b.txt'}, or pass --missing skip"
+    assert error.hint == f"write {tmp_path / 'b.txt'}, or pass --on_missing skip"
     result = found(tmp_path, missing="skip")
     assert [s.id for s in result.samples] == ["a.jpg"]
     assert [(s.id, s.reason) for s in result.skipped] == [

@@ -33,7 +33,7 @@ def test_unreadable_pictures_are_counted_and_named(photos):
     with pytest.raises(UserError) as caught:
         check_images(found(photos))
     assert caught.value.what.startswith(f"2 of 5 pictures in {photos}/ cannot be read, the first: {photos / '1.jpg'} ")
-    assert caught.value.hint == "pass --missing skip to leave it out"
+    assert caught.value.hint == "pass --on_missing skip to leave it out"
     rest = check_images(found(photos), missing="skip")
     assert [s.id for s in rest.samples] == ["0.jpg", "2.jpg", "4.jpg"]
     assert [(s.id, s.reason) for s in rest.skipped] == [

@@ -208,7 +208,7 @@ def test_captions_go_through_tars_into_a_folder(tmp_path):
 def test_pictures_are_linked_or_copied_and_never_moved(tmp_path):
     source = captioned(tmp_path / "a" / "x.png", "a boat")
     for how, names in (("link", 2), ("copy", 2)):
-        convert_dataset(dataset=str(tmp_path / "a"), output=str(tmp_path / how), pictures=how)
+        convert_dataset(dataset=str(tmp_path / "a"), output=str(tmp_path / how), link_mode=how)
         assert (tmp_path / how / "x.png").read_bytes() == source.read_bytes()
         assert source.stat().st_nlink == names
     assert (tmp_path / "link" / "x.png").samefile(source)

@@ -59,7 +59,7 @@ def captions(folder: Path, *texts: str, name: str = "said.jsonl") -> str:
 def test_every_kind_of_task_is_scored_in_one_file(photos):
     rows = [row(f"{n}.png", text, task, input=said) for n in "abc" for task, (said, text) in ALL.items()]
     wanted, said = write(photos / "wanted.jsonl", *rows), write(photos / "said.jsonl", *rows)
-    tasks = evaluate(predictions=said, references=wanted, resamples=20)["tasks"]
+    tasks = evaluate(predictions=said, references=wanted, bootstrap_samples=20)["tasks"]
     assert len(tasks) == len(ALL) - 1  # prompts of one's own are one group
     for name, task in tasks.items():
         for score, found in task["scores"].items():
@@ -71,7 +71,7 @@ def test_every_kind_of_task_is_scored_in_one_file(photos):
 
 def test_the_command_shows_a_table_and_writes_json(photos, capfd):
     said = captions(photos, "a cat on mat number 0 in the sun", "a dog")
-    assert main(["evaluate", "--predictions", said, "--references", str(photos), "--resamples", "50"]) == 0
+    assert main(["evaluate", "--predictions", said, "--references", str(photos), "--bootstrap_samples", "50"]) == 0
     out, err = capfd.readouterr()
     scores = json.loads(out)
     assert scores["counts"]["without_prediction"] == {"number": 1, "first": ["c.png"]}
@@ -86,7 +86,7 @@ def test_the_command_shows_a_table_and_writes_json(photos, capfd):
 
 def test_what_has_no_prediction_can_be_left_out(photos):
     said = captions(photos, "a cat on mat number 0 in the sun", "a dog")
-    scores = evaluate(predictions=said, references=str(photos), missing="skip", resamples=0)
+    scores = evaluate(predictions=said, references=str(photos), missing_predictions="skip", bootstrap_samples=0)
     assert scores["tasks"]["caption"]["scores"]["exact_match"]["value"] == 0.5
     assert scores["tasks"]["caption"]["scores"]["exact_match"]["low"] is None
 
@@ -95,14 +95,14 @@ def test_errors_are_wrong_answers(photos):
     said = write(
         photos / "said.jsonl", row("a.png", "", error="torn"), row("b.png", "a cat on mat number 1 in the sun")
     )
-    scores = evaluate(predictions=said, references=str(photos), missing="skip", resamples=0)
+    scores = evaluate(predictions=said, references=str(photos), missing_predictions="skip", bootstrap_samples=0)
     assert scores["counts"]["failed"] == {"number": 1, "first": ["a.png"]}
     assert scores["tasks"]["caption"]["scores"]["exact_match"]["value"] == 0.5
 
 
 def test_words_can_be_scored_as_something_else(photos):
     said = captions(photos, "a cat on mat number 0 in the sun")
-    scores = evaluate(predictions=said, references=str(photos), text_as="ocr", resamples=0)
+    scores = evaluate(predictions=said, references=str(photos), text_metrics="ocr", bootstrap_samples=0)
     assert set(scores["tasks"]["caption"]["scores"]) == {"cer", "wer", "anls", "exact_match"}
 
 
@@ -137,7 +137,7 @@ def test_the_page_stands_alone_and_shows_the_worst_first(photos):
     wanted = write(photos / "wanted.jsonl", *(row(f"{n}.png", ANSWERS["<OD>"], "<OD>") for n in "abc"))
     bad = "<b>bird</b><loc_1><loc_1><loc_9><loc_9>"
     said = write(photos / "said.jsonl", row("a.png", ANSWERS["<OD>"], "<OD>"), row("c.png", bad, "<OD>"))
-    evaluate(predictions=said, references=wanted, html="page.html", resamples=0, worst=5)
+    evaluate(predictions=said, references=wanted, html="page.html", bootstrap_samples=0, num_worst=5)
     page = Path("page.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg;base64,") == 4  # two pictures, reference beside prediction
     assert page.index("b.png: 0.000") < page.index("c.png: 0.000")
@@ -150,16 +150,21 @@ def test_the_page_stands_alone_and_shows_the_worst_first(photos):
 def test_pictures_that_are_gone_leave_a_word_on_the_page(photos):
     said = captions(photos, "a dog")
     (photos / "a.png").write_bytes(b"no picture")
-    evaluate(predictions=said, references=str(photos), html="page.html", resamples=0)
+    evaluate(predictions=said, references=str(photos), html="page.html", bootstrap_samples=0)
     assert "a.png" in Path("page.html").read_text(encoding="utf-8")
 
 
 def test_a_model_is_asked_first(photos):
     save_tiny(photos.parent / "model")
     scores = evaluate(
-        model_path="model", references=str(photos), predictions="said.jsonl", task="caption", max_length=8, resamples=0,
+        model_path="model",
+        references=str(photos),
+        predictions="said.jsonl",
+        task="caption",
+        max_length=8,
+        bootstrap_samples=0,
         device="cpu",
-    )  # fmt: skip
+    )
     assert scores["counts"]["questions"] == 3
     assert scores["counts"]["without_prediction"]["number"] == 0
     assert len(Path("said.jsonl").read_text(encoding="utf-8").splitlines()) == 3
@@ -185,7 +190,7 @@ def test_scoring_loads_no_model(photos):
     code = f"""
 import sys
 from florence2.cli import main
-assert main(["evaluate", "--predictions", {said!r}, "--references", {str(photos)!r}, "--resamples", "0"]) == 0
+assert main(["evaluate", "--predictions", {said!r}, "--references", {str(photos)!r}, "--bootstrap_samples", "0"]) == 0
 assert not {{"torch", "transformers"}} & set(sys.modules), "heavy imports"
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -73,7 +73,7 @@ def test_no_answer_depends_on_the_batch_or_the_engine(tiny: Path, tmp_path: Path
     alone = run(tiny, folder, tmp_path / "1.jsonl", batch_size=1, **more)
     assert run(tiny, folder, tmp_path / "4.jsonl", batch_size=4, **more) == alone
     if not more.get("do_sample"):
-        assert run(tiny, folder, tmp_path / "r.jsonl", batch_size=3, engine="reference", **more) == alone
+        assert run(tiny, folder, tmp_path / "r.jsonl", batch_size=3, engine="generate", **more) == alone
 
 
 def test_captions_beside_pictures(tiny: Path, tmp_path: Path) -> None:
@@ -84,13 +84,13 @@ def test_captions_beside_pictures(tiny: Path, tmp_path: Path) -> None:
     assert said["b.png"].startswith("sks ")
     assert (folder / "b.txt").read_text(encoding="utf-8") == said["b.png"] + "\n"
     assert (folder / "a.txt").read_text(encoding="utf-8") == "by hand"
-    said = run(tiny, folder, tmp_path / "append.jsonl", sidecar=".txt", existing="append")
+    said = run(tiny, folder, tmp_path / "append.jsonl", sidecar=".txt", if_exists="append")
     assert (folder / "a.txt").read_text(encoding="utf-8") == f"by hand {said['a.png']}".strip() + "\n"
 
 
 def test_answers_drawn_on_pictures(tiny: Path, tmp_path: Path) -> None:
     folder = draw(tmp_path / "photos", "a.png", "deep/a.png")
-    run(tiny, folder, tmp_path / "o.jsonl", recursive=True, draw=str(tmp_path / "drawn"))
+    run(tiny, folder, tmp_path / "o.jsonl", recursive=True, save_images=str(tmp_path / "drawn"))
     drawn = {path.relative_to(tmp_path / "drawn").as_posix() for path in (tmp_path / "drawn").rglob("*.jpg")}
     assert drawn == {"a.jpg", "deep/a.jpg"}
     with Image.open(tmp_path / "drawn" / "a.jpg") as picture:

@@ -102,7 +102,7 @@ def test_devices_that_cannot_be_meant_are_refused(tiny: Path, tmp_path: Path) ->
     for more, told in (
         ({"devices": "cpu,cpu", "device": "cpu"}, "beside `--device`"),
         ({"devices": "cpu,,cpu"}, "between two commas"),
-        ({"devices": "cpu,cpu", "engine": "reference"}, "answers on one device"),
+        ({"devices": "cpu,cpu", "engine": "generate"}, "answers on one device"),
     ):
         with pytest.raises(UserError, match=told):
             predict(**given, **more)

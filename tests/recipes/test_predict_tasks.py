@@ -70,18 +70,18 @@ def test_several_tasks_look_at_a_picture_once(tiny: Path, tmp_path: Path, looked
     assert by_question(together) == {key: text for each in alone for key, text in each.items()}
 
 
-@pytest.mark.parametrize("engine", ["slots", "reference"])
+@pytest.mark.parametrize("engine", ["continuous", "generate"])
 def test_words_lead_to_a_task_that_takes_words(scenes: Path, tmp_path: Path, looked: list[int], engine: str) -> None:
     found = run("demo", scenes, tmp_path / "o.jsonl", task=CASCADE, engine=engine)
     captions = {row["file_name"]: row["text"] for row in found if row["task"] == "<CAPTION>"}
     assert len(found) == 6
     assert {row["file_name"]: row["input"] for row in found if "input" in row} == captions
     assert all(row["answer"]["labels"] for row in found if "input" in row)
-    assert engine == "reference" or sum(looked) == 3
+    assert engine == "generate" or sum(looked) == 3
 
 
 def test_places_lead_to_a_task_that_takes_a_region(scenes: Path, tmp_path: Path) -> None:
-    found = run("demo", scenes, tmp_path / "o.jsonl", task="od+region_to_category", draw=str(tmp_path / "drawn"))
+    found = run("demo", scenes, tmp_path / "o.jsonl", task="od+region_to_category", save_images=str(tmp_path / "drawn"))
     boxes = [row for row in found if row["task"] == "<OD>"]
     regions = [row for row in found if row["task"] == "<REGION_TO_CATEGORY>"]
     labels = {label for row in boxes for label in row["answer"]["labels"]}
@@ -134,9 +134,9 @@ def _lines(path: Path) -> int:
 
 def test_classes_are_one_line_of_answers(scenes: Path, tmp_path: Path, looked: list[int]) -> None:
     task = "open_vocabulary_detection"
-    whole = run("demo", scenes, tmp_path / "all.jsonl", task=task, input="snowman, dog")
+    whole = run("demo", scenes, tmp_path / "all.jsonl", task=task, task_input="snowman, dog")
     assert (len(whole), sum(looked)) == (3, 3)
-    parts = [run("demo", scenes, tmp_path / f"{name}.jsonl", task=task, input=name) for name in ("snowman", "dog")]
+    parts = [run("demo", scenes, tmp_path / f"{name}.jsonl", task=task, task_input=name) for name in ("snowman", "dog")]
     for told in whole:
         alone = [next(row for row in part if row["file_name"] == told["file_name"]) for part in parts]
         assert told["text"] == "".join(row["text"] for row in alone)
@@ -145,7 +145,7 @@ def test_classes_are_one_line_of_answers(scenes: Path, tmp_path: Path, looked: l
             [s for r in alone for s in r["answer"]["bboxes_scores"]], rel=1e-3
         )
     looked.clear()
-    assert run("demo", scenes, tmp_path / "all.jsonl", task=task, input="snowman, dog") == whole
+    assert run("demo", scenes, tmp_path / "all.jsonl", task=task, task_input="snowman, dog") == whole
     assert not looked
 
 
@@ -153,22 +153,22 @@ def test_several_answers_are_one_line(tiny: Path, tmp_path: Path) -> None:
     folder = draw(tmp_path / "photos", "a.png", "b.png")
     how: dict[str, Any] = {"num_beams": 3, "max_length": 6, "prefix": "x "}
     one = run(tiny, folder, tmp_path / "one.jsonl", **how)
-    three = run(tiny, folder, tmp_path / "o.jsonl", generate=("num_return_sequences=3",), **how)
+    three = run(tiny, folder, tmp_path / "o.jsonl", generation_args=("num_return_sequences=3",), **how)
     assert by_question(three) == by_question(one)
     for row in three:
         said = [row["text"], *(other["text"] for other in row["alternatives"])]
         assert len(set(said)) == 3
         assert all(text.startswith("x ") for text in said)
-    assert run(tiny, folder, tmp_path / "o.jsonl", generate=("num_return_sequences=3",), **how) == three
+    assert run(tiny, folder, tmp_path / "o.jsonl", generation_args=("num_return_sequences=3",), **how) == three
 
 
 def test_what_comes_through_the_door_changes_answers_and_the_run(tiny: Path, tmp_path: Path) -> None:
     folder, output = draw(tmp_path / "photos", "a.png"), tmp_path / "o.jsonl"
     run(tiny, folder, output, max_length=9)
     [first] = rows(output)
-    run(tiny, folder, output, max_length=9, generate=("num_return_sequences=1",))
+    run(tiny, folder, output, max_length=9, generation_args=("num_return_sequences=1",))
     assert rows(output) == [first], "as it was: the same run"
-    run(tiny, folder, output, max_length=9, generate=("min_length=9",))
+    run(tiny, folder, output, max_length=9, generation_args=("min_length=9",))
     [second] = rows(output)
     assert second["run"] != first["run"]
     assert second["num_tokens"] == 9
@@ -181,22 +181,21 @@ def test_what_comes_through_the_door_changes_answers_and_the_run(tiny: Path, tmp
         ("num_beams=3", "pass `--num_beams`"),
         ("min_length=some", "min_length=some"),
         ("early_stopping=1", "early_stopping=1"),
-        ("generate=1", "flag of its own"),
+        ("generation_args=1", "flag of its own"),
         ("repetition_penalty=0", "repetition_penalty"),
     ],
 )
 def test_the_door_refuses_by_name(tiny: Path, tmp_path: Path, word: str, named: str, capsys: Any) -> None:
     flags = ["--model_path", str(tiny), "--input_path", str(tmp_path), "--output_path", str(tmp_path / "o.jsonl")]
-    assert cli.main(["predict", *flags, "--generate", word]) == 2
+    assert cli.main(["predict", *flags, "--generation_args", word]) == 2
     assert named in capsys.readouterr().err
 
 
 def test_a_region_is_given_in_pixels(scenes: Path, tmp_path: Path) -> None:
     with Image.open(scenes / "0000.png") as picture:
         width, height = picture.size
-    [row] = run(
-        "demo", scenes / "0000.png", tmp_path / "o.jsonl", task="region_to_category", input=f"0,0,{width / 2},{height}"
-    )
+    region = f"0,0,{width / 2},{height}"
+    [row] = run("demo", scenes / "0000.png", tmp_path / "o.jsonl", task="region_to_category", task_input=region)
     assert row["input"] == "<loc_0><loc_0><loc_500><loc_999>"
 
 
@@ -207,7 +206,9 @@ def test_objects_have_scores_that_evaluation_goes_by(scenes: Path, tmp_path: Pat
     assert [len(row["answer"]["scores"]) for row in lines] == [len(row["answer"]["bboxes"]) for row in lines]
 
     def precision() -> float:
-        scored = evaluate(predictions=str(output), references=references, resamples=0, output_path=str(tmp_path / "s"))
+        scored = evaluate(
+            predictions=str(output), references=references, bootstrap_samples=0, output_path=str(tmp_path / "s")
+        )
         return float(scored["tasks"]["od"]["scores"]["map"]["value"])
 
     whole = rows(output)
@@ -252,7 +253,7 @@ def test_a_run_is_exported_whole_however_often_it_stopped(scenes: Path, tmp_path
     ]
     run("demo", scenes, output, task="od", export=export)  # nothing to ask, nothing to write
     with pytest.raises(UserError, match="o-coco is there already"):
-        run("demo", scenes, output, task="od", export=export, existing="overwrite")
+        run("demo", scenes, output, task="od", export=export, if_exists="overwrite")
 
 
 def test_captions_are_exported_to_a_folder(tiny: Path, tmp_path: Path) -> None:

@@ -43,9 +43,9 @@ LIVELY: dict[str, Any] = {
     "gradient_accumulation_steps": 2,
     "save_every_n_steps": 3,
     "shuffle_captions": True,
-    "captions": ["caption_separator= ", "caption_dropout_rate=0.2"],
+    "caption_args": ["caption_separator= ", "caption_dropout_rate=0.2"],
     "val_dataset": "0.25",
-    "trainer": ["logging_steps=1"],
+    "trainer_args": ["logging_steps=1"],
 }
 
 
@@ -74,7 +74,7 @@ def test_full_fine_tuning_repeats_all_captions(room: Path, capfd: pytest.Capture
 
 
 def test_lora_lowers_the_loss_and_moves_nothing_else(room: Path) -> None:
-    out = run(room, "lora", batch_size=8, epochs=8, learning_rate=3e-2, dropout=0.0, trainer=["logging_steps=1"])
+    out = run(room, "lora", batch_size=8, epochs=8, learning_rate=3e-2, dropout=0.0, trainer_args=["logging_steps=1"])
     losses = [row["loss"] for row in rows(out)]
     assert losses[-1] < 0.8 * losses[0]
     adapter = learnt(out)
@@ -136,7 +136,7 @@ def test_mixed_and_changed_pictures_go_on_as_if_never_stopped(room: Path) -> Non
     given: dict[str, Any] = {
         "model_id": str(room / "lively"),
         "dataset": [str(room / "photos"), str(room / "mixed.jsonl")],
-        "mix": ["od=1.5", "more_detailed_caption=0.25"],
+        "sampling_weights": ["od=1.5", "more_detailed_caption=0.25"],
         "augment": ["hflip=0.5", "crop=0.5", "scale=0.6,1.2", "order=shuffle"],
         "freeze": "vision",
         "epochs": 2,
@@ -171,7 +171,7 @@ def test_sigterm_saves_and_says_how_to_go_on(room: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=stop_after_two_steps, daemon=True).start()
     with pytest.raises(TrainingInterrupted) as caught:
-        run(room, "stopped", epochs=50, trainer=["logging_steps=1"])
+        run(room, "stopped", epochs=50, trainer_args=["logging_steps=1"])
     assert signal.getsignal(signal.SIGTERM) == before
     assert "stopped at step " in caught.value.what
     assert " --resume auto " in caught.value.hint
@@ -192,7 +192,7 @@ def test_wandb_keeps_its_files_offline(room: Path, monkeypatch: pytest.MonkeyPat
 
 def test_tensorboard_can_be_read_back(room: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    out = run(room, "board", log_with="tensorboard", trainer=["logging_steps=1"])
+    out = run(room, "board", log_with="tensorboard", trainer_args=["logging_steps=1"])
     (events,) = out.rglob("events.out.tfevents.*")
     read = accumulator.EventAccumulator(str(events.parent))
     read.Reload()
@@ -224,12 +224,12 @@ def test_weights_that_break_leave_the_state_from_before(room: Path, monkeypatch:
 
     monkeypatch.setattr(Florence2Trainer, "compute_loss", broken_after_two)
     with pytest.raises(UserError, match="steps 3 to 22 had no finite gradient") as raised:
-        run(room, "broken", epochs=20, batch_size=4, save_every_n_steps=1, trainer=["save_total_limit=2"])
+        run(room, "broken", epochs=20, batch_size=4, save_every_n_steps=1, trainer_args=["save_total_limit=2"])
     monkeypatch.undo()
     good = room / "broken" / "checkpoint-1"
     assert f"`--model_id {good}` goes on" in (raised.value.hint or "")
     assert sorted(path.name for path in good.parent.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
-    out = run(room, "mended", model_id=str(good), epochs=1, batch_size=4, trainer=["logging_steps=1"])
+    out = run(room, "mended", model_id=str(good), epochs=1, batch_size=4, trainer_args=["logging_steps=1"])
     assert all(0 < row["grad_norm"] < 1e3 for row in rows(out) if "grad_norm" in row)
 
 
@@ -247,7 +247,7 @@ def test_preview_draws_what_the_model_sees_where_pictures_are_changed(room: Path
 
 
 def test_preview_prints_targets_and_trains_nothing(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(room, "preview", preview=2, shuffle_captions=True, captions=["caption_separator= "])
+    run(room, "preview", preview=2, shuffle_captions=True, caption_args=["caption_separator= "])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 8
     assert lines[0].startswith("0.png: Describe")
@@ -263,19 +263,22 @@ def test_preview_prints_targets_and_trains_nothing(room: Path, capsys: pytest.Ca
         ({"optim": "adamm"}, "`--optim adamm` is not known"),
         ({"optim": "torch.optim.Nothing"}, "`--optim torch.optim.Nothing` cannot be imported"),
         ({"optimizer_args": ["beta=1"]}, "`adamw_torch_fused` has no argument `beta`"),
-        ({"scheduler": "cosin"}, "`--scheduler cosin` is not known"),
-        ({"trainer": ["warmup=3"]}, "`--trainer` has no `warmup`"),
-        ({"trainer": ["learning_rate=3"]}, "`--trainer learning_rate` has a flag of its own"),
-        ({"lora": ["rsloraa=true"]}, "`--lora` has no `rsloraa`"),
-        ({"trainer": ['accelerator_config={"dispatch_batches": true}']}, "batches are made by each process for itself"),
-        ({"lora": ["r=8"]}, "`--lora r` has a flag of its own"),
+        ({"lr_scheduler_type": "cosin"}, "`--lr_scheduler_type cosin` is not known"),
+        ({"trainer_args": ["warmup=3"]}, "`--trainer_args` has no `warmup`"),
+        ({"trainer_args": ["learning_rate=3"]}, "`--trainer_args learning_rate` has a flag of its own"),
+        ({"lora_args": ["rsloraa=true"]}, "`--lora_args` has no `rsloraa`"),
+        (
+            {"trainer_args": ['accelerator_config={"dispatch_batches": true}']},
+            "batches are made by each process for itself",
+        ),
+        ({"lora_args": ["r=8"]}, "`--lora_args r` has a flag of its own"),
         ({"target_modules": ["nothing"]}, "target modules that match no layer: `nothing`"),
         ({"target_modules": ["vision"], "freeze": "vision"}, "all `--target_modules` are in the half that is frozen"),
         ({"val_dataset": "2"}, "`--val_dataset 2` is no fraction"),
         ({"log_with": "tensorbord"}, "`--log_with tensorbord` is not known"),
         ({"resume": "/nowhere"}, "`--resume /nowhere` is not there"),
         ({"learn_rate": 1}, "`learn_rate` is not a setting of TrainSettings"),
-        ({"captions": ["shuffle=true"]}, "`--captions` has no `shuffle`"),
+        ({"caption_args": ["shuffle=true"]}, "`--caption_args` has no `shuffle`"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

@@ -33,7 +33,7 @@ def watched(room: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("WANDB_SILENT", "true")
-        more = {"log_with": "tensorboard,wandb", "sample_every_n_steps": 2, "trainer": ["logging_steps=1"]}
+        more = {"log_with": "tensorboard,wandb", "sample_every_n_steps": 2, "trainer_args": ["logging_steps=1"]}
         return run(room, "watched", **given, **more, epochs=2, rank=1)
 
 
@@ -61,7 +61,10 @@ def test_scores_are_those_of_evaluate(room: Path, watched: Path) -> None:
     scenes = room / "scenes"
     predict(model_path=str(watched), input_path=str(scenes), task="od", output_path=str(said), device="cpu")
     told = evaluate(
-        predictions=str(said), references=str(scenes / "od.jsonl"), output_path=str(room / "scores.json"), resamples=0
+        predictions=str(said),
+        references=str(scenes / "od.jsonl"),
+        output_path=str(room / "scores.json"),
+        bootstrap_samples=0,
     )
     (task,) = told["tasks"].values()
     for name in ("f1", "map"):
@@ -69,7 +72,7 @@ def test_scores_are_those_of_evaluate(room: Path, watched: Path) -> None:
 
 
 def test_being_asked_changes_nothing(room: Path) -> None:
-    shared = {"epochs": 1, "dropout": 0.2, "val_dataset": str(room / "photos"), "trainer": ["logging_steps=1"]}
+    shared = {"epochs": 1, "dropout": 0.2, "val_dataset": str(room / "photos"), "trainer_args": ["logging_steps=1"]}
     plain = run(room, "plain", **shared)
     asked = run(room, "asked", **(shared | held(room, eval_metrics=["loss", "cider"])), sample_every_n_steps=2)
     assert same(plain, asked)
@@ -110,7 +113,10 @@ def test_patience_ends_and_is_resumed(room: Path, capfd: pytest.CaptureFixture[s
         ({"early_stopping": 2}, "`--early_stopping` needs pictures to measure on"),
         ({"eval_metrics": ["sider"], "val_dataset": "0.5"}, "`--eval_metrics sider` is no score here"),
         ({"eval_metrics": ["cider"], "val_dataset": "0.1"}, "there is no `cider` of 1 questions"),
-        ({"trainer": ["metric_for_best_model=loss"]}, "`--trainer metric_for_best_model` has a flag of its own"),
+        (
+            {"trainer_args": ["metric_for_best_model=loss"]},
+            "`--trainer_args metric_for_best_model` has a flag of its own",
+        ),
     ],
 )
 def test_what_cannot_be_scored_is_refused(room: Path, values: dict[str, Any], what: str) -> None:

@@ -29,7 +29,7 @@ def test_the_whole_result_is_sent_once_with_its_card(tmp_path: Path, monkeypatch
     save_photos(tmp_path / "photos")
     save_calm(tmp_path / "model")
     hub = ["push_to_hub=true", "hub_model_id=me/photos", "hub_private_repo=true", "hub_revision=v1"]
-    run(tmp_path, "out", trainer=hub)
+    run(tmp_path, "out", trainer_args=hub)
     assert [(a["name"], a["private"]) for a in asked] == [("me/photos", True)]
     (one,) = sent
     assert (one["repo_id"], one["revision"]) == ("me/photos", "v1")
@@ -41,4 +41,4 @@ def test_a_token_is_no_setting(tmp_path: Path) -> None:
     save_photos(tmp_path / "photos")
     save_calm(tmp_path / "model")
     with pytest.raises(UserError, match="a token is no setting to be kept"):
-        run(tmp_path, "out", trainer=["push_to_hub=true", "hub_token=hidden"])
+        run(tmp_path, "out", trainer_args=["push_to_hub=true", "hub_token=hidden"])

@@ -26,8 +26,8 @@ VALUES: dict[str, Any] = {
     "batch_size": 4,
     "save_every_n_steps": 1,
     "shuffle_captions": True,
-    "captions": ("caption_separator= ",),
-    "trainer": ("save_total_limit=3", "logging_steps=1"),
+    "caption_args": ("caption_separator= ",),
+    "trainer_args": ("save_total_limit=3", "logging_steps=1"),
 }
 
 

@@ -34,7 +34,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     save_photos(folder / "photos")
     save_calm(folder / "model")
-    plain = {"batch_size": 4, "trainer": ["logging_steps=1"], "val_dataset": str(folder / "photos")}
+    plain = {"batch_size": 4, "trainer_args": ["logging_steps=1"], "val_dataset": str(folder / "photos")}
     run(folder, "one", **SHARED, **plain, eval_metrics=["loss", "cer"])
     return folder
 
@@ -46,7 +46,7 @@ def launch(room: Path, how: str, name: str, *more: str, **other: Any) -> str:
     """Train in two processes and return what they said."""
     given = {"dataset": "photos", "model_id": "model", "output_dir": name, "device": "cpu", "batch_size": 2}
     flags = [word for flag, value in (given | SHARED | other).items() for word in (f"--{flag}", str(value))]
-    flags += ["--trainer", "logging_steps=1", "--val_dataset", "photos", *more]
+    flags += ["--trainer_args", "logging_steps=1", "--val_dataset", "photos", *more]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     done = subprocess.run(
         [*command, *how.split(), "train", *flags],
@@ -177,7 +177,15 @@ def test_two_processes_share_a_stream_as_two_workers_do(tmp_path: Path) -> None:
     plain = "--mixed_precision no --dynamo_backend no -m florence2 train --streaming"
     given = {"dataset": "tars", "model_id": "model", "output_dir": "two", "device": "cpu", "batch_size": 1}
     flags = [word for name, value in (given | SHARED).items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, *launch.split(), *plain.split(), *flags, "--trainer", "max_steps=5", "logging_steps=1"]
+    command = [
+        sys.executable,
+        *launch.split(),
+        *plain.split(),
+        *flags,
+        "--trainer_args",
+        "max_steps=5",
+        "logging_steps=1",
+    ]
     done = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
@@ -191,7 +199,7 @@ def test_two_processes_share_a_stream_as_two_workers_do(tmp_path: Path) -> None:
         batch_size=1,
         gradient_accumulation_steps=2,
         num_workers=2,
-        trainer=["max_steps=5", "logging_steps=1"],
+        trainer_args=["max_steps=5", "logging_steps=1"],
     )
     mine, theirs = (load_file(out / "adapter_model.safetensors") for out in (tmp_path / "two", one))
     assert all(torch.allclose(mine[name], theirs[name], atol=1e-6) for name in theirs)

@@ -20,7 +20,7 @@ EVA = ("init_lora_weights=eva",)
 
 
 def begun(folder: Path, *words: str, colour: str = "") -> Bench:
-    bench = Bench(folder, rank=2, lora=(*EVA, *words))
+    bench = Bench(folder, rank=2, lora_args=(*EVA, *words))
     if colour:
         samples = [replace(s, image=Image.new("RGB", (64, 64), colour)) for s in bench.lessons.samples]
         bench.lessons = replace(bench.lessons, samples=samples)
@@ -81,7 +81,7 @@ def test_ranks_stay_where_redistribution_is_off(tmp_path: Path) -> None:
 
 
 def test_too_few_tokens_are_refused(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, rank=4, lora=EVA)
+    bench = Bench(tmp_path, rank=4, lora_args=EVA)
     bench.trainer.train_dataset = replace(bench.lessons, samples=bench.lessons.samples[1:2])
     with pytest.raises(UserError, match=r"EVA needs 8 tokens of captions to begin from, and there are 4"):
         bench.trainer.train()
@@ -89,13 +89,13 @@ def test_too_few_tokens_are_refused(tmp_path: Path) -> None:
 
 def test_more_directions_than_a_layer_has_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="EVA looks for 10 directions, rank times rho, and a layer has 8"):
-        Bench(tmp_path, rank=5, lora=EVA).trainer.train()
+        Bench(tmp_path, rank=5, lora_args=EVA).trainer.train()
 
 
 def test_trained_resumed_and_loaded_it_is_an_adapter_like_any_other(tmp_path: Path) -> None:
     save_photos(tmp_path / "photos")
     save_calm(tmp_path / "model")
-    values: dict[str, Any] = {"lora": EVA, "rank": 2, "epochs": 2, "save_every_n_steps": 2, "learning_rate": 1e-2}
+    values: dict[str, Any] = {"lora_args": EVA, "rank": 2, "epochs": 2, "save_every_n_steps": 2, "learning_rate": 1e-2}
     whole = run(tmp_path, "whole", **values)
     shutil.copytree(whole / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
     again = run(tmp_path, "again", **values, resume="auto")

@@ -29,7 +29,9 @@ from tests.tiny import save_tiny, tiny_model
 
 def learner(*words: str, freeze: Any = "none", **lora: Any) -> nn.Module:
     torch.manual_seed(0)
-    return prepare_model_for_training(tiny_model()[0], ModelSettings(freeze=freeze), LoraSettings(**lora, lora=words))
+    return prepare_model_for_training(
+        tiny_model()[0], ModelSettings(freeze=freeze), LoraSettings(**lora, lora_args=words)
+    )
 
 
 def layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -147,7 +149,9 @@ def test_four_bits_do_not_go_with_all_weights() -> None:
 
 def test_dropout_of_the_model_is_set_by_name(tmp_path: Path) -> None:
     words = ("drop_path_rate=0.3", "attention_dropout=0.25", "dropout=0")
-    model, _ = load(save_tiny(tmp_path), device="cpu", dropout=parse_dropout_rates(ModelSettings(model_dropout=words)))
+    model, _ = load(
+        save_tiny(tmp_path), device="cpu", dropout=parse_dropout_rates(ModelSettings(model_dropout_args=words))
+    )
     assert model.model.vision_tower.config.drop_path_rate == 0.3
     assert any(type(module).__name__ == "Florence2DropPath" for module in model.modules())
     layer = model.model.language_model.encoder.layers[0]
@@ -156,5 +160,5 @@ def test_dropout_of_the_model_is_set_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["drop_path=0.1", "dropout=1", "dropout=true", "dropout=much"])
 def test_dropout_that_cannot_be_is_refused(word: str) -> None:
-    with pytest.raises(UserError, match="`--model_dropout"):
-        parse_dropout_rates(ModelSettings(model_dropout=(word,)))
+    with pytest.raises(UserError, match="`--model_dropout_args"):
+        parse_dropout_rates(ModelSettings(model_dropout_args=(word,)))

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 from transformers import Seq2SeqTrainingArguments, TrainerCallback
 
-from florence2.config import LearningSettings, LoraSettings, ModelSettings
+from florence2.config import LoraSettings, ModelSettings, TrainingSettings
 from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model.processing import Preprocessor
@@ -37,7 +37,7 @@ class Bench:
         folder: Path,
         *,
         rank: int = 0,
-        lora: tuple[str, ...] = (),
+        lora_args: tuple[str, ...] = (),
         freeze: str = "none",
         records: bool = False,
         pad_to: int = 1,
@@ -54,7 +54,8 @@ class Bench:
         self.processing = Preprocessor.from_processor(processor)
         chosen = ModelSettings(freeze=freeze)
         torch.manual_seed(0)
-        self.learner = prepare_model_for_training(model, chosen, LoraSettings(rank=rank, dropout=0.0, lora=lora))
+        lora = LoraSettings(rank=rank, dropout=0.0, lora_args=lora_args)
+        self.learner = prepare_model_for_training(model, chosen, lora)
         optim = args.pop("method", {"optim": "torch.optim.SGD"})
         method = TrainerConfig(
             self.processing,
@@ -222,7 +223,7 @@ def test_no_step_is_taken_at_a_rate_of_nothing(tmp_path: Path, schedule: str) ->
 
 @pytest.mark.parametrize(("given", "wanted"), [(None, [0.05]), ({"num_decay_steps": 4}, [0.0854, 0.05, 0.0146])])
 def test_by_default_the_rate_falls_in_the_last_fifth(tmp_path: Path, given: Any, wanted: list[float]) -> None:
-    rates, schedule = Rates(), LearningSettings().scheduler
+    rates, schedule = Rates(), TrainingSettings().lr_scheduler_type
     more = {"lr_scheduler_type": schedule, "lr_scheduler_kwargs": given}
     Bench(tmp_path, num_train_epochs=9, callbacks=[rates], **more).trainer.train()
     assert rates.taken == pytest.approx([0.1] * (9 - len(wanted)) + wanted, rel=1e-2)

@@ -38,7 +38,7 @@ def _refusal(found: ResolvedDataset, why: SkipReason, named: Sequence[Skipped]) 
     number = len({skipped.id for skipped in named})
     mend = first.hint
     if why not in _ALWAYS_SKIPPED and found.samples:
-        mend = f"{mend}, or pass --missing skip" if mend else "pass --missing skip to leave it out"
+        mend = f"{mend}, or pass --on_missing skip" if mend else "pass --on_missing skip to leave it out"
     unreadable = why is SkipReason.UNREADABLE  # then `where` already says what is wrong
     if total == 1:
         return UserError(first.where if unreadable else f"{first.where} {_SINGULAR[why]}", mend)

@@ -39,8 +39,8 @@ RECIPE: dict[str, Any] = {
 def main(given: DemoSettings) -> int:
     """Run `florence2 demo`: write a dataset where one is asked for, else show fine-tuning from first to last."""
     if given.make_dataset:
-        made = make_dataset(given.make_dataset, given.num, given.seed, given.style)
-        _say(f"{given.num} pictures, their captions and a JSONL for every task are in {made}")
+        made = make_dataset(given.make_dataset, given.num_samples, given.seed, given.style)
+        _say(f"{given.num_samples} pictures, their captions and a JSONL for every task are in {made}")
         return 0
     return demonstrate(Path(given.output_dir), given.seed)
 
@@ -78,7 +78,7 @@ def _clear(folder: Path) -> None:
 
 def _predict(values: dict[str, Any]) -> None:
     _show("predict", values)
-    predict(settings.settings_from_dict(PredictSettings, {**values, "existing": "overwrite"}))
+    predict(settings.settings_from_dict(PredictSettings, {**values, "if_exists": "overwrite"}))
 
 
 def _train(values: dict[str, Any]) -> None:

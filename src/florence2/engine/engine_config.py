@@ -36,14 +36,16 @@ class GenerationConfig(config.GenerationSettings):
 
     @classmethod
     def of(cls, flags: config.GenerationSettings) -> Self:
-        """Take the flags, and what came through the door `--generate`; unknown keys are refused by name."""
+        """Take the flags, and what came through the door `--generation_args`; unknown keys are refused by name."""
         given = settings_to_dict(flags)
-        more = parse_options("--generate", given.pop("generate"), setting_names(cls))
+        more = parse_options("--generation_args", given.pop("generation_args"), setting_names(cls))
         for name, value in more.items():
-            if name in given or name == "generate":
-                raise UserError(f"`--generate {name}` has a flag of its own", f"pass `--{name}`")
+            if name in given or name == "generation_args":
+                raise UserError(f"`--generation_args {name}` has a flag of its own", f"pass `--{name}`")
             if not _fits(value, cls.__dataclass_fields__[name].default, is_stopping=name == "early_stopping"):
-                raise UserError(f"`--generate {name}={value}` is no value for it", "see `florence2 predict --help`")
+                raise UserError(
+                    f"`--generation_args {name}={value}` is no value for it", "see `florence2 predict --help`"
+                )
         return cls(**given, **more)
 
     def __post_init__(self) -> None:
@@ -83,7 +85,7 @@ class EngineConfig:
     num_workers: int = config.SpeedSettings.num_workers
     """Threads that open pictures ahead of the model."""
 
-    full_decode: bool = config.SpeedSettings.exact_pixels
+    full_decode: bool = config.SpeedSettings.full_decode
     """Decode JPEGs in full, so that pixels equal transformers' to the bit."""
 
     compile: Literal["auto", "on", "off"] = "auto"

@@ -1,4 +1,4 @@
-"""The words of `--task` and `--input` as the questions about each picture.
+"""The words of `--task` and `--task_input` as the questions about each picture.
 
     caption od ocr                                 three questions about each picture
     more_detailed_caption+caption_to_phrase_grounding  a cascade: the words of the first are the input of the second
@@ -128,7 +128,9 @@ def _cascade(sample: Sample) -> TaskStep | None:
 def _complete(sample: Sample, task: Task) -> Sample:
     """Bring an input in pixels into location tokens; refuse a question without the input that it needs."""
     if task.input_type is not InputType.NOTHING and not sample.input.strip():
-        raise UserError(f"the task {task.name} needs {task.input_type}", f"pass `--input` with the {task.input_type}")
+        raise UserError(
+            f"the task {task.name} needs {task.input_type}", f"pass `--task_input` with the {task.input_type}"
+        )
     return region_to_tokens(sample) if task.input_type is InputType.REGION else sample
 
 

@@ -30,10 +30,10 @@ def create_engine(
     rank, devices = launcher_rank(), _devices(settings)
     _warn(settings.model.dtype, devices)
     if rank is None and len(devices) == 1:
-        kind = Engine if settings.speed.engine == "slots" else GenerateEngine
+        kind = Engine if settings.speed.engine == "continuous" else GenerateEngine
         return kind(*load_on_device(settings.model, devices[0]), _engine_config(settings, generation, expected))
-    if settings.speed.engine == "reference":
-        raise UserError("`--engine reference` answers on one device", "leave it out, or give one device")
+    if settings.speed.engine == "generate":
+        raise UserError("`--engine generate` answers on one device", "leave it out, or give one device")
     processes = rank.world_size if rank else len(devices)
     brief = WorkerConfig(
         partial(load_on_device, settings.model), _engine_config(settings, generation, expected // processes)
@@ -62,7 +62,7 @@ def _engine_config(settings: PredictSettings, generation: GenerationConfig, expe
         generation=generation,
         batch_size=settings.speed.batch_size,
         num_workers=settings.speed.num_workers,
-        full_decode=settings.speed.exact_pixels,
+        full_decode=settings.speed.full_decode,
         compile=settings.speed.compile,
         expected_samples=expected,
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2 import settings_io as by_name
-from florence2.config import InspectSettings
+from florence2.config import DataCommandSettings
 from florence2.data.columns import ColumnMapping
 from florence2.data.formats.annotations import DatasetRow
 from florence2.data.inspection.convert import ConversionResult, convert
@@ -29,29 +29,29 @@ from florence2.results.render import draw_answer
 POSITIONS = 1024  # tokens of an answer in every checkpoint that Microsoft published
 
 
-def main(settings: InspectSettings) -> int:
+def main(settings: DataCommandSettings) -> int:
     """Run `florence2 data`; return 0, or 1 where `check` found something wrong."""
     if settings.action == "check":
         found = check(settings)
         text = json.dumps(found.to_json(), ensure_ascii=False) if settings.json else "\n".join(found.lines())
         sys.stdout.write(f"{text}\n")
         return 1 if found.issues else 0
-    if settings.action == "show":
+    if settings.action == "preview":
         sys.stdout.write(f"{preview(settings)}\n")
         return 0
     sys.stdout.write("\n".join(convert_dataset(settings).lines()) + "\n")
     return 0
 
 
-def check(settings: InspectSettings | None = None, **values: Any) -> DatasetReport:
+def check(settings: DataCommandSettings | None = None, **values: Any) -> DatasetReport:
     """Count what a dataset holds and name what is wrong with it."""
-    settings = settings or by_name.settings_from_dict(InspectSettings, {"action": "check", **values})
+    settings = settings or by_name.settings_from_dict(DataCommandSettings, {"action": "check", **values})
     return DatasetReport.of(settings.dataset, _entries(settings), _columns(settings), _length(settings))
 
 
-def preview(settings: InspectSettings | None = None, **values: Any) -> Path:
+def preview(settings: DataCommandSettings | None = None, **values: Any) -> Path:
     """Write a page with pictures and what will be learnt about them, and return it."""
-    settings = settings or by_name.settings_from_dict(InspectSettings, {"action": "show", **values})
+    settings = settings or by_name.settings_from_dict(DataCommandSettings, {"action": "preview", **values})
     page = Path(settings.output or "data.html").expanduser()
     samples = _chosen(settings)
     with page.open("w", encoding="utf-8") as text:
@@ -61,27 +61,27 @@ def preview(settings: InspectSettings | None = None, **values: Any) -> Path:
     return page
 
 
-def convert_dataset(settings: InspectSettings | None = None, **values: Any) -> ConversionResult:
+def convert_dataset(settings: DataCommandSettings | None = None, **values: Any) -> ConversionResult:
     """Write a dataset in another format."""
-    settings = settings or by_name.settings_from_dict(InspectSettings, {"action": "convert", **values})
+    settings = settings or by_name.settings_from_dict(DataCommandSettings, {"action": "convert", **values})
     if settings.output is None:
         raise UserError("`florence2 data convert` needs a folder to write to", "name it behind the dataset")
     folder = Path(settings.output).expanduser()
-    return convert(_entries(settings), _columns(settings), folder, settings.to, settings.pictures)
+    return convert(_entries(settings), _columns(settings), folder, settings.to, settings.link_mode)
 
 
-def _entries(settings: InspectSettings) -> Iterator[DatasetRow]:
+def _entries(settings: DataCommandSettings) -> Iterator[DatasetRow]:
     spec, split = split_spec(settings.dataset, None)
     return dataset_rows(
         spec, _columns(settings), split=split, pictures=settings.dataset_dir, recursive=settings.recursive
     )
 
 
-def _columns(settings: InspectSettings) -> ColumnMapping:
+def _columns(settings: DataCommandSettings) -> ColumnMapping:
     return ColumnMapping(settings.task, image=settings.image_column, text=settings.text_column)
 
 
-def _length(settings: InspectSettings) -> LengthLimit:
+def _length(settings: DataCommandSettings) -> LengthLimit:
     """Count tokens with a model's own tokenizer, or at least as many as any tokenizer would."""
     if settings.model_id is None:
         return LengthLimit(min_token_count, POSITIONS)
@@ -93,11 +93,11 @@ def _length(settings: InspectSettings) -> LengthLimit:
     return LengthLimit(lambda text: len(processing.target_ids(text)), max_target_tokens(model.config))
 
 
-def _chosen(settings: InspectSettings) -> list[Sample]:
+def _chosen(settings: DataCommandSettings) -> list[Sample]:
     """Take samples at random, in their order in the dataset."""
     columns, length = _columns(settings), LengthLimit(min_token_count, POSITIONS)
     samples = [sample for entry in _entries(settings) for sample in check_row(entry, columns, length).samples]
     if not samples:
         raise UserError(f"{settings.dataset} holds nothing to show", "`florence2 data check` says why")
-    chosen = sorted(random.Random(settings.seed).sample(range(len(samples)), min(settings.num, len(samples))))
+    chosen = sorted(random.Random(settings.seed).sample(range(len(samples)), min(settings.num_samples, len(samples))))
     return [samples[i] for i in chosen]

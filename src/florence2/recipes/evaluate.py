@@ -54,12 +54,12 @@ def evaluate(settings: EvaluateSettings | None = None, *, show: bool = False, **
     said = [read_predictions(file, settings.reference.task) for file in files]
     wanted = _wanted(settings, said[0])
     paired = [match_predictions(each, wanted) for each in said]
-    if settings.score.missing == "skip":
+    if settings.score.missing_predictions == "skip":
         paired = answered_by_all(paired)
     tasks = _graded(settings, paired)
     about = {"references": settings.reference.references, "predictions": files[0] if len(files) == 1 else files}
-    scores = scores_to_json(tasks, paired, about, settings.score.worst)
-    skipped = settings.score.missing == "skip"
+    scores = scores_to_json(tasks, paired, about, settings.score.num_worst)
+    skipped = settings.score.missing_predictions == "skip"
     told = [
         f"{file}: {note}"
         for each, file in zip(paired, files, strict=True)
@@ -104,7 +104,7 @@ def _asked(settings: EvaluateSettings, model_path: str) -> str:
     predict(
         PredictSettings(
             model=WeightsSettings(model_path, said.revision, said.offline, said.device, said.dtype),
-            pictures=InputSettings(
+            input=InputSettings(
                 wanted.references, task=(wanted.task,) if wanted.task else (), recursive=wanted.recursive
             ),
             output=OutputSettings(written),
@@ -133,9 +133,10 @@ def _wanted(settings: EvaluateSettings, said: list[PredictionRow]) -> ResolvedDa
 def _graded(settings: EvaluateSettings, paired: list[MatchResult]) -> list[TaskScores] | list[ScoreDifference]:
     how = settings.score
     graded = [
-        score_tasks(each.examples, text_as=how.text_as, times=how.resamples, meteor=how.meteor) for each in paired
+        score_tasks(each.examples, text_as=how.text_metrics, times=how.bootstrap_samples, meteor=how.meteor)
+        for each in paired
     ]
-    return graded[0] if len(graded) == 1 else compare(graded[0], graded[1], how.resamples)
+    return graded[0] if len(graded) == 1 else compare(graded[0], graded[1], how.bootstrap_samples)
 
 
 def _write(settings: EvaluateSettings, tasks: Any, told: list[str], scores: dict[str, Any]) -> None:
@@ -148,7 +149,7 @@ def _write(settings: EvaluateSettings, tasks: Any, told: list[str], scores: dict
             or settings.prediction.predictions
             or str(settings.prediction.model_path)
         )
-        _to_file(how.html, html_report(tasks, told, f"{title} against {settings.reference.references}", how.worst))
+        _to_file(how.html, html_report(tasks, told, f"{title} against {settings.reference.references}", how.num_worst))
 
 
 def _to_file(path: str, text: str) -> None:

@@ -63,7 +63,7 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> RunSummar
         output.output_path,
         run=_run(settings, generation, folder),
         image_dir=relative_image_dir(Path(output.output_path), root),
-        overwrite=output.existing == "overwrite",
+        overwrite=output.if_exists == "overwrite",
     )
     with (
         journal,
@@ -74,7 +74,11 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> RunSummar
         tally.resumed = len({sample.key for sample in found.samples} - {sample.key for sample in wanted})
         for export in exports if wanted else ():
             export.check_samples(found.samples)
-        drawings = AnnotatedImageWriter(output.draw, found.samples, several=plan.is_multi_task) if output.draw else None
+        drawings = (
+            AnnotatedImageWriter(output.save_images, found.samples, several=plan.is_multi_task)
+            if output.save_images
+            else None
+        )
         for prediction in _answers(settings, generation, plan, wanted, tally):
             caption = add_affixes(prediction, output.prefix, output.suffix)
             for beside in (sidecars, drawings):
@@ -109,11 +113,11 @@ def _plan(settings: PredictSettings, folder: Path) -> TaskPipeline:
     """Choose what is asked: what the user said, else what the model was fine-tuned with, else a caption."""
     record = read_run_metadata(folder)
     trained = record.task if record else DEFAULT_TASK
-    return TaskPipeline.parse(settings.pictures.task or (trained,), settings.pictures.input)
+    return TaskPipeline.parse(settings.input.task or (trained,), settings.input.task_input)
 
 
 def _pictures(settings: PredictSettings, task: str, words: str) -> ResolvedDataset:
-    pictures = settings.pictures
+    pictures = settings.input
     return resolve_images(pictures.input_path, task=task, input=words, recursive=pictures.recursive)
 
 
@@ -127,7 +131,7 @@ def _sidecars(settings: PredictSettings, plan: TaskPipeline, root: Path) -> Side
     output = settings.output
     if output.sidecar and plan.is_multi_task:
         raise UserError("`--sidecar` holds one answer, and several are asked for", "ask one task, or leave it out")
-    return SidecarWriter(root, output.sidecar, output.existing) if output.sidecar else None
+    return SidecarWriter(root, output.sidecar, output.if_exists) if output.sidecar else None
 
 
 def _run(settings: PredictSettings, generation: GenerationConfig, folder: Path) -> str:
@@ -138,9 +142,9 @@ def _run(settings: PredictSettings, generation: GenerationConfig, folder: Path) 
         for name, value in by_name.settings_to_dict(generation).items()
         if name in flags or _is_set(name, value)
     }
-    del asked["generate"]
+    del asked["generation_args"]
     return run_id(
-        str(folder), weights_fingerprint(folder), asked, settings.speed.exact_pixels, output.prefix, output.suffix
+        str(folder), weights_fingerprint(folder), asked, settings.speed.full_decode, output.prefix, output.suffix
     )
 
 

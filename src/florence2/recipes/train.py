@@ -73,7 +73,7 @@ PREVIEW = "preview.html"
 
 def main(settings: TrainSettings) -> int:
     """Run `florence2 train`; return 0, or 130 where it was stopped and can go on."""
-    if not settings.learning.gradient_checkpointing:  # else memory counts for more than the time it takes to get it
+    if not settings.training.gradient_checkpointing:  # else memory counts for more than the time it takes to get it
         tune_allocator()
     disable_progress_bar()  # of transformers, which draws one for every file it writes
     try:
@@ -101,9 +101,9 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
         return output
 
     exam = build_eval_set(settings, lessons, found.eval)
-    set_seed(settings.learning.seed)
+    set_seed(settings.training.seed)
     learner = prepare_model_for_training(model, settings.model, settings.lora)
-    if settings.learning.gradient_checkpointing:
+    if settings.training.gradient_checkpointing:
         memory.checkpoint_activations(learner)
     settings = _fitted(settings, learner, lessons, checkpoint)
     record = build_metadata(settings, str(model.config.name_or_path), found.train, found.eval)
@@ -112,7 +112,7 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
             _talk(), output, settings.saving.save_every_n_epochs, settings.saving.early_stopping
         ) as watch,
         open_trackers(resolve_trackers(settings.saving.log_with), output, by_name.settings_to_dict(settings)),
-        memory.explain_out_of_memory(settings.learning.batch_size, settings.learning.gradient_checkpointing),
+        memory.explain_out_of_memory(settings.training.batch_size, settings.training.gradient_checkpointing),
     ):
         trainer = _trainer(settings, learner, lessons, found, exam, ModelSaver(processor, record), watch)
         add_sample_callback(settings, trainer, found.eval or found.train, processor)
@@ -148,7 +148,7 @@ def _begin(settings: TrainSettings, output: Path) -> Path | None:
     find_task(settings.data.task)
     parse_image_augmentation(settings.captions.augment)
     check_streaming(settings)
-    check_name(settings.learning.optim)
+    check_name(settings.training.optim)
     check_quantize(settings)
     check_can_compile(settings)
     parse_dropout_rates(settings.model)
@@ -186,7 +186,7 @@ def _load(settings: TrainSettings) -> tuple[Any, Any]:
 def _fitted(settings: TrainSettings, learner: Any, lessons: Florence2Dataset, checkpoint: Path | None) -> TrainSettings:
     dtype = pick_dtype(settings.model.dtype, pick_device(settings.model.device))
     return replace(
-        settings, learning=auto_batch_size(settings.learning, learner, lessons, dtype, checkpoint, _talk().print)
+        settings, training=auto_batch_size(settings.training, learner, lessons, dtype, checkpoint, _talk().print)
     )
 
 
@@ -205,7 +205,7 @@ def _trainer(
     args = training_arguments(
         settings, lessons.samples_per_epoch, has_eval=bool(found.eval), device=device, dtype=dtype, best_metric=best
     )
-    length = count_steps(settings.learning, lessons.samples_per_epoch, args.world_size, args.max_steps)
+    length = count_steps(settings.training, lessons.samples_per_epoch, args.world_size, args.max_steps)
     lessons = replace(
         lessons,
         caption_augmentation=lessons.caption_augmentation.with_total_steps(length.steps),
@@ -222,10 +222,10 @@ def _trainer(
             )
     for line in training_summary(settings, learner, lessons, length, dtype):
         _talk().print(line)
-    if settings.learning.compile:
+    if settings.training.compile:
         compile_model(learner)
     examine = build_metrics_fn(settings, exam, keeper.processor)
-    method = TrainerConfig.of(settings.learning, learner, lessons.preprocessor, keeper, examine)
+    method = TrainerConfig.of(settings.training, learner, lessons.preprocessor, keeper, examine)
     return Florence2Trainer(
         method,
         model=learner,

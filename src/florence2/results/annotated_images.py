@@ -1,4 +1,4 @@
-"""Answers drawn on their pictures, one file for each: `--draw DIR`.
+"""Answers drawn on their pictures, one file for each: `--save_images DIR`.
 
 Knows no model; how an answer is drawn is `render.py`.
 """

@@ -13,7 +13,7 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_utils import SchedulerType
 
-from florence2.config import LearningSettings, SavingSettings, TrainSettings
+from florence2.config import SavingSettings, TrainingSettings, TrainSettings
 from florence2.errors import UserError
 from florence2.settings_io import closest_name_hint, parse_options
 
@@ -22,7 +22,7 @@ MAX_GRAD_NORM = 1.0
 STREAM_SAVES = 5  # checkpoints of a training on a stream, which has no epochs to be saved after
 ONECYCLE = "onecycle"
 
-# What transformers calls our flags; `--trainer` refuses these names, because a knob has one home.
+# What transformers calls our flags; `--trainer_args` refuses these names, because a knob has one home.
 FLAG_OF_ARGUMENT = {
     "output_dir": "--output_dir",
     "num_train_epochs": "--epochs",
@@ -31,7 +31,7 @@ FLAG_OF_ARGUMENT = {
     "learning_rate": "--learning_rate",
     "optim": "--optim",
     "optim_args": "--optimizer_args",
-    "lr_scheduler_type": "--scheduler",
+    "lr_scheduler_type": "--lr_scheduler_type",
     "seed": "--seed",
     "bf16": "--dtype",
     "fp16": "--dtype",
@@ -72,7 +72,7 @@ class StepCount:
         return self.batch_size * self.gradient_accumulation_steps * self.num_processes
 
 
-def count_steps(learning: LearningSettings, pictures: int, processes: int, max_steps: int = -1) -> StepCount:
+def count_steps(learning: TrainingSettings, pictures: int, processes: int, max_steps: int = -1) -> StepCount:
     """Count the steps of a training over so many samples."""
     batches = math.ceil(pictures / (learning.batch_size * processes))
     each = max(math.ceil(batches / learning.gradient_accumulation_steps), 1)
@@ -93,7 +93,7 @@ def training_arguments(
 
     `measured` says whether there is something to measure, `best_by` which score tells the best and whether it rises.
     """
-    learning, saving = settings.learning, settings.saving
+    learning, saving = settings.training, settings.saving
     door = _extra_args(saving)
     values: dict[str, Any] = {
         "output_dir": saving.output_dir,
@@ -102,7 +102,7 @@ def training_arguments(
         "per_device_eval_batch_size": learning.batch_size,
         "gradient_accumulation_steps": learning.gradient_accumulation_steps,
         "learning_rate": learning.learning_rate,
-        "lr_scheduler_type": _scheduler(learning.scheduler),
+        "lr_scheduler_type": _scheduler(learning.lr_scheduler_type),
         "warmup_steps": WARMUP_FRACTION,
         "max_grad_norm": MAX_GRAD_NORM,
         "seed": learning.seed,
@@ -134,10 +134,10 @@ def training_arguments(
         made = Seq2SeqTrainingArguments(**(values | door))
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"transformers refuses these settings: {reason}", "see `--trainer`") from error
+        raise UserError(f"transformers refuses these settings: {reason}", "see `--trainer_args`") from error
     if made.accelerator_config.dispatch_batches or made.accelerator_config.split_batches:
         what = "batches are made by each process for itself, and are not cut (`accelerator_config`)"
-        raise UserError(what, "leave `dispatch_batches` and `split_batches` out of `--trainer`")
+        raise UserError(what, "leave `dispatch_batches` and `split_batches` out of `--trainer_args`")
     made._n_gpu = min(made.n_gpu, 1)  # more GPUs are more processes, never threads of one
     return made
 
@@ -161,21 +161,21 @@ def resolve_trackers(log_with: str) -> list[str]:
 
 def _extra_args(saving: SavingSettings) -> dict[str, Any]:
     known = [field.name for field in fields(Seq2SeqTrainingArguments)]
-    given = parse_options("--trainer", saving.trainer, known)
+    given = parse_options("--trainer_args", saving.trainer_args, known)
     for name in given:
         if name in FLAG_OF_ARGUMENT:
-            raise UserError(f"`--trainer {name}` has a flag of its own", f"use `{FLAG_OF_ARGUMENT[name]}`")
+            raise UserError(f"`--trainer_args {name}` has a flag of its own", f"use `{FLAG_OF_ARGUMENT[name]}`")
         if name == "hub_token":  # settings are kept, and sent along
             raise UserError("a token is no setting to be kept", "run `hf auth login`, or set HF_TOKEN")
         if name in RESERVED_ARGUMENTS:
-            raise UserError(f"`--trainer {name}` cannot be changed here", "leave it out")
+            raise UserError(f"`--trainer_args {name}` cannot be changed here", "leave it out")
     return given
 
 
 def _scheduler(name: str) -> str:
     known = [ONECYCLE, *(kind.value for kind in SchedulerType)]
     if name.lower() not in known:
-        raise UserError(f"`--scheduler {name}` is not known", closest_name_hint(name.lower(), known))
+        raise UserError(f"`--lr_scheduler_type {name}` is not known", closest_name_hint(name.lower(), known))
     return "constant" if name.lower() == ONECYCLE else name.lower()
 
 

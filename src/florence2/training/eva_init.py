@@ -48,7 +48,7 @@ def initialize_eva(
     narrow = min(layer.in_features for layer in model.modules() if isinstance(layer, LoraLayer))
     if most > narrow:
         what = f"EVA looks for {most} directions, rank times rho, and a layer has {narrow}"
-        raise UserError(what, "give a lower `--rank`, or `--lora eva_config='{\"rho\": 1}'`")
+        raise UserError(what, "give a lower `--rank`, or `--lora_args eva_config='{\"rho\": 1}'`")
     initialize_lora_eva_weights(
         whole,
         _Shown(lessons, collate, most),
@@ -91,7 +91,7 @@ class _Shown:
     def _batch(self, items: list[Any]) -> Batch:
         self.shown.append(len(items))
         if len(self.shown) > MOST:
-            hint = "pass `--lora init_lora_weights=eva eva_config='{\"tau\": 0.9}'`, or another beginning"
+            hint = "pass `--lora_args init_lora_weights=eva eva_config='{\"tau\": 0.9}'`, or another beginning"
             raise UserError(f"EVA has not settled after {MOST} batches", hint)
         return self.collate(items)
 

@@ -53,11 +53,13 @@ def check_quantize(settings: TrainSettings) -> None:
 
 
 def parse_dropout_rates(settings: ModelSettings) -> dict[str, float]:
-    """Read `--model_dropout`."""
-    given = parse_options("--model_dropout", settings.model_dropout, [*VISION_DROPOUT_RATES, *TEXT_DROPOUT_RATES])
+    """Read `--model_dropout_args`."""
+    given = parse_options(
+        "--model_dropout_args", settings.model_dropout_args, [*VISION_DROPOUT_RATES, *TEXT_DROPOUT_RATES]
+    )
     for name, rate in given.items():
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-            raise UserError(f"`--model_dropout {name}={rate}` is no rate", "give a number from 0 to below 1")
+            raise UserError(f"`--model_dropout_args {name}={rate}` is no rate", "give a number from 0 to below 1")
     return {name: float(rate) for name, rate in given.items()}
 
 
@@ -129,7 +131,7 @@ def training_summary(
     settings: TrainSettings, learner: nn.Module, lessons: Florence2Dataset, length: StepCount, dtype: torch.dtype
 ) -> Iterator[str]:
     """Say what will be trained: captions, steps, weights, memory."""
-    learning, lora = settings.learning, settings.lora
+    learning, lora = settings.training, settings.lora
     learns, every = count_parameters(learner)
     device = next(learner.parameters()).device
     shapes = batch_shapes(lessons, learning.batch_size, features=lessons.features is not None)
@@ -139,7 +141,10 @@ def training_summary(
     yield f"{kind}: {learns:,} of {every:,} weights learn ({learns / every:.2%}), {str(dtype)[6:]} arithmetic"
     yield f"about {need.total / GIB:.1f} GiB of memory on the {device.type}" + memory_warning(need, device)
     yield from check_learning_rate(
-        learning.optim, learning.learning_rate, learning.scheduler, parse_optimizer_args(learning.optimizer_args)
+        learning.optim,
+        learning.learning_rate,
+        learning.lr_scheduler_type,
+        parse_optimizer_args(learning.optimizer_args),
     )
     if lessons.features is not None:
         yield "no weight that sees pictures learns: what they look like is computed once and kept on disk"
@@ -160,7 +165,7 @@ def _amount(settings: TrainSettings, lessons: Florence2Dataset, length: StepCoun
     captions = f"{length.num_samples:,} captions"
     if lessons.weights is not None:
         captions = f"{captions} an epoch, drawn from {len(lessons):,}"
-    return f"{captions}, {steps} over {settings.learning.epochs:g} epochs"
+    return f"{captions}, {steps} over {settings.training.epochs:g} epochs"
 
 
 @dataclass(frozen=True)
@@ -182,9 +187,9 @@ class ModelSaver:
 
 
 def _with_lora(model: nn.Module, settings: ModelSettings, lora: LoraSettings) -> PeftModel:
-    given = parse_options("--lora", lora.lora, [field.name for field in fields(LoraConfig)])
+    given = parse_options("--lora_args", lora.lora_args, [field.name for field in fields(LoraConfig)])
     for name in given.keys() & FLAG_OF_LORA_ARG.keys():
-        raise UserError(f"`--lora {name}` has a flag of its own", f"use `{FLAG_OF_LORA_ARG[name]}`")
+        raise UserError(f"`--lora_args {name}` has a flag of its own", f"use `{FLAG_OF_LORA_ARG[name]}`")
     targets = [
         name
         for name in resolve_target_modules(model, lora.target_modules)

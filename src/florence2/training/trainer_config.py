@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from florence2.config import LearningSettings
+from florence2.config import TrainingSettings
 from florence2.model.processing import Preprocessor
 from florence2.training.arguments import ONECYCLE
 from florence2.training.optimizer.create import parse_optimizer_args
@@ -46,7 +46,7 @@ class TrainerConfig:
 
     @classmethod
     def of(
-        cls, learning: LearningSettings, learner: Any, processing: Preprocessor, keep: SaveFn, examine: MetricsFn | None
+        cls, learning: TrainingSettings, learner: Any, processing: Preprocessor, keep: SaveFn, examine: MetricsFn | None
     ) -> "TrainerConfig":
         """Read the method from the settings, and its numbers from the model."""
         text, place = learner.config.text_config, processing.image_token_id
@@ -61,7 +61,7 @@ class TrainerConfig:
             optimizer_args=parse_optimizer_args(learning.optimizer_args),
             lora_plus_ratio=learning.lora_plus_ratio,
             vision_learning_rate=learning.vision_learning_rate,
-            one_cycle=learning.scheduler.lower() == ONECYCLE,
+            one_cycle=learning.lr_scheduler_type.lower() == ONECYCLE,
             frozen_modules=frozen_modules(learner),
             use_cuda_graphs=can_use_cuda_graphs(learner, learning),
             compute_metrics=examine,

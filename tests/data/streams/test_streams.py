@@ -114,7 +114,7 @@ def test_what_has_no_answer_stops_the_stream_or_is_left_out(photos: Path, tmp_pa
     parts = find_sharded_source(str(tmp_path / "000000.tar"), ASKED)
     with pytest.raises(UserError, match="have no caption") as caught:
         list(SampleStream(parts).epoch(0))
-    assert "--missing skip" in caught.value.hint
+    assert "--on_missing skip" in caught.value.hint
     assert [sample.target for sample in SampleStream(parts, on_missing="skip").epoch(0)] == ["a"]
 
 

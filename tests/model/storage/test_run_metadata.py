@@ -52,12 +52,12 @@ def test_the_command_gives_the_settings_back() -> None:
         "output_dir": "o",
         "rank": 8,
         "gradient_checkpointing": True,
-        "lora": ("a=1", "b=2"),
+        "lora_args": ("a=1", "b=2"),
     }
     words = shlex.split(train_command(flags.settings_from_dict(TrainSettings, given), resume="auto"))
     assert words[:2] == ["florence2", "train"]
     assert words[words.index("--dataset") + 1] == "my photos"
-    assert words[words.index("--lora") + 1 : words.index("--lora") + 3] == ["a=1", "b=2"]
+    assert words[words.index("--lora_args") + 1 : words.index("--lora_args") + 3] == ["a=1", "b=2"]
     assert "--gradient_checkpointing" in words
     assert words[words.index("--resume") + 1] == "auto"
     assert "--learning_rate" not in words

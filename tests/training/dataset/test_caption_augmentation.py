@@ -121,25 +121,25 @@ def test_measuring_leaves_chance_out() -> None:
 
 def test_published_flags_and_the_open_door() -> None:
     flags = CaptionSettings(
-        shuffle_captions=True, frozen_parts=1, caption_dropout=0.5, captions=("keep_tokens_separator=|||",)
+        shuffle_captions=True, frozen_parts=1, caption_dropout=0.5, caption_args=("keep_tokens_separator=|||",)
     )
     assert parse_caption_augmentation(flags) == CaptionAugmentation(
         shuffle_caption=True, keep_tokens=1, caption_tag_dropout_rate=0.5, keep_tokens_separator="|||"
     )
-    assert parse_caption_augmentation(CaptionSettings(captions=("caption_prefix=7",))).caption_prefix == "7"
+    assert parse_caption_augmentation(CaptionSettings(caption_args=("caption_prefix=7",))).caption_prefix == "7"
 
 
 @pytest.mark.parametrize(
     ("word", "hint"),
     [
         ("shufle_caption=true", "did you mean `shuffle_caption`?"),
-        ("keep_tokens=many", "write `--captions keep_tokens=...`"),
-        ("enable_wildcard=1", "write `--captions enable_wildcard=...`"),
+        ("keep_tokens=many", "write `--caption_args keep_tokens=...`"),
+        ("enable_wildcard=1", "write `--caption_args enable_wildcard=...`"),
         ("caption_dropout_rate=2", "give a number from 0 to 1"),
-        ("shuffle_caption", "write `--captions shuffle_caption=...`"),
+        ("shuffle_caption", "write `--caption_args shuffle_caption=...`"),
     ],
 )
 def test_refused(word: str, hint: str) -> None:
     with pytest.raises(UserError) as caught:
-        parse_caption_augmentation(CaptionSettings(captions=(word,)))
+        parse_caption_augmentation(CaptionSettings(caption_args=(word,)))
     assert caught.value.hint == hint

@@ -111,10 +111,10 @@ def test_training_on_a_stream_resumed_is_never_stopped(room: Path) -> None:
         "augment": ["scale=0.7,0.9"],
         "save_every_n_steps": 3,
     }
-    whole = run(room, "whole", **given, trainer=["max_steps=6"])
+    whole = run(room, "whole", **given, trainer_args=["max_steps=6"])
     again = room / "again"
     shutil.copytree(whole / "checkpoint-3", again / "checkpoint-3")
-    run(room, "again", **given, trainer=["max_steps=6"], resume="auto")
+    run(room, "again", **given, trainer_args=["max_steps=6"], resume="auto")
     mine, theirs = (load_file(out / "checkpoint-6" / "adapter_model.safetensors") for out in (again, whole))
     rows = [(out / "metrics.jsonl").read_text().splitlines()[-1] for out in (whole, again)]
     assert json.loads(rows[0])["epoch"] == json.loads(rows[1])["epoch"] == 1
@@ -126,17 +126,20 @@ def test_training_on_a_stream_resumed_is_never_stopped(room: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "what"),
     [
-        ({"trainer": ()}, "a stream has no end that is known"),
-        ({"trainer": ("max_steps=many",)}, "a stream has no end that is known"),
+        ({"trainer_args": ()}, "a stream has no end that is known"),
+        ({"trainer_args": ("max_steps=many",)}, "a stream has no end that is known"),
         ({"dataset": ("a", "b")}, "several datasets do not go together"),
-        ({"mix": ("od=2",)}, "`--mix` do not go together"),
+        ({"sampling_weights": ("od=2",)}, "`--sampling_weights` do not go together"),
         ({"val_dataset": "0.1"}, "`--val_dataset 0.1` do not go together"),
         ({"save_every_n_epochs": 1}, "`--save_every_n_epochs` do not go together"),
-        ({"lora": ("init_lora_weights=eva",)}, "EVA do not go together"),
-        ({"trainer": ("max_steps=3", "train_sampling_strategy=group_by_length")}, "group_by_length do not go together"),
+        ({"lora_args": ("init_lora_weights=eva",)}, "EVA do not go together"),
+        (
+            {"trainer_args": ("max_steps=3", "train_sampling_strategy=group_by_length")},
+            "group_by_length do not go together",
+        ),
     ],
 )
 def test_refused(given: dict[str, Any], what: str) -> None:
-    plain = {"dataset": ("tars",), "output_dir": "o", "streaming": True, "trainer": ("max_steps=3",)}
+    plain = {"dataset": ("tars",), "output_dir": "o", "streaming": True, "trainer_args": ("max_steps=3",)}
     with pytest.raises(UserError, match=what):
         check_streaming(settings_from_dict(TrainSettings, plain | given))

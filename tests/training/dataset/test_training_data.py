@@ -43,7 +43,9 @@ def test_several_datasets_are_one_and_keep_their_names(room: Path) -> None:
 
 
 def test_a_weight_is_that_of_the_task_times_that_of_the_dataset(room: Path) -> None:
-    mixed = found("photos", "photos/mixed.jsonl", mix=["OD=2", "photos/mixed.jsonl=1.5", "more_detailed_caption=0.5"])
+    mixed = found(
+        "photos", "photos/mixed.jsonl", sampling_weights=["OD=2", "photos/mixed.jsonl=1.5", "more_detailed_caption=0.5"]
+    )
     by_task = {
         (sample.id.rpartition("/")[0], sample.task): weight for sample, weight in zip(*_both(mixed), strict=True)
     }
@@ -52,7 +54,7 @@ def test_a_weight_is_that_of_the_task_times_that_of_the_dataset(room: Path) -> N
         ("photos/mixed.jsonl", "<OD>"): 3.0,
         ("photos/mixed.jsonl", "<CAPTION>"): 1.5,
     }
-    none = found("photos/mixed.jsonl", mix=["od=0"])
+    none = found("photos/mixed.jsonl", sampling_weights=["od=0"])
     assert [sample.task for sample in none.train] == ["<CAPTION>"] * 3
 
 
@@ -61,23 +63,23 @@ def _both(made: TrainingData) -> tuple[Any, Any]:
 
 
 def test_prompts_of_ones_own_have_weights_too(room: Path) -> None:
-    made = found("photos", task="Is 1 = 1?", mix=["Is 1 = 1?=3"])
+    made = found("photos", task="Is 1 = 1?", sampling_weights=["Is 1 = 1?=3"])
     assert made.weights == [3.0] * 8
 
 
 @pytest.mark.parametrize(
     ("word", "what", "hint"),
     [
-        ("odd=2", "`--mix odd` names no dataset here and no task that is learnt", "did you mean `od`?"),
-        ("ocr=2", "`--mix ocr` names no dataset here and no task that is learnt", ""),
-        ("od", "`--mix od` is no weight", ""),
-        ("od=-1", "`--mix od=-1` is no weight", ""),
-        ("od=inf", "`--mix od=inf` is no weight", ""),
-        ("photos/mixed.jsonl=0.01", "with `--mix` an epoch draws no sample at all", ""),
+        ("odd=2", "`--sampling_weights odd` names no dataset here and no task that is learnt", "did you mean `od`?"),
+        ("ocr=2", "`--sampling_weights ocr` names no dataset here and no task that is learnt", ""),
+        ("od", "`--sampling_weights od` is no weight", ""),
+        ("od=-1", "`--sampling_weights od=-1` is no weight", ""),
+        ("od=inf", "`--sampling_weights od=inf` is no weight", ""),
+        ("photos/mixed.jsonl=0.01", "with `--sampling_weights` an epoch draws no sample at all", ""),
     ],
 )
 def test_refused(room: Path, word: str, what: str, hint: str) -> None:
     with pytest.raises(UserError) as caught:
-        found("photos/mixed.jsonl", mix=[word])
+        found("photos/mixed.jsonl", sampling_weights=[word])
     assert caught.value.what == what
     assert hint in caught.value.hint

@@ -17,9 +17,15 @@ from florence2.training.optimizer.checks import check_learning_rate
         ("torch.optim.SGD", 1e-4, "cosine", {}, ["pass `--learning_rate 0.01` or more"]),
         ("adamw_torch", 1.0, "cosine", {}, ["pass `--learning_rate 1e-4`"]),
         ("adamw_torch", 1e-4, "cosine", {}, []),
-        ("schedule_free_adamw", 1e-3, "cosine", {}, ["pass `--scheduler constant_with_warmup`"]),
+        ("schedule_free_adamw", 1e-3, "cosine", {}, ["pass `--lr_scheduler_type constant_with_warmup`"]),
         ("schedule_free_adamw", 1e-3, "constant_with_warmup", {}, []),
-        ("prodigyplus.ProdigyPlusScheduleFree", 1e-4, "onecycle", {}, ["--learning_rate 1", "--scheduler constant"]),
+        (
+            "prodigyplus.ProdigyPlusScheduleFree",
+            1e-4,
+            "onecycle",
+            {},
+            ["--learning_rate 1", "--lr_scheduler_type constant"],
+        ),
         ("package.OfMine", 7.0, "cosine", {}, []),
     ],
 )

@@ -27,7 +27,7 @@ def test_norms_and_biases_do_not_decay() -> None:
 
 
 def test_magnitudes_of_dora_do_not_decay() -> None:
-    decays = by_name(learner(lora=("use_dora=true",)), "weight_decay", GroupRates(1e-3, 0.1))
+    decays = by_name(learner(lora_args=("use_dora=true",)), "weight_decay", GroupRates(1e-3, 0.1))
     assert {name for name, decay in decays.items() if decay == 0.0} == {n for n in decays if "magnitude" in n}
     assert set(decays.values()) == {0.0, 0.1}
 

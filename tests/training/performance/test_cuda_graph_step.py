@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from florence2.config import LearningSettings, LoraSettings, ModelSettings
+from florence2.config import LoraSettings, ModelSettings, TrainingSettings
 from florence2.cuda_graphs import CudaGraphCache
 from florence2.recipes.train import train
 from florence2.training import trainer as room
@@ -90,7 +90,7 @@ def test_weights_that_were_moved_are_looked_for() -> None:
 
 def test_a_cpu_records_nothing() -> None:
     learner = prepare_model_for_training(tiny_model()[0], ModelSettings(), LoraSettings())
-    assert not can_use_cuda_graphs(learner, LearningSettings())
+    assert not can_use_cuda_graphs(learner, TrainingSettings())
 
 
 @needs_gpu
@@ -107,8 +107,8 @@ def test_a_cpu_records_nothing() -> None:
     ],
 )
 def test_what_is_recorded(lora: tuple[str, ...], learning: dict[str, Any], wanted: bool) -> None:
-    learner = prepare_model_for_training(tiny_model()[0].cuda(), ModelSettings(), LoraSettings(lora=lora))
-    assert can_use_cuda_graphs(learner, LearningSettings(**learning)) == wanted
+    learner = prepare_model_for_training(tiny_model()[0].cuda(), ModelSettings(), LoraSettings(lora_args=lora))
+    assert can_use_cuda_graphs(learner, TrainingSettings(**learning)) == wanted
 
 
 @needs_gpu
@@ -138,7 +138,7 @@ def test_on_a_gpu_recorded_asked_for_and_resumed_are_one_training(
     def run(name: str, **more: Any) -> Path:
         out = tmp_path / name
         how = {"epochs": 6, "batch_size": 4, "dtype": "float32", "rank": 4, "learning_rate": 1e-3, "log_with": "none"}
-        how |= {"trainer": ("logging_steps=1",), "save_every_n_epochs": 1}
+        how |= {"trainer_args": ("logging_steps=1",), "save_every_n_epochs": 1}
         return train(dataset=str(pictures), output_dir=str(out), model_id="demo", **(how | more))
 
     by_heart = run("by heart")

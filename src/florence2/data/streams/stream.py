@@ -89,7 +89,7 @@ class SampleStream:
 
 
 def _refusal(skipped: Skipped) -> UserError:
-    mend = f"{skipped.hint}, or pass --missing skip" if skipped.hint else "pass --missing skip to leave such out"
+    mend = f"{skipped.hint}, or pass --on_missing skip" if skipped.hint else "pass --on_missing skip to leave such out"
     return UserError(f"{skipped.where}: among the pictures that {skipped.reason}", mend)
 
 

@@ -19,7 +19,7 @@ from florence2.model.tasks import find_task
 METADATA_FILE = "training_settings.json"
 MODEL_CARD_FILE = "README.md"
 # Settings that decide what the weights and the optimizer's state are.
-COMPATIBILITY_KEYS = ("model_id", "revision", "quantize", "freeze", "rank", "target_modules", "lora", "optim")
+COMPATIBILITY_KEYS = ("model_id", "revision", "quantize", "freeze", "rank", "target_modules", "lora_args", "optim")
 PACKAGES = ("florence2", "torch", "transformers", "peft", "accelerate")
 
 

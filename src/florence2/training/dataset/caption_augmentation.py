@@ -54,8 +54,10 @@ class CaptionAugmentation:
 
 
 def parse_caption_augmentation(settings: CaptionSettings) -> CaptionAugmentation:
-    """Join the published flags and `--captions key=value`; the latter win."""
-    given = parse_options("--captions", settings.captions, [field.name for field in fields(CaptionAugmentation)])
+    """Join the published flags and `--caption_args key=value`; the latter win."""
+    given = parse_options(
+        "--caption_args", settings.caption_args, [field.name for field in fields(CaptionAugmentation)]
+    )
     published: dict[str, Any] = {
         "shuffle_caption": settings.shuffle_captions,
         "keep_tokens": settings.frozen_parts,
@@ -167,7 +169,7 @@ def _typed(name: str, value: Any) -> Any:
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or (kind is not bool and isinstance(value, bool)):
         wanted = {bool: "true or false", int: "a whole number"}.get(kind, "a number")
-        raise UserError(f"`--captions {name}={value}` is not {wanted}", f"write `--captions {name}=...`")
+        raise UserError(f"`--caption_args {name}={value}` is not {wanted}", f"write `--caption_args {name}=...`")
     return value
 
 

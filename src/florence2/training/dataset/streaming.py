@@ -81,17 +81,23 @@ def check_streaming(settings: TrainSettings) -> None:
     if not settings.data.streaming:
         return
     data, saving = settings.data, settings.saving
-    door, lora = parse_pairs("--trainer", saving.trainer), parse_pairs("--lora", settings.lora.lora)
+    door, lora = parse_pairs("--trainer_args", saving.trainer_args), parse_pairs("--lora_args", settings.lora.lora_args)
     steps = parse_value(door.get("max_steps", "-1"))
     if not isinstance(steps, int) or steps <= 0:
-        raise UserError("a stream has no end that is known, so `--epochs` says nothing", "pass `--trainer max_steps=N`")
+        raise UserError(
+            "a stream has no end that is known, so `--epochs` says nothing", "pass `--trainer_args max_steps=N`"
+        )
     for is_asked, flag, why in (
         (len(data.dataset) > 1, "several datasets", "one stream is read at a time"),
-        (bool(data.mix), "`--mix`", "what comes by once cannot be drawn more often"),
+        (bool(data.sampling_weights), "`--sampling_weights`", "what comes by once cannot be drawn more often"),
         (_is_number(data.val_dataset), f"`--val_dataset {data.val_dataset}`", "a part of a stream cannot be held back"),
         (saving.save_every_n_epochs is not None, "`--save_every_n_epochs`", "a stream's epochs are not counted"),
         (saving.sample_every_n_epochs is not None, "`--sample_every_n_epochs`", "a stream's epochs are not counted"),
-        ("init_lora_weights=eva" in settings.lora.lora, "EVA", "it looks at the first epoch before the first step"),
+        (
+            "init_lora_weights=eva" in settings.lora.lora_args,
+            "EVA",
+            "it looks at the first epoch before the first step",
+        ),
         (door.get("train_sampling_strategy") == "group_by_length", "group_by_length", "the lengths are not known"),
         (lora.get("init_lora_weights") == "eva", "EVA", "it looks at the samples before the first step"),
     ):

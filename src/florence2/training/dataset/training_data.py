@@ -55,11 +55,11 @@ def find_training_data(settings: TrainSettings, say: Say) -> TrainingData:
         found = {spec: [replace(each, id=f"{spec}/{each.id}") for each in samples] for spec, samples in found.items()}
     home = {sample.id: spec for spec, samples in found.items() for sample in samples}
     samples, held = train_val_split(
-        [each for samples in found.values() for each in samples], fraction or 0, settings.learning.seed
+        [each for samples in found.values() for each in samples], fraction or 0, settings.training.seed
     )
     if val and fraction is None:
         held = _found(settings, val, say)
-    weights = _weights(data.mix, samples, home)
+    weights = _weights(data.sampling_weights, samples, home)
     kept = [at for at in range(len(samples)) if weights is None or weights[at] > 0]
     return TrainingData([samples[at] for at in kept], weights and [weights[at] for at in kept], held)
 
@@ -68,7 +68,7 @@ def _stream(settings: TrainSettings) -> SampleStream:
     data = settings.data
     columns = ColumnMapping(data.task, image=data.image_column, text=data.text_column)
     parts = find_sharded_source(data.dataset[0], columns, offline=settings.model.offline)
-    return SampleStream(parts, settings.learning.seed, data.missing)
+    return SampleStream(parts, settings.training.seed, data.on_missing)
 
 
 def _weights(mix: tuple[str, ...], samples: Sequence[Sample], home: Mapping[str, str]) -> list[float] | None:
@@ -83,12 +83,15 @@ def _weights(mix: tuple[str, ...], samples: Sequence[Sample], home: Mapping[str,
         if token not in tasks:
             known = [*datasets, *(find_task(task).name for task in tasks)]
             raise UserError(
-                f"`--mix {name}` names no dataset here and no task that is learnt", closest_name_hint(name, known)
+                f"`--sampling_weights {name}` names no dataset here and no task that is learnt",
+                closest_name_hint(name, known),
             )
     once = ("", 1.0)
     weights = [by_task.get(each.task, once)[1] * by_place.get(home[each.id], 1.0) for each in samples]
     if num_draws(weights) < 1:
-        raise UserError("with `--mix` an epoch draws no sample at all", "give some task or dataset more weight")
+        raise UserError(
+            "with `--sampling_weights` an epoch draws no sample at all", "give some task or dataset more weight"
+        )
     return weights
 
 
@@ -99,7 +102,9 @@ def _weight(word: str) -> tuple[str, float]:
     except ValueError:
         weight = -1.0
     if not name or not 0 <= weight < math.inf:
-        raise UserError(f"`--mix {word}` is no weight", "write a task or a dataset and a number, such as `od=2`")
+        raise UserError(
+            f"`--sampling_weights {word}` is no weight", "write a task or a dataset and a number, such as `od=2`"
+        )
     return name, weight
 
 
@@ -113,7 +118,7 @@ def build_dataset(settings: TrainSettings, material: TrainingData, model: Any, p
         parse_caption_augmentation(settings.captions),
         parse_image_augmentation(settings.captions.augment),
         material.weights,
-        seed=settings.learning.seed,
+        seed=settings.training.seed,
         max_prompt_length=most,
         max_target_length=most if asked is None else min(asked + 2, most),  # <s> and </s> come on top
     )
@@ -128,12 +133,12 @@ def _found(settings: TrainSettings, spec: str, say: Say) -> list[Sample]:
         recursive=data.recursive,
         caption_extension=data.caption_extension,
         keep_lines=parse_caption_augmentation(settings.captions).enable_wildcard,
-        missing=data.missing,
+        missing=data.on_missing,
         image_column=data.image_column,
         text_column=data.text_column,
         offline=settings.model.offline,
     )
-    found = check_images(found, missing=data.missing)
+    found = check_images(found, missing=data.on_missing)
     say(found.summary())
     return found.samples
 

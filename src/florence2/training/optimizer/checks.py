@@ -30,4 +30,4 @@ def check_learning_rate(optim: str, learning_rate: float, scheduler: str, given:
     elif any(family in name for family in _ADAMS) and rate >= 0.1:
         yield f"{optim} at {rate:g} breaks what was learnt: pass `--learning_rate 1e-4` or near it"
     if any(family in name for family in _AVERAGING) and scheduler.lower() not in _CONSTANT:
-        yield f"{optim} averages in place of a schedule: pass `--scheduler constant_with_warmup`"
+        yield f"{optim} averages in place of a schedule: pass `--lr_scheduler_type constant_with_warmup`"

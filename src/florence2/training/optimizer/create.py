@@ -88,7 +88,9 @@ def optimizer_error(optim: str, error: Exception) -> UserError:
     """Word why transformers makes no such optimizer here."""
     reason = " ".join(str(error).split()).rstrip(".")
     if "optim_target_modules" in reason:
-        return UserError(f"`--optim {optim}` needs to know which layers", "pass `--trainer optim_target_modules=fc1`")
+        return UserError(
+            f"`--optim {optim}` needs to know which layers", "pass `--trainer_args optim_target_modules=fc1`"
+        )
     brought = any(package in reason for package in ("bitsandbytes", "schedulefree"))
     return UserError(f"`--optim {optim}` cannot be used: {reason}", EXTRA if brought else "install it")
 

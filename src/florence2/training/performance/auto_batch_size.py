@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
-from florence2.config import LearningSettings
+from florence2.config import TrainingSettings
 from florence2.model.storage.run_metadata import read_run_metadata
 from florence2.model.tasks import find_task
 from florence2.training.dataset.florence2_dataset import Florence2Dataset
@@ -33,13 +33,13 @@ def batch_shapes(lessons: Florence2Dataset, batch: int, *, features: bool = Fals
 
 
 def auto_batch_size(
-    learning: LearningSettings,
+    learning: TrainingSettings,
     learner: nn.Module,
     lessons: Florence2Dataset,
     dtype: torch.dtype,
     checkpoint: Path | None,
     say: Callable[[str], None],
-) -> LearningSettings:
+) -> TrainingSettings:
     """Choose the largest batch that fits and the accumulation that keeps the step; a resumed training keeps its own."""
     if not learning.auto_batch:
         return learning

@@ -15,7 +15,7 @@ from florence2.system import require_compiler
 
 def check_can_compile(settings: TrainSettings) -> None:
     """Refuse to compile where nothing can be gained, or nothing can be compiled, before anything is read."""
-    if not settings.learning.compile:
+    if not settings.training.compile:
         return
     if settings.model.freeze == "vision" and pick_device(settings.model.device).type == "cpu":
         raise UserError(

@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from florence2.config import LearningSettings
+from florence2.config import TrainingSettings
 from florence2.cuda_graphs import CudaGraphCache
 from florence2.training.performance.lora_linear import FusedLoraLinear
 from florence2.training.performance.memory import allocated_memory, free_device_memory, peak_memory
@@ -26,7 +26,7 @@ MAX_GRAPHS = 32  # graphs of some thousand kernels, and some ten megabytes, each
 Step = Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
 
 
-def can_use_cuda_graphs(learner: nn.Module, learning: LearningSettings) -> bool:
+def can_use_cuda_graphs(learner: nn.Module, learning: TrainingSettings) -> bool:
     """Tell whether every step of a shape is the same work, on one GPU, and nothing in it waits for a value.
 
     Recomputing asks for the state of the random numbers, several processes talk to each other, some optimizers step
