@@ -60,7 +60,7 @@ class Job:
     Files may come several times. `decoded` pictures are open, and of the model's size, before the clock starts.
     """
 
-    pictures: list[str]
+    images: list[str]
     lengths: list[int]
     output: str
     decoded: bool = False
@@ -98,11 +98,11 @@ class Ours:
         stats = self._engine.stats
         stats.seconds.clear()
         stats.steps = stats.tokens = 0
-        samples = [Sample(str(n), opened.get(path, Path(path)), TASK.token) for n, path in enumerate(job.pictures)]
+        samples = [Sample(str(n), opened.get(path, Path(path)), TASK.token) for n, path in enumerate(job.images)]
         for prediction in self._engine.run(samples):
             number = int(prediction.file_name)
             assert prediction.num_tokens == job.lengths[number], prediction
-            yield job.pictures[number], prediction.text
+            yield job.images[number], prediction.text
 
     def report(self) -> dict[str, Any]:
         """Say where the time of the last job went."""
@@ -121,8 +121,8 @@ class Stock:
 
     def run(self, job: Job, opened: dict[str, Image.Image]) -> Iterator[tuple[str, str]]:
         """Caption batch by batch."""
-        for start in range(0, len(job.pictures), self._plan.batch):
-            paths = job.pictures[start : start + self._plan.batch]
+        for start in range(0, len(job.images), self._plan.batch):
+            paths = job.images[start : start + self._plan.batch]
             lengths = job.lengths[start : start + self._plan.batch]
             images = [opened.get(path) or Image.open(path).convert("RGB") for path in paths]
             inputs = self._processor(text=[TASK.token] * len(paths), images=images, return_tensors="pt", padding=True)
@@ -195,7 +195,7 @@ def main() -> None:
     print(json.dumps({"ready": plan.name}), file=answers, flush=True)
     for line in sys.stdin:
         job = Job(**json.loads(line))
-        opened = {path: Image.open(path).convert("RGB").resize(SEEN) for path in set(job.pictures) if job.decoded}
+        opened = {path: Image.open(path).convert("RGB").resize(SEEN) for path in set(job.images) if job.decoded}
         start, processor = time.perf_counter(), time.process_time()
         with torch.inference_mode(), Path(job.output).open("w") as output:
             for path, text in contestant.run(job, opened):

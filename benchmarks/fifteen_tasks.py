@@ -69,11 +69,11 @@ def main() -> None:
 
 def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Train, ask both models, and give the scores of each task: before, after, and the change."""
-    lessons = mixed(make_dataset(folder / "lessons", given.scenes, TRAINED_SEED))
+    dataset = mixed(make_dataset(folder / "lessons", given.scenes, TRAINED_SEED))
     held = mixed(make_dataset(folder / "held", given.held_out, given.first))
     adapter, scores = given.adapter or folder / "adapter", folder / "scores.json"
     if not adapter.exists():
-        told = ["--dataset", str(lessons), "--output_dir", str(adapter), "--trainer_args", f"max_steps={given.steps}"]
+        told = ["--dataset", str(dataset), "--output_dir", str(adapter), "--trainer_args", f"max_steps={given.steps}"]
         florence2("train", "--model_id", "demo", *told, *given.recipe.split(), *MIX)
     said = [str(folder / f"{each}.jsonl") for each in ("bundled", "trained")]
     for model, file in zip(("demo", str(adapter)), said, strict=True):

@@ -82,13 +82,13 @@ def compete(given: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """Teach everybody the same pictures at each rate and length, and count what is right afterwards."""
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        lessons = make_dataset(Path(folder) / "train", LEARNT, 1000 * seed, "tags")
+        dataset = make_dataset(Path(folder) / "train", LEARNT, 1000 * seed, "tags")
         held = make_dataset(Path(folder) / "held", HELD_OUT, 1000 * seed + LEARNT, "tags")
         for rate in given.rates:
             for steps in given.steps:
                 for entrant in ENTRANTS:
                     out = Path(folder) / f"{entrant}-{rate}-{steps}"
-                    job = {"dataset": str(lessons), "out": str(out), "rate": rate, "steps": steps, "seed": seed}
+                    job = {"dataset": str(dataset), "out": str(out), "rate": rate, "steps": steps, "seed": seed}
                     learn(entrant, job)
                     right = exact(held, out)
                     found.append({"entrant": entrant, "seed": seed, "rate": rate, "steps": steps, "exact": right})
@@ -125,7 +125,7 @@ def python(*words: str) -> None:
         raise SystemExit(done.stderr[-2000:])
 
 
-class Pictures(torch.utils.data.Dataset[dict[str, Any]]):
+class Images(torch.utils.data.Dataset[dict[str, Any]]):
     """A folder of pictures and captions as a rival's trainer takes them."""
 
     def __init__(self, folder: Path, processor: Any, pad_to: int | None) -> None:
@@ -193,7 +193,7 @@ def learn_as_rival(given: argparse.Namespace) -> None:
             use_cpu=True,
             remove_unused_columns=False,
         ),
-        train_dataset=Pictures(Path(job["dataset"]), processor, pad_to),
+        train_dataset=Images(Path(job["dataset"]), processor, pad_to),
         data_collator=together,
     )
     if given.entrant == "published":

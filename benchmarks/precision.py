@@ -62,10 +62,10 @@ def main() -> None:
 def questions(number: int, tasks: Sequence[str]) -> Iterator[Question]:
     """Ask the tasks named, or all, that have a true answer; about one picture, so that it is looked at once."""
     made = make_scene(number)
-    picture = made.render()
+    image = made.render()
     for task in TASKS:
         if (task.name in tasks or not tasks) and (told := scene_target(made, task.name, number)):
-            yield made, told, Sample(f"{number}.png", picture, task.token, told.input)
+            yield made, told, Sample(f"{number}.png", image, task.token, told.input)
 
 
 def model_in(name: str) -> tuple[Any, Any]:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.throughput import make_pictures, processor_name
+from benchmarks.throughput import make_images, processor_name
 
 DEMO = Path(__file__).parents[1] / "src" / "florence2" / "demo" / "model"
 PLAIN = """
@@ -41,11 +41,11 @@ def main() -> None:
     """Run everybody in turns and print what it took."""
     options = parse()
     with tempfile.TemporaryDirectory() as folder:
-        picture = make_pictures(Path(folder), 1)[0]
+        image = make_images(Path(folder), 1)[0]
         seconds: dict[str, list[float]] = {"ours": [], "transformers": []}
         for number in range(options.rounds + 1):
             for name, taken in seconds.items():
-                took = timed(command(name, options.model, picture, folder), options.threads)
+                took = timed(command(name, options.model, image, folder), options.threads)
                 print(f"round {number}: {name:12} {took:6.2f} s (load {os.getloadavg()[0]:.2f})", file=sys.stderr)
                 if number:
                     taken.append(took)
@@ -65,11 +65,11 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def command(name: str, model: str, picture: str, folder: str) -> list[str]:
+def command(name: str, model: str, image: str, folder: str) -> list[str]:
     """Word what a contestant runs."""
     if name == "transformers":
-        return [sys.executable, "-c", PLAIN, model, picture]
-    words = ["--model_path", model, "--input_path", picture, "--dtype", "float32", "--if_exists", "overwrite"]
+        return [sys.executable, "-c", PLAIN, model, image]
+    words = ["--model_path", model, "--input_path", image, "--dtype", "float32", "--if_exists", "overwrite"]
     return [sys.executable, "-m", "florence2", "predict", *words, "--output_path", f"{folder}/captions.jsonl"]
 
 

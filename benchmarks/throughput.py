@@ -50,9 +50,9 @@ def main() -> None:
     """Run, print a table for people and one line of JSON, and write both down."""
     options = parse()
     with tempfile.TemporaryDirectory() as folder:
-        files = make_pictures(Path(folder), min(options.files, options.pictures))
-        pictures = list(islice(cycle(files), options.pictures))
-        rounds = compete(options, pictures, Path(folder))
+        files = make_images(Path(folder), min(options.files, options.images))
+        images = list(islice(cycle(files), options.images))
+        rounds = compete(options, images, Path(folder))
     report = summary(options, rounds)
     print(text := table(report))
     if options.write:
@@ -92,13 +92,13 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def make_pictures(folder: Path, count: int) -> list[str]:
+def make_images(folder: Path, count: int) -> list[str]:
     """Write JPEGs of 1 and 12 megapixels in turns: clouds with some grain, no two alike."""
     with ProcessPoolExecutor() as pool:
-        return list(pool.map(partial(make_picture, folder), range(count)))
+        return list(pool.map(partial(make_image, folder), range(count)))
 
 
-def make_picture(folder: Path, number: int) -> str:
+def make_image(folder: Path, number: int) -> str:
     """Write one JPEG."""
     grain, size = np.random.default_rng(number), SIZES[number % len(SIZES)]
     clouds = Image.fromarray(grain.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
@@ -127,7 +127,7 @@ def contestants(options: argparse.Namespace) -> list[dict[str, Any]]:
     return plans
 
 
-def compete(options: argparse.Namespace, pictures: list[str], folder: Path) -> dict[str, list[dict[str, Any]]]:
+def compete(options: argparse.Namespace, images: list[str], folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Let everybody caption in turns, round after round; each is a process that waits while others work."""
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "TRANSFORMERS_VERBOSITY": "error"}
     running = {}
@@ -137,15 +137,15 @@ def compete(options: argparse.Namespace, pictures: list[str], folder: Path) -> d
         running[label(plan)] = plan, process
     for _, process in running.values():
         answer(process)
-        ask(process, pictures[:1], [8], folder)  # warm up
+        ask(process, images[:1], [8], folder)  # warm up
         answer(process)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in running}
     for number in range(options.rounds):
         for name, (plan, process) in running.items():
-            count = len(pictures) if plan["name"] == "ours" else min(len(pictures), options.rival_pictures)
+            count = len(images) if plan["name"] == "ours" else min(len(images), options.rival_images)
             load = os.getloadavg()[0]
             with utilisation(options.device) as used:
-                ask(process, pictures[:count], lengths(count), folder, options.decoded)
+                ask(process, images[:count], lengths(count), folder, options.decoded)
                 found[name].append(answer(process) | {"pictures": count, "load_before": round(load, 2)})
             found[name][-1]["gpu_use"] = statistics.mean(used) if used else None
             rate = found[name][-1]["seconds"] / count
@@ -199,12 +199,12 @@ def label(plan: dict[str, Any]) -> str:
 
 
 def ask(
-    process: subprocess.Popen[str], pictures: list[str], wanted: list[int], folder: Path, decoded: bool = False
+    process: subprocess.Popen[str], images: list[str], wanted: list[int], folder: Path, decoded: bool = False
 ) -> None:
     """Give a contestant a job."""
     assert process.stdin
     output = str(folder / "captions.jsonl")
-    job = {"pictures": pictures, "lengths": wanted, "output": output, "decoded": decoded}
+    job = {"pictures": images, "lengths": wanted, "output": output, "decoded": decoded}
     print(json.dumps(job), file=process.stdin, flush=True)
 
 
@@ -219,11 +219,11 @@ def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def summary(options: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Boil the rounds down to medians, and to how many times as fast we are as each rival at its best batch size."""
-    per_picture = {
+    per_image = {
         name: statistics.median(turn["seconds"] / turn["pictures"] for turn in turns) for name, turns in rounds.items()
     }
     best: dict[str, float] = {}
-    for name, seconds in per_picture.items():
+    for name, seconds in per_image.items():
         rival = name.split(" ")[0]
         best[rival] = min(seconds, best.get(rival, seconds))
     device = torch.cuda.get_device_name() if options.device == "cuda" else processor_name()
@@ -235,7 +235,7 @@ def summary(options: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "gflop_per_picture": work(options.size, options.beams, options.device),
-        "seconds_per_picture": per_picture,
+        "seconds_per_picture": per_image,
         "times_as_fast_as": {rival: seconds / best["ours"] for rival, seconds in best.items() if rival != "ours"},
         "options": vars(options),
         "rounds": rounds,

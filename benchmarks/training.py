@@ -51,11 +51,11 @@ class Result:
     row: str
     step_s: float
     spread_s: tuple[float, float]
-    pictures_per_s: float
+    images_per_s: float
     peak_gib: float
 
 
-class Pictures:
+class Images:
     """Samples made of noise: the shapes of real ones, and no disk."""
 
     def __init__(self, given: argparse.Namespace, config: Any, pad_to: int | None = None) -> None:
@@ -65,7 +65,7 @@ class Pictures:
         self.size = 64 if given.small else 768
         self.places = (self.size // 32) ** 2 + 1
         self.noise = torch.Generator().manual_seed(0)
-        self.picture = torch.randn(3, self.size, self.size, generator=self.noise)  # one for all: to draw it takes long
+        self.image = torch.randn(3, self.size, self.size, generator=self.noise)  # one for all: to draw it takes long
 
     def __len__(self) -> int:
         return int(self.given.batch) * (int(self.given.steps) + 1)
@@ -79,7 +79,7 @@ class Pictures:
         return prompt, [0, *words[16 : 16 + LABELS - 2], 2]
 
 
-class OurPictures(Pictures):
+class OurImages(Images):
     """As `Lessons` gives them: bytes, or features."""
 
     def __getitem__(self, at: Any) -> dict[str, Any]:
@@ -87,11 +87,11 @@ class OurPictures(Pictures):
         item: dict[str, Any] = {"index": 0, "input_ids": prompt, "labels": labels}
         if self.given.features:
             wide = self.config.text_config.d_model
-            return item | {"features_ND": self.picture.flatten()[: self.places * wide].view(-1, wide).half().numpy()}
-        return item | {"pixels_HWC": self.picture.mul(60).add(128).clamp(0, 255).byte().permute(1, 2, 0).numpy()}
+            return item | {"features_ND": self.image.flatten()[: self.places * wide].view(-1, wide).half().numpy()}
+        return item | {"pixels_HWC": self.image.mul(60).add(128).clamp(0, 255).byte().permute(1, 2, 0).numpy()}
 
 
-class TheirPictures(Pictures):
+class TheirImages(Images):
     """As transformers' processor gives them; with `pad_to`, as the published trainer pads them."""
 
     def __getitem__(self, at: Any) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class TheirPictures(Pictures):
         return {
             "input_ids": torch.tensor(prompt),
             "attention_mask": torch.ones(len(prompt), dtype=torch.long),
-            "pixel_values": self.picture,
+            "pixel_values": self.image,
             "labels": torch.tensor(labels),
         }
 
@@ -190,15 +190,15 @@ def ours(given: argparse.Namespace, folder: str) -> Any:
         checkpoint_activations(learner)
     if given.compile:
         compile_model(learner)
-    pictures = OurPictures(given, model.config)
+    images = OurImages(given, model.config)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    side = (pictures.size, pictures.size)
-    processing = Preprocessor(side, mean, std, 1 / 255, Image.Resampling.BICUBIC, pictures.places, 51289, None)
+    side = (images.size, images.size)
+    preprocessor = Preprocessor(side, mean, std, 1 / 255, Image.Resampling.BICUBIC, images.places, 51289, None)
     args = arguments(given, folder, label_names=["labels"])
     learning = TrainingSettings(gradient_checkpointing=given.recompute, compile=given.compile)
     records = can_use_cuda_graphs(learner, learning)
     method = TrainerConfig(
-        *(processing, 51289, 2, 1, lambda *_: None, learning.optim),
+        *(preprocessor, 51289, 2, 1, lambda *_: None, learning.optim),
         frozen_modules=frozen_modules(learner),
         use_cuda_graphs=records,
     )
@@ -206,8 +206,8 @@ def ours(given: argparse.Namespace, folder: str) -> Any:
         method,
         model=learner,
         args=args,
-        train_dataset=pictures,
-        data_collator=Florence2Collator(1, PAD_TO, len(pictures.ids()[0])) if records else Florence2Collator(1),
+        train_dataset=images,
+        data_collator=Florence2Collator(1, PAD_TO, len(images.ids()[0])) if records else Florence2Collator(1),
     )
 
 
@@ -222,7 +222,7 @@ def theirs(given: argparse.Namespace, folder: str) -> Any:
     return Seq2SeqTrainer(
         model=get_peft_model(model, config),
         args=arguments(given, folder, **recompute),
-        train_dataset=TheirPictures(given, model.config, 1024 if given.who == "published" else None),
+        train_dataset=TheirImages(given, model.config, 1024 if given.who == "published" else None),
     )
 
 

@@ -49,8 +49,8 @@ def stand_in(code: str) -> str:
 def test_every_block_runs(path: Path, tmp_path: Path) -> None:
     make_dataset(tmp_path / "photos", num=8, seed=1)
     make_dataset(tmp_path / "pictures", num=3, seed=2)
-    picture = next((tmp_path / "pictures").glob("*.[jp]*g"))
-    (tmp_path / "image.jpg").write_bytes(picture.read_bytes())
+    image = next((tmp_path / "pictures").glob("*.[jp]*g"))
+    (tmp_path / "image.jpg").write_bytes(image.read_bytes())
     scripts = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
     for language, code in blocks(path):

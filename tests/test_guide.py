@@ -52,8 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guide")
     make_dataset(folder / "dataset", num=6, seed=1)
     make_dataset(folder / "images", num=3, seed=2)
-    picture = next(p for p in (folder / "images").iterdir() if p.suffix in {".jpg", ".png"})
-    (folder / "image.jpg").write_bytes(picture.read_bytes())
+    image = next(p for p in (folder / "images").iterdir() if p.suffix in {".jpg", ".png"})
+    (folder / "image.jpg").write_bytes(image.read_bytes())
     save_tiny(folder / "tiny")
     return folder
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 
-def picture(path: Path, size: tuple[int, int] = (20, 10)) -> Path:
+def image(path: Path, size: tuple[int, int] = (20, 10)) -> Path:
     """Write a picture, and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (200, 30, 40)).save(path)
@@ -16,7 +16,7 @@ def picture(path: Path, size: tuple[int, int] = (20, 10)) -> Path:
 
 def captioned(path: Path, caption: str, extension: str = ".txt") -> Path:
     """Write a picture and its sidecar."""
-    picture(path).with_suffix(extension).write_text(caption, encoding="utf-8")
+    image(path).with_suffix(extension).write_text(caption, encoding="utf-8")
     return path
 
 

@@ -8,7 +8,7 @@ from florence2.data.resolve import resolve_dataset
 from florence2.data.sample import Prediction, ResolvedDataset, SkipReason, relative_image_dir
 from florence2.data.tables import read_rows
 from florence2.errors import UserError
-from tests.data.images import jsonl, picture
+from tests.data.images import image, jsonl
 
 
 def found(spec, **options) -> ResolvedDataset:
@@ -28,8 +28,8 @@ def refused(spec, **options) -> UserError:
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    picture(tmp_path / "a.jpg", (1000, 500))
-    picture(tmp_path / "in" / "b.png")
+    image(tmp_path / "a.jpg", (1000, 500))
+    image(tmp_path / "in" / "b.png")
     return tmp_path
 
 
@@ -68,7 +68,7 @@ def test_what_a_row_asks(photos, row, task, said_too):
     assert said(path) == [("a.jpg", task, row.get("input") if said_too is None else said_too, "red")]
 
 
-def test_several_tasks_for_one_picture(photos):
+def test_several_tasks_for_one_image(photos):
     rows = [{"file_name": "a.jpg", "task": task, "text": task} for task in ("caption", "ocr", "what is it?")]
     assert [s[1] for s in said(jsonl(photos / "list.jsonl", rows))] == ["<CAPTION>", "<OCR>", "what is it?"]
 
@@ -146,7 +146,7 @@ def test_rows_that_make_no_sense(photos, row, words):
     assert error.what.startswith(f"{path} line 2")
 
 
-def test_size_of_an_unreadable_picture(photos):
+def test_size_of_an_unreadable_image(photos):
     (photos / "bad.jpg").write_bytes(b"junk")
     rows = [{"file_name": name, "task": "od", "answer": {"bboxes": [], "labels": []}} for name in ("a.jpg", "bad.jpg")]
     path = jsonl(photos / "list.jsonl", rows)
@@ -182,7 +182,7 @@ def test_jsonl_with_a_byte_order_mark_and_empty_lines(photos):
 
 
 def test_maestro_folder(photos):
-    picture(photos / "valid" / "c.jpg")
+    image(photos / "valid" / "c.jpg")
     jsonl(photos / "valid" / "annotations.jsonl", [{"image": "c.jpg", "prefix": "<OD>", "suffix": "x<loc_1>"}])
     assert said(photos, split="val") == [("c.jpg", "<OD>", "", "x<loc_1>")]
 
@@ -255,7 +255,7 @@ def test_nothing_to_read_is_an_answer_where_it_is_said(photos, task):
     refused(jsonl(photos / "list.jsonl", [{key: row[key] for key in row if key != "answer"}]))
 
 
-def test_absent_pictures(photos):
+def test_absent_images(photos):
     rows = [{"file_name": name, "text": "x"} for name in ("a.jpg", "none.jpg", "in/none.jpg")]
     path = jsonl(photos / "list.jsonl", rows)
     error = refused(path)
@@ -281,8 +281,8 @@ def test_absent_pictures(photos):
 @pytest.mark.parametrize("in_folder", [True, False])
 def test_a_row_may_not_lead_out_of_its_folder(tmp_path, name, in_folder):
     photos, outside = tmp_path / "photos", tmp_path
-    picture(photos / "in" / "a.jpg")
-    picture(outside / "secret.jpg")
+    image(photos / "in" / "a.jpg")
+    image(outside / "secret.jpg")
     (photos / "leak.jpg").symlink_to(outside / "secret.jpg")
     (photos / "door").symlink_to(outside, target_is_directory=True)
     name = name.replace("{outside}", str(outside))
@@ -306,7 +306,7 @@ def test_links_within_the_folder_are_fine(photos):
 
 
 def test_folder_that_is_reached_through_a_link(tmp_path):
-    picture(tmp_path / "real" / "a.jpg")
+    image(tmp_path / "real" / "a.jpg")
     (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
     rows = [{"file_name": name, "text": "x"} for name in ("a.jpg", str(tmp_path / "real" / "a.jpg"))]
     jsonl(tmp_path / "real" / "list.jsonl", [*rows, {"file_name": str(tmp_path / "link" / "a.jpg"), "text": "x"}])
@@ -324,7 +324,7 @@ def test_names_that_no_file_can_have(photos):
 
 
 def test_dataset_dir_names_the_folder(tmp_path, photos):
-    picture(tmp_path / "elsewhere" / "c.jpg")
+    image(tmp_path / "elsewhere" / "c.jpg")
     path = jsonl(tmp_path / "lists" / "list.jsonl", [{"file_name": "c.jpg", "text": "x"}])
     result = found(path, dataset_dir=tmp_path / "elsewhere")
     assert result.samples[0].open().size == (20, 10)
@@ -350,8 +350,8 @@ def predictions(path: Path, photos: Path) -> Path:
 @pytest.mark.parametrize("place", ["photos/captions.jsonl", "captions.jsonl", "out/deep/captions.jsonl"])
 def test_predictions_are_a_dataset_wherever_they_lie(tmp_path, place):
     photos = tmp_path / "photos"
-    picture(photos / "a.jpg", (1000, 500))
-    picture(photos / "in" / "b.png")
+    image(photos / "a.jpg", (1000, 500))
+    image(photos / "in" / "b.png")
     path = predictions(tmp_path / place, photos)
     result = found(path)
     assert [(s.id, s.task, s.target) for s in result.samples] == [
@@ -365,7 +365,7 @@ def test_predictions_are_a_dataset_wherever_they_lie(tmp_path, place):
     assert "1 that could not be captioned before" in result.summary()
 
 
-def test_predictions_that_moved_beside_their_pictures(tmp_path, photos):
+def test_predictions_that_moved_beside_their_images(tmp_path, photos):
     path = predictions(tmp_path / "out" / "captions.jsonl", photos)
     moved = path.rename(photos / "moved.jsonl")
     assert [s[0] for s in said(moved)] == ["a.jpg", "in/b.png"]
@@ -378,7 +378,7 @@ def test_predictions_that_moved_beside_their_pictures(tmp_path, photos):
 def test_predictions_about_two_folders_in_one_file(tmp_path):
     rows = []
     for name in ("one", "two"):
-        picture(tmp_path / name / "a.jpg")
+        image(tmp_path / name / "a.jpg")
         rows.append(Prediction("a.jpg", "<CAPTION>", text=name).to_json(name))
     result = found(jsonl(tmp_path / "both.jsonl", rows))
     assert [(s.id, s.target) for s in result.samples] == [("one/a.jpg", "one"), ("two/a.jpg", "two")]

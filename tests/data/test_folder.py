@@ -5,7 +5,7 @@ import pytest
 from florence2.data.resolve import resolve_dataset
 from florence2.data.sample import ResolvedDataset, SkipReason
 from florence2.errors import UserError
-from tests.data.images import captioned, jsonl, picture
+from tests.data.images import captioned, image, jsonl
 
 TASK = "more_detailed_caption"
 
@@ -26,7 +26,7 @@ def refused(folder, **options) -> UserError:
     return caught.value
 
 
-def test_pictures_with_sidecars(tmp_path):
+def test_images_with_sidecars(tmp_path):
     captioned(tmp_path / "b.jpg", "a boat")
     captioned(tmp_path / "a.PNG", "an apple", ".TXT")
     captioned(tmp_path / "c.d.webp", "dots", ".Caption")
@@ -95,7 +95,7 @@ def test_a_suffix_behind_the_stem(tmp_path):
     ],
 )
 def test_text_of_a_sidecar(tmp_path, written, read):
-    picture(tmp_path / "a.jpg")
+    image(tmp_path / "a.jpg")
     (tmp_path / "a.txt").write_bytes(written)
     assert said(tmp_path) == {"a.jpg": read}
 
@@ -106,16 +106,16 @@ def test_lines_are_kept_for_who_wants_them(tmp_path):
 
 
 def test_text_that_is_not_utf8_is_named(tmp_path):
-    picture(tmp_path / "a.jpg")
+    image(tmp_path / "a.jpg")
     (tmp_path / "a.txt").write_bytes("Straße".encode("latin-1"))
     error = refused(tmp_path)
     assert error.what == f"{tmp_path / 'a.txt'} is not UTF-8 text (byte 4)"
     assert error.hint == "save it as UTF-8"
 
 
-def test_pictures_without_captions_are_counted_and_named(tmp_path):
+def test_images_without_captions_are_counted_and_named(tmp_path):
     captioned(tmp_path / "a.jpg", "a boat")
-    picture(tmp_path / "b.jpg")
+    image(tmp_path / "b.jpg")
     captioned(tmp_path / "c.jpg", " \n ")
     error = refused(tmp_path)
     assert error.what == f"2 of 3 pictures in {tmp_path}/ have no caption, the first is {tmp_path / 'b.jpg'}"
@@ -134,21 +134,21 @@ def test_pictures_without_captions_are_counted_and_named(tmp_path):
 
 def test_one_of_many_and_one_of_one(tmp_path):
     captioned(tmp_path / "a.jpg", "a boat")
-    picture(tmp_path / "b.jpg")
+    image(tmp_path / "b.jpg")
     assert refused(tmp_path).what.startswith(f"1 of 2 pictures in {tmp_path}/ has no caption, the first is ")
-    alone = picture(tmp_path / "alone" / "b.jpg")
+    alone = image(tmp_path / "alone" / "b.jpg")
     assert refused(alone.parent).what == f"{alone} has no caption"
 
 
 def test_nothing_to_learn_from_is_an_error_even_when_skipping(tmp_path):
-    picture(tmp_path / "a.jpg")
-    picture(tmp_path / "b.jpg")
+    image(tmp_path / "a.jpg")
+    image(tmp_path / "b.jpg")
     error = refused(tmp_path, missing="skip")
     assert error.what == f"all 2 pictures in {tmp_path}/ have no caption, the first is {tmp_path / 'a.jpg'}"
     assert error.hint == f"write {tmp_path / 'a.txt'}"
 
 
-def test_folders_without_pictures(tmp_path):
+def test_folders_without_images(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     assert refused(tmp_path).what == f"{tmp_path}/ holds no pictures"
     captioned(tmp_path / "deep" / "er" / "a.jpg", "a boat")
@@ -207,15 +207,15 @@ def test_metadata_goes_before_sidecars_and_both_count(tmp_path):
     assert said(tmp_path) == {"a.jpg": "from table", "b.jpg": "from sidecar"}
 
 
-def test_metadata_may_name_pictures_below(tmp_path):
-    picture(tmp_path / "in" / "a.jpg")
+def test_metadata_may_name_images_below(tmp_path):
+    image(tmp_path / "in" / "a.jpg")
     jsonl(tmp_path / "metadata.jsonl", [{"file_name": "in/a.jpg", "text": "a boat"}])
     assert said(tmp_path) == {"in/a.jpg": "a boat"}
 
 
 def test_metadata_in_nested_folders(tmp_path):
     for part in ("train", "test"):
-        picture(tmp_path / part / "a.jpg")
+        image(tmp_path / part / "a.jpg")
         jsonl(tmp_path / part / "metadata.jsonl", [{"file_name": "a.jpg", "text": part}])
     assert said(tmp_path, recursive=True) == {"test/a.jpg": "test", "train/a.jpg": "train"}
     assert said(tmp_path / "train") == {"a.jpg": "train"}
@@ -231,16 +231,16 @@ def test_validation_has_three_names(tmp_path, name):
         assert said(tmp_path, split=asked) == {"a.jpg": "a boat"}
 
 
-def test_picture_that_the_table_forgot(tmp_path):
-    picture(tmp_path / "a.jpg")
-    picture(tmp_path / "b.jpg")
+def test_image_that_the_table_forgot(tmp_path):
+    image(tmp_path / "a.jpg")
+    image(tmp_path / "b.jpg")
     jsonl(tmp_path / "metadata.jsonl", [{"file_name": "a.jpg", "text": "a boat"}])
     assert refused(tmp_path).what.startswith("1 of 2 pictures")
     assert said(tmp_path, missing="skip") == {"a.jpg": "a boat"}
 
 
-def test_picture_that_the_table_made_up(tmp_path):
-    picture(tmp_path / "a.jpg")
+def test_image_that_the_table_made_up(tmp_path):
+    image(tmp_path / "a.jpg")
     rows = [{"file_name": "a.jpg", "text": "a boat"}, {"file_name": "none.jpg", "text": "a ghost"}]
     jsonl(tmp_path / "metadata.jsonl", rows)
     error = refused(tmp_path)
@@ -250,13 +250,13 @@ def test_picture_that_the_table_made_up(tmp_path):
 
 @pytest.mark.parametrize("typo", ["metadata.json1", "metadata.jsonI", "metadata.jsn"])
 def test_misspelt_metadata(tmp_path, typo):
-    picture(tmp_path / "a.jpg")
+    image(tmp_path / "a.jpg")
     (tmp_path / typo).write_text('{"file_name": "a.jpg", "text": "a boat"}')
     assert refused(tmp_path, missing="skip").hint == f"rename {tmp_path / typo} to metadata.jsonl"
 
 
 @pytest.mark.parametrize("name", ["captions.jsonl", "metadata.json"])
 def test_table_that_must_be_named_itself(tmp_path, name):
-    picture(tmp_path / "a.jpg")
+    image(tmp_path / "a.jpg")
     (tmp_path / name).write_text("{}")
     assert refused(tmp_path).hint == f"name {tmp_path / name} itself as the dataset"

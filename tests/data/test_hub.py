@@ -9,7 +9,7 @@ from florence2.data.hub import is_hub_id
 from florence2.data.resolve import resolve_dataset, resolve_images
 from florence2.data.sample import ImageError, ResolvedDataset, SkipReason
 from florence2.errors import UserError
-from tests.data.images import picture
+from tests.data.images import image
 
 
 @pytest.fixture(autouse=True)
@@ -107,10 +107,10 @@ def test_columns_that_are_not_there(tmp_path):
     assert refused(plain).what == f"dataset `{plain}` has no column of pictures; it has `text` (Value)"
 
 
-def test_pictures_that_a_dataset_lacks_or_garbles(tmp_path):
-    pictures = [{"bytes": b"junk", "path": None}, None]
+def test_images_that_a_dataset_lacks_or_garbles(tmp_path):
+    images = [{"bytes": b"junk", "path": None}, None]
     features = datasets.Features({"image": datasets.Image(decode=False), "text": datasets.Value("string")})
-    dataset = datasets.Dataset.from_dict({"image": pictures, "text": ["a", "b"]}, features=features)
+    dataset = datasets.Dataset.from_dict({"image": images, "text": ["a", "b"]}, features=features)
     for sample, words in zip(
         found(saved(tmp_path / "d", dataset)).samples,
         ("row/0 is not a picture that can be read", "row/1 holds no picture"),
@@ -127,7 +127,7 @@ def test_damaged_dataset(tmp_path):
     assert refused(path).what.startswith(f"{path} is no dataset that can be read: ")
 
 
-def test_parquet_that_holds_its_pictures(tmp_path):
+def test_parquet_that_holds_its_images(tmp_path):
     path = tmp_path / "d.parquet"
     made(caption=["a", "b", "c"]).to_parquet(path)
     result = found(path)
@@ -139,7 +139,7 @@ def test_parquet_that_holds_its_pictures(tmp_path):
 def test_a_dataset_that_was_downloaded_before(tmp_path, monkeypatch):
     """A folder of the cache, as the hub's loader leaves it, is found by its name without a hub."""
     source = tmp_path / "source"
-    picture(source / "a.jpg")
+    image(source / "a.jpg")
     (source / "metadata.jsonl").write_text('{"file_name": "a.jpg", "text": "a boat"}')
     datasets.load_dataset("imagefolder", data_dir=str(source), cache_dir=str(tmp_path / "cache"))
     (info,) = (tmp_path / "cache" / "imagefolder").glob("*/*/*/dataset_info.json")

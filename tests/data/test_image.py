@@ -35,10 +35,10 @@ def near(seen, wanted, within=6) -> bool:
 @pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "webp", "bmp", "gif", "tif", "TIFF", "avif"])
 def test_every_plain_format_opens(tmp_path, suffix):
     path = saved(tmp_path / f"a.{suffix}", Image.new("RGB", (20, 10), RED))
-    picture = open_image(path)
-    assert picture.image.mode == "RGB"
-    assert picture.size == picture.image.size == image_size(path) == (20, 10)
-    assert near(corner(picture.image), RED)
+    image = open_image(path)
+    assert image.image.mode == "RGB"
+    assert image.size == image.image.size == image_size(path) == (20, 10)
+    assert near(corner(image.image), RED)
 
 
 def test_bytes_and_images_open_too(tmp_path):
@@ -173,9 +173,9 @@ def test_turned_by_exif(tmp_path, suffix, orientation):
     exif[ExifTags.Base.Orientation] = orientation
     path = saved(tmp_path / f"a.{suffix}", stored, exif=exif, quality=95)
     for min_size in (None, (8, 4), (1, 1)):
-        picture = open_image(path, min_size=min_size)
-        assert picture.size == image_size(path) == (32, 16)
-        seen = picture.image.resize((32, 16), Image.Resampling.NEAREST)
+        image = open_image(path, min_size=min_size)
+        assert image.size == image_size(path) == (32, 16)
+        seen = image.image.resize((32, 16), Image.Resampling.NEAREST)
         assert near(seen.getpixel((4, 4)), RED, 40)
         assert near(seen.getpixel((28, 4)), (0, 0, 250), 60)
         assert near(seen.getpixel((4, 12)), (0, 0, 0), 40)
@@ -215,9 +215,9 @@ def test_unknown_orientation_is_left_alone(tmp_path, orientation):
 )
 def test_jpeg_is_decoded_at_the_smallest_sufficient_scale(tmp_path, min_size, decoded):
     path = saved(tmp_path / "a.jpg", Image.new("RGB", (1001, 600), RED))
-    picture = open_image(path, min_size=min_size)
-    assert picture.image.size == decoded
-    assert picture.size == (1001, 600)
+    image = open_image(path, min_size=min_size)
+    assert image.image.size == decoded
+    assert image.size == (1001, 600)
 
 
 def test_reduced_decoding_counts_the_upright_sides(tmp_path):
@@ -266,7 +266,7 @@ def test_truncated(tmp_path, suffix, kept):
 
 
 @pytest.mark.parametrize("junk", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", bytes(1000)])
-def test_not_a_picture(tmp_path, junk):
+def test_not_an_image(tmp_path, junk):
     path = tmp_path / "notes.jpg"
     path.write_bytes(junk)
     assert refused(path, "is not a picture that can be read|cannot be read").what.startswith(str(path))
@@ -310,7 +310,7 @@ def test_bomb_is_refused_with_the_limit(tmp_path):
         image_size(path)
 
 
-def test_large_pictures_below_the_limit_pass_without_a_warning(tmp_path):
+def test_large_images_below_the_limit_pass_without_a_warning(tmp_path):
     path = tmp_path / "large.png"
     path.write_bytes(bomb(10_000))  # 100 million pixels: Pillow would warn
     assert image_size(path) == (10_000, 10_000)
@@ -331,14 +331,14 @@ def test_missing_decoder_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "is_picture"),
+    ("name", "is_image"),
     [("a.jpg", True), ("A.JPG", True), ("b.c.TiFf", True), ("a.txt", False), ("jpg", False), ("a.jpg.txt", False)],
 )
-def test_picture_names(name, is_picture):
-    assert is_image_name(name) == is_picture
+def test_image_names(name, is_image):
+    assert is_image_name(name) == is_image
 
 
-def test_opening_a_picture_needs_no_torch():
+def test_opening_an_image_needs_no_torch():
     code = "import sys; import florence2.data.sample; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -5,7 +5,7 @@ import pytest
 from florence2.data.resolve import resolve_dataset, resolve_images
 from florence2.data.sample import ImageError, ResolvedDataset
 from florence2.errors import UserError
-from tests.data.images import captioned, jsonl, picture
+from tests.data.images import captioned, image, jsonl
 
 
 def found(spec, **options) -> ResolvedDataset:
@@ -26,8 +26,8 @@ def refused(spec, **options) -> UserError:
 # --- pictures to ask about ---------------------------------------------------------------------------------------
 
 
-def test_one_picture(tmp_path):
-    path = picture(tmp_path / "a.JPG")
+def test_one_image(tmp_path):
+    path = image(tmp_path / "a.JPG")
     for spec in (path, str(path)):
         result = found(spec)
         (sample,) = result.samples
@@ -38,7 +38,7 @@ def test_one_picture(tmp_path):
 
 def test_folder(tmp_path):
     for name in ("b.jpg", "a.png", "in/c.webp"):
-        picture(tmp_path / name)
+        image(tmp_path / name)
     (tmp_path / "notes.txt").write_text("not a picture")
     (tmp_path / "broken.jpg").write_text("found all the same: it becomes a line with an error")
     assert ids(tmp_path) == ["a.png", "b.jpg", "broken.jpg"]
@@ -46,15 +46,15 @@ def test_folder(tmp_path):
     assert found(tmp_path).root == tmp_path
 
 
-def test_folder_without_pictures(tmp_path):
+def test_folder_without_images(tmp_path):
     assert refused(tmp_path).what == f"{tmp_path}/ holds no pictures"
-    picture(tmp_path / "in" / "a.jpg")
+    image(tmp_path / "in" / "a.jpg")
     assert refused(tmp_path).hint == f"name {tmp_path}/in/, or pass --recursive"
 
 
 def test_pattern(tmp_path):
     for name in ("a1.jpg", "a2.JPG", "b1.jpg", "in/a3.jpg", "a4.txt"):
-        picture(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).write_text("")
+        image(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).write_text("")
     assert ids(f"{tmp_path}/a*") == ["a1.jpg", "a2.JPG"]
     assert ids(f"{tmp_path}/**/a*.jpg") == ["a1.jpg", "in/a3.jpg"]
     assert ids(f"{tmp_path}/i?/*.jpg") == ["in/a3.jpg"]
@@ -63,13 +63,13 @@ def test_pattern(tmp_path):
 
 
 def test_names_that_look_like_patterns(tmp_path):
-    assert ids(picture(tmp_path / "a[1].jpg")) == ["a[1].jpg"]
-    picture(tmp_path / "[x]" / "a.jpg")
+    assert ids(image(tmp_path / "a[1].jpg")) == ["a[1].jpg"]
+    image(tmp_path / "[x]" / "a.jpg")
     assert ids(tmp_path / "[x]") == ["a.jpg"]
 
 
 def test_list(tmp_path):
-    picture(tmp_path / "a.jpg", (1000, 500))
+    image(tmp_path / "a.jpg", (1000, 500))
     rows = [
         {"file_name": "a.jpg"},
         {"image": "a.jpg", "task": "od"},
@@ -90,7 +90,7 @@ def test_list(tmp_path):
 
 
 def test_input_goes_with_the_task_of_the_command(tmp_path):
-    picture(tmp_path / "a.jpg")
+    image(tmp_path / "a.jpg")
     path = jsonl(tmp_path / "list.jsonl", [{"file_name": "a.jpg"}, {"file_name": "a.jpg", "task": "ocr"}])
     keys = [s.key for s in found(path, task="open_vocabulary_detection", input="boat").samples]
     assert keys == [("a.jpg", "<OPEN_VOCABULARY_DETECTION>", "boat"), ("a.jpg", "<OCR>", "")]
@@ -103,18 +103,18 @@ def test_input_goes_with_the_task_of_the_command(tmp_path):
 
 
 def test_a_question_that_is_listed_twice_is_asked_once(tmp_path):
-    picture(tmp_path / "a.jpg")
-    picture(tmp_path / "b.jpg")
+    image(tmp_path / "a.jpg")
+    image(tmp_path / "b.jpg")
     rows = [{"file_name": name, "text": str(n)} for n, name in enumerate(["b.jpg", "a.jpg", "b.jpg"])]
     assert ids(jsonl(tmp_path / "list.jsonl", rows)) == ["b.jpg", "a.jpg"]
 
 
 def test_failed_predictions_can_be_asked_again(tmp_path):
-    picture(tmp_path / "a.jpg")
+    image(tmp_path / "a.jpg")
     assert ids(jsonl(tmp_path / "list.jsonl", [{"file_name": "a.jpg", "error": "out of memory"}])) == ["a.jpg"]
 
 
-def test_region_of_an_unreadable_picture_fails_when_it_is_opened(tmp_path):
+def test_region_of_an_unreadable_image_fails_when_it_is_opened(tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"junk")
     row = {"file_name": "bad.jpg", "task": "region_to_ocr", "input": [0, 0, 1, 1]}
     (sample,) = found(jsonl(tmp_path / "list.jsonl", [row])).samples
@@ -124,20 +124,20 @@ def test_region_of_an_unreadable_picture_fails_when_it_is_opened(tmp_path):
 
 
 def test_list_that_leads_out_of_its_folder(tmp_path):
-    picture(tmp_path / "secret.jpg")
+    image(tmp_path / "secret.jpg")
     path = jsonl(tmp_path / "in" / "list.jsonl", [{"file_name": "../secret.jpg"}])
     assert "leads out of" in refused(path).what
     assert ids(jsonl(path, [{"file_name": "secret.jpg"}]), dataset_dir=tmp_path) == ["secret.jpg"]
 
 
 @pytest.mark.parametrize("name", ["notes.pdf", "notes", "notes.txt"])
-def test_neither_picture_nor_list(tmp_path, name):
+def test_neither_image_nor_list(tmp_path, name):
     (tmp_path / name).write_text("hello")
     assert refused(tmp_path / name).what == f"{tmp_path / name} is not a picture, nor a list of pictures"
 
 
 def test_nothing_there(tmp_path):
-    picture(tmp_path / "photos" / "holiday.jpg")
+    image(tmp_path / "photos" / "holiday.jpg")
     assert refused(tmp_path / "photos" / "holidy.jpg").hint == f"did you mean {tmp_path / 'photos' / 'holiday.jpg'}"
     assert refused(tmp_path / "photo").hint == f"did you mean {tmp_path / 'photos'}"
     error = refused(tmp_path / "far" / "away.jpg")
@@ -145,7 +145,7 @@ def test_nothing_there(tmp_path):
 
 
 def test_samples_travel_to_worker_processes(tmp_path):
-    (sample,) = pickle.loads(pickle.dumps(found(picture(tmp_path / "a.jpg")).samples))
+    (sample,) = pickle.loads(pickle.dumps(found(image(tmp_path / "a.jpg")).samples))
     assert sample.open().size == (20, 10)
 
 
@@ -159,8 +159,8 @@ def no_dataset(spec, **options) -> UserError:
     return caught.value
 
 
-def test_a_picture_is_no_dataset(tmp_path):
-    path = picture(tmp_path / "a.jpg")
+def test_an_image_is_no_dataset(tmp_path):
+    path = image(tmp_path / "a.jpg")
     error = no_dataset(path)
     assert (error.what, error.hint) == (f"{path} is one picture, not a dataset", f"name its folder, {tmp_path}/")
 

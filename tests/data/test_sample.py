@@ -6,11 +6,11 @@ import pytest
 from PIL import Image
 
 from florence2.data.sample import ImageError, Prediction, Sample, relative_image_dir
-from tests.data.images import picture
+from tests.data.images import image
 
 
-def test_a_sample_opens_whatever_holds_its_picture(tmp_path):
-    path = picture(tmp_path / "a.png")
+def test_a_sample_opens_whatever_holds_its_image(tmp_path):
+    path = image(tmp_path / "a.png")
     for source in (path, path.read_bytes(), Image.new("RGB", (20, 10)), lambda: path, path.read_bytes):
         sample = Sample("a.png", source, "prompt")
         assert sample.open().size == sample.size() == (20, 10)
@@ -67,7 +67,7 @@ def test_a_prediction_of_others_is_read():
 
 
 @pytest.mark.parametrize(
-    ("written", "pictures", "lead"),
+    ("written", "images", "lead"),
     [
         ("photos/captions.jsonl", "photos", "."),
         ("captions.jsonl", "photos", "photos"),
@@ -75,11 +75,11 @@ def test_a_prediction_of_others_is_read():
         ("photos/out/captions.jsonl", "photos", ".."),
     ],
 )
-def test_the_way_to_the_pictures(tmp_path, monkeypatch, written, pictures, lead):
+def test_the_way_to_the_images(tmp_path, monkeypatch, written, images, lead):
     monkeypatch.chdir(tmp_path)
-    assert relative_image_dir(Path(written), Path(pictures)) == lead
-    assert relative_image_dir(tmp_path / written, Path(pictures)) == lead
-    assert relative_image_dir(Path(written), tmp_path / pictures) == lead
+    assert relative_image_dir(Path(written), Path(images)) == lead
+    assert relative_image_dir(tmp_path / written, Path(images)) == lead
+    assert relative_image_dir(Path(written), tmp_path / images) == lead
 
 
 def test_the_way_through_a_link(tmp_path):

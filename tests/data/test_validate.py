@@ -4,7 +4,7 @@ from florence2.data.resolve import resolve_dataset
 from florence2.data.sample import ResolvedDataset, Sample, Skipped, SkipReason
 from florence2.data.validate import check_images, raise_on_skipped, train_val_split
 from florence2.errors import UserError
-from tests.data.images import captioned, jsonl, picture
+from tests.data.images import captioned, image, jsonl
 
 
 @pytest.fixture
@@ -22,12 +22,12 @@ def damage(path):
     path.write_bytes(path.read_bytes()[:-40])
 
 
-def test_sound_pictures_pass(photos):
+def test_sound_images_pass(photos):
     before = found(photos)
     assert [s.id for s in check_images(before).samples] == [s.id for s in before.samples]
 
 
-def test_unreadable_pictures_are_counted_and_named(photos):
+def test_unreadable_images_are_counted_and_named(photos):
     damage(photos / "1.jpg")
     (photos / "3.jpg").write_bytes(b"junk")
     with pytest.raises(UserError) as caught:
@@ -42,7 +42,7 @@ def test_unreadable_pictures_are_counted_and_named(photos):
     ]
 
 
-def test_no_picture_that_can_be_read(tmp_path):
+def test_no_image_that_can_be_read(tmp_path):
     captioned(tmp_path / "a.jpg", "a boat")
     (tmp_path / "a.jpg").write_bytes(b"")
     with pytest.raises(UserError) as caught:
@@ -50,8 +50,8 @@ def test_no_picture_that_can_be_read(tmp_path):
     assert caught.value.what == f"{tmp_path / 'a.jpg'} is not a picture that can be read"
 
 
-def test_each_picture_is_opened_once(tmp_path):
-    picture(tmp_path / "a.jpg")
+def test_each_image_is_opened_once(tmp_path):
+    image(tmp_path / "a.jpg")
     (tmp_path / "bad.jpg").write_bytes(b"junk")
     rows = [{"file_name": name, "task": t, "text": "x"} for name in ("bad.jpg", "a.jpg") for t in ("ocr", "caption")]
     seen = []
@@ -62,7 +62,7 @@ def test_each_picture_is_opened_once(tmp_path):
     assert rest.num_images == 2
 
 
-def test_more_pictures_than_threads_take_at_once(photos, monkeypatch):
+def test_more_images_than_threads_take_at_once(photos, monkeypatch):
     monkeypatch.setattr("florence2.data.validate._CHUNK", 2)
     seen = []
     assert len(check_images(found(photos), workers=2, progress=seen.append).samples) == 5
@@ -70,7 +70,7 @@ def test_more_pictures_than_threads_take_at_once(photos, monkeypatch):
 
 
 def test_what_was_left_out_before_stays_so(photos):
-    picture(photos / "5.jpg")
+    image(photos / "5.jpg")
     damage(photos / "0.jpg")
     rest = check_images(resolve_dataset(photos, task="caption", missing="skip"), missing="skip")
     assert [(s.id, s.reason) for s in rest.skipped] == [
@@ -94,20 +94,20 @@ def test_nothing_at_all():
 # --- held out ----------------------------------------------------------------------------------------------------
 
 
-def many(pictures: int, each: int = 1) -> list[Sample]:
-    return [Sample(f"{n}.jpg", b"", str(task)) for n in range(pictures) for task in range(each)]
+def many(images: int, each: int = 1) -> list[Sample]:
+    return [Sample(f"{n}.jpg", b"", str(task)) for n in range(images) for task in range(each)]
 
 
 @pytest.mark.parametrize(
-    ("pictures", "fraction", "held"),
+    ("images", "fraction", "held"),
     [(100, 0.1, 10), (10, 0.01, 1), (10, 0.99, 9), (2, 0.5, 1), (1, 0.5, 0), (10, 0, 0)],
 )
-def test_how_many_are_held_out(pictures, fraction, held):
-    training, validation = train_val_split(many(pictures), fraction, seed=0)
-    assert (len(training), len(validation)) == (pictures - held, held)
+def test_how_many_are_held_out(images, fraction, held):
+    training, validation = train_val_split(many(images), fraction, seed=0)
+    assert (len(training), len(validation)) == (images - held, held)
 
 
-def test_a_picture_is_on_one_side_only():
+def test_an_image_is_on_one_side_only():
     training, validation = train_val_split(many(20, each=3), 0.25, seed=1)
     assert len(validation) == 15
     assert not {s.id for s in training} & {s.id for s in validation}

@@ -15,10 +15,10 @@ from florence2.demo.stages.lesson import Lesson
 
 def test_every_lesson_runs_once(tmp_path: Path):
     short = ((2, 4), (2, 8), (2, 2), (2, 2))
-    build(tmp_path / "model", tmp_path / "work", 0, short, num_pictures=20)
+    build(tmp_path / "model", tmp_path / "work", 0, short, num_images=20)
     done = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "work").glob("*.pt")}
     assert set(done) == {"see.pt", "speak.pt", "together.pt", "find.pt"}
-    build(tmp_path / "again", tmp_path / "work", 0, short, num_pictures=20)
+    build(tmp_path / "again", tmp_path / "work", 0, short, num_images=20)
     assert done == {file.name: file.stat().st_mtime_ns for file in (tmp_path / "work").glob("*.pt")}
     Florence2Processor.from_pretrained(tmp_path / "model")
     first, second = (Florence2ForConditionalGeneration.from_pretrained(tmp_path / name) for name in ("model", "again"))

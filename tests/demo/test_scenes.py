@@ -17,7 +17,7 @@ from florence2.model.tasks import TASKS, find_task
 SEEDS = range(300)
 
 
-def test_a_seed_gives_one_scene_and_one_picture():
+def test_a_seed_gives_one_scene_and_one_image():
     assert make_scene(3) == make_scene(3)
     assert make_scene(3) != make_scene(4)
     assert make_scene(3).render().tobytes() == make_scene(3).render().tobytes()
@@ -94,13 +94,13 @@ def test_captions_read_well():
         assert made.background in text
 
 
-def test_data_set_holds_pictures_captions_and_tasks(tmp_path: Path):
+def test_data_set_holds_images_captions_and_tasks(tmp_path: Path):
     import json
 
     folder = make_dataset(tmp_path / "set", 5, seed=20, style="tags")
-    pictures = sorted(folder.glob("*.png"))
-    assert len(pictures) == 5
-    for i, file in enumerate(pictures):
+    images = sorted(folder.glob("*.png"))
+    assert len(images) == 5
+    for i, file in enumerate(images):
         made = make_scene(20 + i)
         with Image.open(file) as image:
             assert image.size == made.size

@@ -31,7 +31,7 @@ def test_the_demo_takes_nobodys_folder(tmp_path: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
-def test_pictures_are_made_on_request(tmp_path: Path) -> None:
+def test_images_are_made_on_request(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     assert main(["demo", "--make-dataset", str(folder), "--num_samples", "3", "--style", "tags"]) == 0
     assert len(list(folder.glob("*.png"))) == len(list(folder.glob("*.txt"))) == 3

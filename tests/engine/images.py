@@ -18,7 +18,7 @@ TASKS = (
 )
 
 
-def picture(seed: int, size: tuple[int, int] = (70, 50)) -> Image.Image:
+def image(seed: int, size: tuple[int, int] = (70, 50)) -> Image.Image:
     """Draw a few coloured squares."""
     squares = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return Image.fromarray(squares).resize(size, Image.Resampling.NEAREST)
@@ -26,7 +26,7 @@ def picture(seed: int, size: tuple[int, int] = (70, 50)) -> Image.Image:
 
 def samples(count: int, tasks: tuple[str, ...] = TASKS, first: int = 0) -> list[Sample]:
     """Ask the tasks in turn, each about a picture of its own."""
-    return [Sample(id=f"{n}.png", image=picture(n), task=tasks[n % len(tasks)]) for n in range(first, first + count)]
+    return [Sample(id=f"{n}.png", image=image(n), task=tasks[n % len(tasks)]) for n in range(first, first + count)]
 
 
 def missing(name: str = "gone.jpg") -> Sample:

@@ -8,7 +8,7 @@ from florence2.data.sample import Sample
 from florence2.engine.async_engine import AsyncEngine
 from florence2.engine.engine_config import EngineConfig, GenerationConfig
 from florence2.errors import UserError
-from tests.engine.images import missing, picture, samples
+from tests.engine.images import image, missing, samples
 from tests.engine.test_engine import answers, texts
 from tests.tiny import tiny_model
 
@@ -39,7 +39,7 @@ def test_requests_that_come_at_any_time_get_what_one_run_gives(tiny):
 
 
 def test_requests_of_one_name_are_told_apart(tiny):
-    asked = [Sample("upload.png", picture(n), "caption") for n in range(6)]
+    asked = [Sample("upload.png", image(n), "caption") for n in range(6)]
     same = asked[0]
 
     async def ask():

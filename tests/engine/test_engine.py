@@ -14,7 +14,7 @@ from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig, GenerationConfig
 from florence2.engine.generate_engine import GenerateEngine
 from florence2.errors import UserError
-from tests.engine.images import missing, picture, samples
+from tests.engine.images import image, missing, samples
 from tests.tiny import tiny_model
 
 SEARCHES = {
@@ -94,8 +94,8 @@ def test_sampling_from_the_likeliest_token_alone_is_greedy(tiny):
     assert texts(answers(tiny, asked, do_sample=True, top_k=1)) == texts(answers(tiny, asked))
 
 
-def test_several_questions_about_one_picture_look_at_it_once(tiny):
-    shared = picture(0)
+def test_several_questions_about_one_image_look_at_it_once(tiny):
+    shared = image(0)
     asked = [Sample(f"{n}.png", shared, task) for n, task in enumerate(("od", "caption", "ocr", "what?", "why?"))]
     looked: list[int] = []
     hook = tiny[0].model.vision_tower.register_forward_hook(lambda _m, args, _o: looked.append(len(args[0])))
@@ -104,18 +104,18 @@ def test_several_questions_about_one_picture_look_at_it_once(tiny):
     finally:
         hook.remove()
     assert sum(looked) == 1
-    apart = [Sample(s.id, picture(0), s.task) for s in asked]
+    apart = [Sample(s.id, image(0), s.task) for s in asked]
     assert texts(found) == texts(answers(tiny, apart, GenerateEngine))
 
 
 def asks_back(prediction: Prediction) -> list[Sample]:
     """Ask two questions for each letter of the answer's length, one of which cannot be asked."""
     words = [f"what of {prediction.text[:n]}?" for n in range(prediction.num_tokens)]
-    return [Sample(prediction.file_name, picture(99), task) for task in [*words, "w" * 300]]
+    return [Sample(prediction.file_name, image(99), task) for task in [*words, "w" * 300]]
 
 
 @pytest.mark.parametrize(("kind", "late"), [(Engine, 1), (Engine, 4), (GenerateEngine, 1)])
-def test_answers_lead_to_questions_about_the_picture_as_it_is_open(tiny, kind, late: int):
+def test_answers_lead_to_questions_about_the_image_as_it_is_open(tiny, kind, late: int):
     asked = [replace(sample, follow_up=asks_back) for sample in [*samples(5, ("caption",)), missing()]]
     looked: list[int] = []
     hook = tiny[0].model.vision_tower.register_forward_hook(lambda _m, args, _o: looked.append(len(args[0])))
@@ -144,7 +144,7 @@ def test_ties_to_the_last_bit_are_broken_alike(num_beams: int):
 
 
 def test_a_longer_prompt_may_come_in_the_middle(tiny):
-    asked = [*samples(3), Sample("long.png", picture(3), "tell me all of it, " * 4), *samples(3, first=3)]
+    asked = [*samples(3), Sample("long.png", image(3), "tell me all of it, " * 4), *samples(3, first=3)]
     assert texts(answers(tiny, asked)) == texts(answers(tiny, asked, GenerateEngine))
 
 

@@ -9,7 +9,7 @@ from florence2.engine.engine_config import EngineConfig, GenerationConfig
 from florence2.engine.generate_engine import GenerateEngine
 from florence2.errors import UserError
 from florence2.model.tasks import OutputType, find_task
-from tests.engine.images import missing, picture, samples
+from tests.engine.images import image, missing, samples
 from tests.tiny import tiny_model
 
 
@@ -62,7 +62,7 @@ def test_samples_draw_by_seed(tiny):
     assert [p.text for p in first] != [p.text for p in other]
 
 
-def test_a_picture_that_is_not_there_stops_nothing(tiny):
+def test_an_image_that_is_not_there_stops_nothing(tiny):
     asked = [samples(1)[0], missing(), samples(1, first=1)[0]]
     found = answers(tiny, asked)
     assert [p.file_name for p in found] == ["0.png", "gone.jpg", "1.png"]
@@ -71,7 +71,7 @@ def test_a_picture_that_is_not_there_stops_nothing(tiny):
 
 
 def test_a_prompt_that_cannot_be_asked_is_its_own_error(tiny):
-    asked = [Sample("a.png", picture(0), "w" * 300), Sample("b.png", picture(0), "od", input="dogs"), *samples(1)]
+    asked = [Sample("a.png", image(0), "w" * 300), Sample("b.png", image(0), "od", input="dogs"), *samples(1)]
     found = answers(tiny, asked)
     assert "300 tokens" in found[0].error
     assert "takes no input" in found[1].error

@@ -8,7 +8,7 @@ from florence2.engine.outputs import CompletionOutput, to_prediction
 from florence2.engine.requests import ImageInputs, Request
 from florence2.model.processing import Preprocessor
 from florence2.model.tasks import find_task
-from tests.engine.images import picture
+from tests.engine.images import image
 from tests.tiny import tiny_model
 
 CAT = {"c": 0.9, "at": 0.4, "<loc_1>": 0.5, "<loc_2>": 0.5, "<loc_3>": 0.2, "<loc_4>": 0.2}
@@ -23,20 +23,20 @@ def tiny():
 
 def score_of(tiny, task: str, *said: dict[str, float]) -> dict:
     """Read an answer that is said with these probabilities, and give its scores."""
-    processing, rules = tiny
+    preprocessor, rules = tiny
     text = "".join(piece for part in said for piece in part)
     odds = [1.0, *(odd for part in said for odd in part.values()), 0.8]
-    ids = processing.target_ids(text)
+    ids = preprocessor.target_ids(text)
     assert len(ids) == len(odds), "each piece is one token"
     row = find_task(task)
     question = Request(
-        Sample("a", picture(0), task),
+        Sample("a", image(0), task),
         row,
         [],
         ImageInputs(None, (100, 100)),
         rules.length_limits(row, GenerationConfig()),
     )
-    told = to_prediction(processing, rules, question, [CompletionOutput(ids, [math.log(odd) for odd in odds])])
+    told = to_prediction(preprocessor, rules, question, [CompletionOutput(ids, [math.log(odd) for odd in odds])])
     assert told.text == text
     return {key: value for key, value in told.answer.items() if "scores" in key}
 
@@ -61,13 +61,13 @@ def test_boxes_and_polygons_have_scores_each(tiny):
 
 
 def test_a_letter_of_several_tokens_is_scored_by_all(tiny):
-    processing, rules = tiny
-    ids = processing.target_ids("é<loc_1><loc_2><loc_3><loc_4>")
+    preprocessor, rules = tiny
+    ids = preprocessor.target_ids("é<loc_1><loc_2><loc_3><loc_4>")
     odds = [1, 0.9, 0.4, 1, 1, 1, 1, 1]
     row = find_task("od")
     question = Request(
-        Sample("a", picture(0), "od"), row, [], ImageInputs(None, (9, 9)), rules.length_limits(row, GenerationConfig())
+        Sample("a", image(0), "od"), row, [], ImageInputs(None, (9, 9)), rules.length_limits(row, GenerationConfig())
     )
-    told = to_prediction(processing, rules, question, [CompletionOutput(ids, [math.log(odd) for odd in odds])])
+    told = to_prediction(preprocessor, rules, question, [CompletionOutput(ids, [math.log(odd) for odd in odds])])
     assert told.answer["labels"] == ["é"]
     assert told.answer["scores"] == pytest.approx([math.sqrt(0.6)])

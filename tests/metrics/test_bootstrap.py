@@ -17,7 +17,7 @@ def test_an_interval_is_as_wide_as_theory_says():
     assert found.value - found.low == pytest.approx(half, rel=0.1)
 
 
-def test_questions_about_one_picture_are_drawn_together():
+def test_questions_about_one_image_are_drawn_together():
     values = np.repeat(np.random.default_rng(1).normal(0, 1, 50), 8)
     alone = confidence_intervals(scores(values), np.arange(400), 500)["mean"]
     together = confidence_intervals(scores(values), np.repeat(np.arange(50), 8), 500)["mean"]
@@ -31,9 +31,9 @@ def test_the_same_question_gives_the_same_interval():
     )
 
 
-@pytest.mark.parametrize(("pictures", "times"), [([0, 0, 0], 100), ([0, 1, 2], 0)], ids=["one picture", "no draws"])
-def test_some_scores_have_no_interval(pictures, times):
-    found = confidence_intervals(scores([0.0, 1, 1]), np.array(pictures), times)["mean"]
+@pytest.mark.parametrize(("images", "times"), [([0, 0, 0], 100), ([0, 1, 2], 0)], ids=["one picture", "no draws"])
+def test_some_scores_have_no_interval(images, times):
+    found = confidence_intervals(scores([0.0, 1, 1]), np.array(images), times)["mean"]
     assert (found.value, found.low, found.high) == (pytest.approx(2 / 3), None, None)
 
 

@@ -56,12 +56,12 @@ def test_what_has_no_partner_is_named(photos):
     assert found.unlabeled == ["c.png"]
 
 
-def test_pictures_meet_by_their_paths_whatever_their_names_start_at(photos, tmp_path):
+def test_images_meet_by_their_paths_whatever_their_names_start_at(photos, tmp_path):
     said = write(tmp_path / "said.jsonl", row("photos/a.png", "hello"), row("b.png", folder="photos"))
     assert [q.text for q in paired(said, photos).examples] == ["hello", "x", ""]
 
 
-def test_pictures_that_moved_meet_by_name(photos, tmp_path):
+def test_images_that_moved_meet_by_name(photos, tmp_path):
     said = write(tmp_path / "said.jsonl", row("a.png", "hello", folder="/somewhere/else"))
     assert paired(said, photos).examples[0].text == "hello"
 

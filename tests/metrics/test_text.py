@@ -73,7 +73,7 @@ def test_caption_scores_are_pycocoevalcaps_own():
     assert found["exact_match"] == 0
 
 
-def test_bleu_of_weights_is_bleu_of_the_drawn_pictures():
+def test_bleu_of_weights_is_bleu_of_the_drawn_images():
     pairs = list(zip(SAID, WANTED, strict=True))
     drawn = [0, 0, 2, 3]
     weights = np.array([[2.0, 0, 1, 1]])

@@ -131,24 +131,24 @@ def test_rows_without_a_word_are_never_generated():
 
 
 @pytest.mark.parametrize("source", [TINY, TINY / "exported"], ids=["hub", "exported"])
-def test_prompts_and_pictures_are_the_originals(source, tmp_path):
+def test_prompts_and_images_are_the_originals(source, tmp_path):
     _, processor = cpu(source)
     processor.save_pretrained(tmp_path)
     known = json.loads((TINY / "expected_processing.json").read_text())
-    picture = Image.new("RGB", (40, 30))
+    image = Image.new("RGB", (40, 30))
     for processor in (processor, AutoProcessor.from_pretrained(tmp_path)):  # noqa: B020
         for token, number in known["special_token_ids"].items():
             assert processor.tokenizer.convert_tokens_to_ids(token) == number
         for prompt in known["prompts"].values():
-            ids = processor(images=picture, text=prompt["text"])["input_ids"][0]
+            ids = processor(images=image, text=prompt["text"])["input_ids"][0]
             assert list(ids) == [ROWS] * 10 + prompt["input_ids"]
         for text, ids in known["labels"].items():
             assert processor.tokenizer(text)["input_ids"] == ids
         assert len(processor.tokenizer) == known["tokenizer_length"] + 1
         assert processor.image_token_id == ROWS
     case = expected()
-    pictures = [Image.fromarray(case[f"in.image_{name}"].numpy()) for name in "ab"]
-    pixels = processor(images=pictures, text=["x", "x"], return_tensors="pt")["pixel_values"]
+    images = [Image.fromarray(case[f"in.image_{name}"].numpy()) for name in "ab"]
+    pixels = processor(images=images, text=["x", "x"], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixels, case["in.pixel_values"], atol=1e-5, rtol=0)
 
 

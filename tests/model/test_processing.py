@@ -27,7 +27,7 @@ def processor():
 
 
 @pytest.fixture(scope="module")
-def processing(processor):
+def preprocessor(processor):
     return Preprocessor.from_processor(processor)
 
 
@@ -95,13 +95,13 @@ def test_other_settings_are_honoured(processor):
     assert ours.resample == Image.Resampling.BILINEAR
 
 
-def test_a_batch_is_normalized_like_its_pictures(processing):
-    pixels = [processing.resize(noise(20 + n, 30)) for n in range(3)]
-    batch = processing.normalize(torch.from_numpy(np.stack(pixels)))
+def test_a_batch_is_normalized_like_its_images(preprocessor):
+    pixels = [preprocessor.resize(noise(20 + n, 30)) for n in range(3)]
+    batch = preprocessor.normalize(torch.from_numpy(np.stack(pixels)))
     assert batch.shape == (3, 3, 64, 64)
     assert batch.is_contiguous(memory_format=torch.channels_last)
     for one, alone in zip(batch, pixels, strict=True):
-        assert torch.equal(one, processing.normalize(alone))
+        assert torch.equal(one, preprocessor.normalize(alone))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_steps_we_do_not_do_are_refused(processor, settings, named):
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
-def test_prompts_equal_transformers_processor(processor, processing, task):
+def test_prompts_equal_transformers_processor(processor, preprocessor, task):
     words = {
         InputType.NOTHING: "",
         InputType.WORDS: " a red boat, and Straßen in 日本 ",
@@ -132,59 +132,59 @@ def test_prompts_equal_transformers_processor(processor, processing, task):
     }
     said = words[task.input_type]
     theirs = processor(images=noise(8, 8), text=task.token + said, return_tensors="pt")["input_ids"][0].tolist()
-    assert processing.prompt_ids(task, said) == theirs
+    assert preprocessor.prompt_ids(task, said) == theirs
 
 
 @pytest.mark.parametrize("text", ["a small red boat", "<VQA>how many?", "<GENERATE_TAGS>", "  spaced  ", "é ü 日本"])
-def test_free_prompts_equal_transformers_processor(processor, processing, text):
+def test_free_prompts_equal_transformers_processor(processor, preprocessor, text):
     theirs = processor(images=noise(8, 8), text=text, return_tensors="pt")["input_ids"][0].tolist()
-    assert processing.prompt_ids(find_task(text)) == theirs
+    assert preprocessor.prompt_ids(find_task(text)) == theirs
 
 
-def test_prompt_longer_than_the_encoder_is_an_error(processing):
+def test_prompt_longer_than_the_encoder_is_an_error(preprocessor):
     task = find_task("open_vocabulary_detection")
-    ids = processing.prompt_ids(task, "boat " * 10)
-    assert processing.prompt_ids(task, "boat " * 10, max_length=len(ids)) == ids
+    ids = preprocessor.prompt_ids(task, "boat " * 10)
+    assert preprocessor.prompt_ids(task, "boat " * 10, max_length=len(ids)) == ids
     with pytest.raises(UserError, match=r"the prompt has \d+ tokens, the model takes \d+") as error:
-        processing.prompt_ids(task, "boat " * 10, max_length=len(ids) - 1)
+        preprocessor.prompt_ids(task, "boat " * 10, max_length=len(ids) - 1)
     assert "Locate boat" in error.value.hint
 
 
 @pytest.mark.parametrize("token", ["<image>", "</s>", "<s>", "<pad>"])
-def test_layout_tokens_in_a_prompt_are_refused(processing, token):
+def test_layout_tokens_in_a_prompt_are_refused(preprocessor, token):
     with pytest.raises(UserError, match=f"the prompt holds `{token}`"):
-        processing.prompt_ids(find_task(f"what {token} is this"))
+        preprocessor.prompt_ids(find_task(f"what {token} is this"))
 
 
 @pytest.mark.parametrize(
     "text", ["a red plate", "<loc_10><loc_20>car<loc_999>", "é ü 日本", "", "a<sep>b<poly>c</poly>"]
 )
-def test_targets_are_read_back(processing, text):
-    ids = processing.target_ids(text)
+def test_targets_are_read_back(preprocessor, text):
+    ids = preprocessor.target_ids(text)
     assert (ids[0], ids[-1]) == (0, 2)
-    assert processing.decode(ids) == text
-    assert processing.decode(torch.tensor([2, *ids, 1, 1])) == text
-    assert processing.decode([*ids, -100, processing.image_token_id]) == text
+    assert preprocessor.decode(ids) == text
+    assert preprocessor.decode(torch.tensor([2, *ids, 1, 1])) == text
+    assert preprocessor.decode([*ids, -100, preprocessor.image_token_id]) == text
 
 
-def test_target_too_long_is_cut_before_the_end_token(processing):
-    whole, cut = processing.encode_target("xyz" * 20)
+def test_target_too_long_is_cut_before_the_end_token(preprocessor):
+    whole, cut = preprocessor.encode_target("xyz" * 20)
     assert not cut
-    assert processing.encode_target("xyz" * 20, len(whole)) == (whole, False)
-    ids, cut = processing.encode_target("xyz" * 20, 10)
+    assert preprocessor.encode_target("xyz" * 20, len(whole)) == (whole, False)
+    ids, cut = preprocessor.encode_target("xyz" * 20, 10)
     assert cut
     assert ids == [*whole[:9], 2]
-    assert processing.target_ids("xyz" * 20, 10) == ids
+    assert preprocessor.target_ids("xyz" * 20, 10) == ids
 
 
-def test_layout_tokens_in_a_caption_are_left_out(processing):
-    assert processing.target_ids("<s>a boat</s><pad><pad> ") == processing.target_ids("a boat")
+def test_layout_tokens_in_a_caption_are_left_out(preprocessor):
+    assert preprocessor.target_ids("<s>a boat</s><pad><pad> ") == preprocessor.target_ids("a boat")
 
 
-def test_decode_equals_transformers_processor(processor, processing):
-    ids = processing.target_ids("two cats<loc_1><loc_2><loc_3><loc_4>a dog , it 's<loc_5>")
+def test_decode_equals_transformers_processor(processor, preprocessor):
+    ids = preprocessor.target_ids("two cats<loc_1><loc_2><loc_3><loc_4>a dog , it 's<loc_5>")
     theirs = processor.batch_decode([ids], skip_special_tokens=False)[0].replace("<s>", "").replace("</s>", "")
-    assert processing.decode(ids) == theirs
+    assert preprocessor.decode(ids) == theirs
 
 
 def test_positions_are_read_from_the_config():
@@ -192,16 +192,16 @@ def test_positions_are_read_from_the_config():
     assert max_target_tokens(model.config) == 128
 
 
-def test_it_travels_to_worker_processes(processing):
-    copy = pickle.loads(pickle.dumps(processing))
+def test_it_travels_to_worker_processes(preprocessor):
+    copy = pickle.loads(pickle.dumps(preprocessor))
     image = noise(30, 20)
-    assert np.array_equal(copy.resize(image), processing.resize(image))
-    assert copy.target_ids("a boat") == processing.target_ids("a boat")
+    assert np.array_equal(copy.resize(image), preprocessor.resize(image))
+    assert copy.target_ids("a boat") == preprocessor.target_ids("a boat")
 
 
-def test_it_cannot_be_changed(processing):
+def test_it_cannot_be_changed(preprocessor):
     with pytest.raises(dataclasses.FrozenInstanceError):
-        processing.size = (1, 1)
+        preprocessor.size = (1, 1)
 
 
 # --- against the original code's own processor -------------------------------------------------------------------
@@ -240,21 +240,21 @@ def test_pixels_equal_the_original(original):
         torch.testing.assert_close(ours.normalize(ours.resize(image)), pixels, atol=1e-5, rtol=0)
 
 
-PROCESSING = Preprocessor.from_processor(tiny_processor())
+PREPROCESSOR = Preprocessor.from_processor(tiny_processor())
 
 
 @given(st.lists(st.integers(0, 1500), max_size=40))
 def test_ids_say_where_they_stand(ids):
-    text, spans = PROCESSING.decode(ids), PROCESSING.char_spans(ids)
+    text, spans = PREPROCESSOR.decode(ids), PREPROCESSOR.char_spans(ids)
     assert {place for span in spans for place in range(*span)} >= set(range(len(text.rstrip("\ufffd"))))
     for number, (start, end) in zip(ids, spans, strict=True):
-        alone = PROCESSING.tokenizer.decode([number], clean_up_tokenization_spaces=False)
+        alone = PREPROCESSOR.tokenizer.decode([number], clean_up_tokenization_spaces=False)
         if start < end <= len(text) and "\ufffd" not in alone:
             assert text[start:end].strip().endswith(alone.strip())  # a broken letter may stand before it
 
 
-def test_each_id_stands_on_its_own_characters(processing):
-    ids = processing.target_ids("a cat<loc_12>日本!<loc_999>")
-    text, spans = processing.decode(ids), processing.char_spans(ids)
+def test_each_id_stands_on_its_own_characters(preprocessor):
+    ids = preprocessor.target_ids("a cat<loc_12>日本!<loc_999>")
+    text, spans = preprocessor.decode(ids), preprocessor.char_spans(ids)
     stood = [text[slice(*span)] for span in spans]
     assert stood == ["", "a", " ", "c", "at", "<loc_12>", *"日日日本本本", "!", "<loc_999>", ""]

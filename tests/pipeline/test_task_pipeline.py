@@ -93,13 +93,13 @@ def found_in(folder: Path):
     return lambda task, words: resolve_images(folder, task=task, input=words)
 
 
-def pictures(folder: Path, **sizes: tuple[int, int]) -> Path:
+def images(folder: Path, **sizes: tuple[int, int]) -> Path:
     for name, size in sizes.items():
         Image.new("RGB", size).save(folder / f"{name}.png")
     return folder
 
 
-def test_the_questions_about_one_picture_stand_together_and_share_it(tmp_path):
+def test_the_questions_about_one_image_stand_together_and_share_it(tmp_path):
     plan = TaskPipeline.parse(["caption", "od+region_to_ocr"])
     _, found = plan.apply_to(
         lambda task, _: ResolvedDataset("x", None, [Sample(n, Image.new("RGB", (9, 9)), task) for n in "ab"])
@@ -114,8 +114,8 @@ def test_the_questions_about_one_picture_stand_together_and_share_it(tmp_path):
     assert [sample.key for sample in again.follow_up(Prediction("a", "<OD>", text=CAT))] == [led.key]
 
 
-def test_a_region_in_pixels_is_that_of_each_picture(tmp_path):
-    folder = pictures(tmp_path, a=(100, 100), b=(200, 50), c=(10, 10))
+def test_a_region_in_pixels_is_that_of_each_image(tmp_path):
+    folder = images(tmp_path, a=(100, 100), b=(200, 50), c=(10, 10))
     _, found = TaskPipeline.parse(["region_to_ocr"], "10, 20, 50, 40.5").apply_to(found_in(folder))
     assert [sample.input for sample in found.samples[:2]] == [
         "<loc_100><loc_200><loc_500><loc_405>",
@@ -128,7 +128,7 @@ def test_a_region_in_pixels_is_that_of_each_picture(tmp_path):
 
 
 def test_a_task_without_its_input_is_refused_unless_rows_have_it(tmp_path):
-    folder = pictures(tmp_path, a=(100, 100))
+    folder = images(tmp_path, a=(100, 100))
     with pytest.raises(UserError, match="needs region"):
         TaskPipeline.parse(["region_to_ocr"]).apply_to(found_in(folder))
     rows = folder / "list.csv"
@@ -138,14 +138,14 @@ def test_a_task_without_its_input_is_refused_unless_rows_have_it(tmp_path):
 
 
 def test_rows_that_name_their_task_are_asked_that_alone(tmp_path):
-    folder = pictures(tmp_path, a=(100, 100), b=(100, 100))
+    folder = images(tmp_path, a=(100, 100), b=(100, 100))
     (folder / "list.jsonl").write_text('{"file_name": "a.png"}\n{"file_name": "b.png", "task": "ocr"}\n')
     _, found = TaskPipeline.parse(["caption", "od"]).apply_to(found_in(folder / "list.jsonl"))
     assert [(s.id, s.task) for s in found.samples] == [("a.png", "<CAPTION>"), ("a.png", "<OD>"), ("b.png", "<OCR>")]
 
 
 def test_rows_may_name_cascades_of_their_own(tmp_path):
-    folder = pictures(tmp_path, a=(100, 100), b=(100, 100), c=(100, 100))
+    folder = images(tmp_path, a=(100, 100), b=(100, 100), c=(100, 100))
     rows = [("a", "od+region_to_ocr", ""), ("b", "region_to_ocr", [10, 20, 50, 40]), ("c", "2 + 2 = ?", "")]
     lines = [{"file_name": f"{name}.png", "task": task, "input": words} for name, task, words in rows]
     (folder / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))

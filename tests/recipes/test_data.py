@@ -14,14 +14,14 @@ from florence2.cli import main
 from florence2.data.resolve import resolve_dataset
 from florence2.recipes.data import check, convert_dataset, preview
 from tests.data.formats.lists import SIZE, coco, yolo
-from tests.data.images import captioned, jsonl, picture
+from tests.data.images import captioned, image, jsonl
 from tests.strategies import locs
 
 
 def checked(tmp_path, *rows, **options):
     """Check rows about a picture 200 x 100; give the kinds of what is wrong."""
     if not (tmp_path / "a.png").exists():
-        picture(tmp_path / "a.png", SIZE)
+        image(tmp_path / "a.png", SIZE)
     rows = [{"file_name": "a.png", **row} for row in rows]
     return check(dataset=str(jsonl(tmp_path / "list.jsonl", rows)), **options).to_json()
 
@@ -64,8 +64,8 @@ def test_long_answers(tmp_path):
     assert found["findings"][0]["what"].endswith("is cut behind its last whole object")
 
 
-def test_duplicates_and_pictures_under_two_names(tmp_path):
-    picture(tmp_path / "b.png", SIZE)
+def test_duplicates_and_images_under_two_names(tmp_path):
+    image(tmp_path / "b.png", SIZE)
     row = {"text": "a cat"}
     found = checked(tmp_path, row, row, {"text": "another"}, {"file_name": "b.png", "text": "a cat"})
     assert found["wrong"] == {"duplicate": 1, "same": 1}
@@ -80,7 +80,7 @@ def test_a_sound_dataset(tmp_path, capsys):
 
 
 def test_exit_codes_and_json(tmp_path, capsys):
-    picture(tmp_path / "0.png", SIZE)
+    image(tmp_path / "0.png", SIZE)
     made = coco(tmp_path / "list.json", [{"bbox": [0, 0, 300, 10]}])
     assert main(["data", "check", str(made), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
@@ -92,10 +92,10 @@ def test_exit_codes_and_json(tmp_path, capsys):
     assert capsys.readouterr().err.count("error: ") == 2
 
 
-def test_broken_pictures_and_lists_are_findings(tmp_path):
+def test_broken_images_and_lists_are_findings(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     assert checked(tmp_path, {"text": "a cat"})["wrong"] == {"unreadable": 1}
-    picture(tmp_path / "b.png")
+    image(tmp_path / "b.png")
     with (tmp_path / "list.jsonl").open("a") as lines:
         lines.write('{"file_name": "b.png", "text": "x"}\nnot json\n')
     found = check(dataset=str(tmp_path / "list.jsonl")).to_json()
@@ -103,7 +103,7 @@ def test_broken_pictures_and_lists_are_findings(tmp_path):
 
 
 def test_the_page_says_what_is_learnt(tmp_path):
-    picture(tmp_path / "a.png", SIZE)
+    image(tmp_path / "a.png", SIZE)
     rows = [
         {"file_name": "a.png", "task": "od", "answer": {"bboxes": [[0, 0, 100, 50]], "labels": ["<b>"]}},
         {"file_name": "a.png", "task": "region_to_category", "input": [0, 0, 100, 50], "text": "cat & dog"},
@@ -205,7 +205,7 @@ def test_captions_go_through_tars_into_a_folder(tmp_path):
     assert (tmp_path / "folder" / "00000000.txt").read_text() == "a boat\n"
 
 
-def test_pictures_are_linked_or_copied_and_never_moved(tmp_path):
+def test_images_are_linked_or_copied_and_never_moved(tmp_path):
     source = captioned(tmp_path / "a" / "x.png", "a boat")
     for how, names in (("link", 2), ("copy", 2)):
         convert_dataset(dataset=str(tmp_path / "a"), output=str(tmp_path / how), link_mode=how)

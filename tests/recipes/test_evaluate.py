@@ -114,7 +114,7 @@ def test_predictions_of_other_tools_need_no_task(photos):
         assert scores["tasks"][expected]["scores"]["exact_match"]["value"] == 1
 
 
-def test_two_files_are_compared_on_the_same_pictures(photos, capfd):
+def test_two_files_are_compared_on_the_same_images(photos, capfd):
     a = captions(photos, "a dog", "a cat on mat number 1 in the sun", "a dog", name="a.jsonl")
     b = captions(photos, *(f"a cat on mat number {n} in the sun" for n in range(3)), name="b.jsonl")
     html = photos.parent / "out" / "page.html"
@@ -147,7 +147,7 @@ def test_the_page_stands_alone_and_shows_the_worst_first(photos):
     assert "<b>" not in page
 
 
-def test_pictures_that_are_gone_leave_a_word_on_the_page(photos):
+def test_images_that_are_gone_leave_a_word_on_the_page(photos):
     said = captions(photos, "a dog")
     (photos / "a.png").write_bytes(b"no picture")
     evaluate(predictions=said, references=str(photos), html="page.html", bootstrap_samples=0)

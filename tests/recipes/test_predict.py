@@ -45,14 +45,14 @@ def run(tiny: Path, folder: Path, output: Path, **more: Any) -> dict[str, str]:
     return texts(output)
 
 
-def test_one_line_for_each_picture_and_other_files_left_alone(tiny: Path, tmp_path: Path) -> None:
+def test_one_line_for_each_image_and_other_files_left_alone(tiny: Path, tmp_path: Path) -> None:
     folder = draw(tmp_path / "photos", "a.JPG", "b.png", "c.WebP", "d.tiff", "deep/e.bmp")
     (folder / "notes.md").write_text("not a picture")
     assert set(run(tiny, folder, tmp_path / "flat.jsonl")) == {"a.JPG", "b.png", "c.WebP", "d.tiff"}
     assert "deep/e.bmp" in run(tiny, folder, tmp_path / "all.jsonl", recursive=True)
 
 
-def test_a_bad_picture_is_a_line_with_an_error_and_exit_code_1(tiny: Path, tmp_path: Path) -> None:
+def test_a_bad_image_is_a_line_with_an_error_and_exit_code_1(tiny: Path, tmp_path: Path) -> None:
     folder = draw(tmp_path / "photos", "a.jpg", "b.jpg")
     (folder / "b.jpg").write_bytes((folder / "b.jpg").read_bytes()[:200])
     values = {"model_path": str(tiny), "input_path": str(folder), "output_path": str(tmp_path / "o.jsonl")}
@@ -76,7 +76,7 @@ def test_no_answer_depends_on_the_batch_or_the_engine(tiny: Path, tmp_path: Path
         assert run(tiny, folder, tmp_path / "r.jsonl", batch_size=3, engine="generate", **more) == alone
 
 
-def test_captions_beside_pictures(tiny: Path, tmp_path: Path) -> None:
+def test_captions_beside_images(tiny: Path, tmp_path: Path) -> None:
     folder = draw(tmp_path / "photos", "a.png", "b.png")
     (folder / "a.txt").write_text("by hand", encoding="utf-8")
     said = run(tiny, folder, tmp_path / "skip.jsonl", sidecar=".txt", prefix="sks ", suffix="!")
@@ -88,13 +88,13 @@ def test_captions_beside_pictures(tiny: Path, tmp_path: Path) -> None:
     assert (folder / "a.txt").read_text(encoding="utf-8") == f"by hand {said['a.png']}".strip() + "\n"
 
 
-def test_answers_drawn_on_pictures(tiny: Path, tmp_path: Path) -> None:
+def test_answers_drawn_on_images(tiny: Path, tmp_path: Path) -> None:
     folder = draw(tmp_path / "photos", "a.png", "deep/a.png")
     run(tiny, folder, tmp_path / "o.jsonl", recursive=True, save_images=str(tmp_path / "drawn"))
     drawn = {path.relative_to(tmp_path / "drawn").as_posix() for path in (tmp_path / "drawn").rglob("*.jpg")}
     assert drawn == {"a.jpg", "deep/a.jpg"}
-    with Image.open(tmp_path / "drawn" / "a.jpg") as picture:
-        assert picture.width > 80, "drawn large enough to read"
+    with Image.open(tmp_path / "drawn" / "a.jpg") as image:
+        assert image.width > 80, "drawn large enough to read"
 
 
 def test_the_question_is_the_users_or_the_trainings_or_a_caption(tiny: Path, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_journal_is_a_dataset_wherever_it_lies(tiny: Path, tmp_path: Path) -> 
     assert all(sample.open().size == (80, 60) for sample in found.samples)
 
 
-def test_killed_at_any_moment_and_started_again_answers_each_picture_once(tiny: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment_and_started_again_answers_each_image_once(tiny: Path, tmp_path: Path) -> None:
     folder = draw(tmp_path / "photos", *(f"{n:03}.png" for n in range(40)))
     output = tmp_path / "captions.jsonl"
     words = ["predict", "--model_path", str(tiny), "--input_path", str(folder), "--output_path", str(output)]

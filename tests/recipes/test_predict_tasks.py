@@ -61,7 +61,7 @@ def by_question(lines: list[dict[str, Any]]) -> dict[tuple[str, ...], str]:
     return {(row["file_name"], row["task"], row.get("input", "")): row["text"] for row in lines}
 
 
-def test_several_tasks_look_at_a_picture_once(tiny: Path, tmp_path: Path, looked: list[int]) -> None:
+def test_several_tasks_look_at_an_image_once(tiny: Path, tmp_path: Path, looked: list[int]) -> None:
     folder = draw(tmp_path / "photos", *(f"{n}.png" for n in range(5)))
     tasks = ("caption", "od", "ocr", "What is it?")
     together = run(tiny, folder, tmp_path / "all.jsonl", task=tasks, max_length=6, batch_size=3)
@@ -192,8 +192,8 @@ def test_the_door_refuses_by_name(tiny: Path, tmp_path: Path, word: str, named: 
 
 
 def test_a_region_is_given_in_pixels(scenes: Path, tmp_path: Path) -> None:
-    with Image.open(scenes / "0000.png") as picture:
-        width, height = picture.size
+    with Image.open(scenes / "0000.png") as image:
+        width, height = image.size
     region = f"0,0,{width / 2},{height}"
     [row] = run("demo", scenes / "0000.png", tmp_path / "o.jsonl", task="region_to_category", task_input=region)
     assert row["input"] == "<loc_0><loc_0><loc_500><loc_999>"

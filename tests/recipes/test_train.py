@@ -132,7 +132,7 @@ def test_stopped_and_resumed_is_never_stopped(room: Path) -> None:
         assert mine.get("eval_loss") == theirs.get("eval_loss")
 
 
-def test_mixed_and_changed_pictures_go_on_as_if_never_stopped(room: Path) -> None:
+def test_mixed_and_changed_images_go_on_as_if_never_stopped(room: Path) -> None:
     given: dict[str, Any] = {
         "model_id": str(room / "lively"),
         "dataset": [str(room / "photos"), str(room / "mixed.jsonl")],
@@ -240,7 +240,7 @@ def test_broken_steps_at_the_end_are_told(room: Path, capfd: pytest.CaptureFixtu
     assert f"the last {broken} steps had no finite gradient" in capfd.readouterr().err
 
 
-def test_preview_draws_what_the_model_sees_where_pictures_are_changed(room: Path) -> None:
+def test_preview_draws_what_the_model_sees_where_images_are_changed(room: Path) -> None:
     out = run(room, "drawn", preview=2, augment=["hflip=0.5", "scale=0.5,0.8"])
     assert [path.name for path in out.iterdir()] == ["preview.html"]
     assert (out / "preview.html").read_text().count("data:image/jpeg") == 6

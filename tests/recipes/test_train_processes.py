@@ -171,8 +171,8 @@ def test_two_processes_share_a_stream_as_two_workers_do(tmp_path: Path) -> None:
     photos = save_photos(tmp_path / "photos")
     save_calm(tmp_path / "model")
     (tmp_path / "tars").mkdir()
-    pictures = [(f"{n}.png", (photos / f"{n}.png").read_bytes(), [{"text": text}]) for n, text in enumerate(CAPTIONS)]
-    write_shards(tmp_path / "tars", pictures, per_shard=3)
+    images = [(f"{n}.png", (photos / f"{n}.png").read_bytes(), [{"text": text}]) for n, text in enumerate(CAPTIONS)]
+    write_shards(tmp_path / "tars", images, per_shard=3)
     launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
     plain = "--mixed_precision no --dynamo_backend no -m florence2 train --streaming"
     given = {"dataset": "tars", "model_id": "model", "output_dir": "two", "device": "cpu", "batch_size": 1}

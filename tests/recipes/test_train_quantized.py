@@ -66,6 +66,6 @@ def test_an_adapter_is_trained_further_on_four_bits(room: Path) -> None:
 
 
 @pytest.mark.parametrize("lora", [("use_dora=true",), ("init_lora_weights=eva",), ("use_rslora=true",)], ids=str)
-def test_with_the_picture_half_at_rest_and_other_loras(room: Path, lora: tuple[str, ...]) -> None:
+def test_with_the_image_half_at_rest_and_other_loras(room: Path, lora: tuple[str, ...]) -> None:
     out = run(room, lora[0], **(VALUES | {"epochs": 2, "save_every_n_steps": None}), lora_args=lora, freeze="vision")
     load(out, device="cpu")

@@ -29,7 +29,7 @@ def test_what_is_answered_is_not_asked_again(tmp_path: Path) -> None:
         assert [s.id for s in journal.missing(samples("a.jpg", "b.jpg"))] == ["b.jpg"]
 
 
-def test_failed_pictures_are_asked_again_and_their_line_replaced(tmp_path: Path) -> None:
+def test_failed_images_are_asked_again_and_their_line_replaced(tmp_path: Path) -> None:
     path = tmp_path / "captions.jsonl"
     with Journal(str(path), run="r") as journal:
         journal.write(answer("a.jpg", error="torn"))
@@ -84,7 +84,7 @@ def test_fresh_asks_all_again(tmp_path: Path) -> None:
     assert [r["text"] for r in rows(path)] == ["twice"]
 
 
-def test_pictures_of_two_folders_do_not_meet(tmp_path: Path) -> None:
+def test_images_of_two_folders_do_not_meet(tmp_path: Path) -> None:
     path = tmp_path / "captions.jsonl"
     with Journal(str(path), run="r", image_dir="cats") as journal:
         journal.write(answer("a.jpg"))

@@ -33,7 +33,7 @@ def test_coordinates_may_count_in_other_pixels():
     assert changed(drawn, base) == pytest.approx((100, 200, 300, 500), abs=5)
 
 
-def test_small_pictures_are_enlarged_and_large_ones_are_not():
+def test_small_images_are_enlarged_and_large_ones_are_not():
     assert max(draw_answer(grey(64, 32), {"bboxes": []}).size) == LEAST_SIDE
     assert draw_answer(grey(1500, 900), {"bboxes": []}).size == (1500, 900)
 
@@ -73,7 +73,7 @@ def test_labels_do_not_cover_each_other():
     assert (np.asarray(once) != 128).sum() * 1.1 < (np.asarray(twice) != 128).sum()
 
 
-def test_words_stand_under_the_picture():
+def test_words_stand_under_the_image():
     drawn = draw_answer(grey(), "a cat " * 60)
     assert drawn.width == 800
     assert drawn.height > 800

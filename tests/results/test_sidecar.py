@@ -24,7 +24,7 @@ def test_what_happens_to_an_old_caption(tmp_path: Path, existing: str, expected:
     assert path.read_text(encoding="utf-8") == expected + "\n"
 
 
-def test_skip_asks_only_for_pictures_without_a_caption(tmp_path: Path) -> None:
+def test_skip_asks_only_for_images_without_a_caption(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
     asked = [Sample("a.jpg", tmp_path / "a.jpg", "t"), Sample("b.jpg", tmp_path / "b.jpg", "t")]
     assert [s.id for s in SidecarWriter(tmp_path, "txt", "skip").without_sidecar(asked)] == ["b.jpg"]

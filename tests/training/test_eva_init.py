@@ -22,9 +22,9 @@ EVA = ("init_lora_weights=eva",)
 def begun(folder: Path, *words: str, colour: str = "") -> Bench:
     bench = Bench(folder, rank=2, lora_args=(*EVA, *words))
     if colour:
-        samples = [replace(s, image=Image.new("RGB", (64, 64), colour)) for s in bench.lessons.samples]
-        bench.lessons = replace(bench.lessons, samples=samples)
-    eva.initialize_eva(bench.learner, bench.lessons, bench.trainer.data_collator, bench.trainer._forward_batch)
+        samples = [replace(s, image=Image.new("RGB", (64, 64), colour)) for s in bench.dataset.samples]
+        bench.dataset = replace(bench.dataset, samples=samples)
+    eva.initialize_eva(bench.learner, bench.dataset, bench.trainer.data_collator, bench.trainer._forward_batch)
     return bench
 
 
@@ -66,7 +66,7 @@ def test_ranks_go_where_the_variance_is(bench: Bench) -> None:
     assert not any(weight.any() for name, weight in weights if ".lora_B." in name)
 
 
-def test_other_pictures_begin_elsewhere(bench: Bench, tmp_path: Path) -> None:
+def test_other_images_begin_elsewhere(bench: Bench, tmp_path: Path) -> None:
     one, other = layers(bench), layers(begun(tmp_path, colour="navy"))
     vision = [name for name in one.keys() & other.keys() if "vision_tower.blocks.0" in name]
     assert vision
@@ -82,7 +82,7 @@ def test_ranks_stay_where_redistribution_is_off(tmp_path: Path) -> None:
 
 def test_too_few_tokens_are_refused(tmp_path: Path) -> None:
     bench = Bench(tmp_path, rank=4, lora_args=EVA)
-    bench.trainer.train_dataset = replace(bench.lessons, samples=bench.lessons.samples[1:2])
+    bench.trainer.train_dataset = replace(bench.dataset, samples=bench.dataset.samples[1:2])
     with pytest.raises(UserError, match=r"EVA needs 8 tokens of captions to begin from, and there are 4"):
         bench.trainer.train()
 

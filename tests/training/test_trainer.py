@@ -23,10 +23,10 @@ from tests.tiny import tiny_model
 TARGETS = ("a red sun", "sea", "one long caption of many words, longer than all the others", "cat")
 
 
-def lessons(processing: Preprocessor) -> Florence2Dataset:
-    pictures = [Image.new("RGB", (64, 64), (40 * n, 200 - 40 * n, 90)) for n in range(len(TARGETS))]
-    samples = [Sample(f"{n}.png", pictures[n], "<CAPTION>", target=target) for n, target in enumerate(TARGETS)]
-    return Florence2Dataset(samples, processing, CaptionAugmentation())
+def dataset(preprocessor: Preprocessor) -> Florence2Dataset:
+    images = [Image.new("RGB", (64, 64), (40 * n, 200 - 40 * n, 90)) for n in range(len(TARGETS))]
+    samples = [Sample(f"{n}.png", images[n], "<CAPTION>", target=target) for n, target in enumerate(TARGETS)]
+    return Florence2Dataset(samples, preprocessor, CaptionAugmentation())
 
 
 class Bench:
@@ -51,15 +51,15 @@ class Bench:
                 if isinstance(getattr(module, name, None), float):
                     setattr(module, name, 0.0)
         self.base = model
-        self.processing = Preprocessor.from_processor(processor)
+        self.preprocessor = Preprocessor.from_processor(processor)
         chosen = ModelSettings(freeze=freeze)
         torch.manual_seed(0)
         lora = LoraSettings(rank=rank, dropout=0.0, lora_args=lora_args)
         self.learner = prepare_model_for_training(model, chosen, lora)
         optim = args.pop("method", {"optim": "torch.optim.SGD"})
         method = TrainerConfig(
-            self.processing,
-            self.processing.image_token_id,
+            self.preprocessor,
+            self.preprocessor.image_token_id,
             text.decoder_start_token_id,
             text.pad_token_id,
             save_fn=lambda *_: None,
@@ -85,18 +85,18 @@ class Bench:
             seed=0,
             **(plain | args),
         )
-        self.lessons = lessons(self.processing)
+        self.dataset = dataset(self.preprocessor)
         self.trainer = Florence2Trainer(
             method,
             model=self.learner,
             args=self.args,
             data_collator=Florence2Collator(1, pad_to),
-            train_dataset=self.lessons,
+            train_dataset=self.dataset,
             callbacks=list(callbacks),
         )
 
     def batch(self, *which: int) -> dict[str, torch.Tensor]:
-        return Florence2Collator(1)([self.lessons[n] for n in which])
+        return Florence2Collator(1)([self.dataset[n] for n in which])
 
     def loss(self, *which: int, **more: Any) -> torch.Tensor:
         return self.trainer.compute_loss(self.learner, self.batch(*which), **more)
@@ -114,26 +114,26 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 def test_the_loss_is_that_of_the_model(bench: Bench) -> None:
     batch = bench.batch(0, 1, 2)
-    pixels = bench.processing.normalize(batch["pixels_BHWC"])
+    pixels = bench.preprocessor.normalize(batch["pixels_BHWC"])
     logits = bench.base(
         input_ids=batch["input_ids"],
         pixel_values=pixels,
         labels=batch["labels"],
     ).logits
-    words = logits[..., : bench.processing.image_token_id].log_softmax(-1)
+    words = logits[..., : bench.preprocessor.image_token_id].log_softmax(-1)
     learnt = batch["labels"] != -100
     chosen = words.gather(-1, batch["labels"].clamp(min=0).unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(bench.loss(0, 1, 2), -chosen[learnt].mean())
 
 
 def test_padding_does_not_change_the_loss(bench: Bench) -> None:
-    tokens = [len(bench.lessons[n]["labels"]) for n in range(4)]
+    tokens = [len(bench.dataset[n]["labels"]) for n in range(4)]
     alone = sum(bench.loss(n) * tokens[n] for n in range(4)) / sum(tokens)
     torch.testing.assert_close(bench.loss(0, 1, 2, 3), alone, rtol=1e-5, atol=1e-6)
 
 
 def test_nor_does_padding_to_a_multiple(bench: Bench) -> None:
-    which = [bench.lessons[n] for n in (0, 2, 3)]
+    which = [bench.dataset[n] for n in (0, 2, 3)]
     loss = bench.trainer.compute_loss(bench.learner, Florence2Collator(1, 16)(which))
     torch.testing.assert_close(loss, bench.loss(0, 2, 3), rtol=1e-5, atol=1e-6)
 
@@ -143,7 +143,7 @@ def test_logits_of_padding_are_never_made(bench: Bench) -> None:
     hook = bench.base.lm_head.register_forward_hook(lambda _, __, out: made.append(out.shape))
     bench.loss(1, 2)
     hook.remove()
-    assert made == [(sum(len(bench.lessons[n]["labels"]) for n in (1, 2)), bench.base.lm_head.out_features)]
+    assert made == [(sum(len(bench.dataset[n]["labels"]) for n in (1, 2)), bench.base.lm_head.out_features)]
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -254,7 +254,7 @@ def test_nothing_left_to_train(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_pictures_stay_channels_last(tmp_path: Path, rank: int) -> None:
+def test_images_stay_channels_last(tmp_path: Path, rank: int) -> None:
     bench = Bench(tmp_path, rank=rank)
     weight = bench.base.model.vision_tower.convs[0].conv.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)

@@ -87,19 +87,19 @@ def _words(value: Any, where: str) -> str:
     return "" if value is None else str(value).strip()
 
 
-def samples_from_row(row: Row, where: str, columns: ColumnMapping, picture: Sample) -> list[Sample]:
+def samples_from_row(row: Row, where: str, columns: ColumnMapping, image: Sample) -> list[Sample]:
     """Make the samples of one row about a picture: one for each answer, none if it has no answer."""
     task, said = columns.task_and_input(row, where)
     if task.input_type is InputType.REGION and isinstance(said, str):
         said = parse_box(said) or said
-    region = said if isinstance(said, str) else _region(said, where, picture.size)
+    region = said if isinstance(said, str) else _region(said, where, image.size)
     _refuse_unasked(task, region, where)
-    asked = replace(picture, task=task.token, input=region)
+    asked = replace(image, task=task.token, input=region)
     if not columns.with_targets:
         return [asked]
     texts = columns.texts(row, where)
     if not texts and row.get("answer") not in (None, ""):
-        texts = [answer_text(task, row["answer"], where, picture.size)]
+        texts = [answer_text(task, row["answer"], where, image.size)]
     elif not texts and row.get("answer") == "" and "ocr" in task.name:
         texts = [""]
     return [replace(asked, target=text) for text in texts]
@@ -217,18 +217,18 @@ def _found(name: str, where: str, row: Row, locate: ImageLocator) -> LocatedImag
     return next((other for other in more if other.exists), found)
 
 
-def samples_or_skipped(row: Row, where: str, columns: ColumnMapping, picture: Sample) -> Iterator[Sample | Skipped]:
+def samples_or_skipped(row: Row, where: str, columns: ColumnMapping, image: Sample) -> Iterator[Sample | Skipped]:
     """Make the samples of one row, or say why there is none."""
-    named = str(picture.image) if isinstance(picture.image, Path) else where
+    named = str(image.image) if isinstance(image.image, Path) else where
     try:
-        samples = samples_from_row(row, where, columns, picture)
+        samples = samples_from_row(row, where, columns, image)
     except ImageError as error:
         if not columns.with_targets:
             task, said = columns.task_and_input(row, where)
-            yield replace(picture, task=task.token, input=str(said))
+            yield replace(image, task=task.token, input=str(said))
         else:
-            yield Skipped(picture.id, SkipReason.UNREADABLE, error.what, error.hint)
+            yield Skipped(image.id, SkipReason.UNREADABLE, error.what, error.hint)
         return
     yield from samples
     if not samples:
-        yield Skipped(picture.id, SkipReason.NO_CAPTION, named, f"give {where} a `{columns.text or TEXT_COLUMNS[0]}`")
+        yield Skipped(image.id, SkipReason.NO_CAPTION, named, f"give {where} a `{columns.text or TEXT_COLUMNS[0]}`")

@@ -162,8 +162,8 @@ def _samples(dataset: Any, name: str, columns: ColumnMapping, split: str | None)
     skipped: list[Skipped] = []
     for index, row in enumerate(_told(part, columns, column)):
         where = f"{name} {prefix}/{index}"
-        picture = Sample(f"{prefix}/{index}", DatasetImage(stored, column, index, where), "")
-        for each in samples_or_skipped(row, where, columns, picture):
+        image = Sample(f"{prefix}/{index}", DatasetImage(stored, column, index, where), "")
+        for each in samples_or_skipped(row, where, columns, image):
             if isinstance(each, Sample):
                 samples.append(each)
             else:
@@ -193,9 +193,9 @@ def select_split(dataset: Any, name: str, split: str | None) -> Any:
 def find_image_column(part: Any, name: str, asked: str | None) -> str:
     """Find the column that holds the pictures."""
     kinds = {column: type(feature).__name__ for column, feature in part.features.items()}
-    pictures = [column for column, kind in kinds.items() if kind == "Image"]
-    column = asked or next(iter(pictures), "")
-    if column in pictures:
+    images = [column for column, kind in kinds.items() if kind == "Image"]
+    column = asked or next(iter(images), "")
+    if column in images:
         return column
     missing = f"column `{asked}` with pictures" if asked else "column of pictures"
     listed = ", ".join(f"`{column}` ({kind})" for column, kind in kinds.items())
@@ -211,9 +211,9 @@ def require_text(part: Any, name: str, columns: ColumnMapping) -> None:
         raise UserError(f"dataset `{name}` has no {missing}; it has {listed}", "name it with --text_column")
 
 
-def _told(part: Any, columns: ColumnMapping, picture: str) -> Iterator[Row]:
+def _told(part: Any, columns: ColumnMapping, image: str) -> Iterator[Row]:
     """Read what the rows say, without their pictures."""
     text = (columns.text,) if columns.text else metadata.TEXT_COLUMNS
     names = dict.fromkeys((*text, *metadata.TASK_COLUMNS, *metadata.OTHER_COLUMNS))
-    kept = [name for name in names if name in part.features and name != picture]
+    kept = [name for name in names if name in part.features and name != image]
     yield from part.select_columns(kept).with_format(None) if kept else ({} for _ in range(len(part)))

@@ -168,8 +168,8 @@ def _folder(folder: Path, columns: ColumnMapping, sidecars: Sidecars, recursive:
 def _described(folder: Path, listing: Listing, name: str, columns: ColumnMapping) -> Iterator[Sample | Skipped]:
     inside = confine_to(folder, "a table names pictures in its own folder")
 
-    def locate(_: Row, picture: str, where: str) -> LocatedImage:
-        return inside(os.path.join(listing.subpath, picture), where)  # noqa: PTH118 - relative on purpose
+    def locate(_: Row, image: str, where: str) -> LocatedImage:
+        return inside(os.path.join(listing.subpath, image), where)  # noqa: PTH118 - relative on purpose
 
     rows = translate_rows(read_rows(listing.path / name), columns, locate)
     return samples_from_table(rows, columns, locate, "mend its row, or put the picture there")
@@ -221,7 +221,7 @@ def _within(folder: Path) -> ImageLocator:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder", "--dataset_dir names the folder of the pictures")
     inside = confine_to(folder, _NAME_FOLDER)
-    return lambda _, picture, where: inside(picture, where)
+    return lambda _, image, where: inside(image, where)
 
 
 def _beside(folder: Path) -> ImageLocator:
@@ -233,13 +233,13 @@ def _beside(folder: Path) -> ImageLocator:
         root = Path(os.path.normpath(folder.resolve() / lead))
         return confine_to(root, _NAME_FOLDER) if root.is_dir() else None
 
-    def locate(row: Row, picture: str, where: str) -> LocatedImage:
+    def locate(row: Row, image: str, where: str) -> LocatedImage:
         lead = row.get("folder")
         if isinstance(lead, str) and lead and (inside := led(lead)):
-            located = inside(picture, where)
+            located = inside(image, where)
             if located.exists:
                 return located
-        return beside(picture, where)
+        return beside(image, where)
 
     return locate
 

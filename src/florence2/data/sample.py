@@ -133,9 +133,9 @@ class Prediction:
         )
 
 
-def relative_image_dir(written: Path, pictures: Path) -> str:
+def relative_image_dir(written: Path, images: Path) -> str:
     """Lead from the folder of the file `written` to the folder `pictures`: posix, relative where it can be."""
-    start, goal = written.absolute().parent, pictures.absolute()
+    start, goal = written.absolute().parent, images.absolute()
     try:
         return Path(os.path.relpath(goal.resolve(), start.resolve())).as_posix()
     except ValueError:  # another drive
@@ -180,8 +180,8 @@ class ResolvedDataset:
 
     def summary(self) -> str:
         """Say in one line what was found and what was left out."""
-        pictures = len({sample.id for sample in self.samples})
-        said = f"{_counted(len(self.samples), 'sample')} from {_counted(pictures, 'picture')} in {self.source}"
+        images = len({sample.id for sample in self.samples})
+        said = f"{_counted(len(self.samples), 'sample')} from {_counted(images, 'picture')} in {self.source}"
         for why in SkipReason:
             named = [skipped for skipped in self.skipped if skipped.reason is why]
             if named:

@@ -21,13 +21,13 @@ from florence2.demo.scores import WANTED, score
 from florence2.demo.stages.blank import WIDTH, blank_model, generation_settings, make_processor
 from florence2.demo.stages.cells import CellHeads
 from florence2.demo.stages.codes import CellCodes
+from florence2.demo.stages.images import Pixels, draw_store
 from florence2.demo.stages.lessons import Class, find, see, see_and_speak, speak_from_codes
-from florence2.demo.stages.pictures import Pixels, draw_store
 from florence2.demo.stages.speech import SpeechLoss, start_embedding, twins
 from florence2.model.processing import Preprocessor
 
 HELD_OUT_SEED = 5_000_000
-NUM_PICTURES = 40_000
+NUM_IMAGES = 40_000
 STEPS = ((2500, 32), (700, 256), (1700, 32), (700, 16))  # of each lesson, and the size of a batch
 
 
@@ -47,13 +47,13 @@ def main() -> None:
 
 
 def build(
-    out: Path, work: Path, seed: int = 0, steps: Sequence[tuple[int, int]] = STEPS, num_pictures: int = NUM_PICTURES
+    out: Path, work: Path, seed: int = 0, steps: Sequence[tuple[int, int]] = STEPS, num_images: int = NUM_IMAGES
 ) -> None:
     """Run the lessons that are not done yet, and save the model in transformers' layout."""
     rank, world = _place()
     if world > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    store = draw_store(work / "pictures", num_pictures, _tell)
+    store = draw_store(work / "pictures", num_images, _tell)
     processor = make_processor(work / f"processor-{rank}")  # one for each process: they do not wait for each other
     room = open_class(processor, store, seed, rank, world)
     for learn, (num, batch) in zip((see, speak_from_codes, see_and_speak, find), steps, strict=True):
@@ -65,14 +65,14 @@ def build(
 def open_class(processor: Florence2Processor, store: list[Pixels], seed: int, rank: int = 0, world: int = 1) -> Class:
     """Bring together the blank model and all that teaches it."""
     torch.manual_seed(seed)
-    processing = Preprocessor.from_processor(processor)
-    model = blank_model(len(processor.tokenizer), processing.image_token_id)
+    preprocessor = Preprocessor.from_processor(processor)
+    model = blank_model(len(processor.tokenizer), preprocessor.image_token_id)
     first_bin = processor.tokenizer.convert_tokens_to_ids("<loc_0>")
     start_embedding(model, first_bin, twins(processor.tokenizer.get_vocab()))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     heads, codes, speech = CellHeads(WIDTH), CellCodes(seed), SpeechLoss(first_bin)
     return Class(
-        model.to(device), processing, heads.to(device), codes.to(device), speech.to(device), store, seed, rank, world
+        model.to(device), preprocessor, heads.to(device), codes.to(device), speech.to(device), store, seed, rank, world
     )
 
 
@@ -87,8 +87,8 @@ def save(model: Florence2ForConditionalGeneration, processor: Florence2Processor
 def scores_of(folder: Path, num: int, first_seed: int = HELD_OUT_SEED, tasks: tuple[str, ...] = ()) -> dict[str, float]:
     """Score a saved model on scenes it never saw."""
     model = Florence2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    processing = Preprocessor.from_processor(Florence2Processor.from_pretrained(folder))
-    return score(model, processing, [make_scene(first_seed + i) for i in range(num)], tasks)
+    preprocessor = Preprocessor.from_processor(Florence2Processor.from_pretrained(folder))
+    return score(model, preprocessor, [make_scene(first_seed + i) for i in range(num)], tasks)
 
 
 def _show(scores: dict[str, float]) -> None:

@@ -28,7 +28,7 @@ dt { color: #777; font-size: .75rem } dd { margin: 0 0 .3rem } .right { color: #
 class DemoResult:
     """One held-out picture: what is true in the new style, what was said before and after, and the boxes found."""
 
-    picture: Path
+    image: Path
     truth: str
     before: str
     after: str
@@ -56,16 +56,16 @@ bundled model's answer to another task, object detection.</p>
 
 
 def _figure(shown: DemoResult) -> str:
-    with Image.open(shown.picture) as opened:
-        picture = draw_answer(opened, shown.boxes)
+    with Image.open(shown.image) as opened:
+        image = draw_answer(opened, shown.boxes)
     judged = "right" if shown.after == shown.truth else "wrong"
     truth = "" if judged == "right" else f"<dt>in truth</dt><dd>{escape(shown.truth)}</dd>"
-    return f"""<figure><img alt="" src="{_inline(picture, "JPEG")}"><figcaption><dl>
+    return f"""<figure><img alt="" src="{_inline(image, "JPEG")}"><figcaption><dl>
 <dt>before</dt><dd>{escape(shown.before)}</dd><dt>after</dt><dd class="{judged}">{escape(shown.after)}</dd>{truth}
 </dl></figcaption></figure>"""
 
 
-def _inline(picture: Image.Image, kind: str) -> str:
+def _inline(image: Image.Image, kind: str) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, quality=88)
+    image.save(buffer, kind, quality=88)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -12,7 +12,7 @@ from transformers import Florence2ForConditionalGeneration
 
 from florence2.demo.scenes import Scene
 from florence2.demo.sheet import all_emoji
-from florence2.demo.stages.pictures import small_picture
+from florence2.demo.stages.images import small_image
 from florence2.demo.targets import SceneTarget, scene_target
 from florence2.model.locations import decode
 from florence2.model.processing import Preprocessor
@@ -32,15 +32,15 @@ WANTED = {
 
 def score(
     model: Florence2ForConditionalGeneration,
-    processing: Preprocessor,
+    preprocessor: Preprocessor,
     scenes: Sequence[Scene],
     tasks: Sequence[str] = (),
 ) -> dict[str, float]:
     """Ask all tasks, or those named, about scenes; return the share that is right, by task and measure."""
     scores: dict[str, float] = {}
-    pixels_BHWC = np.stack([small_picture(made) for made in scenes])
+    pixels_BHWC = np.stack([small_image(made) for made in scenes])
     for name in tasks or [task.name for task in TASKS]:
-        answered = answer(model, processing, scenes, pixels_BHWC, name)
+        answered = answer(model, preprocessor, scenes, pixels_BHWC, name)
         for measure, value in measures(name, answered).items():
             scores[f"{name}: {measure}"] = round(value, 4)
     return scores
@@ -49,7 +49,7 @@ def score(
 @torch.inference_mode()
 def answer(
     model: Florence2ForConditionalGeneration,
-    processing: Preprocessor,
+    preprocessor: Preprocessor,
     scenes: Sequence[Scene],
     pixels_BHWC: np.ndarray,
     name: str,
@@ -60,15 +60,15 @@ def answer(
     answered: list[Answered] = []
     for start in range(0, len(asked), batch):
         part = asked[start : start + batch]
-        prompts = [processing.prompt_ids(find_task(name), told.input) for _, told in part]
+        prompts = [preprocessor.prompt_ids(find_task(name), told.input) for _, told in part]
         longest = max(len(prompt) for prompt in prompts)
         ids = torch.tensor([prompt + [1] * (longest - len(prompt)) for prompt in prompts], device=model.device)
-        pixels = processing.normalize(pixels_BHWC[[i for i, _ in part]]).to(model.device, model.dtype)
+        pixels = preprocessor.normalize(pixels_BHWC[[i for i, _ in part]]).to(model.device, model.dtype)
         said = model.generate(
             input_ids=ids, pixel_values=pixels, attention_mask=(ids != 1).long(), num_beams=1, max_new_tokens=64
         )
         for (i, told), row in zip(part, said, strict=True):
-            value = decode(find_task(name), processing.decode(row), scenes[i].size)
+            value = decode(find_task(name), preprocessor.decode(row), scenes[i].size)
             answered.append((scenes[i], told, value))
     return answered
 

@@ -49,14 +49,14 @@ def demonstrate(folder: Path, seed: int) -> int:
     """Caption, fine-tune, caption again; print the scores and leave a page. Returns 0 if the new style was learnt."""
     began = time.monotonic()
     _clear(folder)
-    lessons = make_dataset(folder / "train", LEARNT, seed, STYLE)
+    dataset = make_dataset(folder / "train", LEARNT, seed, STYLE)
     held = make_dataset(folder / "held_out", HELD_OUT, seed + LEARNT, STYLE)
-    _say(f"{LEARNT} pictures to learn from are in {lessons}, {HELD_OUT} others in {held}; captions are comma-separated")
+    _say(f"{LEARNT} pictures to learn from are in {dataset}, {HELD_OUT} others in {held}; captions are comma-separated")
     adapter = str(folder / "adapter")
     asked = {"input_path": str(held), "task": TASK, "batch_size": 8}
 
     _predict({"model_path": "demo", "output_path": str(folder / "before.jsonl"), **asked})
-    _train({"dataset": str(lessons), "output_dir": adapter, "model_id": "demo", "task": TASK, **RECIPE})
+    _train({"dataset": str(dataset), "output_dir": adapter, "model_id": "demo", "task": TASK, **RECIPE})
     _predict({"model_path": adapter, "output_path": str(folder / "captions.jsonl"), **asked})
     _predict({"model_path": "demo", "output_path": str(folder / "boxes.jsonl"), **asked, "task": "od"})
 
@@ -96,7 +96,7 @@ def _shown(folder: Path, held: Path) -> list[DemoResult]:
     before, after, boxes = (_read(folder / f"{name}.jsonl") for name in ("before", "captions", "boxes"))
     return [
         DemoResult(
-            picture=held / name,
+            image=held / name,
             truth=(held / name).with_suffix(".txt").read_text(encoding="utf-8").strip(),
             before=before[name]["text"],
             after=after[name]["text"],
@@ -118,7 +118,7 @@ def _exact(pairs: list[tuple[str, str]]) -> int:
 def _print_table(shown: list[DemoResult]) -> None:
     table = Table("picture", "before", "after", "", title="held-out pictures")
     for each in shown:
-        table.add_row(each.picture.name, each.before, each.after, "=" if each.after == each.truth else each.truth)
+        table.add_row(each.image.name, each.before, each.after, "=" if each.after == each.truth else each.truth)
     Console(stderr=True).print(table)
 
 

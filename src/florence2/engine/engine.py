@@ -40,7 +40,7 @@ class Engine:
             raise UserError("the engine cannot run an adapter that is not merged", "load the model with `merge=True`")
         self.settings = settings or EngineConfig()
         self.model = model
-        self.processing = processor if isinstance(processor, Preprocessor) else Preprocessor.from_processor(processor)
+        self.preprocessor = processor if isinstance(processor, Preprocessor) else Preprocessor.from_processor(processor)
         self.model_config = ModelGenerationConfig.from_model(model)
         self.search = search_for(self.settings.generation, self.model_config)
         self.stats = Stats()
@@ -57,7 +57,7 @@ class Engine:
         count = self.settings.batch_size or max_slots_for_memory(self.model, width, longest, most)
         self.stats = Stats(slots=count)
         self.clock = Timer(device, self.stats)
-        self.encoder = Encoder(self.model, self.processing, self.model_config, self.clock)
+        self.encoder = Encoder(self.model, self.preprocessor, self.model_config, self.clock)
         self.decoder = Decoder(self.model)
         self.cache = KVCache(self.decoder, count, width, longest)
         self.slots = BatchState.empty(count, width, longest, device)
@@ -81,7 +81,7 @@ class Engine:
         self.encoder.prepare(self.settings, self.settings.expected_samples or length_hint(samples, 0))
         pinned, slots = self.model.device.type == "cuda", self.stats.slots
         with RequestQueue(
-            self.processing, self.model_config, self.settings, samples, slots, wanted, pinned=pinned
+            self.preprocessor, self.model_config, self.settings, samples, slots, wanted, pinned=pinned
         ) as asked:
             try:
                 while not asked.exhausted or self.in_use:
@@ -150,7 +150,7 @@ class Engine:
             for ids, odds in zip(tokens_WT[:count, 1:].tolist(), logprobs_WT[:count, 1:].tolist(), strict=True)
         ]
         self.stats.tokens += sum(self.model_config.eos_index(each.ids) for each in said)
-        prediction = to_prediction(self.processing, self.model_config, question, said)
+        prediction = to_prediction(self.preprocessor, self.model_config, question, said)
         asked.add_follow_ups(question, prediction)
         return RequestOutput(question.sample, prediction)
 

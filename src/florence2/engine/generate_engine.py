@@ -30,7 +30,7 @@ class GenerateEngine:
         """Take a model in eval mode, and its processor or the `Processing` made of it."""
         self.settings = settings or EngineConfig()
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.processing = processor if isinstance(processor, Preprocessor) else Preprocessor.from_processor(processor)
+        self.preprocessor = processor if isinstance(processor, Preprocessor) else Preprocessor.from_processor(processor)
         self.rules = ModelGenerationConfig.from_model(self.model)
         self.stats = Stats(slots=self.settings.batch_size or DEFAULT_BATCH_SIZE)
 
@@ -42,7 +42,7 @@ class GenerateEngine:
 
     def run(self, samples: Iterable[Sample]) -> Iterator[Prediction]:
         """Answer every sample, in order; one that cannot be answered gives a prediction with `error`."""
-        with RequestQueue(self.processing, self.rules, self.settings, samples, ahead=self.stats.slots) as asked:
+        with RequestQueue(self.preprocessor, self.rules, self.settings, samples, ahead=self.stats.slots) as asked:
             while True:
                 with self.stats.measure("read"):
                     batch = list(islice(asked, self.stats.slots))
@@ -66,7 +66,7 @@ class GenerateEngine:
             groups[question if self.settings.generation.do_sample else question.limits].append(question)
         self.stats.slots_in_use = len(questions)
         return {
-            question: to_prediction(self.processing, self.rules, question, sequences)
+            question: to_prediction(self.preprocessor, self.rules, question, sequences)
             for group in groups.values()
             for question, sequences in zip(group, self._generate(group), strict=True)
         }
@@ -98,12 +98,12 @@ class GenerateEngine:
         ids_BN = ids_BN.to(model.device)
         with self.stats.measure("vision"):
             bytes_BHWC = torch.stack([question.image_inputs.pixels_HWC for question in questions])
-            pixels_BCHW = self.processing.normalize(bytes_BHWC.to(model.device)).to(model.dtype)
+            pixels_BCHW = self.preprocessor.normalize(bytes_BHWC.to(model.device)).to(model.dtype)
             features_BND = model.get_image_features(pixels_BCHW).pooler_output
         with self.stats.measure("encode"):
             embeds_BND = model.get_input_embeddings()(ids_BN)
-            is_picture = (ids_BN == self.processing.image_token_id).unsqueeze(-1)
-            embeds_BND = embeds_BND.masked_scatter(is_picture, features_BND.to(embeds_BND.dtype))
+            is_image = (ids_BN == self.preprocessor.image_token_id).unsqueeze(-1)
+            embeds_BND = embeds_BND.masked_scatter(is_image, features_BND.to(embeds_BND.dtype))
             states_BND = model.get_encoder()(inputs_embeds=embeds_BND, attention_mask=mask_BN).last_hidden_state
         return mask_BN, states_BND
 

@@ -28,15 +28,15 @@ class CompletionOutput:
 
 
 def to_prediction(
-    processing: Preprocessor, rules: ModelGenerationConfig, question: Request, said: Sequence[CompletionOutput]
+    preprocessor: Preprocessor, rules: ModelGenerationConfig, question: Request, said: Sequence[CompletionOutput]
 ) -> Prediction:
     """Read what the model said; where it said several things, the first has the others as its alternatives."""
-    first, *others = [_read_completion(processing, rules, question, each) for each in said]
+    first, *others = [_read_completion(preprocessor, rules, question, each) for each in said]
     return replace(first, alternatives=tuple(others))
 
 
 def _read_completion(
-    processing: Preprocessor, rules: ModelGenerationConfig, question: Request, said: CompletionOutput
+    preprocessor: Preprocessor, rules: ModelGenerationConfig, question: Request, said: CompletionOutput
 ) -> Prediction:
     """Read one sequence.
 
@@ -45,9 +45,9 @@ def _read_completion(
     """
     words = rules.caption_slice(said.ids)
     caption = list(said.ids[words])
-    text = processing.decode(caption)
+    text = preprocessor.decode(caption)
     is_words = question.task.output_type is OutputType.TEXT
-    score = None if is_words else ObjectScorer(processing.char_spans(caption), said.logprobs[words]).score
+    score = None if is_words else ObjectScorer(preprocessor.char_spans(caption), said.logprobs[words]).score
     return Prediction(
         file_name=question.sample.id,
         task=question.sample.task,

@@ -67,7 +67,7 @@ class RequestQueue:
 
     def __init__(
         self,
-        processing: Preprocessor,
+        preprocessor: Preprocessor,
         rules: ModelGenerationConfig,
         settings: EngineConfig,
         samples: Iterable[Sample],
@@ -80,10 +80,10 @@ class RequestQueue:
 
         `pinned` pixels lie where a GPU fetches them itself.
         """
-        self._processing, self._rules, self._settings, self._samples = processing, rules, settings, samples
+        self._preprocessor, self._rules, self._settings, self._samples = preprocessor, rules, settings, samples
         self._pinned = pinned
         # Most samples ask the same.
-        self._prompt_ids = lru_cache(1024)(partial(processing.prompt_ids, max_length=rules.max_positions))
+        self._prompt_ids = lru_cache(1024)(partial(preprocessor.prompt_ids, max_length=rules.max_positions))
         self._workers = max(1, settings.num_workers)
         self._room = threading.Semaphore(2 * self._workers + ahead)
         self._arrived: queue.Queue[tuple[Sample, Future[ImageInputs]] | Exception | None] = queue.Queue()
@@ -184,9 +184,9 @@ class RequestQueue:
         return recent[key][1]
 
     def _load_image(self, sample: Sample) -> ImageInputs:
-        picture = sample.open(min_size=None if self._settings.full_decode else self._processing.min_size)
-        pixels_HWC = torch.from_numpy(self._processing.resize(picture.image))
-        return ImageInputs(pixels_HWC.pin_memory() if self._pinned else pixels_HWC, picture.size)
+        image = sample.open(min_size=None if self._settings.full_decode else self._preprocessor.min_size)
+        pixels_HWC = torch.from_numpy(self._preprocessor.resize(image.image))
+        return ImageInputs(pixels_HWC.pin_memory() if self._pinned else pixels_HWC, image.size)
 
     def _build_request(self, sample: Sample, view: ImageInputs) -> Request:
         task = find_task(sample.task)
@@ -200,5 +200,5 @@ def failed_output(sample: Sample, error: UserError) -> RequestOutput:
     return RequestOutput(sample, Prediction(sample.id, sample.task, sample.input, error=error.what))
 
 
-def _identity(picture: object) -> Any:
-    return picture if isinstance(picture, Hashable) else id(picture)
+def _identity(image: object) -> Any:
+    return image if isinstance(image, Hashable) else id(image)

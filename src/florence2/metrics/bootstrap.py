@@ -95,21 +95,21 @@ class ConfidenceInterval:
 
 
 def confidence_intervals(
-    scores: MetricValues, pictures_Q: NDArray[np.int64], times: int
+    scores: MetricValues, images_Q: NDArray[np.int64], times: int
 ) -> dict[str, ConfidenceInterval]:
     """Give each score with its interval: pictures are drawn again and again, each with all its questions."""
-    drawn = _resampled([scores], pictures_Q, times)[0]
+    drawn = _resampled([scores], images_Q, times)[0]
     return {name: _estimated(value, drawn.get(name)) for name, value in scores.values().items()}
 
 
 def difference(
-    old: MetricValues, new: MetricValues, pictures_Q: NDArray[np.int64], times: int
+    old: MetricValues, new: MetricValues, images_Q: NDArray[np.int64], times: int
 ) -> dict[str, ConfidenceInterval]:
     """Give by how much each score of the same questions changed; both are measured on the same drawings.
 
     `p` is the share of drawings on the other side of no change, twice.
     """
-    drawn_old, drawn_new = _resampled([old, new], pictures_Q, times)
+    drawn_old, drawn_new = _resampled([old, new], images_Q, times)
     before, after = old.values(), new.values()
     found = {}
     for name in (name for name in before if name in after):
@@ -118,22 +118,20 @@ def difference(
     return found
 
 
-def _resampled(
-    all_scores: Sequence[MetricValues], pictures_Q: NDArray[np.int64], times: int
-) -> list[dict[str, Floats]]:
-    if times <= 0 or len(np.unique(pictures_Q)) < 2:
+def _resampled(all_scores: Sequence[MetricValues], images_Q: NDArray[np.int64], times: int) -> list[dict[str, Floats]]:
+    if times <= 0 or len(np.unique(images_Q)) < 2:
         return [{} for _ in all_scores]
     parts: list[dict[str, list[Floats]]] = [{name: [] for name in scores.metrics} for scores in all_scores]
-    for weights_BQ in _resample_weights(pictures_Q, times):
+    for weights_BQ in _resample_weights(images_Q, times):
         for scores, part in zip(all_scores, parts, strict=True):
             for name, measure in scores.metrics.items():
                 part[name].append(measure.of(weights_BQ))
     return [{name: np.concatenate(blocks) for name, blocks in part.items()} for part in parts]
 
 
-def _resample_weights(pictures_Q: NDArray[np.int64], times: int) -> Iterator[Floats]:
+def _resample_weights(images_Q: NDArray[np.int64], times: int) -> Iterator[Floats]:
     rng = np.random.default_rng(0)
-    _, index_Q = np.unique(pictures_Q, return_inverse=True)
+    _, index_Q = np.unique(images_Q, return_inverse=True)
     count = int(index_Q.max()) + 1
     block = max(1, min(_BLOCK, _MOST_WEIGHTS // len(index_Q)))
     for start in range(0, times, block):

@@ -85,7 +85,7 @@ def score_tasks(
 def compare(before: Sequence[TaskScores], after: Sequence[TaskScores], times: int = 1000) -> list[ScoreDifference]:
     """Say how the scores of the same questions changed."""
     return [
-        ScoreDifference(old, new, difference(old.scores, new.scores, _pictures(old.examples), times))
+        ScoreDifference(old, new, difference(old.scores, new.scores, _images(old.examples), times))
         for old, new in zip(before, after, strict=True)
     ]
 
@@ -94,7 +94,7 @@ def _graded(name: str, questions: list[EvalExample], text_as: TextMetrics, times
     task = questions[0].task
     scores = _scores(task, questions, text_as, meteor)
     return TaskScores(
-        name, task.output_type, questions, scores, confidence_intervals(scores, _pictures(questions), times)
+        name, task.output_type, questions, scores, confidence_intervals(scores, _images(questions), times)
     )
 
 
@@ -109,6 +109,6 @@ def _scores(task: Task, questions: Sequence[EvalExample], text_as: TextMetrics, 
     )
 
 
-def _pictures(questions: Sequence[EvalExample]) -> overlaps.Ints:
+def _images(questions: Sequence[EvalExample]) -> overlaps.Ints:
     numbers: dict[str, int] = {}
     return np.array([numbers.setdefault(question.sample.id, len(numbers)) for question in questions])

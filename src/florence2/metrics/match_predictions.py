@@ -197,8 +197,8 @@ def _key(name: str, task: str, words: str) -> Key:
     return name, asked.token, (words or more).strip()
 
 
-def _real(picture: Any) -> str:
-    return os.path.realpath(picture) if isinstance(picture, Path) else ""
+def _real(image: Any) -> str:
+    return os.path.realpath(image) if isinstance(image, Path) else ""
 
 
 def _targets(group: Iterable[Sample]) -> tuple[str, ...]:

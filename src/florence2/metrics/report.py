@@ -45,8 +45,8 @@ def table_header(tasks: Sequence[TaskScores | ScoreDifference]) -> Row:
 def task_title(each: TaskScores | ScoreDifference) -> str:
     """Name a task and how much was asked."""
     graded = each.after if isinstance(each, ScoreDifference) else each
-    pictures = len({question.sample.id for question in graded.examples})
-    return f"{graded.task}: {_counted(len(graded.examples), 'question')}, {_counted(pictures, 'picture')}"
+    images = len({question.sample.id for question in graded.examples})
+    return f"{graded.task}: {_counted(len(graded.examples), 'question')}, {_counted(images, 'picture')}"
 
 
 def table_rows(each: TaskScores | ScoreDifference) -> Iterator[Row]:

@@ -103,11 +103,11 @@ class TaskPipeline:
         """
         found = [find(step.task.token, step.input) for step in self.steps]
         asked: dict[str, dict[tuple[str, str, str], Sample]] = {}
-        pictures: dict[str, Any] = {}  # one object for each, so that it is opened once
+        images: dict[str, Any] = {}  # one object for each, so that it is opened once
         cascades: dict[TaskStep, None] = {}
         for step, each in zip(self.steps, found, strict=True):
             for sample in each.samples:
-                mine = replace(sample, image=pictures.setdefault(sample.id, sample.image))
+                mine = replace(sample, image=images.setdefault(sample.id, sample.image))
                 own = step if sample.task == step.task.token else _cascade(sample)
                 if own and own is not step:
                     cascades[own] = None

@@ -73,7 +73,7 @@ def convert_dataset(settings: DataCommandSettings | None = None, **values: Any) 
 def _entries(settings: DataCommandSettings) -> Iterator[DatasetRow]:
     spec, split = split_spec(settings.dataset, None)
     return dataset_rows(
-        spec, _columns(settings), split=split, pictures=settings.dataset_dir, recursive=settings.recursive
+        spec, _columns(settings), split=split, images=settings.dataset_dir, recursive=settings.recursive
     )
 
 
@@ -89,8 +89,8 @@ def _length(settings: DataCommandSettings) -> LengthLimit:
     from florence2.model.processing import Preprocessor, max_target_tokens
 
     model, processor = load(settings.model_id, offline=settings.offline, device="cpu")
-    processing = Preprocessor.from_processor(processor)
-    return LengthLimit(lambda text: len(processing.target_ids(text)), max_target_tokens(model.config))
+    preprocessor = Preprocessor.from_processor(processor)
+    return LengthLimit(lambda text: len(preprocessor.target_ids(text)), max_target_tokens(model.config))
 
 
 def _chosen(settings: DataCommandSettings) -> list[Sample]:

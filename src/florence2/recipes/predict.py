@@ -55,7 +55,7 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> RunSummar
     output = settings.output
     generation = GenerationConfig.of(settings.generation)
     folder = find_folder(settings.model.model_path, settings.model.revision, settings.model.offline)
-    plan, found = _plan(settings, folder).apply_to(partial(_pictures, settings))
+    plan, found = _plan(settings, folder).apply_to(partial(_images, settings))
     root = found.root or Path()
     exports = [DatasetExport.parse(each, output.output_path, _tasks(plan, found)) for each in output.export]
     sidecars = _sidecars(settings, plan, root)
@@ -116,9 +116,9 @@ def _plan(settings: PredictSettings, folder: Path) -> TaskPipeline:
     return TaskPipeline.parse(settings.input.task or (trained,), settings.input.task_input)
 
 
-def _pictures(settings: PredictSettings, task: str, words: str) -> ResolvedDataset:
-    pictures = settings.input
-    return resolve_images(pictures.input_path, task=task, input=words, recursive=pictures.recursive)
+def _images(settings: PredictSettings, task: str, words: str) -> ResolvedDataset:
+    images = settings.input
+    return resolve_images(images.input_path, task=task, input=words, recursive=images.recursive)
 
 
 def _tasks(plan: TaskPipeline, found: ResolvedDataset) -> list[Task]:

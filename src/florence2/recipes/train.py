@@ -95,17 +95,17 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
     checkpoint = _begin(settings, output)
     found = material.find_training_data(settings, _talk().print)
     model, processor = _load(settings)
-    lessons = material.build_dataset(settings, found, model, processor)
+    dataset = material.build_dataset(settings, found, model, processor)
     if settings.captions.preview:
-        _preview(lessons, settings.captions.preview, output)
+        _preview(dataset, settings.captions.preview, output)
         return output
 
-    exam = build_eval_set(settings, lessons, found.eval)
+    exam = build_eval_set(settings, dataset, found.eval)
     set_seed(settings.training.seed)
     learner = prepare_model_for_training(model, settings.model, settings.lora)
     if settings.training.gradient_checkpointing:
         memory.checkpoint_activations(learner)
-    settings = _fitted(settings, learner, lessons, checkpoint)
+    settings = _fitted(settings, learner, dataset, checkpoint)
     record = build_metadata(settings, str(model.config.name_or_path), found.train, found.eval)
     with (
         TrainingCallbacks(
@@ -114,7 +114,7 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
         open_trackers(resolve_trackers(settings.saving.log_with), output, by_name.settings_to_dict(settings)),
         memory.explain_out_of_memory(settings.training.batch_size, settings.training.gradient_checkpointing),
     ):
-        trainer = _trainer(settings, learner, lessons, found, exam, ModelSaver(processor, record), watch)
+        trainer = _trainer(settings, learner, dataset, found, exam, ModelSaver(processor, record), watch)
         add_sample_callback(settings, trainer, found.eval or found.train, processor)
         began = time.monotonic()
         if checkpoint and watch.early_stopped_at(checkpoint):
@@ -128,12 +128,12 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
     return output
 
 
-def _preview(lessons: Florence2Dataset, number: int, output: Path) -> None:
+def _preview(dataset: Florence2Dataset, number: int, output: Path) -> None:
     """Print what is learnt in some epochs; where pictures are changed, draw that on a page, too."""
-    print(preview_text(lessons, number))  # noqa: T201  asked for, so it goes to stdout
-    if lessons.image_augmentation.changes_images:
+    print(preview_text(dataset, number))  # noqa: T201  asked for, so it goes to stdout
+    if dataset.image_augmentation.changes_images:
         output.mkdir(parents=True, exist_ok=True)
-        seen = (lessons.rendered_example(sample, at) for sample, at in preview_examples(lessons, number))
+        seen = (dataset.rendered_example(sample, at) for sample, at in preview_examples(dataset, number))
         with (output / PREVIEW).open("w", encoding="utf-8") as page:
             page.writelines(
                 preview_page(
@@ -183,17 +183,17 @@ def _load(settings: TrainSettings) -> tuple[Any, Any]:
     return model, processor
 
 
-def _fitted(settings: TrainSettings, learner: Any, lessons: Florence2Dataset, checkpoint: Path | None) -> TrainSettings:
+def _fitted(settings: TrainSettings, learner: Any, dataset: Florence2Dataset, checkpoint: Path | None) -> TrainSettings:
     dtype = pick_dtype(settings.model.dtype, pick_device(settings.model.device))
     return replace(
-        settings, training=auto_batch_size(settings.training, learner, lessons, dtype, checkpoint, _talk().print)
+        settings, training=auto_batch_size(settings.training, learner, dataset, dtype, checkpoint, _talk().print)
     )
 
 
 def _trainer(
     settings: TrainSettings,
     learner: Any,
-    lessons: Florence2Dataset,
+    dataset: Florence2Dataset,
     found: TrainingData,
     exam: EvalSet | None,
     keeper: ModelSaver,
@@ -203,37 +203,37 @@ def _trainer(
     dtype = pick_dtype(settings.model.dtype, device)
     best = best_metric(settings, exam)
     args = training_arguments(
-        settings, lessons.samples_per_epoch, has_eval=bool(found.eval), device=device, dtype=dtype, best_metric=best
+        settings, dataset.samples_per_epoch, has_eval=bool(found.eval), device=device, dtype=dtype, best_metric=best
     )
-    length = count_steps(settings.training, lessons.samples_per_epoch, args.world_size, args.max_steps)
-    lessons = replace(
-        lessons,
-        caption_augmentation=lessons.caption_augmentation.with_total_steps(length.steps),
+    length = count_steps(settings.training, dataset.samples_per_epoch, args.world_size, args.max_steps)
+    dataset = replace(
+        dataset,
+        caption_augmentation=dataset.caption_augmentation.with_total_steps(length.steps),
         samples_per_step=length.samples_per_step,
     )
-    measured = replace(lessons, samples=found.eval, weights=None, fixed=True)
-    come_again = args.num_train_epochs > 1 and not lessons.image_augmentation.changes_images and found.stream is None
+    measured = replace(dataset, samples=found.eval, weights=None, fixed=True)
+    come_again = args.num_train_epochs > 1 and not dataset.image_augmentation.changes_images and found.stream is None
     if is_frozen(learner, "vision") and come_again:
         folder, base = Path(args.output_dir), (keeper.metadata.base, keeper.metadata.revision)
         with args.main_process_first():
             looking = partial(count_progress, _talk(), "looking at pictures")
-            lessons, measured = (
-                use_cached_features(each, learner, folder, base, dtype, looking) for each in (lessons, measured)
+            dataset, measured = (
+                use_cached_features(each, learner, folder, base, dtype, looking) for each in (dataset, measured)
             )
-    for line in training_summary(settings, learner, lessons, length, dtype):
+    for line in training_summary(settings, learner, dataset, length, dtype):
         _talk().print(line)
     if settings.training.compile:
         compile_model(learner)
     examine = build_metrics_fn(settings, exam, keeper.processor)
-    method = TrainerConfig.of(settings.training, learner, lessons.preprocessor, keeper, examine)
+    method = TrainerConfig.of(settings.training, learner, dataset.preprocessor, keeper, examine)
     return Florence2Trainer(
         method,
         model=learner,
         args=args,
-        data_collator=Florence2Collator(method.pad_token_id, PAD_TO, lessons.common_prompt_length())
+        data_collator=Florence2Collator(method.pad_token_id, PAD_TO, dataset.common_prompt_length())
         if method.use_cuda_graphs
         else Florence2Collator(method.pad_token_id),
-        train_dataset=lessons if found.stream is None else StreamingDataset.for_process(lessons, found.stream, args),
+        train_dataset=dataset if found.stream is None else StreamingDataset.for_process(dataset, found.stream, args),
         eval_dataset=measured if found.eval else None,
         callbacks=watch.callbacks(length.samples_per_step, *best),
     )

@@ -38,7 +38,7 @@ SHOWN = 4  # pictures whose answers are shown as the model learns
 LOSS = "loss"
 
 
-def build_eval_set(settings: TrainSettings, lessons: Florence2Dataset, held: Sequence[Sample]) -> EvalSet | None:
+def build_eval_set(settings: TrainSettings, dataset: Florence2Dataset, held: Sequence[Sample]) -> EvalSet | None:
     """Set the exam that the settings ask for; right answers are what captions are made into for measuring."""
     saving = settings.saving
     names = [name for name in saving.eval_metrics if name != LOSS]
@@ -47,7 +47,7 @@ def build_eval_set(settings: TrainSettings, lessons: Florence2Dataset, held: Seq
         raise UserError(f"`{flag}` needs pictures to measure on", "pass `--val_dataset`, such as `--val_dataset 0.1`")
     if not names:
         return None
-    taught = replace(lessons, samples=held, fixed=True)
+    taught = replace(dataset, samples=held, fixed=True)
     answered = [taught.augmented(each, SampleDraw(0, 0, which))[0] for which, each in enumerate(held)]
     return make_eval_set(answered, names, saving.eval_samples)
 

@@ -72,17 +72,17 @@ class StepCount:
         return self.batch_size * self.gradient_accumulation_steps * self.num_processes
 
 
-def count_steps(learning: TrainingSettings, pictures: int, processes: int, max_steps: int = -1) -> StepCount:
+def count_steps(learning: TrainingSettings, images: int, processes: int, max_steps: int = -1) -> StepCount:
     """Count the steps of a training over so many samples."""
-    batches = math.ceil(pictures / (learning.batch_size * processes))
+    batches = math.ceil(images / (learning.batch_size * processes))
     each = max(math.ceil(batches / learning.gradient_accumulation_steps), 1)
     steps = max_steps if max_steps > 0 else math.ceil(each * learning.epochs)
-    return StepCount(pictures, processes, learning.batch_size, learning.gradient_accumulation_steps, each, steps)
+    return StepCount(images, processes, learning.batch_size, learning.gradient_accumulation_steps, each, steps)
 
 
 def training_arguments(
     settings: TrainSettings,
-    pictures: int,
+    images: int,
     *,
     has_eval: bool,
     device: torch.device,
@@ -129,7 +129,7 @@ def training_arguments(
         )
     if settings.data.streaming and saving.save_every_n_steps is None:
         saving = replace(saving, save_every_n_steps=max(int(door.get("max_steps", 1)) // STREAM_SAVES, 1))
-    values |= _save_strategy(saving, count_steps(learning, pictures, 1, int(door.get("max_steps", -1))), has_eval)
+    values |= _save_strategy(saving, count_steps(learning, images, 1, int(door.get("max_steps", -1))), has_eval)
     try:
         made = Seq2SeqTrainingArguments(**(values | door))
     except (ValueError, TypeError) as error:

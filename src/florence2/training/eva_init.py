@@ -20,7 +20,7 @@ from florence2.errors import UserError
 from florence2.model.processing import IGNORED_LABEL
 from florence2.training.dataset.florence2_dataset import Florence2Dataset
 
-PICTURES = 8  # in a batch, at least
+IMAGES = 8  # in a batch, at least
 MOST = 300  # batches after which what has not settled will not
 
 Batch = dict[str, Any]
@@ -33,7 +33,7 @@ def needs_eva_init(model: nn.Module) -> bool:
 
 def initialize_eva(
     model: nn.Module,
-    lessons: Florence2Dataset,
+    dataset: Florence2Dataset,
     collate: Callable[[Any], Batch],
     answer: Callable[[nn.Module, Batch], Any],
 ) -> None:
@@ -51,7 +51,7 @@ def initialize_eva(
         raise UserError(what, "give a lower `--rank`, or `--lora_args eva_config='{\"rho\": 1}'`")
     initialize_lora_eva_weights(
         whole,
-        _Shown(lessons, collate, most),
+        _Shown(dataset, collate, most),
         forward_fn=answer,
         prepare_model_inputs_fn=lambda batch, _: batch,
         prepare_layer_inputs_fn=_places,
@@ -67,21 +67,21 @@ def initialize_eva(
 class _Shown:
     """Batches of the first epoch, again and again but not for ever, each with at least so many learnt tokens."""
 
-    lessons: Florence2Dataset
+    dataset: Florence2Dataset
     collate: Callable[[Any], Batch]
     tokens: int
     shown: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.lessons)
+        return len(self.dataset)
 
     def __iter__(self) -> Iterator[Batch]:
         items: list[Any] = []
         tokens, before = 0, len(self.shown)
-        for draw in self.lessons.sampler(self.lessons.seed, 1, False):
-            items.append(self.lessons[draw])
+        for draw in self.dataset.sampler(self.dataset.seed, 1, False):
+            items.append(self.dataset[draw])
             tokens += len(items[-1]["labels"])
-            if tokens >= self.tokens and len(items) >= min(PICTURES, len(self.lessons)):
+            if tokens >= self.tokens and len(items) >= min(IMAGES, len(self.dataset)):
                 yield self._batch(items)
                 items, tokens = [], 0
         if len(self.shown) == before:
@@ -102,7 +102,7 @@ def _places(layer_input: Any, batch: Batch, name: str) -> torch.Tensor:
     flat = hidden.reshape(-1, hidden.shape[-1]).float()
     if ".language_model." not in name:
         return flat
-    reads_picture = name.endswith(("encoder_attn.k_proj", "encoder_attn.v_proj"))
-    is_answer = ".decoder." in name and not reads_picture
+    reads_image = name.endswith(("encoder_attn.k_proj", "encoder_attn.v_proj"))
+    is_answer = ".decoder." in name and not reads_image
     kept = batch["labels"] != IGNORED_LABEL if is_answer else batch.get("attention_mask")
     return flat if kept is None else flat[kept.bool().flatten().to(flat.device)]

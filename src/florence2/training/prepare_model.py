@@ -128,16 +128,16 @@ def count_parameters(learner: nn.Module) -> tuple[int, int]:
 
 
 def training_summary(
-    settings: TrainSettings, learner: nn.Module, lessons: Florence2Dataset, length: StepCount, dtype: torch.dtype
+    settings: TrainSettings, learner: nn.Module, dataset: Florence2Dataset, length: StepCount, dtype: torch.dtype
 ) -> Iterator[str]:
     """Say what will be trained: captions, steps, weights, memory."""
     learning, lora = settings.training, settings.lora
     learns, every = count_parameters(learner)
     device = next(learner.parameters()).device
-    shapes = batch_shapes(lessons, learning.batch_size, features=lessons.features is not None)
+    shapes = batch_shapes(dataset, learning.batch_size, features=dataset.features is not None)
     need = estimate_memory(learner, shapes, dtype)
     kind = f"LoRA of rank {lora.rank}" if isinstance(learner, PeftModel) else "all weights"
-    yield _amount(settings, lessons, length)
+    yield _amount(settings, dataset, length)
     yield f"{kind}: {learns:,} of {every:,} weights learn ({learns / every:.2%}), {str(dtype)[6:]} arithmetic"
     yield f"about {need.total / GIB:.1f} GiB of memory on the {device.type}" + memory_warning(need, device)
     yield from check_learning_rate(
@@ -146,25 +146,25 @@ def training_summary(
         learning.lr_scheduler_type,
         parse_optimizer_args(learning.optimizer_args),
     )
-    if lessons.features is not None:
+    if dataset.features is not None:
         yield "no weight that sees pictures learns: what they look like is computed once and kept on disk"
     elif settings.data.streaming and is_frozen(learner, "vision"):
         yield "pictures come by in a stream, so what they look like is not kept though nothing learns it"
-    elif lessons.image_augmentation.changes_images and is_frozen(learner, "vision"):
+    elif dataset.image_augmentation.changes_images and is_frozen(learner, "vision"):
         yield "pictures are seen otherwise each time, so what they look like cannot be kept though nothing learns it"
-    if lessons.image_augmentation.changes_images:
-        yield augmentation_summary(lessons.samples, lessons.image_augmentation)
-    if cut := lessons.num_truncated():
-        yield f"{cut:,} captions are longer than {lessons.max_target_length} tokens and are cut, see `--max_length`"
+    if dataset.image_augmentation.changes_images:
+        yield augmentation_summary(dataset.samples, dataset.image_augmentation)
+    if cut := dataset.num_truncated():
+        yield f"{cut:,} captions are longer than {dataset.max_target_length} tokens and are cut, see `--max_length`"
 
 
-def _amount(settings: TrainSettings, lessons: Florence2Dataset, length: StepCount) -> str:
+def _amount(settings: TrainSettings, dataset: Florence2Dataset, length: StepCount) -> str:
     steps = f"{length.steps:,} steps of {length.samples_per_step}"
     if settings.data.streaming:
         return f"captions as they come, {steps}"
     captions = f"{length.num_samples:,} captions"
-    if lessons.weights is not None:
-        captions = f"{captions} an epoch, drawn from {len(lessons):,}"
+    if dataset.weights is not None:
+        captions = f"{captions} an epoch, drawn from {len(dataset):,}"
     return f"{captions}, {steps} over {settings.training.epochs:g} epochs"
 
 

@@ -155,8 +155,8 @@ class Florence2Trainer(CheckpointTrainer):
         """Report, and how fast it goes with every report of the loss."""
         if "loss" in logs:
             args = self.args
-            pictures = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-            logs["pictures_per_second"] = round(self.throughput.of(self.state) * pictures, 3)
+            images = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+            logs["pictures_per_second"] = round(self.throughput.of(self.state) * images, 3)
         super().log(logs, *given, **more)
 
     def scores(self, began: float) -> dict[str, Any]:
@@ -225,7 +225,7 @@ class Florence2Trainer(CheckpointTrainer):
         super()._run_epoch(steps_trained_in_current_epoch=steps_trained_in_current_epoch, **given)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
-        lessons: Florence2Dataset = self.train_dataset if train_dataset is None else train_dataset
+        dataset: Florence2Dataset = self.train_dataset if train_dataset is None else train_dataset
         grouped = self.args.train_sampling_strategy == "group_by_length"
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return lessons.sampler(seed, self.args.train_batch_size, grouped)
+        return dataset.sampler(seed, self.args.train_batch_size, grouped)

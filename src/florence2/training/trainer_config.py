@@ -46,14 +46,19 @@ class TrainerConfig:
 
     @classmethod
     def of(
-        cls, learning: TrainingSettings, learner: Any, processing: Preprocessor, keep: SaveFn, examine: MetricsFn | None
+        cls,
+        learning: TrainingSettings,
+        learner: Any,
+        preprocessor: Preprocessor,
+        keep: SaveFn,
+        examine: MetricsFn | None,
     ) -> "TrainerConfig":
         """Read the method from the settings, and its numbers from the model."""
-        text, place = learner.config.text_config, processing.image_token_id
+        text, place = learner.config.text_config, preprocessor.image_token_id
         return cls(
-            preprocessor=processing,
+            preprocessor=preprocessor,
             # The row of the picture's place is the last that has a name, and no word.
-            vocab_size=place if place + 1 >= len(processing.tokenizer) else text.vocab_size,
+            vocab_size=place if place + 1 >= len(preprocessor.tokenizer) else text.vocab_size,
             decoder_start_token_id=text.decoder_start_token_id,
             pad_token_id=text.pad_token_id,
             save_fn=keep,

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.data.images import picture
+from tests.data.images import image
 
 SIZE = (200, 100)
 
@@ -21,7 +21,7 @@ def coco(path: Path, annotations: list[dict[str, Any]], images: int = 1) -> Path
 
 def yolo(folder: Path, lines: str, told: str = "train: images\nnames: [cat, stop-sign]\n") -> Path:
     """Write one picture 200 x 100 and its labels; return `data.yaml`."""
-    picture(folder / "images" / "0.png", SIZE)
+    image(folder / "images" / "0.png", SIZE)
     (folder / "labels").mkdir()
     (folder / "labels" / "0.txt").write_text(lines)
     (folder / "data.yaml").write_text(told)
@@ -30,7 +30,7 @@ def yolo(folder: Path, lines: str, told: str = "train: images\nnames: [cat, stop
 
 def voc(folder: Path, objects: str) -> Path:
     """Write one picture 200 x 100 and its XML in VOC's own folders."""
-    picture(folder / "JPEGImages" / "0.jpg", SIZE)
+    image(folder / "JPEGImages" / "0.jpg", SIZE)
     (folder / "Annotations").mkdir()
     size = "<size><width>200</width><height>100</height></size>"
     xml = f"<annotation><filename>0.jpg</filename>{size}{objects}</annotation>"
@@ -40,7 +40,7 @@ def voc(folder: Path, objects: str) -> Path:
 
 def labelme(folder: Path, shapes: list[dict[str, Any]]) -> Path:
     """Write one picture 200 x 100 with LabelMe's JSON beside it."""
-    picture(folder / "0.png", SIZE)
+    image(folder / "0.png", SIZE)
     told = {"shapes": shapes, "imagePath": "..\\elsewhere\\0.png", "imageWidth": 200, "imageHeight": 100}
     (folder / "0.json").write_text(json.dumps(told))
     return folder

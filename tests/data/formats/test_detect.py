@@ -8,7 +8,7 @@ from florence2.data.formats.mask_polygons import mask_to_polygons
 from florence2.data.resolve import resolve_dataset
 from florence2.errors import UserError
 from tests.data.formats.lists import SIZE, coco, labelme, voc, yolo
-from tests.data.images import picture
+from tests.data.images import image
 from tests.strategies import locs
 
 DEFAULT = "more_detailed_caption"
@@ -38,7 +38,7 @@ def voc_object(name, *sides):
 @pytest.fixture
 def cat(tmp_path):
     """Give a COCO list with one cat, outlined by a triangle."""
-    picture(tmp_path / "0.png", SIZE)
+    image(tmp_path / "0.png", SIZE)
     row = {"bbox": [20, 20, 79.9, 59.9], "segmentation": [[20, 20, 99.9, 20, 20, 79.9]]}
     return coco(tmp_path / "_annotations.coco.json", [row])
 
@@ -80,7 +80,7 @@ def test_a_list_of_objects_answers_no_prompt_in_words(cat):
 
 
 def test_objects_come_in_reading_order_and_crowds_are_left_out(tmp_path):
-    picture(tmp_path / "0.png", SIZE)
+    image(tmp_path / "0.png", SIZE)
     boxes = [[100, 60, 10, 10], [150, 0, 10, 10], [0, 0, 10, 10]]
     rows = [{"bbox": box, "category_id": 2} for box in boxes] + [{"bbox": [0, 0, 200, 100], "iscrowd": 1}]
     ((*_, text),) = said(coco(tmp_path / "list.json", rows))
@@ -88,9 +88,9 @@ def test_objects_come_in_reading_order_and_crowds_are_left_out(tmp_path):
     assert text == "stop-sign" + first + second + third
 
 
-def test_coco_captions_and_pictures_without_objects(tmp_path):
-    picture(tmp_path / "0.png", SIZE)
-    picture(tmp_path / "1.png", SIZE)
+def test_coco_captions_and_images_without_objects(tmp_path):
+    image(tmp_path / "0.png", SIZE)
+    image(tmp_path / "1.png", SIZE)
     captions = coco(tmp_path / "captions.json", [{"caption": "a cat "}, {"caption": "a pet"}])
     assert said(captions, "caption") == [("0.png", "<CAPTION>", "", text) for text in ("a cat", "a pet")]
     empty = coco(tmp_path / "list.json", [{"bbox": [0, 0, 10, 10]}], images=2)
@@ -98,18 +98,18 @@ def test_coco_captions_and_pictures_without_objects(tmp_path):
     assert len(said(empty, "region_to_category")) == 1  # nothing to ask about the second
 
 
-def test_coco_finds_its_pictures(tmp_path):
-    picture(tmp_path / "train2017" / "0.png", SIZE)
+def test_coco_finds_its_images(tmp_path):
+    image(tmp_path / "train2017" / "0.png", SIZE)
     made = coco(tmp_path / "annotations" / "instances_train2017.json", [{"bbox": [0, 0, 9, 9]}])
     assert [row[0] for row in said(made)] == [row[0] for row in said(tmp_path)] == ["0.png"]
-    picture(tmp_path / "here" / "0.png", SIZE)
+    image(tmp_path / "here" / "0.png", SIZE)
     found = resolve_dataset(made, task="od", dataset_dir=tmp_path / "here")
     assert found.samples[0].image == tmp_path / "here" / "0.png"
 
 
 def test_split_folders(tmp_path):
     for split, side in (("train", 10), ("valid", 20)):
-        picture(tmp_path / split / "0.png", SIZE)
+        image(tmp_path / split / "0.png", SIZE)
         coco(tmp_path / split / "_annotations.coco.json", [{"bbox": [0, 0, side, side]}])
     assert said(tmp_path)[0][3] == said(f"{tmp_path}:train")[0][3] == "cat" + locs(0, 0, 50, 100)
     assert said(f"{tmp_path}:val")[0][3] == "cat" + locs(0, 0, 100, 200)
@@ -118,7 +118,7 @@ def test_split_folders(tmp_path):
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # pycocotools with numpy 2
 def test_run_length_masks(tmp_path):
     pytest.importorskip("pycocotools")
-    picture(tmp_path / "0.png", SIZE)
+    image(tmp_path / "0.png", SIZE)
     mask = np.zeros((100, 200), bool)
     mask[20:80, 20:100] = True
     mask[40:50, 40:50] = False  # a hole, which is filled
@@ -161,15 +161,15 @@ def test_yolo_outlines_splits_and_paths_of_exporters(tmp_path):
     assert refused(f"{made.parent}:test").what == f"{made} has no split `test`"
 
 
-def test_voc_splits_and_files_beside_their_pictures(tmp_path):
+def test_voc_splits_and_files_beside_their_images(tmp_path):
     made = voc(tmp_path / "a", voc_object("cat", *CORNERS))
-    picture(made / "JPEGImages" / "1.jpg", SIZE)
+    image(made / "JPEGImages" / "1.jpg", SIZE)
     (made / "Annotations" / "1.xml").write_text("<annotation></annotation>")
     (made / "ImageSets" / "Main").mkdir(parents=True)
     (made / "ImageSets" / "Main" / "val.txt").write_text("1\n")
     assert [row[0] for row in said(made)] == ["0.jpg", "1.jpg"]
     assert said(f"{made}:val") == [("1.jpg", "<OD>", "", "")]
-    picture(tmp_path / "b" / "x.png", SIZE)
+    image(tmp_path / "b" / "x.png", SIZE)
     xml = f"<annotation><filename>old.jpg</filename>{voc_object('cat', *CORNERS)}</annotation>"
     (tmp_path / "b" / "x.xml").write_text(xml)
     assert said(tmp_path / "b") == [("x.png", "<OD>", "", "cat" + BOX)]
@@ -205,7 +205,7 @@ def test_bad_lines_of_yolo_are_named(tmp_path, lines, what):
 
 
 def test_bad_lists_are_named(tmp_path):
-    picture(tmp_path / "0.png", SIZE)
+    image(tmp_path / "0.png", SIZE)
     made = coco(tmp_path / "list.json", [{"bbox": [0, 0, 1]}])
     assert refused(made).what == f"{made} image 0, annotation 0 has neither a `bbox` of four numbers nor polygons"
     made = coco(tmp_path / "list.json", [{"bbox": [0, 0, 1, 1], "category_id": 5}])
@@ -214,7 +214,7 @@ def test_bad_lists_are_named(tmp_path):
     assert refused(made).what == f"{made} is no COCO list"
 
 
-def test_absent_pictures_are_counted_like_any(tmp_path, cat):
+def test_absent_images_are_counted_like_any(tmp_path, cat):
     coco(cat, [{"bbox": [0, 0, 9, 9]}], images=3)
     assert refused(cat).what == f"2 of 3 pictures in {cat} do not exist, the first is {tmp_path}/1.png"
     assert len(said(cat, missing="skip")) == 1

@@ -2,13 +2,13 @@ import pytest
 
 from florence2.data.resolve import resolve_dataset
 from florence2.errors import UserError
-from tests.data.images import jsonl, picture
+from tests.data.images import image, jsonl
 from tests.strategies import locs
 
 
 @pytest.fixture
 def said(tmp_path):
-    picture(tmp_path / "a.png", (200, 100))
+    image(tmp_path / "a.png", (200, 100))
 
     def read(row):
         found = resolve_dataset(jsonl(tmp_path / "list.jsonl", [row]), task="caption")

@@ -57,7 +57,7 @@ def test_captions_and_rows(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]  # nothing is unpacked
 
 
-def test_pictures_to_ask_about(tmp_path):
+def test_images_to_ask_about(tmp_path):
     made = tar(tmp_path / "a.tar", {"1.png": encoded(), "2.png": encoded()})
     assert [(s.id, s.task, s.target) for s in resolve_images(made, task="od").samples] == [
         ("1.png", "<OD>", None),
@@ -90,8 +90,8 @@ def test_tars_that_cannot_be_read(tmp_path):
 
 def test_written_tars_are_read(tmp_path):
     rows = [{"task": "<OD>", "text": "cat" + locs(1, 2, 3, 4)}]
-    pictures = [(f"a.b/{n}.x.PNG", encoded(), rows * (n + 1)) for n in range(3)]
-    assert write_shards(tmp_path, pictures, per_shard=2) == 2
+    images = [(f"a.b/{n}.x.PNG", encoded(), rows * (n + 1)) for n in range(3)]
+    assert write_shards(tmp_path, images, per_shard=2) == 2
     assert [row[0] for row in said(tmp_path)] == [
         "000000.tar/00000000.png",
         *["000000.tar/00000001.png"] * 2,

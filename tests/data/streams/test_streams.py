@@ -109,8 +109,8 @@ def test_datasets_are_streamed(photos: Path, tmp_path: Path, kind: str) -> None:
 
 
 def test_what_has_no_answer_stops_the_stream_or_is_left_out(photos: Path, tmp_path: Path) -> None:
-    picture = (photos / "0.png").read_bytes()
-    write_shards(tmp_path, [("a.png", picture, [{"text": "a"}]), ("b.png", picture, [{}])])
+    image = (photos / "0.png").read_bytes()
+    write_shards(tmp_path, [("a.png", image, [{"text": "a"}]), ("b.png", image, [{}])])
     parts = find_sharded_source(str(tmp_path / "000000.tar"), ASKED)
     with pytest.raises(UserError, match="have no caption") as caught:
         list(SampleStream(parts).epoch(0))

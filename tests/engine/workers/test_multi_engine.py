@@ -13,7 +13,7 @@ from florence2.engine.workers.launcher import LauncherRank, launcher_rank
 from florence2.engine.workers.multi_engine import MultiEngine
 from florence2.engine.workers.worker import WorkerConfig, WorkerOutput, WorkerReady, run_worker
 from florence2.errors import UserError
-from tests.engine.images import missing, picture, samples
+from tests.engine.images import image, missing, samples
 from tests.engine.test_engine import answers, texts
 from tests.tiny import tiny_model
 
@@ -78,10 +78,10 @@ def test_several_engines_say_what_one_says_and_each_thing_once(tiny):
     assert not told
 
 
-def test_questions_about_one_picture_stay_together():
-    pictures = [(f"{n}.png", picture(n)) for n in range(4)]
-    asked = [Sample(name, shared, task) for name, shared in pictures for task in ("od", "caption", "ocr")]
-    places: dict[str, set[str]] = {name: set() for name, _ in pictures}
+def test_questions_about_one_image_stay_together():
+    images = [(f"{n}.png", image(n)) for n in range(4)]
+    asked = [Sample(name, shared, task) for name, shared in images for task in ("od", "caption", "ocr")]
+    places: dict[str, set[str]] = {name: set() for name, _ in images}
 
     def echo(connection: Connection, device: str) -> None:
         connection.recv()

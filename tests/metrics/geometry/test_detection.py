@@ -90,7 +90,7 @@ def test_map_is_faster_coco_evals_and_the_weighted_one_equals_it(seed):
     assert found["map"] == pytest.approx(np.mean(list(scores.labels.values())), abs=1e-12)
 
 
-def test_a_picture_of_weight_two_counts_as_two_pictures():
+def test_an_image_of_weight_two_counts_as_two_images():
     pairs = list(scenes(9, count=6))
     drawn = [0, 0, 0, 1, 3, 3]
     weights = np.array([[3.0, 1, 0, 2, 0, 0]])

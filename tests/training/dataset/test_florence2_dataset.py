@@ -18,7 +18,7 @@ from tests.training.images import save_photos
 
 
 @pytest.fixture(scope="module")
-def processing() -> Preprocessor:
+def preprocessor() -> Preprocessor:
     return Preprocessor.from_processor(tiny_processor())
 
 
@@ -53,49 +53,49 @@ def test_like_lengths_come_together() -> None:
     assert [lengths[w] for w in drawn] != sorted(lengths)
 
 
-def test_workers_change_nothing(processing: Preprocessor, samples: list[Sample]) -> None:
-    lessons = Florence2Dataset(
-        samples, processing, CaptionAugmentation(shuffle_caption=True, caption_tag_dropout_rate=0.3)
+def test_workers_change_nothing(preprocessor: Preprocessor, samples: list[Sample]) -> None:
+    dataset = Florence2Dataset(
+        samples, preprocessor, CaptionAugmentation(shuffle_caption=True, caption_tag_dropout_rate=0.3)
     )
 
     def batches(workers: int) -> list[dict[str, torch.Tensor]]:
         order = WeightedSampler(len(samples), seed=0)
         order.set_epoch(1)
-        loader = DataLoader(lessons, 3, sampler=order, num_workers=workers, collate_fn=Florence2Collator(1))
+        loader = DataLoader(dataset, 3, sampler=order, num_workers=workers, collate_fn=Florence2Collator(1))
         return list(loader)
 
     for mine, theirs in zip(batches(0), batches(2), strict=True):
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_padding_is_masked_and_ignored(processing: Preprocessor, samples: list[Sample]) -> None:
-    lessons = Florence2Dataset(samples, processing, CaptionAugmentation())
-    batch = Florence2Collator(1)([lessons[0], lessons[5]])
-    for row, item in enumerate((lessons[0], lessons[5])):
+def test_padding_is_masked_and_ignored(preprocessor: Preprocessor, samples: list[Sample]) -> None:
+    dataset = Florence2Dataset(samples, preprocessor, CaptionAugmentation())
+    batch = Florence2Collator(1)([dataset[0], dataset[5]])
+    for row, item in enumerate((dataset[0], dataset[5])):
         size = len(item["labels"])
         assert batch["labels"][row].tolist() == [*item["labels"], *[-100] * (batch["labels"].shape[1] - size)]
-    assert batch["labels"].flatten()[batch["learnt_N"]].tolist() == lessons[0]["labels"] + lessons[5]["labels"]
+    assert batch["labels"].flatten()[batch["learnt_N"]].tolist() == dataset[0]["labels"] + dataset[5]["labels"]
     assert "attention_mask" not in batch, "prompts of one length need none"
-    longer = lessons[5] | {"input_ids": [*lessons[5]["input_ids"], 7, 7]}
-    mask = Florence2Collator(1)([lessons[0], longer])["attention_mask"]
-    assert mask.sum(1).tolist() == [len(lessons[0]["input_ids"]), len(longer["input_ids"])]
+    longer = dataset[5] | {"input_ids": [*dataset[5]["input_ids"], 7, 7]}
+    mask = Florence2Collator(1)([dataset[0], longer])["attention_mask"]
+    assert mask.sum(1).tolist() == [len(dataset[0]["input_ids"]), len(longer["input_ids"])]
     assert batch["pixels_BHWC"].dtype == torch.uint8
     assert batch["pixels_BHWC"].shape == (2, 64, 64, 3)
 
 
-def test_padded_to_a_multiple_batches_come_in_few_shapes(processing: Preprocessor, samples: list[Sample]) -> None:
-    lessons = Florence2Dataset(samples, processing, CaptionAugmentation())
-    usual = lessons.common_prompt_length()
-    assert usual == len(lessons[0]["input_ids"])
-    plain, padded = (Florence2Collator(1, pad_to, usual)([lessons[0], lessons[5]]) for pad_to in (1, 16))
+def test_padded_to_a_multiple_batches_come_in_few_shapes(preprocessor: Preprocessor, samples: list[Sample]) -> None:
+    dataset = Florence2Dataset(samples, preprocessor, CaptionAugmentation())
+    usual = dataset.common_prompt_length()
+    assert usual == len(dataset[0]["input_ids"])
+    plain, padded = (Florence2Collator(1, pad_to, usual)([dataset[0], dataset[5]]) for pad_to in (1, 16))
     assert padded["labels"].shape[1] % 16 == 0
     assert torch.equal(padded["input_ids"], plain["input_ids"]), "usual prompts stay as they are"
     assert len(padded["learnt_N"]) % (padded["labels"].numel() // 8) == 0
     places = padded["learnt_N"][padded["learnt_N"] >= 0]
     assert padded["labels"].flatten()[places].equal(plain["labels"].flatten()[plain["learnt_N"]])
     assert padded["learnt_N"][len(places) :].eq(-1).all()
-    longer = lessons[5] | {"input_ids": [*lessons[5]["input_ids"], 7, 7, 7]}
-    for items in ([lessons[0], longer], [longer]):
+    longer = dataset[5] | {"input_ids": [*dataset[5]["input_ids"], 7, 7, 7]}
+    for items in ([dataset[0], longer], [longer]):
         uneven = Florence2Collator(1, 16, usual)(items)
         assert uneven["input_ids"].shape[1] % 16 == 0
         assert uneven["attention_mask"].sum(1).tolist() == [len(item["input_ids"]) for item in items]
@@ -107,36 +107,36 @@ def test_the_decoder_reads_what_comes_before() -> None:
     assert shift_right(torch.tensor([[0, -100, -100]]), start=2, pad=1).tolist() == [[2, 0, 1]]
 
 
-def test_long_answers_lose_whole_objects(processing: Preprocessor) -> None:
+def test_long_answers_lose_whole_objects(preprocessor: Preprocessor) -> None:
     task = find_task("od")
     value = {"bboxes": [[n * 10.0, 5.0, n * 10 + 8.0, 50.0] for n in range(9)], "labels": [f"cat{n}" for n in range(9)]}
     text = locations.encode(task, value, (1000, 1000))
-    whole = len(processing.target_ids(text))
-    lessons = Florence2Dataset(
+    whole = len(preprocessor.target_ids(text))
+    dataset = Florence2Dataset(
         [Sample("a", Path("a"), task.token, target=text)],
-        processing,
+        preprocessor,
         CaptionAugmentation(),
         max_target_length=whole - 3,
     )
-    ids = lessons._target(lessons.augmented(lessons.samples[0], SampleDraw(0, 0, 0))[0])
-    assert ids[-1] == processing.target_ids(text)[-1]
-    assert processing.decode(ids) == locations.encode(
+    ids = dataset._target(dataset.augmented(dataset.samples[0], SampleDraw(0, 0, 0))[0])
+    assert ids[-1] == preprocessor.target_ids(text)[-1]
+    assert preprocessor.decode(ids) == locations.encode(
         task, {"bboxes": value["bboxes"][:8], "labels": value["labels"][:8]}, (1000, 1000)
     )
-    assert lessons.num_truncated() == 1
+    assert dataset.num_truncated() == 1
 
 
-def test_a_picture_lost_on_the_way_is_one_line_from_a_worker_too(
-    processing: Preprocessor, samples: list[Sample]
+def test_an_image_lost_on_the_way_is_one_line_from_a_worker_too(
+    preprocessor: Preprocessor, samples: list[Sample]
 ) -> None:
-    lessons = Florence2Dataset(samples, processing, CaptionAugmentation())
+    dataset = Florence2Dataset(samples, preprocessor, CaptionAugmentation())
     shutil.rmtree(samples[0].image.parent)
     with pytest.raises(UserError, match=r"0\.png does not exist"):
-        lessons[0]
-    (batch,) = DataLoader(lessons, 8, num_workers=1, collate_fn=Florence2Collator(1))
+        dataset[0]
+    (batch,) = DataLoader(dataset, 8, num_workers=1, collate_fn=Florence2Collator(1))
     assert batch["problem"][0].endswith("0.png does not exist")
 
 
-def test_preview_shows_three_epochs(processing: Preprocessor, samples: list[Sample]) -> None:
-    text = preview_text(Florence2Dataset(samples, processing, CaptionAugmentation(shuffle_caption=True)), 1)
+def test_preview_shows_three_epochs(preprocessor: Preprocessor, samples: list[Sample]) -> None:
+    text = preview_text(Florence2Dataset(samples, preprocessor, CaptionAugmentation(shuffle_caption=True)), 1)
     assert [line.split(":")[0].strip() for line in text.splitlines()] == ["0.png", "epoch 1", "epoch 2", "epoch 3"]

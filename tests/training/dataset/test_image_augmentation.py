@@ -54,12 +54,12 @@ def test_boxes_move_with_what_they_show() -> None:
     image.paste((255, 0, 0), box)
     samples = [Sample("a.png", image, find_task("od").token, target=od(box).target)]
     rules = parse_image_augmentation(("hflip=0.5", "crop=0.5", "scale=0.7,1.4", "crop_min=0.5"))
-    lessons = Florence2Dataset(samples, Preprocessor.from_processor(tiny_processor()), CaptionAugmentation(), rules)
+    dataset = Florence2Dataset(samples, Preprocessor.from_processor(tiny_processor()), CaptionAugmentation(), rules)
     views = set()
     for epoch in range(60):
-        sample, view = lessons.augmented(samples[0], SampleDraw(epoch, 0, 0))
+        sample, view = dataset.augmented(samples[0], SampleDraw(epoch, 0, 0))
         views.add((view.left < 0, view.flipped))
-        pixels = lessons[SampleDraw(epoch, 0, 0)]["pixels_HWC"].astype(int)
+        pixels = dataset[SampleDraw(epoch, 0, 0)]["pixels_HWC"].astype(int)
         ys, xs = np.nonzero(pixels[..., 0] - pixels[..., 1] > 80)
         (found,) = locations.decode(find_task("od"), sample.target or "", (64, 64))["bboxes"]
         assert found == pytest.approx([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], abs=1.5), view
@@ -119,7 +119,7 @@ def test_polygons_are_cut_at_the_edge() -> None:
     assert transform_objects(halves, CropWindow(0, 0, 0.5, 1), keep=0.6)["polygons"] == []
 
 
-def test_regions_move_with_their_picture_or_keep_it_whole() -> None:
+def test_regions_move_with_their_image_or_keep_it_whole() -> None:
     sample = said("region_to_category", "cat", [10, 10, 60, 60])
     seen = looks(sample, ImageAugmentation(crop=1, crop_min=0.3, hflip=0.5))
     assert len({each.input for each, _ in seen}) > 50
@@ -175,7 +175,7 @@ def test_words_that_a_mirror_makes_untrue(task: str, target: str, asked: str, ma
     assert any(view.flipped for _, view in looks(sample, ImageAugmentation(hflip=0.9), 20)) is may
 
 
-def test_words_about_a_whole_picture_are_never_cropped() -> None:
+def test_words_about_a_whole_image_are_never_cropped() -> None:
     rules = ImageAugmentation(crop=1, scale=(0.5, 2.0))
     for each, view in looks(said("caption", "a dog and a cat"), rules):
         assert view.left <= 0 and view.top <= 0 and view.right >= 1 and view.bottom >= 1  # noqa: PT018
@@ -213,17 +213,17 @@ def test_objects_are_learnt_in_reading_order_or_shuffled() -> None:
 def test_a_turn_depends_on_seed_epoch_and_sample_alone_and_measuring_sees_all_whole() -> None:
     samples = [od([10, 10, 50, 50]), said("region_to_category", "cat", [10, 10, 50, 50])]
     rules = parse_image_augmentation(("hflip=0.5", "crop=0.9", "scale=0.8,1.2"))
-    lessons = Florence2Dataset(
+    dataset = Florence2Dataset(
         samples, Preprocessor.from_processor(tiny_processor()), CaptionAugmentation(), rules, seed=1
     )
-    again = Florence2Dataset(samples, lessons.preprocessor, CaptionAugmentation(), rules, seed=1)
-    first = [lessons.augmented(sample, SampleDraw(2, n, n)) for n, sample in enumerate(samples)]
+    again = Florence2Dataset(samples, dataset.preprocessor, CaptionAugmentation(), rules, seed=1)
+    first = [dataset.augmented(sample, SampleDraw(2, n, n)) for n, sample in enumerate(samples)]
     random.seed(99)
     later = [again.augmented(sample, SampleDraw(2, 7 + n, n)) for n, sample in enumerate(samples)]
     assert [(a.input, a.target, view) for a, view in first] == [(a.input, a.target, view) for a, view in later]
-    assert len({lessons.augmented(samples[0], SampleDraw(epoch, 0, 0))[1] for epoch in range(20)}) > 15
-    assert len({lessons.augmented(samples[0], SampleDraw(0, 0, 0, again))[1] for again in range(20)}) > 15
-    fixed = Florence2Dataset(samples, lessons.preprocessor, CaptionAugmentation(), rules, fixed=True)
+    assert len({dataset.augmented(samples[0], SampleDraw(epoch, 0, 0))[1] for epoch in range(20)}) > 15
+    assert len({dataset.augmented(samples[0], SampleDraw(0, 0, 0, again))[1] for again in range(20)}) > 15
+    fixed = Florence2Dataset(samples, dataset.preprocessor, CaptionAugmentation(), rules, fixed=True)
     assert not any(
         fixed.augmented(sample, SampleDraw(epoch, 0, 0))[1].is_changed for sample in samples for epoch in range(20)
     )

@@ -30,8 +30,8 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("streamed")
     photos = save_photos(folder / "photos")
     (folder / "tars").mkdir()
-    pictures = [(photos / f"{n}.png").read_bytes() for n in range(8)]
-    rows = [(f"{n}.png", pictures[n], [{"text": text}]) for n, text in enumerate(CAPTIONS)]
+    images = [(photos / f"{n}.png").read_bytes() for n in range(8)]
+    rows = [(f"{n}.png", images[n], [{"text": text}]) for n, text in enumerate(CAPTIONS)]
     assert write_shards(folder / "tars", rows, per_shard=3) == 3  # 3, 3 and 2 samples
     return folder
 
@@ -70,9 +70,9 @@ def test_workers_share_out_a_dataset_too(room: Path, tmp_path: Path, rows: int) 
         made.to_parquet(name := f"{name}.parquet")
     stream = SampleStream(find_sharded_source(name, ColumnMapping("<CAPTION>")))
     assert stream.source.num_shards == rows
-    lessons = Florence2Dataset((), Preprocessor.from_processor(tiny_processor()), CaptionAugmentation())
+    dataset = Florence2Dataset((), Preprocessor.from_processor(tiny_processor()), CaptionAugmentation())
     said = [
-        batches(workers=2, number=4, of=StreamingDataset(lessons, stream, process_index=process, num_processes=2))
+        batches(workers=2, number=4, of=StreamingDataset(dataset, stream, process_index=process, num_processes=2))
         for process in range(2)
     ]
     assert sorted(text for each in said for batch in each for text in batch) == sorted(CAPTIONS)

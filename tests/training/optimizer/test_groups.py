@@ -38,7 +38,7 @@ def test_lora_plus_lets_b_learn_faster() -> None:
     assert {rate for name, rate in rates.items() if ".lora_A." in name} == {1e-3}
 
 
-def test_the_picture_half_learns_at_its_own_rate() -> None:
+def test_the_image_half_learns_at_its_own_rate() -> None:
     rates = by_name(learner(rank=0), "lr", GroupRates(1e-3, vision=1e-5))
     slow = {name for name, rate in rates.items() if rate == 1e-5}
     assert slow == {n for n in rates if n.startswith(("model.vision_tower.", "model.multi_modal_projector."))}

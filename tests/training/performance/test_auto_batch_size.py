@@ -13,11 +13,11 @@ from tests.training.images import run, save_calm, save_photos
 
 
 @pytest.mark.parametrize(
-    ("pictures", "most", "chosen"),
+    ("images", "most", "chosen"),
     [(8, 8, 8), (8, 7, 4), (12, 5, 4), (7, 6, 1), (1, 9, 1), (8, 0, 1)],
 )
-def test_the_largest_part_of_a_step(pictures: int, most: int, chosen: int) -> None:
-    assert largest_fitting_divisor(pictures, lambda size: size <= most) == chosen
+def test_the_largest_part_of_a_step(images: int, most: int, chosen: int) -> None:
+    assert largest_fitting_divisor(images, lambda size: size <= most) == chosen
 
 
 def test_trying_leaves_the_learner_as_it_was() -> None:
@@ -46,7 +46,7 @@ def test_other_errors_of_a_try_are_raised() -> None:
         fits_by_trial(model, BatchShapes(1, (PIXELS, PIXELS), 5, 12, 16), torch.float32, 2**20)
 
 
-def test_a_step_sees_as_many_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_a_step_sees_as_many_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     save_photos(tmp_path / "photos")
     save_calm(tmp_path / "model")
     plain = run(tmp_path, "plain", batch_size=8, auto_batch=True)

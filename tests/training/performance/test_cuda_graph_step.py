@@ -132,14 +132,14 @@ def test_on_a_gpu_recorded_asked_for_and_resumed_are_one_training(
 ) -> None:
     from florence2.demo.dataset import make_dataset
 
-    pictures, made = make_dataset(tmp_path / "pictures", 24, style="tags"), []
+    images, made = make_dataset(tmp_path / "pictures", 24, style="tags"), []
     monkeypatch.setattr(room, "GraphedStep", lambda *given: made.append(GraphedStep(*given)) or made[-1])
 
     def run(name: str, **more: Any) -> Path:
         out = tmp_path / name
         how = {"epochs": 6, "batch_size": 4, "dtype": "float32", "rank": 4, "learning_rate": 1e-3, "log_with": "none"}
         how |= {"trainer_args": ("logging_steps=1",), "save_every_n_epochs": 1}
-        return train(dataset=str(pictures), output_dir=str(out), model_id="demo", **(how | more))
+        return train(dataset=str(images), output_dir=str(out), model_id="demo", **(how | more))
 
     by_heart = run("by heart")
     assert made[0].num_graphs > 0

@@ -24,44 +24,44 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path / "out", freeze="vision")
 
 
-def test_learning_from_features_is_learning_from_pictures(tmp_path: Path, bench: Bench) -> None:
+def test_learning_from_features_is_learning_from_images(tmp_path: Path, bench: Bench) -> None:
     plain = bench.loss(0, 1, 2)
-    bench.lessons = use_cached_features(bench.lessons, bench.learner, tmp_path, ("base", None), torch.float32)
+    bench.dataset = use_cached_features(bench.dataset, bench.learner, tmp_path, ("base", None), torch.float32)
     batch = bench.batch(0, 1, 2)
     assert "pixels_BHWC" not in batch
     assert batch["features_BND"].shape == (3, 5, 32)
     torch.testing.assert_close(bench.loss(0, 1, 2), plain, rtol=1e-3, atol=1e-3)
-    pixels = bench.processing.normalize(bench.lessons.pixels(0))[None]
+    pixels = bench.preprocessor.normalize(bench.dataset.pixels(0))[None]
     assert bench.base.get_image_features(pixels).pooler_output.shape == (1, 5, 32)  # pictures are still taken
 
 
-def test_places_that_do_not_match_the_picture_are_noticed(bench: Bench) -> None:
-    prompt = [*bench.lessons[0]["input_ids"]]
-    item = bench.lessons[0] | {"input_ids": prompt[1:]}
+def test_places_that_do_not_match_the_image_are_noticed(bench: Bench) -> None:
+    prompt = [*bench.dataset[0]["input_ids"]]
+    item = bench.dataset[0] | {"input_ids": prompt[1:]}
     with pytest.raises(UserError, match="sees a picture in 5 places, and its processor leaves 4 for it"):
         bench.trainer.compute_loss(bench.learner, Florence2Collator(1)([item]))
 
 
 def test_what_is_there_is_not_computed_again(tmp_path: Path, bench: Bench) -> None:
-    file = FeatureFile(tmp_path, "a", len(bench.lessons), (5, 32))
-    see, seen = feature_fn(bench.learner, bench.lessons, torch.float32), []
+    file = FeatureFile(tmp_path, "a", len(bench.dataset), (5, 32))
+    see, seen = feature_fn(bench.learner, bench.dataset, torch.float32), []
 
     def count(pixels: torch.Tensor) -> torch.Tensor:
         seen.append(len(pixels))
         return see(pixels)
 
-    first = np.array(compute_missing(bench.lessons, range(4), file, count, batch=3))
+    first = np.array(compute_missing(bench.dataset, range(4), file, count, batch=3))
     assert seen == [3, 1]
     _, done = file.open()
     done[2] = 0  # as if killed before the third was whole
-    again = compute_missing(bench.lessons, range(4), file, count, batch=3)
+    again = compute_missing(bench.dataset, range(4), file, count, batch=3)
     assert seen == [3, 1, 3]
     assert np.array_equal(first, again)
     assert first.dtype == np.float16
 
 
-def test_a_picture_of_several_questions_is_looked_at_once(tmp_path: Path, bench: Bench) -> None:
-    one, other, *_ = bench.lessons.samples
+def test_an_image_of_several_questions_is_looked_at_once(tmp_path: Path, bench: Bench) -> None:
+    one, other, *_ = bench.dataset.samples
     samples = [one, other, replace(one, target="another answer")]
     counted: list[int] = []
 
@@ -70,8 +70,8 @@ def test_a_picture_of_several_questions_is_looked_at_once(tmp_path: Path, bench:
         counted.extend((number, before))
         yield counted.append
 
-    lessons = replace(bench.lessons, samples=samples)
-    seen = use_cached_features(lessons, bench.learner, tmp_path, ("base", None), torch.float32, counting)
+    dataset = replace(bench.dataset, samples=samples)
+    seen = use_cached_features(dataset, bench.learner, tmp_path, ("base", None), torch.float32, counting)
     assert counted == [2, 0, 2]
     first, second, third = (seen[at] for at in range(3))
     assert np.array_equal(first["features_ND"], third["features_ND"])
@@ -79,18 +79,18 @@ def test_a_picture_of_several_questions_is_looked_at_once(tmp_path: Path, bench:
     assert first["labels"] != third["labels"]
 
 
-def test_a_picture_that_is_gone_says_so(tmp_path: Path, bench: Bench) -> None:
-    gone = replace(bench.lessons.samples[0], image=tmp_path / "gone.png")
+def test_an_image_that_is_gone_says_so(tmp_path: Path, bench: Bench) -> None:
+    gone = replace(bench.dataset.samples[0], image=tmp_path / "gone.png")
     file = FeatureFile(tmp_path, "a", 1, (5, 32))
     with pytest.raises(UserError, match=r"gone\.png"):
         compute_missing(
-            replace(bench.lessons, samples=[gone]), [0], file, feature_fn(bench.learner, bench.lessons, torch.float32)
+            replace(bench.dataset, samples=[gone]), [0], file, feature_fn(bench.learner, bench.dataset, torch.float32)
         )
 
 
-def test_other_models_and_pictures_have_other_files(bench: Bench) -> None:
+def test_other_models_and_images_have_other_files(bench: Bench) -> None:
     names = {
-        cache_key(bench.lessons, base, revision, dtype)
+        cache_key(bench.dataset, base, revision, dtype)
         for base in ("a", "../../b")
         for revision in (None, "main")
         for dtype in (torch.float32, torch.bfloat16)

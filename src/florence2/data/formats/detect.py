@@ -53,20 +53,20 @@ class AnnotationSource:
         for where, about in self.read():
             task = resolve_task(find_task(columns.task), about.captions is not None)
             located = inside(image_beside(self.root, about.file_name), where)
-            picture = Sample(located.id, located.path, "")
+            image = Sample(located.id, located.path, "")
             for row in rows_from_annotations(about, task):
-                yield DatasetRow(where, {**row, "file_name": located.id}, picture, located.exists)
+                yield DatasetRow(where, {**row, "file_name": located.id}, image, located.exists)
 
 
 def resolve_source(source: DatasetSource, columns: ColumnMapping) -> ResolvedDataset:
     """Make the samples of a source."""
     samples: list[Sample] = []
     skipped: list[Skipped] = []
-    for where, row, picture, there in source.rows(columns):
+    for where, row, image, there in source.rows(columns):
         if not there:
-            skipped.append(Skipped(picture.id, SkipReason.ABSENT, str(picture.image), _MEND))
+            skipped.append(Skipped(image.id, SkipReason.ABSENT, str(image.image), _MEND))
             continue
-        for each in samples_or_skipped(row, where, columns, picture):
+        for each in samples_or_skipped(row, where, columns, image):
             if isinstance(each, Sample):
                 samples.append(each)
             else:
@@ -76,13 +76,13 @@ def resolve_source(source: DatasetSource, columns: ColumnMapping) -> ResolvedDat
     return ResolvedDataset(source.name, source.root, samples, skipped)
 
 
-def find_source(spec: str, split: str | None = None, pictures: str | Path | None = None) -> DatasetSource | None:
+def find_source(spec: str, split: str | None = None, images: str | Path | None = None) -> DatasetSource | None:
     """Find what lies at a path, if it is one of these formats; `pictures` is the folder of the pictures.
 
     Where splits are folders and none is asked for, `train` is read.
     """
     path = Path(spec).expanduser()
-    root = Path(pictures).expanduser() if pictures is not None else None
+    root = Path(images).expanduser() if images is not None else None
     if path.is_file():
         return _file(path, split, root)
     if not path.is_dir():
@@ -126,9 +126,9 @@ def _folder(path: Path, split: str | None, root: Path | None) -> DatasetSource |
 
 
 def _coco(path: Path, root: Path | None) -> DatasetSource:
-    pictures = list(coco.read_coco(path))
-    root = root or coco.images_as_coco(path, pictures[0][1].file_name)
-    return AnnotationSource(str(path), root, lambda: iter(pictures))
+    images = list(coco.read_coco(path))
+    root = root or coco.images_as_coco(path, images[0][1].file_name)
+    return AnnotationSource(str(path), root, lambda: iter(images))
 
 
 def _yolo(path: Path, split: str | None) -> DatasetSource:

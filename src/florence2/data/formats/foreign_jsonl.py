@@ -57,19 +57,19 @@ def _swift(row: Row, where: str, locate: ImageLocator) -> Row:
     asked, answered = _turns(row, where)
     images = row.get("images") or [next((row[key] for key in IMAGE_COLUMNS if row.get(key)), None)]
     images = images if isinstance(images, list) else [images]
-    picture = images[0] if images else None
-    picture = picture.get("path") if isinstance(picture, dict) else picture
-    if len(images) != 1 or not isinstance(picture, str):
+    image = images[0] if images else None
+    image = image.get("path") if isinstance(image, dict) else image
+    if len(images) != 1 or not isinstance(image, str):
         raise UserError(f"{where} has {len(images)} pictures", "Florence-2 looks at one picture at a time")
 
     def size() -> Size:
         try:
-            return image_size(locate(row, picture, where).path)
+            return image_size(locate(row, image, where).path)
         except ImageError:
             return (1, 1)  # nobody sees it: a picture that cannot be read is left out
 
     task, words = split_prompt(asked.replace(_IMAGE, "").strip())
-    ours: Row = {"file_name": picture, "task": task.token}
+    ours: Row = {"file_name": image, "task": task.token}
     objects = _Objects.of(row, where, size)
     if words:
         ours["input"] = objects.filled(words)

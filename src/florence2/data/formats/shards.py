@@ -66,9 +66,9 @@ class TarSource:
         many = len(self.paths) > 1
         for path in self.paths:
             for told in read_tar(path):
-                picture = Sample(f"{path.name}/{told.name}" if many else told.name, told.image, "")
+                image = Sample(f"{path.name}/{told.name}" if many else told.name, told.image, "")
                 for row in told.rows:
-                    yield DatasetRow(f"{path}: {told.name}", {**row, "file_name": picture.id}, picture)
+                    yield DatasetRow(f"{path}: {told.name}", {**row, "file_name": image.id}, image)
 
 
 def find_shards(spec: str) -> TarSource | None:
@@ -131,18 +131,18 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _told(path: Path, tar: tarfile.TarFile, key: str, group: dict[str, tarfile.TarInfo]) -> Iterator[TarRecord]:
-    pictures = [extension for extension in group if is_image_name(f"a{extension}")]
-    if not pictures:
+    images = [extension for extension in group if is_image_name(f"a{extension}")]
+    if not images:
         return
-    picture = min(pictures, key=lambda extension: extension.count("."))  # `.jpg` before a mask in `.seg.png`
+    image = min(images, key=lambda extension: extension.count("."))  # `.jpg` before a mask in `.seg.png`
     rows: list[Row] = [{}]
     if ".json" in group:
         rows = _rows(_text(path, tar, group[".json"]), f"{path}: {key}.json")
     words = next((group[extension] for extension in _WORDS if extension in group), None)
     if words is not None and not any(row.get("text") or row.get("answer") for row in rows):
         rows = [{**row, "text": " ".join(_text(path, tar, words).split())} for row in rows]
-    member = group[picture]
-    yield TarRecord(key + picture, TarImage(path, member.offset_data, member.size), rows)
+    member = group[image]
+    yield TarRecord(key + image, TarImage(path, member.offset_data, member.size), rows)
 
 
 def _text(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
@@ -164,7 +164,7 @@ def _rows(text: str, where: str) -> list[Row]:
     return rows
 
 
-def write_shards(folder: Path, pictures: Iterable[tuple[str, bytes, list[Row]]], per_shard: int = PER_SHARD) -> int:
+def write_shards(folder: Path, images: Iterable[tuple[str, bytes, list[Row]]], per_shard: int = PER_SHARD) -> int:
     """Write tars `000000.tar`, ... of (file name, encoded picture, rows); return how many.
 
     Names within the tars are numbers, so that no dot and no folder of a file's name can part what belongs together.
@@ -172,7 +172,7 @@ def write_shards(folder: Path, pictures: Iterable[tuple[str, bytes, list[Row]]],
     number = -1
     tar: tarfile.TarFile | None = None
     try:
-        for number, (name, encoded, rows) in enumerate(pictures):
+        for number, (name, encoded, rows) in enumerate(images):
             if number % per_shard == 0:
                 if tar:
                     tar.close()

@@ -22,8 +22,8 @@ Read = Iterator[tuple[str, AnnotatedImage]]
 def find_voc(folder: Path, listing: Listing) -> tuple[Path, Path] | None:
     """Give the folders of (XML files, pictures), if there are any: VOC's own two, or one for both."""
     if (folder / "Annotations").is_dir():
-        pictures = folder / "JPEGImages"
-        return folder / "Annotations", pictures if pictures.is_dir() else folder
+        images = folder / "JPEGImages"
+        return folder / "Annotations", images if images.is_dir() else folder
     lists = [name for name in listing.names if name.lower().endswith(".xml")]
     stems = _by_stem(listing) if lists else {}
     return (folder, folder) if any(_stem(name) in stems for name in lists) else None
@@ -50,14 +50,14 @@ def _by_stem(listing: Listing) -> dict[str, str]:
     return {_stem(name): name for name in listing.images()}
 
 
-def read_voc(lists: Path, pictures: Path, split: str | None) -> Read:
+def read_voc(lists: Path, images: Path, split: str | None) -> Read:
     """Read the pictures of a folder of XML files; a split is a list under `ImageSets/Main/`."""
     names = next(walk(lists, recursive=False)).names
-    there = _by_stem(next(walk(pictures, recursive=False)))
+    there = _by_stem(next(walk(images, recursive=False)))
     wanted = _listed(lists.parent / "ImageSets" / "Main", split)
     for name in names:
         if name.lower().endswith(".xml") and (wanted is None or _stem(name) in wanted):
-            yield str(lists / name), _voc(lists / name, pictures, there)
+            yield str(lists / name), _voc(lists / name, images, there)
 
 
 def _listed(folder: Path, split: str | None) -> set[str] | None:
@@ -69,14 +69,14 @@ def _listed(folder: Path, split: str | None) -> set[str] | None:
     raise UserError(f"{folder} has no list {split}.txt", "name a split that it has, or none")
 
 
-def _voc(path: Path, pictures: Path, there: dict[str, str]) -> AnnotatedImage:
+def _voc(path: Path, images: Path, there: dict[str, str]) -> AnnotatedImage:
     try:
         root = ElementTree.fromstring(read_text(path))
     except ElementTree.ParseError as error:
         raise UserError(f"{path} is not XML: {error}") from None
     things = [_voc_thing(row, path) for row in root.iter("object")]
-    named = image_beside(pictures, root.findtext("filename") or "")
-    if not named or not (pictures / named).is_file():
+    named = image_beside(images, root.findtext("filename") or "")
+    if not named or not (images / named).is_file():
         named = there.get(path.stem) or named or f"{path.stem}.jpg"
     width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
     return AnnotatedImage(named, things, (width, height) if width and height else None)

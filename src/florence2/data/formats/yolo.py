@@ -47,12 +47,12 @@ def open_yolo(path: Path, split: str | None) -> YoloDataset:
     base = path.parent / str(told.get("path") or "")
     base = base if base.is_dir() else path.parent  # `path` often names a folder of another machine
     found = [_place(base, str(place)) for place in (places if isinstance(places, list) else [places])]
-    pictures = [picture for place in found for picture in _listed(place)]
-    if not pictures:
+    images = [image for place in found for image in _listed(place)]
+    if not images:
         raise UserError(f"{path} leads to no pictures in {found[0]}", "mend the paths in it")
     folders = found if all(place.is_dir() for place in found) else [base]
     root = folders[0] if len(folders) == 1 else base
-    return YoloDataset(root, pictures, {int(number): str(name) for number, name in by_number.items()})
+    return YoloDataset(root, images, {int(number): str(name) for number, name in by_number.items()})
 
 
 def _place(base: Path, named: str) -> Path:
@@ -71,10 +71,10 @@ def _listed(place: Path) -> list[Path]:
 
 def read_yolo(yolo: YoloDataset) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the pictures of a split, each with the words that name its labels."""
-    for picture in yolo.images:
-        labels = label_path(picture)
+    for image in yolo.images:
+        labels = label_path(image)
         try:
-            size = image_size(picture)
+            size = image_size(image)
         except ImageError:
             size = (1, 1)  # nobody sees it: the picture is refused as soon as its size matters
         lines = read_text(labels).splitlines() if labels.is_file() else []
@@ -83,20 +83,20 @@ def read_yolo(yolo: YoloDataset) -> Iterator[tuple[str, AnnotatedImage]]:
             for number, line in enumerate(lines, start=1)
             if line.strip()
         ]
-        yield str(labels), AnnotatedImage(_name(picture, yolo.root), things)
+        yield str(labels), AnnotatedImage(_name(image, yolo.root), things)
 
 
-def _name(picture: Path, root: Path) -> str:
-    return picture.relative_to(root).as_posix() if picture.is_relative_to(root) else str(picture)
+def _name(image: Path, root: Path) -> str:
+    return image.relative_to(root).as_posix() if image.is_relative_to(root) else str(image)
 
 
-def label_path(picture: Path) -> Path:
+def label_path(image: Path) -> Path:
     """Give the text file that belongs to a picture: under `labels/` where it is under `images/`, else beside it."""
-    parts = list(picture.with_suffix(".txt").parts)
+    parts = list(image.with_suffix(".txt").parts)
     for at in range(len(parts) - 2, -1, -1):
         if parts[at] == "images":
             return Path(*parts[:at], "labels", *parts[at + 1 :])
-    return picture.with_suffix(".txt")
+    return image.with_suffix(".txt")
 
 
 def _thing(words: list[str], size: Size, names: dict[int, str], where: str) -> Annotation:
@@ -115,18 +115,18 @@ def _thing(words: list[str], size: Size, names: dict[int, str], where: str) -> A
     return Annotation(names[number], bounding_box([polygon]), (polygon,))
 
 
-def write_yolo(folder: Path, pictures: Iterable[AnnotatedImage]) -> int:
+def write_yolo(folder: Path, images: Iterable[AnnotatedImage]) -> int:
     """Write `data.yaml` and `labels/`; return how many parts of outlines were left out.
 
     The file names of the pictures, whose sizes are known, start with `images/`. A line is an outline where all objects
     have one, else a box; of an outline with several parts, a line holds the largest.
     """
-    pictures = list(pictures)
-    things = [thing for about in pictures for thing in about.annotations]
+    images = list(images)
+    things = [thing for about in images for thing in about.annotations]
     outlines = bool(things) and all(thing.polygons for thing in things)
     names = sorted({thing.label for thing in things})
     numbers = {name: number for number, name in enumerate(names)}
-    for about in pictures:
+    for about in images:
         path = label_path(folder / about.file_name)
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [_line(numbers[thing.label], thing, about.size or (1, 1), outlines) for thing in about.annotations]

@@ -103,10 +103,10 @@ class DatasetReport:
         yield "nothing is wrong" if not self.issues else f"{len(self.issues):,} things are wrong"
 
 
-def _same(pictures: dict[str, Sample]) -> Iterator[Issue]:
+def _same(images: dict[str, Sample]) -> Iterator[Issue]:
     """Find files with the same bytes; only files of the same length are read."""
     by_length: defaultdict[int, list[Path]] = defaultdict(list)
-    for sample in pictures.values():
+    for sample in images.values():
         if isinstance(sample.image, Path) and sample.image.is_file():
             by_length[sample.image.stat().st_size].append(sample.image)
     for paths in by_length.values():

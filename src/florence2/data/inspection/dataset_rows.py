@@ -20,23 +20,23 @@ from florence2.data.tables import NamedRow, Row, is_table_name, read_rows
 
 
 def dataset_rows(
-    spec: str, columns: ColumnMapping, *, split: str | None = None, pictures: str | None = None, recursive: bool = False
+    spec: str, columns: ColumnMapping, *, split: str | None = None, images: str | None = None, recursive: bool = False
 ) -> Iterator[DatasetRow]:
     """Give the rows of a dataset, named as for training; `pictures` is the folder of the pictures of a list."""
     path = Path(spec).expanduser()
     is_saved = path.is_dir() and hub.is_saved_dataset(path)
-    if not is_saved and (source := find_source(spec, split, pictures)):
+    if not is_saved and (source := find_source(spec, split, images)):
         yield from source.rows(columns)
     elif path.is_dir() and not is_saved and split is None:
         yield from _folder(path, columns, recursive)
-    elif path.is_file() and is_table_name(path.name) and not _holds_pictures(path):
-        root = Path(pictures).expanduser() if pictures else path.parent
+    elif path.is_file() and is_table_name(path.name) and not _holds_images(path):
+        root = Path(images).expanduser() if images else path.parent
         yield from _located(read_rows(path), columns, _lead(root))
     else:
-        yield from _samples(spec, columns, split, pictures)
+        yield from _samples(spec, columns, split, images)
 
 
-def _holds_pictures(path: Path) -> bool:
+def _holds_images(path: Path) -> bool:
     return path.suffix.lower() == ".parquet" and hub.parquet_has_images(path)
 
 
@@ -44,14 +44,14 @@ def _lead(root: Path) -> ImageLocator:
     """Look where a row's `folder` leads, as predictions write it, else in the folder."""
     inside = confine_to(root, "name the folder of the pictures with --dataset_dir")
 
-    def locate(row: Row, picture: str, where: str) -> LocatedImage:
+    def locate(row: Row, image: str, where: str) -> LocatedImage:
         lead = row.get("folder")
         if isinstance(lead, str) and lead:
             led = Path(os.path.normpath(root.resolve() / lead))
-            located = confine_to(led, "mend its `folder`")(picture, where) if led.is_dir() else None
+            located = confine_to(led, "mend its `folder`")(image, where) if led.is_dir() else None
             if located and located.exists:
                 return located
-        return inside(picture, where)
+        return inside(image, where)
 
     return locate
 
@@ -82,15 +82,15 @@ def _folder(folder: Path, columns: ColumnMapping, recursive: bool) -> Iterator[D
 
 def _inside(folder: Path, listing: Listing) -> ImageLocator:
     inside = confine_to(folder, f"a table names pictures in {display_path(folder)}")
-    return lambda _, picture, where: inside(os.path.join(listing.subpath, picture), where)  # noqa: PTH118
+    return lambda _, image, where: inside(os.path.join(listing.subpath, image), where)  # noqa: PTH118
 
 
-def _samples(spec: str, columns: ColumnMapping, split: str | None, pictures: str | None) -> Iterator[DatasetRow]:
+def _samples(spec: str, columns: ColumnMapping, split: str | None, images: str | None) -> Iterator[DatasetRow]:
     """Give what only training's own reader knows: datasets of the hub, and names that lead nowhere."""
     found = resolve_dataset(
         spec,
         task=columns.task,
-        dataset_dir=pictures,
+        dataset_dir=images,
         split=split,
         missing="skip",
         image_column=columns.image,

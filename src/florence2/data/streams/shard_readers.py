@@ -75,10 +75,10 @@ class TarShards:
         """Read a tar as far as it is wanted."""
         path = self.tars.paths[part]
         for told in read_tar(path):
-            picture = Sample(f"{path.name}/{told.name}", told.image, "")
+            image = Sample(f"{path.name}/{told.name}", told.image, "")
             for row in told.rows:
                 where = f"{path}: {told.name}"
-                yield from samples_or_skipped({**row, "file_name": picture.id}, where, self.columns, picture)
+                yield from samples_or_skipped({**row, "file_name": image.id}, where, self.columns, image)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +100,8 @@ class DatasetShards:
         for index, row in enumerate(_rows(self.dataset.shard(num_shards=self.num_shards, index=part))):
             name = f"{self.dataset.split or 'row'}/{part}/{index}"
             where = f"{self.name} {name}"
-            picture = Sample(name, _picture(row.pop(self.column)), "")
-            yield from samples_or_skipped(row, where, self.columns, picture)
+            image = Sample(name, _image(row.pop(self.column)), "")
+            yield from samples_or_skipped(row, where, self.columns, image)
 
 
 def _rows(shard: Any) -> Iterator[Row]:
@@ -127,7 +127,7 @@ class RemoteImage:
             raise ImageError(f"{self.url} cannot be read: {error}") from None
 
 
-def _picture(stored: Any) -> Any:
+def _image(stored: Any) -> Any:
     if stored and stored.get("bytes"):
         return bytes(stored["bytes"])
     if not (stored and stored.get("path")):

@@ -64,14 +64,14 @@ class Question:
     about: int = NOT_HERE  # the one thing that is asked about, by its order, where there is one
 
 
-def ask(made: Scene, processing: Preprocessor, random: Random, shares: dict[str, float] = SHARES) -> Question:
+def ask(made: Scene, preprocessor: Preprocessor, random: Random, shares: dict[str, float] = SHARES) -> Question:
     """Ask one question about a scene, each task as often as its share says."""
     told: SceneTarget | None = None
     while told is None:
         (task,) = random.choices(list(shares), list(shares.values()))
         told = scene_target(made, task, random.randrange(24))
-    prompt = processing.prompt_ids(find_task(told.task), told.input)[processing.num_image_tokens :]
-    return Question(prompt, processing.target_ids(told.text), _about(made, told))
+    prompt = preprocessor.prompt_ids(find_task(told.task), told.input)[preprocessor.num_image_tokens :]
+    return Question(prompt, preprocessor.target_ids(told.text), _about(made, told))
 
 
 def _about(made: Scene, told: SceneTarget) -> int:

@@ -21,7 +21,7 @@ from transformers.models.florence2.configuration_florence2 import Florence2Visio
 from florence2 import model as model_room
 from florence2.demo.scenes import make_scene
 from florence2.demo.stages.cells import GRID
-from florence2.demo.stages.pictures import FIRST_SEED, MEAN, SIDE, STD
+from florence2.demo.stages.images import FIRST_SEED, MEAN, SIDE, STD
 from florence2.demo.targets import all_targets
 from florence2.model.storage.checkpoint_files import read_json, read_tokenizer
 from florence2.model.tasks import TASKS
@@ -46,16 +46,16 @@ def make_processor(folder: Path) -> Florence2Processor:
     folder.mkdir(parents=True, exist_ok=True)
     bpe.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 256}')
-    pictures = CLIPImageProcessorPil(
+    images = CLIPImageProcessorPil(
         size={"height": SIDE, "width": SIDE},
         resample=Image.Resampling.BICUBIC,
         do_center_crop=False,
         image_mean=list(MEAN),
         image_std=list(STD),
     )
-    pictures.image_seq_length = GRID * GRID + 1
+    images.image_seq_length = GRID * GRID + 1
     parsing = read_json(Path(model_room.__file__).with_name("post_processor.json"))
-    processor = Florence2Processor(pictures, read_tokenizer(folder), post_processor_config=parsing)
+    processor = Florence2Processor(images, read_tokenizer(folder), post_processor_config=parsing)
     processor.save_pretrained(folder)
     return processor
 

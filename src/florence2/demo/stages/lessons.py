@@ -16,8 +16,8 @@ from florence2.demo.scenes import Scene, make_scene
 from florence2.demo.stages.asking import FINDING, Batch, Question, ask, cells_of
 from florence2.demo.stages.cells import CellHeads
 from florence2.demo.stages.codes import CellCodes
+from florence2.demo.stages.images import FIRST_SEED, STRETCH, Pixels
 from florence2.demo.stages.lesson import Lesson
-from florence2.demo.stages.pictures import FIRST_SEED, STRETCH, Pixels
 from florence2.demo.stages.speech import SpeechLoss, looked_away, speak
 from florence2.devices import has_bfloat16
 from florence2.model.processing import Preprocessor
@@ -46,7 +46,7 @@ class Class:
     """What all lessons share; `rank` of `world` is this process's place among its fellows."""
 
     model: Florence2ForConditionalGeneration
-    processing: Preprocessor
+    preprocessor: Preprocessor
     heads: CellHeads
     codes: CellCodes
     speech: SpeechLoss
@@ -76,7 +76,7 @@ class Class:
         order = np.random.default_rng((self.seed, at // num)).permutation(num)
         chosen = [int(order[(at + i) % num]) for i in range(batch)]
         pixels_BHWC = np.stack([self.store[i // STRETCH][i % STRETCH] for i in chosen])
-        return [make_scene(FIRST_SEED + i) for i in chosen], self.processing.normalize(
+        return [make_scene(FIRST_SEED + i) for i in chosen], self.preprocessor.normalize(
             torch.from_numpy(pixels_BHWC).to(self.device)
         ).contiguous()
 
@@ -119,7 +119,7 @@ def speak_from_codes(room: Class, steps: int, batch: int) -> Lesson:
         codes_BFD = room.codes(kinds_BCH, boxes_BC4)
         generator = torch.Generator().manual_seed(first)
         codes_BFD = codes_BFD + NOISE * torch.randn(codes_BFD.shape, generator=generator).to(room.device)
-        return _spoken(room, codes_BFD, [ask(made, room.processing, random) for made in scenes], list(range(batch)))
+        return _spoken(room, codes_BFD, [ask(made, room.preprocessor, random) for made in scenes], list(range(batch)))
 
     rates = {"florence.model.language_model": 1.5e-3}
     return Lesson("speak", room.learner, loss, steps, batch * room.world, rates)
@@ -131,7 +131,7 @@ def see_and_speak(room: Class, steps: int, batch: int) -> Lesson:
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         scenes, pixels_BCHW = room.drawn(step, batch)
         random = Random(f"{room.seed} {step} {room.rank}")
-        questions = [ask(made, room.processing, random) for made in scenes for _ in range(QUESTIONS)]
+        questions = [ask(made, room.preprocessor, random) for made in scenes for _ in range(QUESTIONS)]
         of = [i for i in range(batch) for _ in range(QUESTIONS)]
         with room.autocast():
             features_BFD = room.look(pixels_BCHW)
@@ -149,12 +149,12 @@ def find(room: Class, steps: int, batch: int) -> Lesson:
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         scenes, pixels_BCHW = room.drawn(step, batch)
         random = Random(f"find {room.seed} {step} {room.rank}")
-        per_picture = 2 * QUESTIONS
-        asked = [ask(made, room.processing, random, FINDING) for made in scenes for _ in range(per_picture)]
+        per_image = 2 * QUESTIONS
+        asked = [ask(made, room.preprocessor, random, FINDING) for made in scenes for _ in range(per_image)]
         with torch.no_grad(), room.autocast():
             features_BFD = room.look(pixels_BCHW)
         orders_BC = cells_of(scenes)[0][..., 2].to(room.device)
-        return _spoken(room, features_BFD, asked, [i for i in range(batch) for _ in range(per_picture)], orders_BC)
+        return _spoken(room, features_BFD, asked, [i for i in range(batch) for _ in range(per_image)], orders_BC)
 
     rates = {"florence.model.language_model": 1e-3}
     return Lesson("find", room.learner, loss, steps, batch * 2 * QUESTIONS * room.world, rates, warmup=50)

@@ -39,8 +39,8 @@ class KVCache:
         layers = range(len(decoder.layers))
         self.keys_SHETW = [torch.zeros(slots, heads, size, tokens, width, **self._new) for _ in layers]
         self.values_SHTWE = [torch.zeros(slots, heads, tokens, width, size, **self._new) for _ in layers]
-        self.picture_keys_SHEN = [torch.zeros(slots, heads, size, 0, **self._new) for _ in layers]
-        self.picture_values_SHNE = [torch.zeros(slots, heads, 0, size, **self._new) for _ in layers]
+        self.image_keys_SHEN = [torch.zeros(slots, heads, size, 0, **self._new) for _ in layers]
+        self.image_values_SHNE = [torch.zeros(slots, heads, 0, size, **self._new) for _ in layers]
         self.mask_S1N = torch.zeros(slots, 1, 0, **self._new)
         self.attended_length = 0
         # Finite, so that a slot which was never taken computes no NaN.
@@ -51,8 +51,8 @@ class KVCache:
         if positions <= self.attended_length:
             return
         self.attended_length = round_up_to_stride(positions)
-        self.picture_keys_SHEN = [self._wider(whole, 3) for whole in self.picture_keys_SHEN]
-        self.picture_values_SHNE = [self._wider(whole, 2) for whole in self.picture_values_SHNE]
+        self.image_keys_SHEN = [self._wider(whole, 3) for whole in self.image_keys_SHEN]
+        self.image_values_SHNE = [self._wider(whole, 2) for whole in self.image_values_SHNE]
         self.mask_S1N = self._wider(self.mask_S1N, 2, self._never)
 
     def set_mask(self, slot_B: Tensor, length_B: Tensor) -> None:
@@ -63,8 +63,8 @@ class KVCache:
 
     def move_slot(self, source: int, target: int) -> None:
         """Let one slot take over from another."""
-        words, pictures = self.keys_SHETW + self.values_SHTWE, self.picture_keys_SHEN + self.picture_values_SHNE
-        for whole in (*words, *pictures, self.mask_S1N):
+        words, images = self.keys_SHETW + self.values_SHTWE, self.image_keys_SHEN + self.image_values_SHNE
+        for whole in (*words, *images, self.mask_S1N):
             whole[target] = whole[source]
 
     def _wider(self, whole: Tensor, dim: int, fill: float = 0.0) -> Tensor:
@@ -118,7 +118,7 @@ class Decoder:
         self._activation = decoder.layers[0].activation_fn
         self._words, self._norm = decoder.embed_tokens, decoder.layernorm_embedding
         self._places = decoder.embed_positions.weight[decoder.embed_positions.offset :]
-        self._picture = _joined([p for layer in decoder.layers for p in _cross_projections(layer)])
+        self._image = _joined([p for layer in decoder.layers for p in _cross_projections(layer)])
         self._head = model.lm_head.weight
 
     def prefill_cross_attention(
@@ -128,11 +128,11 @@ class Decoder:
         batch, positions, _ = states_BND.shape
         cache.grow(positions)
         slot_B, length_B = to_device(torch.tensor([slots, lengths]), self.device)
-        both = F.linear(states_BND, *self._picture)
+        both = F.linear(states_BND, *self._image)
         both_LKBHNE = both.view(batch, positions, len(self.layers), 2, self.heads, -1).permute(2, 3, 0, 4, 1, 5)
         for layer, (keys_BHNE, values_BHNE) in enumerate(both_LKBHNE):
-            cache.picture_keys_SHEN[layer][..., :positions].index_copy_(0, slot_B, keys_BHNE.mT)
-            cache.picture_values_SHNE[layer][:, :, :positions].index_copy_(0, slot_B, values_BHNE)
+            cache.image_keys_SHEN[layer][..., :positions].index_copy_(0, slot_B, keys_BHNE.mT)
+            cache.image_values_SHNE[layer][:, :, :positions].index_copy_(0, slot_B, values_BHNE)
         cache.set_mask(slot_B, length_B)
 
     def step(self, cache: KVCache, slots: BatchState) -> Tensor:
@@ -193,8 +193,8 @@ class Decoder:
         slots, width, _ = hidden_SWD.shape
         layer = self.layers[number]
         query_SWHE = F.linear(hidden_SWD, *layer.cross_query).view(slots, width, self.heads, self.head_size)
-        picture = cache.picture_keys_SHEN[number][:slots], cache.picture_values_SHNE[number][:slots]
-        return self._attend(query_SWHE.transpose(1, 2), picture, cache.mask_S1N[:slots], layer.cross_out)
+        image = cache.image_keys_SHEN[number][:slots], cache.image_values_SHNE[number][:slots]
+        return self._attend(query_SWHE.transpose(1, 2), image, cache.mask_S1N[:slots], layer.cross_out)
 
     def _attend(self, query_SHWE: Tensor, known: tuple[Tensor, Tensor], mask: Tensor, out: Weights) -> Tensor:
         """Weigh the values of what is known by how well its keys answer; the rows of a slot share one product."""

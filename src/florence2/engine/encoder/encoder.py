@@ -32,8 +32,8 @@ GPU_BATCH = 16
 class Encoder:
     """The vision tower and the encoder of a `Florence2ForConditionalGeneration`."""
 
-    def __init__(self, model: Any, processing: Preprocessor, rules: ModelGenerationConfig, clock: Timer) -> None:
-        self._model, self._processing, self._rules, self._clock = model, processing, rules, clock
+    def __init__(self, model: Any, preprocessor: Preprocessor, rules: ModelGenerationConfig, clock: Timer) -> None:
+        self._model, self._preprocessor, self._rules, self._clock = model, preprocessor, rules, clock
         self.batch = 1 if model.device.type == "cpu" else GPU_BATCH  # batching gains nothing on a CPU
         self.vision = model.model.vision_tower.to(memory_format=torch.channels_last)
         self.is_compiled = False
@@ -51,8 +51,8 @@ class Encoder:
     @torch.inference_mode()
     def prepare(self, settings: EngineConfig, expected: int) -> None:
         """Make room for a micro-batch; compile the vision tower where that was asked for, or where it pays."""
-        places, width = self._processing.num_image_tokens, self._model.config.text_config.d_model
-        self._pixel_buffer_BHWC.resize_(self.batch, *self._processing.size, 3)
+        places, width = self._preprocessor.num_image_tokens, self._model.config.text_config.d_model
+        self._pixel_buffer_BHWC.resize_(self.batch, *self._preprocessor.size, 3)
         self._features_BND.resize_(self.batch, places, width)
         if self.is_compiled or not wants_compiler(settings.compile, expected, self._model.device.type):
             return
@@ -84,12 +84,12 @@ class Encoder:
         """Turn the first of the bytes that lie on the device into features."""
         model = self._model
         # Bytes travel to the device, numbers are made there; the layout stays channels-last.
-        pixels_BCHW = self._processing.normalize(self._pixel_buffer_BHWC[:count]).to(model.dtype)
+        pixels_BCHW = self._preprocessor.normalize(self._pixel_buffer_BHWC[:count]).to(model.dtype)
         self._features_BND[:count] = model.model.multi_modal_projector(self.vision(pixels_BCHW).last_hidden_state)
 
     def _encode_text(self, questions: Sequence[Request]) -> Tensor:
         """Read pictures and prompts together."""
-        model, places = self._model, self._processing.num_image_tokens
+        model, places = self._model, self._preprocessor.num_image_tokens
         lengths = [len(question.prompt_ids) for question in questions]
         longest = max(lengths)
         ids = [q.prompt_ids[places:] + [self._rules.pad_token_id] * (longest - len(q.prompt_ids)) for q in questions]

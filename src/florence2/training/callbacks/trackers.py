@@ -43,16 +43,16 @@ def open_trackers(names: Sequence[str], folder: Path, settings: dict[str, Any]) 
         yield
 
 
-def log_samples(callbacks: Iterable[Any], step: int, pictures: Mapping[str, Path], words: Mapping[str, str]) -> None:
+def log_samples(callbacks: Iterable[Any], step: int, images: Mapping[str, Path], words: Mapping[str, str]) -> None:
     """Show pictures with their words to TensorBoard and Weights & Biases, where they are used."""
     for callback in callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
-            for name, path in pictures.items():
+            for name, path in images.items():
                 with Image.open(path) as image:
                     pixels_HWC = np.asarray(image.convert("RGB"))
                 callback.tb_writer.add_image(f"samples/{name}", pixels_HWC, step, dataformats="HWC")
-        if isinstance(callback, WandbCallback) and pictures:
+        if isinstance(callback, WandbCallback) and images:
             import wandb
 
-            drawn = {f"samples/{name}": wandb.Image(str(path), caption=words[name]) for name, path in pictures.items()}
+            drawn = {f"samples/{name}": wandb.Image(str(path), caption=words[name]) for name, path in images.items()}
             wandb.log(drawn | {"train/global_step": step})  # the callback's own count of steps

@@ -195,18 +195,18 @@ class Florence2Collator:
         return functional.pad(places_N, (0, -len(places_N) % few), value=-1)
 
 
-def preview_examples(lessons: Florence2Dataset, number: int, epochs: int = 3) -> Iterator[tuple[Sample, SampleDraw]]:
+def preview_examples(dataset: Florence2Dataset, number: int, epochs: int = 3) -> Iterator[tuple[Sample, SampleDraw]]:
     """Give the first samples at their turns in some epochs."""
-    for which, sample in enumerate(lessons.samples[:number]):
+    for which, sample in enumerate(dataset.samples[:number]):
         for epoch in range(epochs):
-            yield sample, SampleDraw(epoch, epoch * lessons.samples_per_epoch + which, which)
+            yield sample, SampleDraw(epoch, epoch * dataset.samples_per_epoch + which, which)
 
 
-def preview_text(lessons: Florence2Dataset, number: int, epochs: int = 3) -> str:
+def preview_text(dataset: Florence2Dataset, number: int, epochs: int = 3) -> str:
     """Write what the first samples' targets look like over some epochs, and what is seen of their pictures."""
     lines = []
-    for sample, draw in preview_examples(lessons, number, epochs):
-        turn, view = lessons.augmented(sample, draw)
+    for sample, draw in preview_examples(dataset, number, epochs):
+        turn, view = dataset.augmented(sample, draw)
         if draw.epoch == 0:
             lines.append(f"{sample.id}: {find_task(sample.task).format_prompt(sample.input)}")
         asked = f" {find_task(turn.task).format_prompt(turn.input)}" if turn.input != sample.input else ""

@@ -34,9 +34,9 @@ class StreamingDataset(IterableDataset[dict[str, Any]]):
     consumed_batches: int = 0
 
     @classmethod
-    def for_process(cls, lessons: Florence2Dataset, stream: SampleStream, args: Any) -> "StreamingDataset":
+    def for_process(cls, dataset: Florence2Dataset, stream: SampleStream, args: Any) -> "StreamingDataset":
         """Give what this process learns of a stream; `args` are transformers' training arguments."""
-        return cls(lessons, stream, args.train_batch_size, args.process_index, args.world_size)
+        return cls(dataset, stream, args.train_batch_size, args.process_index, args.world_size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         try:

@@ -22,20 +22,20 @@ from florence2.training.performance.memory_estimate import BatchShapes, Training
 SPARE = 0.1  # share of the free memory that stays free
 
 
-def batch_shapes(lessons: Florence2Dataset, batch: int, *, features: bool = False) -> BatchShapes:
+def batch_shapes(dataset: Florence2Dataset, batch: int, *, features: bool = False) -> BatchShapes:
     """Say how large a batch is at most, with the longest target of all."""
-    processing = lessons.preprocessor
-    longest = max(lessons.samples, key=lambda sample: len(sample.target or ""))
-    prompt = processing.prompt_ids(find_task(longest.task), longest.input, lessons.max_prompt_length)
-    target = processing.target_ids(longest.target or "", lessons.max_target_length)
-    places = processing.num_image_tokens
-    return BatchShapes(batch, processing.size, places, len(prompt) - places, len(target), features)
+    preprocessor = dataset.preprocessor
+    longest = max(dataset.samples, key=lambda sample: len(sample.target or ""))
+    prompt = preprocessor.prompt_ids(find_task(longest.task), longest.input, dataset.max_prompt_length)
+    target = preprocessor.target_ids(longest.target or "", dataset.max_target_length)
+    places = preprocessor.num_image_tokens
+    return BatchShapes(batch, preprocessor.size, places, len(prompt) - places, len(target), features)
 
 
 def auto_batch_size(
     learning: TrainingSettings,
     learner: nn.Module,
-    lessons: Florence2Dataset,
+    dataset: Florence2Dataset,
     dtype: torch.dtype,
     checkpoint: Path | None,
     say: Callable[[str], None],
@@ -43,23 +43,23 @@ def auto_batch_size(
     """Choose the largest batch that fits and the accumulation that keeps the step; a resumed training keeps its own."""
     if not learning.auto_batch:
         return learning
-    pictures = learning.batch_size * learning.gradient_accumulation_steps
-    batch = _before(checkpoint, pictures)
+    images = learning.batch_size * learning.gradient_accumulation_steps
+    batch = _before(checkpoint, images)
     if batch is None:
         device = next(learner.parameters()).device
         room = free_device_memory(device)
-        batch = largest_fitting_divisor(pictures, lambda size: _fits(learner, batch_shapes(lessons, size), dtype, room))
+        batch = largest_fitting_divisor(images, lambda size: _fits(learner, batch_shapes(dataset, size), dtype, room))
         PartialState(cpu=device.type == "cpu")
         batch = min(gather_object([batch]))  # of all processes; each divides the step
-        say(f"batches of {batch}: the largest that part a step of {pictures} and fit into {room / GIB:.1f} GiB")
+        say(f"batches of {batch}: the largest that part a step of {images} and fit into {room / GIB:.1f} GiB")
     else:
         say(f"batches of {batch}, as before")
-    return replace(learning, batch_size=batch, gradient_accumulation_steps=pictures // batch)
+    return replace(learning, batch_size=batch, gradient_accumulation_steps=images // batch)
 
 
-def largest_fitting_divisor(pictures: int, fits: Callable[[int], bool]) -> int:
+def largest_fitting_divisor(images: int, fits: Callable[[int], bool]) -> int:
     """Find the largest part of a step that fits; one picture is tried in any case."""
-    parts = [size for size in range(pictures, 1, -1) if pictures % size == 0]
+    parts = [size for size in range(images, 1, -1) if images % size == 0]
     return next((size for size in parts if fits(size)), 1)
 
 
@@ -90,10 +90,10 @@ def _fits(learner: nn.Module, shapes: BatchShapes, dtype: torch.dtype, room: int
     return estimate_memory(learner, shapes, dtype).more <= (1 - SPARE) * room
 
 
-def _before(checkpoint: Path | None, pictures: int) -> int | None:
+def _before(checkpoint: Path | None, images: int) -> int | None:
     """Read the batch that a training chose before it was stopped, if its steps saw as many pictures."""
     record = read_run_metadata(checkpoint) if checkpoint else None
     if record is None or not record.settings.get("auto_batch"):
         return None
     batch = int(record.settings["batch_size"])
-    return batch if batch * int(record.settings["gradient_accumulation_steps"]) == pictures else None
+    return batch if batch * int(record.settings["gradient_accumulation_steps"]) == images else None

@@ -89,12 +89,12 @@ class SampleFeatures:
         return features_ND
 
 
-def first_index_by_image(lessons: Florence2Dataset) -> tuple[list[int], list[int]]:
+def first_index_by_image(dataset: Florence2Dataset) -> tuple[list[int], list[int]]:
     """Find the pictures of samples: the first sample that shows each, and for each sample its picture's row."""
     firsts: list[int] = []
     rows: dict[Any, int] = {}
     row_of = []
-    for at, sample in enumerate(lessons.samples):
+    for at, sample in enumerate(dataset.samples):
         key = sample.image if isinstance(sample.image, Path) else id(sample.image)
         if key not in rows:
             rows[key] = len(firsts)
@@ -103,18 +103,18 @@ def first_index_by_image(lessons: Florence2Dataset) -> tuple[list[int], list[int
     return firsts, row_of
 
 
-def cache_key(lessons: Florence2Dataset, model_name: str, revision: str | None, dtype: torch.dtype) -> str:
+def cache_key(dataset: Florence2Dataset, model_name: str, revision: str | None, dtype: torch.dtype) -> str:
     """Name a set of pictures under a model, safely: by a hash of what both are."""
-    pictures = []
-    for sample in (lessons.samples[at] for at in first_index_by_image(lessons)[0]):
+    images = []
+    for sample in (dataset.samples[at] for at in first_index_by_image(dataset)[0]):
         stamp = sample.image.stat() if isinstance(sample.image, Path) else None
-        pictures.append([sample.id, stamp and [stamp.st_size, stamp.st_mtime_ns]])
-    told = json.dumps([model_name, revision, str(dtype), lessons.preprocessor.size, pictures])
+        images.append([sample.id, stamp and [stamp.st_size, stamp.st_mtime_ns]])
+    told = json.dumps([model_name, revision, str(dtype), dataset.preprocessor.size, images])
     return hashlib.sha256(told.encode()).hexdigest()[:24]
 
 
 def use_cached_features(
-    lessons: Florence2Dataset,
+    dataset: Florence2Dataset,
     learner: Any,
     folder: Path,
     base: tuple[str, str | None],
@@ -125,17 +125,17 @@ def use_cached_features(
 
     `base` is the model's name and revision, which tell its features from those of others.
     """
-    firsts, row_of = first_index_by_image(lessons)
-    shape = (lessons.preprocessor.num_image_tokens, int(learner.config.text_config.d_model))
-    file = FeatureFile(folder / FOLDER, cache_key(lessons, *base, dtype), len(firsts), shape)
-    if not len(lessons) or not file.fits():
-        return lessons
-    features = compute_missing(lessons, firsts, file, feature_fn(learner, lessons, dtype), counting)
-    return replace(lessons, features=SampleFeatures(features, row_of))
+    firsts, row_of = first_index_by_image(dataset)
+    shape = (dataset.preprocessor.num_image_tokens, int(learner.config.text_config.d_model))
+    file = FeatureFile(folder / FOLDER, cache_key(dataset, *base, dtype), len(firsts), shape)
+    if not len(dataset) or not file.fits():
+        return dataset
+    features = compute_missing(dataset, firsts, file, feature_fn(learner, dataset, dtype), counting)
+    return replace(dataset, features=SampleFeatures(features, row_of))
 
 
 def compute_missing(
-    lessons: Florence2Dataset,
+    dataset: Florence2Dataset,
     firsts: Sequence[int],
     file: FeatureFile,
     see: Callable[[torch.Tensor], torch.Tensor],
@@ -151,7 +151,7 @@ def compute_missing(
     missing = [rows for rows in batches if not done[rows].all()]
     before = len(done) - sum(rows.stop - rows.start for rows in missing)
     with counting(len(done), before) as advance:
-        for rows, pixels_BHWC in _opened(lessons, firsts, missing):
+        for rows, pixels_BHWC in _opened(dataset, firsts, missing):
             features[rows] = see(pixels_BHWC).to(torch.float16).cpu().numpy()
             features.flush()
             done[rows] = 1
@@ -161,13 +161,13 @@ def compute_missing(
 
 
 def _opened(
-    lessons: Florence2Dataset, firsts: Sequence[int], batches: Sequence[slice]
+    dataset: Florence2Dataset, firsts: Sequence[int], batches: Sequence[slice]
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     ahead: deque[tuple[slice, list[Future[np.ndarray]]]] = deque()
     with ThreadPoolExecutor(OPENERS) as pool:
         try:
             for rows in batches:
-                ahead.append((rows, [pool.submit(lessons.pixels, at) for at in firsts[rows]]))
+                ahead.append((rows, [pool.submit(dataset.pixels, at) for at in firsts[rows]]))
                 if len(ahead) > AHEAD:
                     yield _stacked(*ahead.popleft())
             while ahead:
@@ -180,13 +180,13 @@ def _stacked(rows: slice, opening: Sequence[Future[np.ndarray]]) -> tuple[slice,
     return rows, torch.from_numpy(np.stack([each.result() for each in opening]))
 
 
-def feature_fn(learner: Any, lessons: Florence2Dataset, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+def feature_fn(learner: Any, dataset: Florence2Dataset, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
     """Give the function from bytes (B, H, W, 3) to features (B, N, D), as training would compute them."""
     device = next(learner.parameters()).device
 
     def see(pixels_BHWC: torch.Tensor) -> torch.Tensor:
         learner.eval()
-        pixels = lessons.preprocessor.normalize(pixels_BHWC.to(device))
+        pixels = dataset.preprocessor.normalize(pixels_BHWC.to(device))
         with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             features: torch.Tensor = _inner(learner).get_image_features(pixels).pooler_output
         return features

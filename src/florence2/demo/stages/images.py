@@ -20,7 +20,7 @@ STRETCH = 1000  # scenes drawn between two reports and kept if the build is cut 
 Pixels = npt.NDArray[np.uint8]
 
 
-def small_picture(made: Scene) -> Pixels:
+def small_image(made: Scene) -> Pixels:
     """Draw a scene and resize it as the model's image processor does, uint8 HWC."""
     return np.asarray(made.render().resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
@@ -33,7 +33,7 @@ def draw_store(folder: Path, num: int, report: Callable[[int, int], None]) -> li
         file = folder / f"pictures-{start:07d}.npy"
         if not file.exists():
             wanted = min(STRETCH, num - start)
-            drawn = np.stack([small_picture(make_scene(FIRST_SEED + start + i)) for i in range(wanted)])
+            drawn = np.stack([small_image(make_scene(FIRST_SEED + start + i)) for i in range(wanted)])
             unfinished = file.with_suffix(".part")
             with unfinished.open("wb") as stream:
                 np.save(stream, drawn)
