@@ -19,6 +19,7 @@ from florence2 import settings_io as settings
 from florence2.config import DataCommandSettings, DemoSettings, EvaluateSettings, PredictSettings, TrainSettings
 from florence2.errors import UserError
 from florence2.legacy_cli import Rewrite, translate
+from florence2.log import log_to_stderr
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "train": (TrainSettings, "florence2.recipes.train:main"),
@@ -69,7 +70,8 @@ def _run(command: str, words: list[str], prog: str) -> int:
     _quieten()
     module, function = recipe.split(":")
     run: Callable[[Any], int] = getattr(importlib.import_module(module), function)
-    return run(given)
+    with log_to_stderr():
+        return run(given)
 
 
 def _flagged(words: list[str], flags: Sequence[str]) -> list[str]:

@@ -44,6 +44,11 @@ def pick_dtype(dtype: torch.dtype | str | None, device: torch.device, *, learns:
     return torch.bfloat16 if has_bfloat16(device) else torch.float16
 
 
+def local_device(device: str | None, local_rank: int) -> str | None:
+    """Return the device that the user chose, or the GPU whose number is the rank of this process on its machine."""
+    return f"cuda:{local_rank}" if device is None and torch.cuda.device_count() > local_rank else device
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Tell whether a device multiplies bfloat16 itself: an AVX-512 CPU with bf16 or AMX, most GPUs since 2020."""
     if device.type == "cpu":

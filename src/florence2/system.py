@@ -1,4 +1,4 @@
-"""What this machine offers, and which of a launcher's processes this is. Knows no torch and no model."""
+"""What this machine offers: its compiler, its memory and its allocator. Knows no torch and no model."""
 
 import ctypes
 import os
@@ -8,11 +8,6 @@ from pathlib import Path
 from florence2.errors import UserError
 
 MIB = 2**20
-
-
-def is_main_process() -> bool:
-    """Tell whether this process asks, writes and talks: the first that a launcher started, or one on its own."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def require_compiler(flag: str) -> None:

@@ -89,10 +89,11 @@ def test_less_is_better_where_it_is(room: Path) -> None:
     assert read_run_metadata(out).scores["eval_cer"] == round(min(cer.values()), 4)
 
 
-def test_patience_ends_and_is_resumed(room: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_patience_ends_and_is_resumed(room: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="florence2")
     still: dict[str, Any] = held(room, learning_rate=0.0, epochs=9, early_stopping=2, save_every_n_epochs=1)
     out = run(room, "still", **still)
-    assert "stopped at step 6: 2 measurements without a better eval rouge l" in capfd.readouterr().err
+    assert "stopped at step 6: 2 measurements without a better eval rouge l" in caplog.text
     assert sorted(measured(out, "eval_rouge_l")) == [2, 4, 6]
     assert read_run_metadata(out).scores["best"] == "checkpoint-2"
     for start, steps in ((4, [6]), (6, [])):  # half of the patience gone, and all of it

@@ -1,3 +1,4 @@
+import logging
 import re
 
 import pytest
@@ -7,9 +8,10 @@ from florence2.results import progress
 from florence2.results.progress import PredictProgressBar, RunSummary
 
 
-def spoken(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tally: RunSummary, **environment
-) -> str:
+def count_four_predictions(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tally: RunSummary, **environment
+) -> list[str]:
+    caplog.set_level(logging.INFO, logger="florence2")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(progress, "LINE_EVERY", -1)
@@ -18,22 +20,23 @@ def spoken(
             tally.slots, tally.slots_in_use = 16, 3 - number
             meter.count(Prediction(f"{number}.png", "<CAPTION>", text="a dog", num_tokens=2))
         meter.count(Prediction("gone.png", "<CAPTION>", error="gone"))
-    return capsys.readouterr().err
+    return caplog.messages
 
 
-def test_a_run_tells_its_pace_its_slots_and_what_is_left(monkeypatch, capsys) -> None:
-    lines = spoken(monkeypatch, capsys, RunSummary(total=10, resumed=2)).splitlines()
+def test_progress_line_names_rate_slots_and_time_left(monkeypatch, caplog) -> None:
+    lines = count_four_predictions(monkeypatch, caplog, RunSummary(total=10, resumed=2))
     shape = r"[\d.]+/s, [\d.]+ tokens/s, {} of 16 slots, \d:\d\d:\d\d left"
     assert re.fullmatch("3 of 10 answers, " + shape.format(3), lines[0])
     assert re.fullmatch("6 of 10 answers, " + shape.format(1), lines[-1])
 
 
-def test_without_a_total_nothing_is_said_of_what_is_left(monkeypatch, capsys) -> None:
-    lines = spoken(monkeypatch, capsys, RunSummary()).splitlines()
+def test_progress_line_without_a_total_has_no_time_left(monkeypatch, caplog) -> None:
+    lines = count_four_predictions(monkeypatch, caplog, RunSummary())
     assert re.fullmatch(r"1 answers, [\d.]+/s, [\d.]+ tokens/s, 3 of 16 slots", lines[0])
 
 
-def test_a_terminal_sees_one_bar_with_all_of_it(monkeypatch, capsys) -> None:
-    told = spoken(monkeypatch, capsys, RunSummary(total=4), FORCE_COLOR="1", TTY_COMPATIBLE="1", COLUMNS="120")
-    assert re.search(r"4/4.*tokens/s, 1 of 16 slots", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", told))
-    assert "answers, " not in told
+def test_progress_in_a_terminal_is_one_bar(monkeypatch, caplog, capsys) -> None:
+    terminal = {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "COLUMNS": "120"}
+    assert not count_four_predictions(monkeypatch, caplog, RunSummary(total=4), **terminal)
+    bar = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    assert re.search(r"4/4.*tokens/s, 1 of 16 slots", bar)

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from florence2 import settings_io as settings
@@ -19,6 +18,7 @@ from florence2.config import DemoSettings, PredictSettings, TrainSettings
 from florence2.demo.dataset import make_dataset
 from florence2.demo.page import DemoResult, write_page
 from florence2.errors import UserError
+from florence2.log import logger, render_text
 from florence2.recipes.predict import predict
 from florence2.recipes.train import train
 
@@ -40,7 +40,7 @@ def main(given: DemoSettings) -> int:
     """Run `florence2 demo`: write a dataset where one is asked for, else show fine-tuning from first to last."""
     if given.make_dataset:
         made = make_dataset(given.make_dataset, given.num_samples, given.seed, given.style)
-        _say(f"{given.num_samples} pictures, their captions and a JSONL for every task are in {made}")
+        logger.info(f"{given.num_samples} pictures, their captions and a JSONL for every task are in {made}")
         return 0
     return demonstrate(Path(given.output_dir), given.seed)
 
@@ -51,7 +51,9 @@ def demonstrate(folder: Path, seed: int) -> int:
     _clear(folder)
     dataset = make_dataset(folder / "train", LEARNT, seed, STYLE)
     held = make_dataset(folder / "held_out", HELD_OUT, seed + LEARNT, STYLE)
-    _say(f"{LEARNT} pictures to learn from are in {dataset}, {HELD_OUT} others in {held}; captions are comma-separated")
+    logger.info(
+        f"{LEARNT} pictures to learn from are in {dataset}, {HELD_OUT} others in {held}; captions are comma-separated"
+    )
     adapter = str(folder / "adapter")
     asked = {"input_path": str(held), "task": TASK, "batch_size": 8}
 
@@ -64,8 +66,8 @@ def demonstrate(folder: Path, seed: int) -> int:
     _print_table(shown)
     page = write_page(folder / "index.html", shown, learnt=LEARNT, curve=folder / "adapter" / "training_curve.png")
     before, after = _exact([(s.truth, s.before) for s in shown]), _exact([(s.truth, s.after) for s in shown])
-    _say(f"\nexact captions in the new style: {before} of {len(shown)} before, {after} of {len(shown)} after")
-    _say(f"look at {page}; the adapter is in {adapter} ({time.monotonic() - began:.0f} s in all)")
+    logger.info(f"\nexact captions in the new style: {before} of {len(shown)} before, {after} of {len(shown)} after")
+    logger.info(f"look at {page}; the adapter is in {adapter} ({time.monotonic() - began:.0f} s in all)")
     return 0 if after > before else 1
 
 
@@ -88,7 +90,7 @@ def _train(values: dict[str, Any]) -> None:
 
 def _show(verb: str, values: dict[str, Any]) -> None:
     words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-    _say(f"\n$ florence2 {verb} {shlex.join(words)}")
+    logger.info(f"\n$ florence2 {verb} {shlex.join(words)}")
 
 
 def _shown(folder: Path, held: Path) -> list[DemoResult]:
@@ -119,8 +121,4 @@ def _print_table(shown: list[DemoResult]) -> None:
     table = Table("picture", "before", "after", "", title="held-out pictures")
     for each in shown:
         table.add_row(each.image.name, each.before, each.after, "=" if each.after == each.truth else each.truth)
-    Console(stderr=True).print(table)
-
-
-def _say(text: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+    logger.info(render_text(table))

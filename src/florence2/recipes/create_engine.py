@@ -11,16 +11,17 @@ from typing import Any
 import torch
 
 from florence2.config import PredictSettings, WeightsSettings
-from florence2.devices import dtype_warning, pick_device, pick_dtype
+from florence2.devices import dtype_warning, local_device, pick_device, pick_dtype
+from florence2.distributed import launcher_rank
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig, GenerationConfig
 from florence2.engine.generate_engine import GenerateEngine
-from florence2.engine.workers.launcher import accept_workers, connect_to_leader, launcher_rank
+from florence2.engine.workers.launcher import accept_workers, connect_to_leader
 from florence2.engine.workers.multi_engine import MultiEngine
 from florence2.engine.workers.worker import WorkerConfig, run_worker
 from florence2.errors import UserError
+from florence2.log import logger
 from florence2.model.load import load
-from florence2.results.progress import say
 
 
 def create_engine(
@@ -39,15 +40,20 @@ def create_engine(
         partial(load_on_device, settings.model), _engine_config(settings, generation, expected // processes)
     )
     if rank is None:
-        return MultiEngine(brief, devices, warn=say)
-    return MultiEngine(brief, [rank.device(devices[0])] if expected else [], accept_workers(rank), warn=say)
+        return MultiEngine(brief, devices, warn=logger.warning)
+    return MultiEngine(
+        brief,
+        [local_device(devices[0], rank.local_rank)] if expected else [],
+        accept_workers(rank),
+        warn=logger.warning,
+    )
 
 
 def serve_as_worker(settings: PredictSettings) -> None:
     """Answer what the first of the launched processes asks."""
     rank = launcher_rank()
     assert rank is not None
-    run_worker(connect_to_leader(rank), rank.device(_devices(settings)[0]))
+    run_worker(connect_to_leader(rank), local_device(_devices(settings)[0], rank.local_rank))
 
 
 def load_on_device(chosen: WeightsSettings, device: str | None) -> tuple[Any, Any]:
@@ -87,4 +93,4 @@ def _warn(dtype: str, devices: list[str | None]) -> None:
     on_cpu = torch.device("cpu")
     is_asked = any((device or pick_device().type) == "cpu" for device in devices)
     if is_asked and (note := dtype_warning(pick_dtype(dtype, on_cpu, learns=False), on_cpu)):
-        say(note)
+        logger.warning(note)

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from florence2 import settings_io as by_name
 from florence2.config import EvaluateSettings, InputSettings, OutputSettings, PredictSettings, WeightsSettings
 from florence2.data.resolve import resolve_dataset
 from florence2.data.sample import ResolvedDataset
+from florence2.distributed import is_main_process
 from florence2.errors import UserError
+from florence2.log import logger, render_text
 from florence2.metrics.by_task import ScoreDifference, TaskScores, compare, score_tasks
 from florence2.metrics.match_predictions import (
     MatchResult,
@@ -28,23 +28,21 @@ from florence2.metrics.match_predictions import (
 )
 from florence2.metrics.report import match_notes, score_tables, scores_to_json
 from florence2.results.html_report import html_report
-from florence2.results.progress import say
-from florence2.system import is_main_process
 
 
 def main(settings: EvaluateSettings) -> int:
     """Run `florence2 evaluate`."""
-    scores = evaluate(settings, show=True)
+    scores = evaluate(settings)
     if settings.score.output_path == "-" and is_main_process():
         sys.stdout.write(json.dumps(scores, ensure_ascii=False, indent=2) + "\n")
     return 0
 
 
-def evaluate(settings: EvaluateSettings | None = None, *, show: bool = False, **values: Any) -> dict[str, Any]:
+def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> dict[str, Any]:
     """Score predictions, write what the settings ask for, and return the scores as they stand in the JSON.
 
     Takes settings, or the flags of `florence2 evaluate` as keywords: `evaluate(predictions="captions.jsonl",
-    references="photos")`. With `show`, the table is put on stderr. Of a launcher's processes the first scores and
+    references="photos")`. Of a launcher's processes the first scores and
     writes; the others answer for it, and return nothing.
     """
     settings = settings or by_name.settings_from_dict(EvaluateSettings, values)
@@ -66,11 +64,9 @@ def evaluate(settings: EvaluateSettings | None = None, *, show: bool = False, **
         for note in match_notes(each, skipped=skipped)
     ]
     _write(settings, tasks, told, scores)
-    if show:
-        console = Console(stderr=True, soft_wrap=True)
-        console.print(*score_tables(tasks))
-        for note in told:
-            say(note)
+    logger.info(render_text(*score_tables(tasks)))
+    for note in told:
+        logger.info(note)
     return scores
 
 

@@ -15,9 +15,10 @@ from florence2 import settings_io as by_name
 from florence2.config import PredictSettings
 from florence2.data.resolve import resolve_images
 from florence2.data.sample import Prediction, ResolvedDataset, Sample, relative_image_dir
+from florence2.distributed import is_main_process, launcher_rank
 from florence2.engine.engine_config import GenerationConfig
-from florence2.engine.workers.launcher import launcher_rank
 from florence2.errors import UserError
+from florence2.log import logger
 from florence2.model.storage.checkpoint_files import find_folder
 from florence2.model.storage.run_metadata import read_run_metadata
 from florence2.model.tasks import Task, find_task
@@ -27,9 +28,9 @@ from florence2.recipes.create_engine import create_engine, serve_as_worker
 from florence2.results.annotated_images import AnnotatedImageWriter
 from florence2.results.dataset_exports import DatasetExport
 from florence2.results.journal import Journal, add_affixes, run_id, strip_affixes, weights_fingerprint
-from florence2.results.progress import PredictProgressBar, RunSummary, say, time_breakdown
+from florence2.results.progress import PredictProgressBar, RunSummary, time_breakdown
 from florence2.results.sidecar import SidecarWriter
-from florence2.system import is_main_process, tune_allocator
+from florence2.system import tune_allocator
 
 DEFAULT_TASK = "caption"
 
@@ -38,8 +39,7 @@ def main(settings: PredictSettings) -> int:
     """Run `florence2 predict`; return 0 where all pictures were answered and 1 where some were not."""
     tune_allocator()
     tally = predict(settings)
-    if is_main_process():
-        say(tally.summary())
+    logger.info(tally.summary())
     return tally.exit_code
 
 
@@ -89,7 +89,7 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> RunSummar
     for export in exports:
         if not export.is_done:
             for line in export.write(journal.rows(), found.samples, root):
-                say(line)
+                logger.info(line)
     return tally
 
 
@@ -106,7 +106,7 @@ def _answers(
             for prediction in classes.merge(engine.run(asked)):
                 tally.slots, tally.slots_in_use = engine.stats.slots, engine.stats.slots_in_use
                 yield prediction
-            say(f"time: {time_breakdown(loading | engine.stats.seconds)}")
+            logger.info(f"time: {time_breakdown(loading | engine.stats.seconds)}")
 
 
 def _plan(settings: PredictSettings, folder: Path) -> TaskPipeline:

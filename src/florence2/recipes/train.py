@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from huggingface_hub import upload_folder
-from rich.console import Console
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from florence2 import settings_io as by_name
 from florence2.config import TrainSettings
 from florence2.devices import dtype_hint, dtype_warning, pick_device, pick_dtype
+from florence2.distributed import is_main_process
+from florence2.log import logger
 from florence2.metrics.eval_set import EvalSet
 from florence2.model.load import load
 from florence2.model.storage.run_metadata import (
@@ -33,7 +34,7 @@ from florence2.model.tasks import find_task
 from florence2.recipes.train_evaluation import add_sample_callback, best_metric, build_eval_set, build_metrics_fn
 from florence2.results.dataset_preview import preview_page
 from florence2.results.render import draw_answer
-from florence2.system import is_main_process, tune_allocator
+from florence2.system import tune_allocator
 from florence2.training.arguments import count_steps, resolve_trackers, training_arguments
 from florence2.training.callbacks import loss_plot as curve
 from florence2.training.callbacks.bundle import TrainingCallbacks
@@ -79,7 +80,7 @@ def main(settings: TrainSettings) -> int:
     try:
         train(settings)
     except TrainingInterrupted as stopped:
-        _talk().print(str(stopped), markup=False, soft_wrap=True)
+        logger.info(str(stopped))
         return 130
     return 0
 
@@ -93,7 +94,7 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
     settings = settings or by_name.settings_from_dict(TrainSettings, values)
     output = Path(settings.saving.output_dir).expanduser()
     checkpoint = _begin(settings, output)
-    found = material.find_training_data(settings, _talk().print)
+    found = material.find_training_data(settings)
     model, processor = _load(settings)
     dataset = material.build_dataset(settings, found, model, processor)
     if settings.captions.preview:
@@ -108,9 +109,7 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
     settings = _fitted(settings, learner, dataset, checkpoint)
     record = build_metadata(settings, str(model.config.name_or_path), found.train, found.eval)
     with (
-        TrainingCallbacks(
-            _talk(), output, settings.saving.save_every_n_epochs, settings.saving.early_stopping
-        ) as watch,
+        TrainingCallbacks(output, settings.saving.save_every_n_epochs, settings.saving.early_stopping) as watch,
         open_trackers(resolve_trackers(settings.saving.log_with), output, by_name.settings_to_dict(settings)),
         memory.explain_out_of_memory(settings.training.batch_size, settings.training.gradient_checkpointing),
     ):
@@ -140,7 +139,7 @@ def _preview(dataset: Florence2Dataset, number: int, output: Path) -> None:
                     "As the model sees it", seen, lambda image, answer, size: draw_answer(image, answer, size=size)
                 )
             )
-        _talk().print(f"drawn in {output / PREVIEW}")
+        logger.info(f"drawn in {output / PREVIEW}")
 
 
 def _begin(settings: TrainSettings, output: Path) -> Path | None:
@@ -155,7 +154,7 @@ def _begin(settings: TrainSettings, output: Path) -> Path | None:
     checkpoint = resolve_resume(settings.saving.resume, output)
     if checkpoint is not None:
         check_resume_compatible(checkpoint, settings)
-        _talk().print(f"going on from {checkpoint}")
+        logger.info(f"going on from {checkpoint}")
     if is_main_process():
         remove_staging(output)
     return checkpoint
@@ -167,7 +166,7 @@ def _load(settings: TrainSettings) -> tuple[Any, Any]:
     # What all learns is held in float32; a base under LoRA may be as small as the arithmetic.
     dtype = pick_dtype(chosen.dtype, device) if settings.lora.rank > 0 else torch.float32
     if note := dtype_warning(dtype, device):
-        _talk().print(note)
+        logger.info(note)
     model, processor = load(
         chosen.model_id,
         dtype=dtype,
@@ -179,15 +178,13 @@ def _load(settings: TrainSettings) -> tuple[Any, Any]:
         dropout=parse_dropout_rates(chosen),
     )
     if chosen.dtype == "auto" and (note := dtype_hint(dtype, device, model.num_parameters())):
-        _talk().print(note)
+        logger.info(note)
     return model, processor
 
 
 def _fitted(settings: TrainSettings, learner: Any, dataset: Florence2Dataset, checkpoint: Path | None) -> TrainSettings:
     dtype = pick_dtype(settings.model.dtype, pick_device(settings.model.device))
-    return replace(
-        settings, training=auto_batch_size(settings.training, learner, dataset, dtype, checkpoint, _talk().print)
-    )
+    return replace(settings, training=auto_batch_size(settings.training, learner, dataset, dtype, checkpoint))
 
 
 def _trainer(
@@ -216,12 +213,12 @@ def _trainer(
     if is_frozen(learner, "vision") and come_again:
         folder, base = Path(args.output_dir), (keeper.metadata.base, keeper.metadata.revision)
         with args.main_process_first():
-            looking = partial(count_progress, _talk(), "looking at pictures")
+            looking = partial(count_progress, "looking at pictures")
             dataset, measured = (
                 use_cached_features(each, learner, folder, base, dtype, looking) for each in (dataset, measured)
             )
     for line in training_summary(settings, learner, dataset, length, dtype):
-        _talk().print(line)
+        logger.info(line)
     if settings.training.compile:
         compile_model(learner)
     examine = build_metrics_fn(settings, exam, keeper.processor)
@@ -254,8 +251,4 @@ def _finish(trainer: Florence2Trainer, output: Path, record: RunMetadata, proces
             ignore_patterns=["checkpoint-*", "wandb/*", "runs/*"],
         )
     told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in record.scores.items())
-    _talk().print(f"saved {output} ({told})")
-
-
-def _talk() -> Console:
-    return Console(stderr=True, quiet=not is_main_process(), highlight=False, soft_wrap=True)
+    logger.info(f"saved {output} ({told})")

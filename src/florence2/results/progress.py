@@ -3,17 +3,16 @@
 In a terminal it is a bar; elsewhere, a line now and then. Knows no model.
 """
 
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from florence2.data.sample import Prediction
+from florence2.log import logger, progress_console
 
 LINE_EVERY = 30.0  # seconds, where there is no terminal
 
@@ -58,7 +57,7 @@ class PredictProgressBar:
 
     def __init__(self, tally: RunSummary) -> None:
         self.tally = tally
-        self._console = Console(stderr=True)
+        self._console = progress_console()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -93,7 +92,7 @@ class PredictProgressBar:
         if self._bar.disable and now - self._spoke > LINE_EVERY:
             self._spoke = now
             of = f" of {self.tally.total}" if self.tally.total is not None else ""
-            say(f"{done}{of} answers, {pace}{self._left(now - self._start)}")
+            logger.info(f"{done}{of} answers, {pace}{self._left(now - self._start)}")
 
     def _pace(self, seconds: float) -> str:
         """Word how fast it goes, and how many slots are busy with it."""
@@ -106,11 +105,6 @@ class PredictProgressBar:
             return ""
         left = (self.tally.total - self.tally.resumed - self.tally.done) * seconds / self.tally.done
         return f", {timedelta(seconds=round(max(left, 0)))} left"
-
-
-def say(text: str) -> None:
-    """Tell the user something, on stderr."""
-    sys.stderr.write(f"{text}\n")
 
 
 def time_breakdown(seconds: Mapping[str, Any]) -> str:

@@ -9,7 +9,6 @@ import pytest
 
 from florence2.data.sample import Prediction, Sample
 from florence2.engine.engine_config import EngineConfig, GenerationConfig, Stats
-from florence2.engine.workers.launcher import LauncherRank, launcher_rank
 from florence2.engine.workers.multi_engine import MultiEngine
 from florence2.engine.workers.worker import WorkerConfig, WorkerOutput, WorkerReady, run_worker
 from florence2.errors import UserError
@@ -118,18 +117,3 @@ def test_an_engine_that_cannot_start_says_why():
 def test_without_samples_no_model_is_loaded():
     assert answered_by({"a": run_worker, "b": run_worker}, []) == ([], [])
     assert LOADED == []
-
-
-def test_a_launcher_tells_each_process_its_place(monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    assert launcher_rank() is None
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    monkeypatch.setenv("RANK", "0")
-    assert launcher_rank() is None
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("RANK", "3")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert launcher_rank() == LauncherRank(rank=3, local_rank=1, world_size=4, local_world_size=2)
-    assert launcher_rank().device("cpu") == "cpu"

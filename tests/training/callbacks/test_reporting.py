@@ -1,27 +1,33 @@
-"""What is told of long work where no bar can be drawn."""
+"""Progress of long work, as messages and as a bar."""
 
-import io
+import logging
 
 import pytest
-from rich.console import Console
 
-from florence2.training.callbacks import reporting as shown
+from florence2.training.callbacks import reporting
 
 
-def test_without_a_terminal_progress_is_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_without_a_terminal_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="florence2")
     now = iter(range(0, 1000, 6))
-    monkeypatch.setattr(shown.time, "monotonic", lambda: next(now))
-    console = Console(file=io.StringIO(), force_terminal=False, width=80)
-    with shown.count_progress(console, "looking at pictures", 2_000, 400) as advance:
+    monkeypatch.setattr(reporting.time, "monotonic", lambda: next(now))
+    with reporting.count_progress("looking at pictures", 2_000, 400) as advance:
         for _ in range(4):
             advance(8)
-    lines = console.file.getvalue().strip().splitlines()
+    lines = caplog.messages
     assert [line.split(",")[0] for line in lines] == ["looking at pictures: 416 of 2", "looking at pictures: 432 of 2"]
     assert all(line.endswith(" s left") for line in lines)
 
 
-def test_in_a_terminal_it_is_a_bar() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    with shown.count_progress(console, "looking at pictures", 20, 0) as advance:
-        advance(20)
-    assert "20/20" in console.file.getvalue()
+def test_progress_in_a_terminal_is_a_bar(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "COLUMNS": "100"}.items():
+        monkeypatch.setenv(name, value)
+    for level, has_bar in ((logging.INFO, True), (logging.WARNING, False)):
+        caplog.set_level(level, logger="florence2")
+        with reporting.count_progress("looking at pictures", 20, 0) as advance:
+            advance(20)
+        assert ("20/20" in capsys.readouterr().err) is has_bar

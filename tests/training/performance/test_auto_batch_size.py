@@ -46,7 +46,10 @@ def test_other_errors_of_a_try_are_raised() -> None:
         fits_by_trial(model, BatchShapes(1, (PIXELS, PIXELS), 5, 12, 16), torch.float32, 2**20)
 
 
-def test_a_step_sees_as_many_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_a_step_sees_as_many_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="florence2")
     save_photos(tmp_path / "photos")
     save_calm(tmp_path / "model")
     plain = run(tmp_path, "plain", batch_size=8, auto_batch=True)
@@ -57,7 +60,7 @@ def test_a_step_sees_as_many_images(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     chosen = read_run_metadata(out).settings
     assert 1 <= chosen["batch_size"] < 8
     assert chosen["batch_size"] * chosen["gradient_accumulation_steps"] == 8
-    said = capfd.readouterr().err
+    said = caplog.text
     assert f"batches of {chosen['batch_size']}: the largest that part a step of 8 and fit into 0.0 GiB" in said
     assert "2 steps of 8" in said
     (tmp_path / "again").mkdir()
@@ -65,4 +68,4 @@ def test_a_step_sees_as_many_images(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()  # there is room now, and yet the choice is kept
     again = run(tmp_path, "again", **given, resume="auto")
     assert read_run_metadata(again).settings["batch_size"] == chosen["batch_size"]
-    assert "as before" in capfd.readouterr().err
+    assert "as before" in caplog.text

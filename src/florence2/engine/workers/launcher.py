@@ -8,39 +8,15 @@ from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
-import torch
 from torch import distributed
 
+from florence2.distributed import LauncherRank
+
 CONNECT_TIMEOUT_S = timedelta(minutes=10)  # for processes that start late
-
-
-@dataclass(frozen=True)
-class LauncherRank:
-    """The number of this process among all, and among those of its machine."""
-
-    rank: int
-    local_rank: int
-    world_size: int
-    local_world_size: int
-
-    def device(self, chosen: str | None) -> str | None:
-        """Give this process a GPU of its own, unless the user chose where to run."""
-        return f"cuda:{self.local_rank}" if chosen is None and torch.cuda.device_count() > self.local_rank else chosen
-
-
-def launcher_rank() -> LauncherRank | None:
-    """Read what a launcher tells the processes it starts; None where this process is alone."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if world < 2 or "RANK" not in os.environ:
-        return None
-    number = int(os.environ["RANK"])
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    return LauncherRank(number, int(os.environ.get("LOCAL_RANK", number)), world, here)
 
 
 def accept_workers(rank: LauncherRank) -> list[Connection]:

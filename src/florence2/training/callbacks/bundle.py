@@ -6,10 +6,10 @@ Knows neither model nor settings.
 from pathlib import Path
 from typing import Any, Self
 
-from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from florence2.errors import UserError
+from florence2.log import logger
 from florence2.training.callbacks.reporting import MetricsLogger, TrainingProgressBar
 from florence2.training.callbacks.stopping import (
     EarlyStopping,
@@ -43,8 +43,7 @@ class SaveEveryNEpochs(TrainerCallback):  # type: ignore[misc]
 class TrainingCallbacks:
     """All of it around one training; a context manager, because signals and the bar must be given back."""
 
-    def __init__(self, console: Console, folder: Path, epochs: int | None, patience: int | None) -> None:
-        self.console = console
+    def __init__(self, folder: Path, epochs: int | None, patience: int | None) -> None:
         self.folder = folder
         self.limit = patience
         self.patience: EarlyStopping | None = None
@@ -64,10 +63,10 @@ class TrainingCallbacks:
 
     def callbacks(self, per_step: int, best_by: str, rises: bool) -> list[TrainerCallback]:
         """Give the callbacks for a training whose steps take so many pictures, the best of it told by a score."""
-        self.bar = TrainingProgressBar(self.console, per_step)
+        self.bar = TrainingProgressBar(per_step)
         found = [self.rhythm, self.broken, self.stop, self.bar, MetricsLogger(self.folder)]
         if self.limit is not None:
-            self.patience = EarlyStopping(self.limit, best_by, rises, self.console.print)
+            self.patience = EarlyStopping(self.limit, best_by, rises)
             found.append(self.patience)
         return found
 
@@ -95,4 +94,4 @@ class TrainingCallbacks:
             )
         if broken and state.is_world_process_zero:
             some = "step" if broken == 1 else f"{broken} steps"
-            self.console.print(f"the last {some} had no finite gradient: see what it answers before you rely on it")
+            logger.warning(f"the last {some} had no finite gradient: see what it answers before you rely on it")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerState
 
+from florence2.log import logger, progress_console
 from florence2.training.callbacks.loss_plot import METRICS_FILE, MetricsFile, save_plot
 
 PLAIN_EVERY = 10.0  # seconds between lines where no bar can be drawn
@@ -23,8 +23,8 @@ RATE_OVER = 20  # steps
 class TrainingProgressBar(TrainerCallback):  # type: ignore[misc]
     """Show steps, loss, pictures per second and the time that is left, as a bar or, without a terminal, as lines."""
 
-    def __init__(self, console: Console, per_step: int) -> None:
-        self.console = console
+    def __init__(self, per_step: int) -> None:
+        self.console = progress_console()
         self.per_step = per_step
         self.loss = ""
         self.times: list[float] = []
@@ -54,7 +54,7 @@ class TrainingProgressBar(TrainerCallback):  # type: ignore[misc]
         if "loss" in logs:
             self.loss = f"loss {logs['loss']:.4f}"
         if "eval_loss" in logs and state.is_world_process_zero:
-            self.console.print(f"step {state.global_step}: {measured(logs)}", highlight=False)
+            logger.info(f"step {state.global_step}: {measured(logs)}")
 
     def on_step_end(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
         """Move on by one step."""
@@ -65,7 +65,7 @@ class TrainingProgressBar(TrainerCallback):  # type: ignore[misc]
             self.told = time.monotonic()
             left = (state.max_steps - state.global_step) * self._seconds()
             words = f"step {state.global_step}/{state.max_steps}: {self._words()}, {left:.0f} s left"
-            self.console.print(words, highlight=False)
+            logger.info(words)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Take the bar away."""
@@ -85,8 +85,9 @@ class TrainingProgressBar(TrainerCallback):  # type: ignore[misc]
 
 
 @contextmanager
-def count_progress(console: Console, what: str, number: int, before: int) -> Iterator[Callable[[int], None]]:
+def count_progress(what: str, number: int, before: int) -> Iterator[Callable[[int], None]]:
     """Show how many of so many are done, and the time that is left: a bar, or lines where there is no terminal."""
+    console = progress_console()
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     told = time.monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
@@ -98,7 +99,7 @@ def count_progress(console: Console, what: str, number: int, before: int) -> Ite
             if not console.is_terminal and time.monotonic() - told > PLAIN_EVERY:
                 told = time.monotonic()
                 row = bar.tasks[0]
-                console.print(f"{what}: {row.completed:,.0f} of {number:,}, {row.time_remaining or 0:.0f} s left")
+                logger.info(f"{what}: {row.completed:,.0f} of {number:,}, {row.time_remaining or 0:.0f} s left")
 
         yield advance
 

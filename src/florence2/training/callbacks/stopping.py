@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -16,6 +15,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from florence2.errors import UserError
+from florence2.log import logger
 from florence2.training.saving.checkpoints import STATE, is_valid_checkpoint, list_checkpoints, steps_of
 
 MAX_CONSECUTIVE_SKIPS = 20  # steps without a finite gradient, after which training stops
@@ -102,11 +102,10 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
     They are counted from the trainer's own log, so that a training that goes on from a checkpoint counts on.
     """
 
-    def __init__(self, limit: int, score: str, rises: bool, say: Callable[[str], None]) -> None:
+    def __init__(self, limit: int, score: str, rises: bool) -> None:
         self.limit = limit
         self.score = f"eval_{score}"
         self.rises = rises
-        self.say = say
 
     def evaluations_since_best(self, state: TrainerState) -> int:
         """Count the measurements behind the best one."""
@@ -123,7 +122,7 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
             if state.is_world_process_zero:
                 named, many = self.score.replace("_", " "), "measurement" if self.limit == 1 else "measurements"
-                self.say(f"stopped at step {state.global_step}: {self.limit} {many} without a better {named}")
+                logger.info(f"stopped at step {state.global_step}: {self.limit} {many} without a better {named}")
         return control
 
 

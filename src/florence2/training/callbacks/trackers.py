@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
+from florence2.distributed import is_main_process
 from florence2.errors import UserError
-from florence2.system import is_main_process
 
 
 @contextmanager

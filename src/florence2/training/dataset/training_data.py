@@ -4,7 +4,7 @@ Knows the groups of settings that say which pictures and which words; neither de
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from florence2.data.streams.shard_readers import find_sharded_source
 from florence2.data.streams.stream import SampleStream
 from florence2.data.validate import check_images, train_val_split
 from florence2.errors import UserError
+from florence2.log import logger
 from florence2.model.processing import Preprocessor, max_target_tokens
 from florence2.model.tasks import find_task
 from florence2.settings_io import closest_name_hint
@@ -25,8 +26,6 @@ from florence2.training.dataset.image_augmentation import parse_image_augmentati
 from florence2.training.dataset.sampler import num_draws
 
 FIRST = 32  # samples of a stream that are looked at before it starts
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,15 @@ class TrainingData:
     stream: SampleStream | None = None
 
 
-def find_training_data(settings: TrainSettings, say: Say) -> TrainingData:
-    """Find what to learn from and what to measure on; `say` hears what was found."""
+def find_training_data(settings: TrainSettings) -> TrainingData:
+    """Find what to learn from and what to measure on; log what was found."""
     data, val = settings.data, settings.data.val_dataset
     if data.streaming:
         stream = _stream(settings)
-        say(f"{stream.source.name} is read as it comes, in {stream.source.num_shards:,} parts")
-        return TrainingData(stream.first(FIRST), eval=_found(settings, val, say) if val else [], stream=stream)
+        logger.info(f"{stream.source.name} is read as it comes, in {stream.source.num_shards:,} parts")
+        return TrainingData(stream.first(FIRST), eval=_found(settings, val) if val else [], stream=stream)
     fraction = _fraction(val)
-    found = {spec: _found(settings, spec, say) for spec in data.dataset}
+    found = {spec: _found(settings, spec) for spec in data.dataset}
     if len(found) > 1:
         found = {spec: [replace(each, id=f"{spec}/{each.id}") for each in samples] for spec, samples in found.items()}
     home = {sample.id: spec for spec, samples in found.items() for sample in samples}
@@ -58,7 +57,7 @@ def find_training_data(settings: TrainSettings, say: Say) -> TrainingData:
         [each for samples in found.values() for each in samples], fraction or 0, settings.training.seed
     )
     if val and fraction is None:
-        held = _found(settings, val, say)
+        held = _found(settings, val)
     weights = _weights(data.sampling_weights, samples, home)
     kept = [at for at in range(len(samples)) if weights is None or weights[at] > 0]
     return TrainingData([samples[at] for at in kept], weights and [weights[at] for at in kept], held)
@@ -124,7 +123,7 @@ def build_dataset(settings: TrainSettings, material: TrainingData, model: Any, p
     )
 
 
-def _found(settings: TrainSettings, spec: str, say: Say) -> list[Sample]:
+def _found(settings: TrainSettings, spec: str) -> list[Sample]:
     data = settings.data
     found = resolve_dataset(
         spec,
@@ -139,7 +138,7 @@ def _found(settings: TrainSettings, spec: str, say: Say) -> list[Sample]:
         offline=settings.model.offline,
     )
     found = check_images(found, missing=data.on_missing)
-    say(found.summary())
+    logger.info(found.summary())
     return found.samples
 
 

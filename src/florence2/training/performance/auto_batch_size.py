@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from florence2.config import TrainingSettings
+from florence2.log import logger
 from florence2.model.storage.run_metadata import read_run_metadata
 from florence2.model.tasks import find_task
 from florence2.training.dataset.florence2_dataset import Florence2Dataset
@@ -38,7 +39,6 @@ def auto_batch_size(
     dataset: Florence2Dataset,
     dtype: torch.dtype,
     checkpoint: Path | None,
-    say: Callable[[str], None],
 ) -> TrainingSettings:
     """Choose the largest batch that fits and the accumulation that keeps the step; a resumed training keeps its own."""
     if not learning.auto_batch:
@@ -51,9 +51,9 @@ def auto_batch_size(
         batch = largest_fitting_divisor(images, lambda size: _fits(learner, batch_shapes(dataset, size), dtype, room))
         PartialState(cpu=device.type == "cpu")
         batch = min(gather_object([batch]))  # of all processes; each divides the step
-        say(f"batches of {batch}: the largest that part a step of {images} and fit into {room / GIB:.1f} GiB")
+        logger.info(f"batches of {batch}: the largest that part a step of {images} and fit into {room / GIB:.1f} GiB")
     else:
-        say(f"batches of {batch}, as before")
+        logger.info(f"batches of {batch}, as before")
     return replace(learning, batch_size=batch, gradient_accumulation_steps=images // batch)
 
 

@@ -5,7 +5,6 @@ Knows the modules that hold the most, and no settings beyond the flags' names th
 Shapes: B pictures of a batch, H and W the model's picture size.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.florence2.modeling_florence2 import Florence2VisionChannelBlock, Florence2VisionSpatialBlock
 
+from florence2.distributed import local_world_size
 from florence2.errors import UserError
 from florence2.model.adapter.quantized import without_dequantization
 from florence2.system import free_memory
@@ -96,7 +96,7 @@ def free_device_memory(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
-    return free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return free_memory() // local_world_size()
 
 
 def memory_warning(need: MemoryEstimate, device: torch.device) -> str:

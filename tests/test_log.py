@@ -1,0 +1,35 @@
+import logging
+
+import pytest
+from rich.table import Table
+
+from florence2.log import log_to_stderr, logger, progress_console, render_text
+
+
+def test_command_line_prints_messages_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    with log_to_stderr():
+        logger.info("100%% of [bold]%s[/bold]", "photos")
+    logger.info("after the command")
+    captured = capsys.readouterr()
+    assert captured.err == "100% of [bold]photos[/bold]\n"
+    assert captured.out == ""
+
+
+def test_library_is_silent_until_logging_is_configured(capsys: pytest.CaptureFixture[str]) -> None:
+    logger.info("a message")
+    assert capsys.readouterr().err == ""
+    assert not progress_console().is_terminal
+
+
+def test_only_the_main_process_logs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="florence2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        logger.info("rank %s", rank)
+    assert caplog.messages == ["rank 0"]
+
+
+def test_table_is_rendered_as_plain_text() -> None:
+    table = Table("task", "score")
+    table.add_row("od", "0.5")
+    assert [word for word in render_text(table).split() if word.isalnum()] == ["task", "score", "od"]
