@@ -26,7 +26,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from florence2.data.sample import Sample
 from florence2.engine.engine import Engine
-from florence2.engine.engine_config import EngineConfig, GenerationConfig
+from florence2.engine.engine_config import EngineConfig
+from florence2.engine.generation_config import GenerationConfig
 from florence2.model.storage import legacy_layout as legacy
 from florence2.model.storage.checkpoint_files import read_tokenizer
 from florence2.model.tasks import find_task

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from florence2.engine.async_engine import AsyncEngine as AsyncEngine
     from florence2.engine.engine import Engine as Engine
     from florence2.engine.engine_config import EngineConfig as EngineConfig
-    from florence2.engine.engine_config import GenerationConfig as GenerationConfig
+    from florence2.engine.generation_config import GenerationConfig as GenerationConfig
     from florence2.errors import UserError as UserError
     from florence2.model.load import load as load
     from florence2.model.tasks import Task as Task
@@ -24,13 +24,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AsyncEngine": "florence2.engine.async_engine",
+    "EngineConfig": "florence2.engine.engine_config",
+    "GenerationConfig": "florence2.engine.generation_config",
     "Prediction": "florence2.data.sample",
     "Sample": "florence2.data.sample",
     "Task": "florence2.model.tasks",
     "UserError": "florence2.errors",
     "Engine": "florence2.engine.engine",
-    "EngineSettings": "florence2.engine.engine_config",
-    "GenerationSettings": "florence2.engine.engine_config",
     "evaluate": "florence2.recipes.evaluate",
     "load": "florence2.model.load",
     "predict": "florence2.recipes.predict",

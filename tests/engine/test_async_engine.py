@@ -6,7 +6,8 @@ import pytest
 
 from florence2.data.sample import Sample
 from florence2.engine.async_engine import AsyncEngine
-from florence2.engine.engine_config import EngineConfig, GenerationConfig
+from florence2.engine.engine_config import EngineConfig
+from florence2.engine.generation_config import GenerationConfig
 from florence2.errors import UserError
 from tests.engine.images import image, missing, samples
 from tests.engine.test_engine import answers, texts

@@ -5,8 +5,9 @@ import torch
 
 from florence2.data.sample import Prediction
 from florence2.engine.engine import Engine
-from florence2.engine.engine_config import EngineConfig, GenerationConfig
+from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generate_engine import GenerateEngine
+from florence2.engine.generation_config import GenerationConfig
 from florence2.model.load import load
 from tests.engine.test_equivalence import places, questions
 

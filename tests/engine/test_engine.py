@@ -11,8 +11,9 @@ from florence2.data.sample import Prediction, Sample
 from florence2.engine.decoding.batch_state import CompletionPoller
 from florence2.engine.decoding.decoder import max_slots_for_memory
 from florence2.engine.engine import Engine
-from florence2.engine.engine_config import EngineConfig, GenerationConfig
+from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generate_engine import GenerateEngine
+from florence2.engine.generation_config import GenerationConfig
 from florence2.errors import UserError
 from tests.engine.images import image, missing, samples
 from tests.tiny import tiny_model

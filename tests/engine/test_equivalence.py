@@ -15,8 +15,9 @@ from florence2.demo.scenes import make_scene
 from florence2.demo.targets import all_targets
 from florence2.engine.decoding.decoder import TOP_LOGITS_FP32, Decoder
 from florence2.engine.engine import Engine
-from florence2.engine.engine_config import EngineConfig, GenerationConfig
+from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generate_engine import GenerateEngine
+from florence2.engine.generation_config import GenerationConfig
 from florence2.model.load import load
 from florence2.model.tasks import TASKS, Task, find_task
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from florence2.data.sample import Prediction, Sample
-from florence2.engine.engine_config import EngineConfig, GenerationConfig
+from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generate_engine import GenerateEngine
+from florence2.engine.generation_config import GenerationConfig
 from florence2.errors import UserError
 from florence2.model.tasks import OutputType, find_task
 from tests.engine.images import image, missing, samples
@@ -132,5 +133,5 @@ def test_score_is_the_mean_probability_of_what_the_model_chose(tiny):
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(wrong: dict):
-    with pytest.raises(UserError, match=next(iter(wrong)) if "num_return" not in str(wrong) else "2 answers"):
+    with pytest.raises(UserError, match=next(iter(wrong))):
         GenerationConfig(**wrong)

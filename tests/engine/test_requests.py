@@ -3,7 +3,7 @@ import math
 import pytest
 
 from florence2.data.sample import Sample
-from florence2.engine.engine_config import GenerationConfig, ModelGenerationConfig
+from florence2.engine.generation_config import GenerationConfig, ModelGenerationConfig
 from florence2.engine.outputs import CompletionOutput, to_prediction
 from florence2.engine.requests import ImageInputs, Request
 from florence2.model.processing import Preprocessor

@@ -181,7 +181,7 @@ def test_what_comes_through_the_door_changes_answers_and_the_run(tiny: Path, tmp
         ("num_beams=3", "pass `--num_beams`"),
         ("min_length=some", "min_length=some"),
         ("early_stopping=1", "early_stopping=1"),
-        ("generation_args=1", "flag of its own"),
+        ("generation_args=1", "has no `generation_args`"),
         ("repetition_penalty=0", "repetition_penalty"),
     ],
 )

@@ -20,10 +20,11 @@ from florence2.engine.decoding.batch_state import BatchState, CompletionPoller, 
 from florence2.engine.decoding.decoder import Decoder, KVCache, max_slots_for_memory
 from florence2.engine.decoding.search import search_for
 from florence2.engine.encoder.encoder import Encoder
-from florence2.engine.engine_config import EngineConfig, ModelGenerationConfig, Stats, seed_of
+from florence2.engine.engine_config import EngineConfig
+from florence2.engine.generation_config import ModelGenerationConfig, sample_seed
 from florence2.engine.outputs import CompletionOutput, to_prediction
 from florence2.engine.requests import IsActive, Request, RequestOutput, RequestQueue, always_active
-from florence2.engine.timer import Timer
+from florence2.engine.stats import Stats, Timer
 from florence2.errors import UserError
 from florence2.model.processing import Preprocessor
 
@@ -174,7 +175,7 @@ class Engine:
             self.decoder.prefill_cross_attention(
                 self.cache, slots, states_BND, [len(question.prompt_ids) for question in questions]
             )
-        seeds = [seed_of(question.sample, self.settings.generation.seed) for question in questions]
+        seeds = [sample_seed(question.sample, self.settings.generation.seed) for question in questions]
         self.slots.start(slots, [question.limits for question in questions], self.model_config, seeds)
         for slot, question in zip(slots, questions, strict=True):
             self._questions[slot], self._lengths[slot] = question, 1

@@ -15,9 +15,11 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from florence2.data.sample import Prediction, Sample
-from florence2.engine.engine_config import EngineConfig, LengthLimits, ModelGenerationConfig, Stats, seed_of
+from florence2.engine.engine_config import EngineConfig
+from florence2.engine.generation_config import LengthLimits, ModelGenerationConfig, sample_seed
 from florence2.engine.outputs import CompletionOutput, to_prediction
 from florence2.engine.requests import Request, RequestQueue
+from florence2.engine.stats import Stats
 from florence2.model.processing import Preprocessor
 
 DEFAULT_BATCH_SIZE = 8
@@ -77,7 +79,7 @@ class GenerateEngine:
         limits, settings = questions[0].limits, self.settings.generation
         with self.stats.measure("decode"), torch.random.fork_rng(self._devices(), enabled=settings.do_sample):
             if settings.do_sample:
-                torch.manual_seed(seed_of(questions[0].sample, settings.seed))
+                torch.manual_seed(sample_seed(questions[0].sample, settings.seed))
             sequences = self.model.generate(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states_BND),
                 attention_mask=mask_BN,

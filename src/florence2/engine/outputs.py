@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from florence2.data.sample import Prediction
-from florence2.engine.engine_config import ModelGenerationConfig
+from florence2.engine.generation_config import ModelGenerationConfig
 from florence2.engine.requests import Request
 from florence2.model import locations
 from florence2.model.location_grammar import LocatedObject, Span

@@ -18,7 +18,8 @@ from typing import Any, Self
 import torch
 
 from florence2.data.sample import Prediction, Sample, Size
-from florence2.engine.engine_config import EngineConfig, LengthLimits, ModelGenerationConfig
+from florence2.engine.engine_config import EngineConfig
+from florence2.engine.generation_config import LengthLimits, ModelGenerationConfig
 from florence2.errors import UserError
 from florence2.model.processing import Preprocessor
 from florence2.model.tasks import Task, find_task

@@ -10,18 +10,20 @@ from typing import Any
 
 import torch
 
-from florence2.config import PredictSettings, WeightsSettings
+from florence2.config import GenerationSettings, PredictSettings, WeightsSettings
 from florence2.devices import dtype_warning, local_device, pick_device, pick_dtype
 from florence2.distributed import launcher_rank
 from florence2.engine.engine import Engine
-from florence2.engine.engine_config import EngineConfig, GenerationConfig
+from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generate_engine import GenerateEngine
+from florence2.engine.generation_config import GenerationConfig
 from florence2.engine.workers.launcher import accept_workers, connect_to_leader
 from florence2.engine.workers.multi_engine import MultiEngine
 from florence2.engine.workers.worker import WorkerConfig, run_worker
 from florence2.errors import UserError
 from florence2.log import logger
 from florence2.model.load import load
+from florence2.settings_io import parse_options, setting_names, settings_to_dict
 
 
 def create_engine(
@@ -61,6 +63,27 @@ def load_on_device(chosen: WeightsSettings, device: str | None) -> tuple[Any, An
     where = pick_device(device)
     dtype = pick_dtype(chosen.dtype, where, learns=False)
     return load(chosen.model_path, dtype=dtype, device=where, revision=chosen.revision, offline=chosen.offline)
+
+
+def parse_generation_config(flags: GenerationSettings) -> GenerationConfig:
+    """Read the flags of generation and the `key=value` words of `--generation_args`; refuse unknown keys by name."""
+    values = settings_to_dict(flags)
+    words = values.pop("generation_args")
+    options = parse_options("--generation_args", words, setting_names(GenerationConfig))
+    for name, value in options.items():
+        if name in values:
+            raise UserError(f"`--generation_args {name}` has a flag of its own", f"pass `--{name}`")
+        if not _is_valid_option(name, value):
+            raise UserError(f"`--generation_args {name}={value}` is not valid", "see `florence2 predict --help`")
+    return GenerationConfig(**values, **options)
+
+
+def _is_valid_option(name: str, value: Any) -> bool:
+    """Tell whether a value that was read from words has the type of its option."""
+    if name == "early_stopping":
+        return isinstance(value, bool) or value == "never"
+    types = (int, float) if isinstance(getattr(GenerationConfig, name), float) else (int,)
+    return isinstance(value, types) and not isinstance(value, bool)
 
 
 def _engine_config(settings: PredictSettings, generation: GenerationConfig, expected: int) -> EngineConfig:

@@ -16,7 +16,7 @@ from florence2.config import PredictSettings
 from florence2.data.resolve import resolve_images
 from florence2.data.sample import Prediction, ResolvedDataset, Sample, relative_image_dir
 from florence2.distributed import is_main_process, launcher_rank
-from florence2.engine.engine_config import GenerationConfig
+from florence2.engine.generation_config import GenerationConfig
 from florence2.errors import UserError
 from florence2.log import logger
 from florence2.model.storage.checkpoint_files import find_folder
@@ -24,7 +24,7 @@ from florence2.model.storage.run_metadata import read_run_metadata
 from florence2.model.tasks import Task, find_task
 from florence2.pipeline.class_splitter import ClassSplitter
 from florence2.pipeline.task_pipeline import TaskPipeline
-from florence2.recipes.create_engine import create_engine, serve_as_worker
+from florence2.recipes.create_engine import create_engine, parse_generation_config, serve_as_worker
 from florence2.results.annotated_images import AnnotatedImageWriter
 from florence2.results.dataset_exports import DatasetExport
 from florence2.results.journal import Journal, add_affixes, run_id, strip_affixes, weights_fingerprint
@@ -53,7 +53,7 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> RunSummar
         serve_as_worker(settings)
         return RunSummary()
     output = settings.output
-    generation = GenerationConfig.of(settings.generation)
+    generation = parse_generation_config(settings.generation)
     folder = find_folder(settings.model.model_path, settings.model.revision, settings.model.offline)
     plan, found = _plan(settings, folder).apply_to(partial(_images, settings))
     root = found.root or Path()
@@ -142,7 +142,6 @@ def _run(settings: PredictSettings, generation: GenerationConfig, folder: Path) 
         for name, value in by_name.settings_to_dict(generation).items()
         if name in flags or _is_set(name, value)
     }
-    del asked["generation_args"]
     return run_id(
         str(folder), weights_fingerprint(folder), asked, settings.speed.full_decode, output.prefix, output.suffix
     )

@@ -6,7 +6,7 @@ from transformers.generation import logits_process as theirs
 from florence2.engine.decoding.batch_state import BatchState
 from florence2.engine.decoding.logits_processors import BLOCK, LogitsProcessors, blocked_topk, gumbel_sample, warp
 from florence2.engine.decoding.search import search_for
-from florence2.engine.engine_config import GenerationConfig, LengthLimits, ModelGenerationConfig
+from florence2.engine.generation_config import GenerationConfig, LengthLimits, ModelGenerationConfig
 
 RULES = ModelGenerationConfig(
     decoder_start_token_id=2,

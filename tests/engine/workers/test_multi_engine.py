@@ -8,7 +8,9 @@ from multiprocessing.connection import Connection
 import pytest
 
 from florence2.data.sample import Prediction, Sample
-from florence2.engine.engine_config import EngineConfig, GenerationConfig, Stats
+from florence2.engine.engine_config import EngineConfig
+from florence2.engine.generation_config import GenerationConfig
+from florence2.engine.stats import Stats
 from florence2.engine.workers.multi_engine import MultiEngine
 from florence2.engine.workers.worker import WorkerConfig, WorkerOutput, WorkerReady, run_worker
 from florence2.errors import UserError

@@ -18,7 +18,7 @@ from torch import Tensor
 from florence2.devices import to_device
 
 if TYPE_CHECKING:
-    from florence2.engine.engine_config import LengthLimits, ModelGenerationConfig
+    from florence2.engine.generation_config import LengthLimits, ModelGenerationConfig
 
 STRIDE = 32  # tables grow, and are looked at, by this many places, so that shapes change rarely
 INVALID_SCORE = -1e9  # the score of a row that does not exist (transformers' number, so that sums round alike)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from florence2.engine.decoding.batch_state import BatchState
-from florence2.engine.engine_config import GenerationConfig, ModelGenerationConfig
+from florence2.engine.generation_config import GenerationConfig, ModelGenerationConfig
 
 NEG_INF = -float("inf")
 BLOCK = 128  # tokens that `largest` looks at together

@@ -24,7 +24,7 @@ from florence2.engine.decoding.logits_processors import (
     gumbel_sample,
     warp,
 )
-from florence2.engine.engine_config import GenerationConfig, ModelGenerationConfig
+from florence2.engine.generation_config import GenerationConfig, ModelGenerationConfig
 
 
 class Search(Protocol):

@@ -16,7 +16,7 @@ from typing import Self
 import torch
 
 from florence2.data.sample import Prediction, Sample
-from florence2.engine.engine_config import Stats
+from florence2.engine.stats import Stats
 from florence2.engine.workers.worker import EngineWorker, WorkerConfig, start_worker
 from florence2.errors import UserError
 

@@ -21,7 +21,8 @@ import torch
 
 from florence2.data.sample import Prediction, Sample
 from florence2.engine.engine import Engine
-from florence2.engine.engine_config import EngineConfig, Stats
+from florence2.engine.engine_config import EngineConfig
+from florence2.engine.stats import Stats
 from florence2.errors import UserError
 from florence2.system import tune_allocator
 
