@@ -93,7 +93,7 @@ def test_the_guide_from_first_to_last_command(folder: Path) -> None:
     rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 3
     assert {row["task"] for row in rows} == {"<MORE_DETAILED_CAPTION>"}
-    assert all((folder / row["folder"] / row["file_name"]).exists() for row in rows)
+    assert all((folder / row["image_dir"] / row["file_name"]).exists() for row in rows)
 
     sampled = run(folder, ADVANCED_INFERENCE)
     assert sampled.returncode == 0, sampled.stderr

@@ -370,7 +370,7 @@ def test_predictions_that_moved_beside_their_images(tmp_path, photos):
     moved = path.rename(photos / "moved.jsonl")
     assert [s[0] for s in said(moved)] == ["a.jpg", "in/b.png"]
     far = (tmp_path / "far").mkdir() or moved.rename(tmp_path / "far" / "away.jsonl")
-    far.write_text(far.read_text().replace('"folder": ".."', '"folder": "gone"'))
+    far.write_text(far.read_text().replace('"image_dir": ".."', '"image_dir": "gone"'))
     assert "do not exist" in refused(far).what
     assert [s[0] for s in said(far, dataset_dir=photos)] == ["a.jpg", "in/b.png"]
 
@@ -387,7 +387,7 @@ def test_predictions_about_two_folders_in_one_file(tmp_path):
 
 
 def test_a_row_may_not_lead_out_of_the_folder_it_names(tmp_path, photos):
-    rows = [{"file_name": "../secret.jpg", "text": "x", "folder": photos.name}]
+    rows = [{"file_name": "../secret.jpg", "text": "x", "image_dir": photos.name}]
     assert "leads out of" in refused(jsonl(tmp_path.parent / "list.jsonl", rows)).what
 
 
@@ -397,5 +397,8 @@ def test_only_failed_predictions(tmp_path, photos):
 
 
 def test_a_column_that_happens_to_be_called_folder(photos):
-    rows = [{"file_name": "in/b.png", "text": "x", "folder": "in"}, {"file_name": "a.jpg", "text": "y", "folder": 3}]
+    rows = [
+        {"file_name": "in/b.png", "text": "x", "image_dir": "in"},
+        {"file_name": "a.jpg", "text": "y", "image_dir": 3},
+    ]
     assert [s[0] for s in said(jsonl(photos / "list.jsonl", rows))] == ["in/b.png", "a.jpg"]

@@ -52,13 +52,24 @@ BOXES = {"bboxes": [[1.5, 2, 3, 4]], "labels": ["boat"]}
     ],
 )
 def test_predictions_are_read_back(prediction, keys):
-    order = ["file_name", "text", "task", "input", "answer", "num_tokens", "score", "alternatives", "folder", "error"]
-    optional = {"input", "answer", "alternatives", "folder", "error"}
+    order = [
+        "file_name",
+        "text",
+        "task",
+        "input",
+        "answer",
+        "num_tokens",
+        "score",
+        "alternatives",
+        "image_dir",
+        "error",
+    ]
+    optional = {"input", "answer", "alternatives", "image_dir", "error"}
     row = prediction.to_json()
     assert list(row) == [key for key in order if key not in optional or key in keys]
     line = json.dumps(prediction.to_json("../photos"), allow_nan=False)
     assert Prediction.from_json(json.loads(line)) == prediction
-    assert list(json.loads(line)) == [key for key in order if key not in optional or key in [*keys, "folder"]]
+    assert list(json.loads(line)) == [key for key in order if key not in optional or key in [*keys, "image_dir"]]
 
 
 def test_a_prediction_of_others_is_read():

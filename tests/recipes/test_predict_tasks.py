@@ -54,7 +54,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def run(model: str | Path, folder: Path, output: Path, **more: Any) -> list[dict[str, Any]]:
     """Predict, and give the lines without the words that are the same on each."""
     predict(model_path=str(model), input_path=str(folder), output_path=str(output), **more)
-    return [{key: value for key, value in row.items() if key not in ("folder", "run")} for row in rows(output)]
+    return [{key: value for key, value in row.items() if key not in ("image_dir", "run_id")} for row in rows(output)]
 
 
 def by_question(lines: list[dict[str, Any]]) -> dict[tuple[str, ...], str]:
@@ -170,7 +170,7 @@ def test_what_comes_through_the_door_changes_answers_and_the_run(tiny: Path, tmp
     assert rows(output) == [first], "as it was: the same run"
     run(tiny, folder, output, max_length=9, generation_args=("min_length=9",))
     [second] = rows(output)
-    assert second["run"] != first["run"]
+    assert second["run_id"] != first["run_id"]
     assert second["num_tokens"] == 9
 
 

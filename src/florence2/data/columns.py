@@ -9,7 +9,7 @@
 
 Where a row has `text` and `answer`, the text is learnt: it is what `answer` was read from. Where a text is to be read,
 an `answer` of "" says that there is none; elsewhere nothing said is no answer. A row with `error` is a
-prediction that failed and is left out; `folder` leads from a list to its pictures, as predictions write it.
+prediction that failed and is left out; `image_dir` leads from a list to its pictures, as predictions write it.
 """
 # ruff: noqa: PTH118 - pathlib costs too much where a million rows each name a picture
 

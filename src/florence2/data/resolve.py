@@ -225,7 +225,7 @@ def _within(folder: Path) -> ImageLocator:
 
 
 def _beside(folder: Path) -> ImageLocator:
-    """Look where a row's `folder` leads, as predictions write it, then beside the list itself."""
+    """Look where a row's `image_dir` leads, as predictions write it, then beside the list itself."""
     beside = confine_to(folder, _NAME_FOLDER)
 
     @cache
@@ -234,7 +234,7 @@ def _beside(folder: Path) -> ImageLocator:
         return confine_to(root, _NAME_FOLDER) if root.is_dir() else None
 
     def locate(row: Row, image: str, where: str) -> LocatedImage:
-        lead = row.get("folder")
+        lead = row.get("image_dir")
         if isinstance(lead, str) and lead and (inside := led(lead)):
             located = inside(image, where)
             if located.exists:

@@ -98,16 +98,16 @@ class Prediction:
         """Match the `key` of the sample this answers."""
         return self.file_name, self.task, self.input
 
-    def to_json(self, folder: str = ".") -> dict[str, Any]:
-        """Give the row that is written; `folder` leads from the written file to the pictures (`folder_between`)."""
+    def to_json(self, image_dir: str = ".") -> dict[str, Any]:
+        """Return the JSON row; `image_dir` is the path from the written file to the images (`relative_image_dir`)."""
         row: dict[str, Any] = {"file_name": self.file_name, "text": self.text, "task": self.task}
         if self.input:
             row["input"] = self.input
         row |= self._said()
         if self.alternatives:
             row["alternatives"] = [{"text": each.text, **each._said()} for each in self.alternatives]
-        if folder != ".":
-            row["folder"] = folder
+        if image_dir != ".":
+            row["image_dir"] = image_dir
         if self.error is not None:
             row["error"] = self.error
         return row

@@ -92,7 +92,7 @@ def _entries(rows: Iterable[Row], about: dict[str, Sample], root: Path) -> Itera
         name = str(row["file_name"])
         sample = about.get(name) or Sample(name, root / name, "")
         path = sample.image
-        said = {key: value for key, value in row.items() if key not in ("alternatives", "folder", "run")}
+        said = {key: value for key, value in row.items() if key not in ("alternatives", "image_dir", "run_id")}
         yield DatasetRow(name, said, sample, not isinstance(path, Path) or path.is_file())
 
 

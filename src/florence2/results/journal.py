@@ -99,7 +99,7 @@ class Journal:
 
     def write(self, prediction: Prediction) -> None:
         """Add one line, whole and handed to the system when this returns; a question is answered once."""
-        row = {**prediction.to_json(self.folder), "run": self.run}
+        row = {**prediction.to_json(self.folder), "run_id": self.run}
         if self._key(row) in self._answered:
             return
         if self._file is None:
@@ -125,13 +125,13 @@ class Journal:
             )
 
     def _is_this_run(self, row: Row) -> bool:
-        return bool(row.get("run") == self.run)
+        return bool(row.get("run_id") == self.run)
 
     def _is_valid(self, row: Row) -> bool:
         return row.get("error") is None and not self.fresh
 
     def _key(self, row: Row) -> Key:
-        return (*Prediction.from_json(row).key, str(row.get("folder") or "."))
+        return (*Prediction.from_json(row).key, str(row.get("image_dir") or "."))
 
     def _rows(self) -> Iterator[Row]:
         """Read the whole lines; a line that is no prediction means that the file is somebody else's."""

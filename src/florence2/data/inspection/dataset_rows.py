@@ -41,14 +41,14 @@ def _holds_images(path: Path) -> bool:
 
 
 def _lead(root: Path) -> ImageLocator:
-    """Look where a row's `folder` leads, as predictions write it, else in the folder."""
+    """Look where a row's `image_dir` leads, as predictions write it, else in the folder."""
     inside = confine_to(root, "name the folder of the pictures with --dataset_dir")
 
     def locate(row: Row, image: str, where: str) -> LocatedImage:
-        lead = row.get("folder")
+        lead = row.get("image_dir")
         if isinstance(lead, str) and lead:
             led = Path(os.path.normpath(root.resolve() / lead))
-            located = confine_to(led, "mend its `folder`")(image, where) if led.is_dir() else None
+            located = confine_to(led, "fix its `image_dir`")(image, where) if led.is_dir() else None
             if located and located.exists:
                 return located
         return inside(image, where)
