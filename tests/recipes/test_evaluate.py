@@ -65,7 +65,7 @@ def test_every_kind_of_task_is_scored_in_one_file(photos):
         for score, found in task["scores"].items():
             best = {"cider": found["value"], "cer": 0, "wer": 0}.get(score, 1)
             assert found["value"] == pytest.approx(best), (name, score)
-    assert tasks["own prompts"]["questions"] == 6
+    assert tasks["custom_prompts"]["examples"] == 6
     assert tasks["od"]["labels"] == {"cat": 1, "dog": 1}
 
 
@@ -74,14 +74,14 @@ def test_the_command_shows_a_table_and_writes_json(photos, capfd):
     assert main(["evaluate", "--predictions", said, "--references", str(photos), "--bootstrap_samples", "50"]) == 0
     out, err = capfd.readouterr()
     scores = json.loads(out)
-    assert scores["counts"]["without_prediction"] == {"number": 1, "first": ["c.png"]}
+    assert scores["counts"]["missing_predictions"] == {"number": 1, "first": ["c.png"]}
     assert scores["tasks"]["caption"]["scores"]["exact_match"]["value"] == pytest.approx(1 / 3, abs=1e-6)
-    assert scores["tasks"]["caption"]["scores"]["cider"]["better"] == "higher"
+    assert scores["tasks"]["caption"]["scores"]["cider"]["higher_is_better"] is True
     assert [case["file_name"] for case in scores["tasks"]["caption"]["worst"]] == ["c.png", "b.png", "a.png"]
     assert scores["tasks"]["caption"]["worst"][0]["error"] == "no prediction"
-    assert "caption: 3 questions, 3 pictures" in err
+    assert "caption: 3 examples, 3 images" in err
     assert "exact_match" in err
-    assert "1 question without a prediction, counted as wrong; the first: c.png" in err
+    assert "1 example without a prediction, counted as wrong; the first: c.png" in err
 
 
 def test_what_has_no_prediction_can_be_left_out(photos):
@@ -109,7 +109,7 @@ def test_words_can_be_scored_as_something_else(photos):
 def test_predictions_of_other_tools_need_no_task(photos):
     said = write(photos / "said.jsonl", {"file_name": "a.png", "text": "EXIT"})
     wanted = write(photos / "wanted.jsonl", {"file_name": "a.png", "text": "EXIT"})
-    for task, expected in ((None, "caption"), ("ocr", "ocr"), ("What is written there?", "own prompts")):
+    for task, expected in ((None, "caption"), ("ocr", "ocr"), ("What is written there?", "custom_prompts")):
         scores = evaluate(predictions=said, references=wanted, task=task)
         assert scores["tasks"][expected]["scores"]["exact_match"]["value"] == 1
 
@@ -126,7 +126,7 @@ def test_two_files_are_compared_on_the_same_images(photos, capfd):
     assert found["change"]["value"] == pytest.approx(2 / 3, abs=1e-6)
     assert 0 <= found["change"]["low"] < found["change"]["high"] == 1
     assert "change" in err
-    assert "lost most" not in html.read_text(encoding="utf-8")  # nothing got worse
+    assert "largest losses" not in html.read_text(encoding="utf-8")  # nothing got worse
     main(["evaluate", "--compare", b, a, "--references", str(photos), "--html", str(html)])
     page = html.read_text(encoding="utf-8")
     assert page.count("<section") == 2
@@ -165,8 +165,8 @@ def test_a_model_is_asked_first(photos):
         bootstrap_samples=0,
         device="cpu",
     )
-    assert scores["counts"]["questions"] == 3
-    assert scores["counts"]["without_prediction"]["number"] == 0
+    assert scores["counts"]["examples"] == 3
+    assert scores["counts"]["missing_predictions"]["number"] == 0
     assert len(Path("said.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
 

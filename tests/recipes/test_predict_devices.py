@@ -92,7 +92,7 @@ def test_a_launcher_scores_once(tiny: Path, tmp_path: Path) -> None:
     written = ["--predictions", str(said), "--output_path", "-"]
     done = subprocess.run([*launch, *given, *written], env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout)["tasks"]["caption"]["questions"] == 3, "one JSON, of all three"
+    assert json.loads(done.stdout)["tasks"]["caption"]["examples"] == 3, "one JSON, of all three"
     assert lines(said) == 3
 
 

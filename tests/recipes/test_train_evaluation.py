@@ -112,8 +112,8 @@ def test_patience_ends_and_is_resumed(room: Path, caplog: pytest.LogCaptureFixtu
     [
         ({"eval_metrics": ["cider"]}, "`--eval_metrics` needs pictures to measure on"),
         ({"early_stopping": 2}, "`--early_stopping` needs pictures to measure on"),
-        ({"eval_metrics": ["sider"], "val_dataset": "0.5"}, "`--eval_metrics sider` is no score here"),
-        ({"eval_metrics": ["cider"], "val_dataset": "0.1"}, "there is no `cider` of 1 questions"),
+        ({"eval_metrics": ["sider"], "val_dataset": "0.5"}, "`--eval_metrics sider` is not a metric of these tasks"),
+        ({"eval_metrics": ["cider"], "val_dataset": "0.1"}, "`cider` cannot be computed on a validation set of size 1"),
         (
             {"trainer_args": ["metric_for_best_model=loss"]},
             "`--trainer_args metric_for_best_model` has a flag of its own",

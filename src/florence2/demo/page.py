@@ -3,8 +3,6 @@
 One HTML file that needs no other: pictures are inside. Knows no model.
 """
 
-import base64
-import io
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from florence2.results.html.inline_image import data_url
 from florence2.results.render import draw_answer
 
 _STYLE = """
@@ -39,7 +38,7 @@ def write_page(path: Path, shown: list[DemoResult], *, learnt: int, curve: Path)
     """Write the page and return its path."""
     figures = "\n".join(_figure(each) for each in shown)
     with Image.open(curve) as opened:
-        loss = _inline(opened, "PNG")
+        loss = data_url(opened, "PNG")
     right = sum(each.truth == each.after for each in shown)
     path.write_text(
         f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>florence2 demo</title><style>{_STYLE}</style>
@@ -60,12 +59,6 @@ def _figure(shown: DemoResult) -> str:
         image = draw_answer(opened, shown.boxes)
     judged = "right" if shown.after == shown.truth else "wrong"
     truth = "" if judged == "right" else f"<dt>in truth</dt><dd>{escape(shown.truth)}</dd>"
-    return f"""<figure><img alt="" src="{_inline(image, "JPEG")}"><figcaption><dl>
+    return f"""<figure><img alt="" src="{data_url(image)}"><figcaption><dl>
 <dt>before</dt><dd>{escape(shown.before)}</dd><dt>after</dt><dd class="{judged}">{escape(shown.after)}</dd>{truth}
 </dl></figcaption></figure>"""
-
-
-def _inline(image: Image.Image, kind: str) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, quality=88)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

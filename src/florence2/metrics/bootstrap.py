@@ -1,7 +1,7 @@
-"""A score is a number and how sure we are of it: measures over weighted questions, and the bootstrap.
+"""Metrics over weighted examples, and their confidence intervals by bootstrap.
 
-Knows nothing of pictures or tasks. A measure gives the score of any weighting of the questions; the score itself
-weighs each by 1, the bootstrap by how often its picture was drawn. Shapes: B drawings, Q questions.
+A metric is computed for any weights of the examples. The reported value weighs each example by 1; a bootstrap
+resample weighs it by how often its image was drawn. Shapes: B resamples, E examples.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,77 +16,81 @@ from florence2.errors import UserError
 
 Floats = NDArray[np.float64]
 
-_BLOCK, _MOST_WEIGHTS = 50, 5_000_000  # drawings whose weights are held at a time, and how many weights at most
+_BLOCK_SIZE, _MAX_WEIGHTS = 50, 5_000_000  # resamples whose weights are in memory at once, and the most weights
 
 
 class Metric(Protocol):
-    """One score."""
+    """A metric that is computed for any weights of the examples."""
 
     @property
     def higher_is_better(self) -> bool:
-        """Tell whether more is better."""
+        """Whether a higher value is better."""
 
-    def of(self, weights_BQ: Floats) -> Floats:
-        """Give the score of each row of weights; nan where there is nothing to divide by."""
+    def compute(self, weights_BE: Floats) -> Floats:
+        """Compute the value for each row of weights; nan where the denominator is 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ratio:
-    """A sum over questions divided by another: means, precision, recall, F1, error rates."""
+    """A sum over examples divided by another sum: means, precision, recall, F1, error rates."""
 
-    above_Q: Floats
-    below_Q: Floats
+    numerator_E: Floats
+    denominator_E: Floats
     higher_is_better: bool = True
 
-    def of(self, weights_BQ: Floats) -> Floats:
-        """Give the score of each row of weights."""
-        below_B = weights_BQ @ self.below_Q
-        nothing = np.full_like(below_B, np.nan)
-        return np.divide(weights_BQ @ self.above_Q, below_B, out=nothing, where=below_B > 0)
+    def compute(self, weights_BE: Floats) -> Floats:
+        """Compute the value for each row of weights."""
+        denominator_B = weights_BE @ self.denominator_E
+        undefined_B = np.full_like(denominator_B, np.nan)
+        return np.divide(weights_BE @ self.numerator_E, denominator_B, out=undefined_B, where=denominator_B > 0)
 
 
-def ratio(above: ArrayLike, below: ArrayLike, *, rises: bool = True) -> Ratio:
-    """Divide the sum of one list by that of another."""
-    return Ratio(np.asarray(above, dtype=float), np.asarray(below, dtype=float), rises)
+def ratio(numerator: ArrayLike, denominator: ArrayLike, *, higher_is_better: bool = True) -> Ratio:
+    """Create the ratio of two sums from one number per example for each."""
+    return Ratio(np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float), higher_is_better)
 
 
 def mean(values: ArrayLike) -> Ratio:
-    """Average one number of each question."""
+    """Create the mean of one number per example."""
     return ratio(values, np.ones_like(values, dtype=float))
 
 
-def counted(hits: Sequence[int], said: Sequence[int], wanted: Sequence[int], prefix: str = "") -> dict[str, Metric]:
-    """Make F1, precision and recall from how many objects of each question were right, said and wanted."""
-    both = [2 * h for h in hits], [s + w for s, w in zip(said, wanted, strict=True)]
+def precision_recall_f1(
+    matches: Sequence[int], predictions: Sequence[int], references: Sequence[int], prefix: str = ""
+) -> dict[str, Metric]:
+    """Create F1, precision and recall from each example's number of matched, predicted and reference objects."""
+    f1 = [2 * m for m in matches], [p + r for p, r in zip(predictions, references, strict=True)]
     return {
-        f"{prefix}f1": ratio(*both),
-        f"{prefix}precision": ratio(hits, said),
-        f"{prefix}recall": ratio(hits, wanted),
+        f"{prefix}f1": ratio(*f1),
+        f"{prefix}precision": ratio(matches, predictions),
+        f"{prefix}recall": ratio(matches, references),
     }
 
 
 @dataclass(frozen=True, eq=False)
 class MetricValues:
-    """All scores of the questions of one task.
+    """The metrics of one task's examples.
 
-    `goodness_Q` puts the questions in order, 0 the worst and 1 perfect. `exact` holds the values of measures that a
-    library computed itself, `labels` a score of each label.
+    `quality_E` ranks the examples from 0, the worst, to 1, perfect. `library_values` has the values that a library
+    computed itself, which replace those of `metrics`. `labels` has one score per label.
     """
 
     metrics: dict[str, Metric]
-    quality_Q: Floats
+    quality_E: Floats
     library_values: Mapping[str, float] = field(default_factory=dict)
     labels: Mapping[str, float] = field(default_factory=dict)
 
     def values(self) -> dict[str, float]:
-        """Give each score; nan where there is nothing to divide by."""
-        whole = np.ones((1, len(self.quality_Q)))
-        return {name: self.library_values.get(name, float(m.of(whole)[0])) for name, m in self.metrics.items()}
+        """Compute each metric over all examples; nan where the denominator is 0."""
+        ones = np.ones((1, len(self.quality_E)))
+        return {
+            name: self.library_values.get(name, float(metric.compute(ones)[0])) for name, metric in self.metrics.items()
+        }
 
 
 @dataclass(frozen=True)
 class ConfidenceInterval:
-    """A value and the ends of its 95% interval; None where there is none."""
+    """A value with its 95% interval; a number that does not exist is None."""
 
     value: float | None
     low: float | None = None
@@ -95,64 +99,66 @@ class ConfidenceInterval:
 
 
 def confidence_intervals(
-    scores: MetricValues, images_Q: NDArray[np.int64], times: int
+    scores: MetricValues, images_E: NDArray[np.int64], num_resamples: int
 ) -> dict[str, ConfidenceInterval]:
-    """Give each score with its interval: pictures are drawn again and again, each with all its questions."""
-    drawn = _resampled([scores], images_Q, times)[0]
-    return {name: _estimated(value, drawn.get(name)) for name, value in scores.values().items()}
+    """Compute each metric with its interval; a resample draws images, each with all its examples."""
+    resampled = _resample([scores], images_E, num_resamples)[0]
+    return {name: _interval(value, resampled.get(name)) for name, value in scores.values().items()}
 
 
 def difference(
-    old: MetricValues, new: MetricValues, images_Q: NDArray[np.int64], times: int
+    old: MetricValues, new: MetricValues, images_E: NDArray[np.int64], num_resamples: int
 ) -> dict[str, ConfidenceInterval]:
-    """Give by how much each score of the same questions changed; both are measured on the same drawings.
+    """Compute the change of each metric between two predictions of the same examples, on the same resamples.
 
-    `p` is the share of drawings on the other side of no change, twice.
+    `p` is twice the fraction of resamples in which the change has the other sign.
     """
-    drawn_old, drawn_new = _resampled([old, new], images_Q, times)
+    resampled_old, resampled_new = _resample([old, new], images_E, num_resamples)
     before, after = old.values(), new.values()
-    found = {}
+    changes = {}
     for name in (name for name in before if name in after):
-        changes_B = drawn_new[name] - drawn_old[name] if drawn_old else None
-        found[name] = _estimated(after[name] - before[name], changes_B, paired=True)
-    return found
+        changes_B = resampled_new[name] - resampled_old[name] if resampled_old else None
+        changes[name] = _interval(after[name] - before[name], changes_B, paired=True)
+    return changes
 
 
-def _resampled(all_scores: Sequence[MetricValues], images_Q: NDArray[np.int64], times: int) -> list[dict[str, Floats]]:
-    if times <= 0 or len(np.unique(images_Q)) < 2:
+def _resample(
+    all_scores: Sequence[MetricValues], images_E: NDArray[np.int64], num_resamples: int
+) -> list[dict[str, Floats]]:
+    if num_resamples <= 0 or len(np.unique(images_E)) < 2:
         return [{} for _ in all_scores]
-    parts: list[dict[str, list[Floats]]] = [{name: [] for name in scores.metrics} for scores in all_scores]
-    for weights_BQ in _resample_weights(images_Q, times):
-        for scores, part in zip(all_scores, parts, strict=True):
-            for name, measure in scores.metrics.items():
-                part[name].append(measure.of(weights_BQ))
-    return [{name: np.concatenate(blocks) for name, blocks in part.items()} for part in parts]
+    all_blocks: list[dict[str, list[Floats]]] = [{name: [] for name in scores.metrics} for scores in all_scores]
+    for weights_BE in _resample_weights(images_E, num_resamples):
+        for scores, blocks in zip(all_scores, all_blocks, strict=True):
+            for name, metric in scores.metrics.items():
+                blocks[name].append(metric.compute(weights_BE))
+    return [{name: np.concatenate(values) for name, values in blocks.items()} for blocks in all_blocks]
 
 
-def _resample_weights(images_Q: NDArray[np.int64], times: int) -> Iterator[Floats]:
+def _resample_weights(images_E: NDArray[np.int64], num_resamples: int) -> Iterator[Floats]:
     rng = np.random.default_rng(0)
-    _, index_Q = np.unique(images_Q, return_inverse=True)
-    count = int(index_Q.max()) + 1
-    block = max(1, min(_BLOCK, _MOST_WEIGHTS // len(index_Q)))
-    for start in range(0, times, block):
-        rows = min(block, times - start)
-        drawn = [np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(rows)]
-        yield np.stack(drawn).astype(float)[:, index_Q]
+    _, index_E = np.unique(images_E, return_inverse=True)
+    count = int(index_E.max()) + 1
+    block_size = max(1, min(_BLOCK_SIZE, _MAX_WEIGHTS // len(index_E)))
+    for start in range(0, num_resamples, block_size):
+        rows = min(block_size, num_resamples - start)
+        counts = [np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(rows)]
+        yield np.stack(counts).astype(float)[:, index_E]
 
 
-def _estimated(value: float, drawn_B: Floats | None, *, paired: bool = False) -> ConfidenceInterval:
-    known_B = np.empty(0) if drawn_B is None else drawn_B[np.isfinite(drawn_B)]
-    if not np.isfinite(value) or len(known_B) == 0:
+def _interval(value: float, resampled_B: Floats | None, *, paired: bool = False) -> ConfidenceInterval:
+    finite_B = np.empty(0) if resampled_B is None else resampled_B[np.isfinite(resampled_B)]
+    if not np.isfinite(value) or len(finite_B) == 0:
         return ConfidenceInterval(float(value) if np.isfinite(value) else None)
-    low, high = np.percentile(known_B, [2.5, 97.5])
-    p = min(1.0, 2 * float(min((known_B <= 0).mean(), (known_B >= 0).mean()))) if paired else None
+    low, high = np.percentile(finite_B, [2.5, 97.5])
+    p = min(1.0, 2 * float(min((finite_B <= 0).mean(), (finite_B >= 0).mean()))) if paired else None
     return ConfidenceInterval(float(value), float(low), float(high), p)
 
 
-def extra(module: str) -> Any:
-    """Import a package that only scoring needs."""
+def import_extra(module: str) -> Any:
+    """Import a module of the `evaluate` extra; raise a `UserError` with the install command where it is missing."""
     try:
         return import_module(module)
     except ImportError as error:
         package = module.partition(".")[0].replace("_", "-")
-        raise UserError(f"scoring this needs `{package}`", "pip install 'florence2[evaluate]'") from error
+        raise UserError(f"this metric needs `{package}`", "run `pip install 'florence2[evaluate]'`") from error

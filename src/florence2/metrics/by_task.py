@@ -1,6 +1,6 @@
-"""The scores that each task gets: questions in, scores with their intervals out, task by task.
+"""The metrics of each task: examples in, scores with confidence intervals out.
 
-Knows no files. Prompts of one's own are one group, whatever they ask.
+All custom prompts form one group.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,24 +10,23 @@ from typing import Literal
 import numpy as np
 
 from florence2.errors import UserError
-from florence2.metrics import text as words
+from florence2.metrics import text
 from florence2.metrics.bootstrap import ConfidenceInterval, MetricValues, confidence_intervals, difference
-from florence2.metrics.geometry import detection as boxes
-from florence2.metrics.geometry import masks as shapes
-from florence2.metrics.geometry import matching as overlaps
+from florence2.metrics.geometry import detection, masks
+from florence2.metrics.geometry.matching import InstancesPair, Ints
 from florence2.metrics.match_predictions import EvalExample
 from florence2.model.tasks import OutputType, Task
 
 TextMetrics = Literal["auto", "caption", "ocr", "answer"]
 
-OWN_PROMPTS = "own prompts"
+CUSTOM_PROMPTS = "custom_prompts"
 
-_TEXT: dict[str, Callable[[Sequence[words.Pair]], MetricValues]] = {
-    "caption": words.caption_metrics,
-    "ocr": words.ocr_metrics,
-    "answer": words.vqa_metrics,
+_TEXT: dict[str, Callable[[Sequence[text.TextPair]], MetricValues]] = {
+    "caption": text.caption_metrics,
+    "ocr": text.ocr_metrics,
+    "answer": text.vqa_metrics,
 }
-_TEXT_OF_TASK = {
+_TEXT_METRICS_BY_TASK = {
     "caption": "caption",
     "detailed_caption": "caption",
     "more_detailed_caption": "caption",
@@ -35,35 +34,35 @@ _TEXT_OF_TASK = {
     "ocr": "ocr",
     "region_to_ocr": "ocr",
 }
-_PLACES: dict[OutputType, Callable[[Sequence[overlaps.Pair]], MetricValues]] = {
-    OutputType.BOXES: boxes.detection_metrics,
-    OutputType.REGIONS: boxes.region_proposal_metrics,
-    OutputType.PHRASES: boxes.grounding_metrics,
-    OutputType.BOXES_OR_POLYGONS: boxes.detection_metrics,
-    OutputType.QUADS: shapes.quad_metrics,
-    OutputType.POLYGONS: shapes.mask_metrics,
+_GEOMETRY: dict[OutputType, Callable[[Sequence[InstancesPair]], MetricValues]] = {
+    OutputType.BOXES: detection.detection_metrics,
+    OutputType.REGIONS: detection.region_proposal_metrics,
+    OutputType.PHRASES: detection.grounding_metrics,
+    OutputType.BOXES_OR_POLYGONS: detection.detection_metrics,
+    OutputType.QUADS: masks.quad_metrics,
+    OutputType.POLYGONS: masks.mask_metrics,
 }
 
 
 @dataclass(frozen=True, eq=False)
 class TaskScores:
-    """The questions of one task and their scores."""
+    """The examples of one task and their scores."""
 
     task: str
-    answers: OutputType
+    output_type: OutputType
     examples: list[EvalExample]
     scores: MetricValues
-    estimates: dict[str, ConfidenceInterval]
+    intervals: dict[str, ConfidenceInterval]
 
-    def worst(self, number: int) -> list[tuple[EvalExample, float]]:
-        """Give the questions that went worst, with how good each was, from 0 to 1."""
-        order = np.argsort(self.scores.quality_Q, kind="stable")[: max(number, 0)]
-        return [(self.examples[q], float(self.scores.quality_Q[q])) for q in order]
+    def worst(self, num_worst: int) -> list[tuple[EvalExample, float]]:
+        """Return the examples of the lowest quality, worst first, each with its quality from 0 to 1."""
+        order = np.argsort(self.scores.quality_E, kind="stable")[: max(num_worst, 0)]
+        return [(self.examples[e], float(self.scores.quality_E[e])) for e in order]
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreDifference:
-    """Two sets of answers to the same questions, and how the scores changed from the first to the second."""
+    """The scores of two predictions of the same examples, and the change from the first to the second."""
 
     before: TaskScores
     after: TaskScores
@@ -71,44 +70,53 @@ class ScoreDifference:
 
 
 def score_tasks(
-    questions: Sequence[EvalExample], *, text_as: TextMetrics = "auto", times: int = 1000, meteor: bool = False
+    examples: Sequence[EvalExample],
+    *,
+    text_metrics: TextMetrics = "auto",
+    num_resamples: int = 1000,
+    meteor: bool = False,
 ) -> list[TaskScores]:
-    """Score the questions of each task; `times` is how often pictures are drawn for the intervals."""
+    """Score the examples of each task, with intervals from `num_resamples` bootstrap resamples."""
     groups: dict[str, list[EvalExample]] = {}
-    for question in questions:
-        groups.setdefault(OWN_PROMPTS if question.task.is_custom else question.task.name, []).append(question)
+    for example in examples:
+        groups.setdefault(CUSTOM_PROMPTS if example.task.is_custom else example.task.name, []).append(example)
     if not groups:
         raise UserError("there is nothing to score")
-    return [_graded(name, group, text_as, times, meteor) for name, group in groups.items()]
+    return [_score_task(name, group, text_metrics, num_resamples, meteor) for name, group in groups.items()]
 
 
-def compare(before: Sequence[TaskScores], after: Sequence[TaskScores], times: int = 1000) -> list[ScoreDifference]:
-    """Say how the scores of the same questions changed."""
+def compare(
+    before: Sequence[TaskScores], after: Sequence[TaskScores], num_resamples: int = 1000
+) -> list[ScoreDifference]:
+    """Compare two lists of scores of the same tasks and examples."""
     return [
-        ScoreDifference(old, new, difference(old.scores, new.scores, _images(old.examples), times))
+        ScoreDifference(old, new, difference(old.scores, new.scores, _image_index(old.examples), num_resamples))
         for old, new in zip(before, after, strict=True)
     ]
 
 
-def _graded(name: str, questions: list[EvalExample], text_as: TextMetrics, times: int, meteor: bool) -> TaskScores:
-    task = questions[0].task
-    scores = _scores(task, questions, text_as, meteor)
-    return TaskScores(
-        name, task.output_type, questions, scores, confidence_intervals(scores, _images(questions), times)
-    )
+def _score_task(
+    name: str, examples: list[EvalExample], text_metrics: TextMetrics, num_resamples: int, meteor: bool
+) -> TaskScores:
+    task = examples[0].task
+    scores = _compute_metrics(task, examples, text_metrics, meteor)
+    intervals = confidence_intervals(scores, _image_index(examples), num_resamples)
+    return TaskScores(name, task.output_type, examples, scores, intervals)
 
 
-def _scores(task: Task, questions: Sequence[EvalExample], text_as: TextMetrics, meteor: bool) -> MetricValues:
+def _compute_metrics(
+    task: Task, examples: Sequence[EvalExample], text_metrics: TextMetrics, meteor: bool
+) -> MetricValues:
     if task.output_type is OutputType.TEXT:
-        wanted = _TEXT_OF_TASK.get(task.name, "answer") if text_as == "auto" else text_as
-        said = [(question.text, question.targets) for question in questions]
-        return words.caption_metrics(said, meteor) if wanted == "caption" else _TEXT[wanted](said)
-    pairs = [question.objects() for question in questions]
-    return (
-        boxes.dense_caption_metrics(pairs) if task.name == "dense_region_caption" else _PLACES[task.output_type](pairs)
-    )
+        kind = _TEXT_METRICS_BY_TASK.get(task.name, "answer") if text_metrics == "auto" else text_metrics
+        texts = [(example.text, example.targets) for example in examples]
+        return text.caption_metrics(texts, meteor) if kind == "caption" else _TEXT[kind](texts)
+    pairs = [example.instances() for example in examples]
+    if task.name == "dense_region_caption":
+        return detection.dense_caption_metrics(pairs)
+    return _GEOMETRY[task.output_type](pairs)
 
 
-def _images(questions: Sequence[EvalExample]) -> overlaps.Ints:
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(question.sample.id, len(numbers)) for question in questions])
+def _image_index(examples: Sequence[EvalExample]) -> Ints:
+    index: dict[str, int] = {}
+    return np.array([index.setdefault(example.sample.id, len(index)) for example in examples])

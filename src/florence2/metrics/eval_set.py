@@ -1,6 +1,6 @@
-"""An exam that is set again and again: the same questions, and a few scores by name, for a model that is learning.
+"""The evaluation set of a training: a fixed set of samples and the metrics by which checkpoints are compared.
 
-Knows no model. The names are those that `florence2 evaluate` prints.
+The metrics have the names that `florence2 evaluate` prints.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from florence2.metrics.by_task import score_tasks
 from florence2.metrics.match_predictions import PredictionRow, match_predictions
 from florence2.settings_io import closest_name_hint
 
-Key = tuple[str, str, str]
-
 
 @dataclass(frozen=True)
 class EvalScore:
-    """One number of a report; `rises` says whether more is better."""
+    """A metric's value and its direction."""
 
     value: float
     higher_is_better: bool
@@ -29,63 +27,69 @@ class EvalScore:
 
 @dataclass(frozen=True, eq=False)
 class EvalSet:
-    """Questions with all their right answers, and the scores that are wanted; `rises` says of which more is better."""
+    """Samples with all their references, and the metrics to compute; `higher_is_better` maps each to its direction."""
 
     samples: Sequence[Sample]
     higher_is_better: Mapping[str, bool]
 
     @property
     def unlabeled_samples(self) -> list[Sample]:
-        """Give each question once, however many right answers it has."""
+        """Return each sample once, however many references it has."""
         return list({sample.key: sample for sample in self.samples}.values())
 
     def scores(self, predictions: Iterable[Prediction]) -> dict[str, float]:
-        """Score the answers; where there is nothing to divide by, as where no box was said, it is the worst score."""
-        found = score_by_name(self.samples, predictions)
-        return {name: _or_worst(found.get(name), rises) for name, rises in self.higher_is_better.items()}
+        """Compute the metrics; a metric without a value, such as the precision of no boxes, is the worst score."""
+        scores = score_by_name(self.samples, predictions)
+        return {
+            name: _or_worst(scores.get(name), higher_is_better)
+            for name, higher_is_better in self.higher_is_better.items()
+        }
 
 
-def make_eval_set(samples: Sequence[Sample], names: Sequence[str], most: int) -> EvalSet:
-    """Choose at most so many questions, evenly, and check that they can be scored by these names."""
-    questions = list(dict.fromkeys(sample.key for sample in samples))
-    step = max(len(questions) / max(most, 1), 1)
-    chosen = {questions[int(place * step)] for place in range(min(most, len(questions)))}
-    asked = [sample for sample in samples if sample.key in chosen]
-    known = score_by_name(asked, [_perfect(sample) for sample in asked])
-    for name in names:
-        if name not in known:
-            raise UserError(f"`--eval_metrics {name}` is no score here", closest_name_hint(name, ["loss", *known]))
-        if not math.isfinite(known[name].value):
-            raise UserError(f"there is no `{name}` of {len(chosen)} questions like these", "hold back more pictures")
-    return EvalSet(asked, {name: known[name].higher_is_better for name in names})
+def make_eval_set(samples: Sequence[Sample], metrics: Sequence[str], max_samples: int) -> EvalSet:
+    """Select at most `max_samples` samples at even distances, and check that the metrics can be computed on them."""
+    keys = list(dict.fromkeys(sample.key for sample in samples))
+    step = max(len(keys) / max(max_samples, 1), 1)
+    selected_keys = {keys[int(index * step)] for index in range(min(max_samples, len(keys)))}
+    selected = [sample for sample in samples if sample.key in selected_keys]
+    available = score_by_name(selected, [_perfect_prediction(sample) for sample in selected])
+    for name in metrics:
+        if name not in available:
+            hint = closest_name_hint(name, ["loss", *available])
+            raise UserError(f"`--eval_metrics {name}` is not a metric of these tasks", hint)
+        if not math.isfinite(available[name].value):
+            raise UserError(
+                f"`{name}` cannot be computed on a validation set of size {len(selected_keys)}",
+                "add validation images, such as `--val_dataset 0.2`",
+            )
+    return EvalSet(selected, {name: available[name].higher_is_better for name in metrics})
 
 
 def score_by_name(samples: Sequence[Sample], predictions: Iterable[Prediction]) -> dict[str, EvalScore]:
-    """Give all scores by name; of several tasks the mean, and each task's own as `od_f1`."""
-    said = [PredictionRow(prediction, Path(prediction.file_name)) for prediction in predictions]
-    graded = score_tasks(
-        match_predictions(said, ResolvedDataset("the validation set", None, list(samples))).examples, times=0
-    )
+    """Compute all metrics by name: the mean over the tasks, and of several tasks also each one, such as `od_f1`."""
+    rows = [PredictionRow(prediction, Path(prediction.file_name)) for prediction in predictions]
+    matched = match_predictions(rows, ResolvedDataset("the validation set", None, list(samples)))
+    tasks = score_tasks(matched.examples, num_resamples=0)
     found: dict[str, list[EvalScore]] = {}
-    for task in graded:
+    for task in tasks:
         for name, value in task.scores.values().items():
             score = EvalScore(value, task.scores.metrics[name].higher_is_better)
             found.setdefault(name, []).append(score)
-            if len(graded) > 1:
-                found.setdefault(f"{task.task}_{name}".replace(" ", "_"), []).append(score)
+            if len(tasks) > 1:
+                found.setdefault(f"{task.task}_{name}", []).append(score)
     return {name: _mean(scores) for name, scores in found.items()}
 
 
-def _perfect(sample: Sample) -> Prediction:
+def _perfect_prediction(sample: Sample) -> Prediction:
     return Prediction(sample.id, sample.task, sample.input, sample.target or "")
 
 
 def _mean(scores: Sequence[EvalScore]) -> EvalScore:
-    known = [score.value for score in scores if math.isfinite(score.value)]
-    return EvalScore(sum(known) / len(known) if known else math.nan, scores[0].higher_is_better)
+    values = [score.value for score in scores if math.isfinite(score.value)]
+    return EvalScore(sum(values) / len(values) if values else math.nan, scores[0].higher_is_better)
 
 
-def _or_worst(score: EvalScore | None, rises: bool) -> float:
+def _or_worst(score: EvalScore | None, higher_is_better: bool) -> float:
     if score is None or not math.isfinite(score.value):
-        return 0.0 if rises else 1.0
+        return 0.0 if higher_is_better else 1.0
     return score.value

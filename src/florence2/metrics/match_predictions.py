@@ -1,7 +1,7 @@
-"""What is compared with what: each question that the references ask, beside the prediction that answers it.
+"""Matching of predictions and references: each reference example with the prediction for it, if there is one.
 
-Knows no scores. Prediction and reference belong together when they are about the same picture, and ask the same task
-with the same input. Pictures are the same where their paths are, else where their names relative to their sources are.
+A prediction and a reference match if image, task and input are the same. Images are the same if their paths are; else
+their names relative to their sources are compared.
 """
 
 import math
@@ -21,52 +21,53 @@ from florence2.model.tasks import OutputType, Task, find_task, split_prompt
 
 Key = tuple[str, str, str]
 
-UNNAMED_TASK = find_task("caption").token
+DEFAULT_TASK = find_task("caption").token
+_PREDICTIONS_HINT = "pass the JSONL file that `florence2 predict` wrote"
 
 
 @dataclass(frozen=True)
 class PredictionRow:
-    """A prediction, and where its picture should lie."""
+    """A prediction and the path of its image."""
 
     prediction: Prediction
     path: Path
 
     @property
     def task(self) -> Task:
-        """Give the task that was asked."""
+        """The task of the prediction."""
         return split_prompt(self.prediction.task)[0]
 
 
 def read_predictions(path: str, task: str | None = None) -> list[PredictionRow]:
-    """Read a file of predictions; `task` is what rows answer that do not say."""
+    """Read a JSONL file of predictions; `task` is the task of rows that name none."""
     found: list[PredictionRow] = []
-    for where, row in read_rows(_table(path)):
+    for where, row in read_rows(_jsonl_path(path)):
         if not isinstance(row.get("file_name"), str):
-            raise UserError(f"{where} is no prediction: it has no `file_name`", "pass what `florence2 predict` wrote")
-        prediction = Prediction.from_json({**row, "task": row.get("task") or task or UNNAMED_TASK})
-        folder = Path(path).parent / str(row.get("folder") or ".")
-        found.append(PredictionRow(prediction, folder / prediction.file_name))
+            raise UserError(f"{where} is not a prediction: it has no `file_name`", _PREDICTIONS_HINT)
+        prediction = Prediction.from_json({**row, "task": row.get("task") or task or DEFAULT_TASK})
+        image_dir = Path(path).parent / str(row.get("image_dir") or ".")
+        found.append(PredictionRow(prediction, image_dir / prediction.file_name))
     if not found:
-        raise UserError(f"{path} holds no predictions", "pass what `florence2 predict` wrote")
+        raise UserError(f"{path} holds no predictions", _PREDICTIONS_HINT)
     return found
 
 
-def _table(path: str) -> Path:
+def _jsonl_path(path: str) -> Path:
     if not Path(path).is_file():
-        raise UserError(f"{path} is not a file", "pass the predictions that `florence2 predict` wrote")
+        raise UserError(f"{path} is not a file", _PREDICTIONS_HINT)
     if Path(path).suffix.lower() not in {".jsonl", ".ndjson"}:
-        raise UserError(f"{path} does not end in .jsonl", "pass the predictions that `florence2 predict` wrote")
+        raise UserError(f"{path} does not end in .jsonl", _PREDICTIONS_HINT)
     return Path(path)
 
 
-def most_common_task(said: Sequence[PredictionRow]) -> str:
-    """Give the task that most predictions answer: what references without a task are taken to ask."""
-    return Counter(each.prediction.task for each in said).most_common(1)[0][0]
+def most_common_task(predictions: Sequence[PredictionRow]) -> str:
+    """Return the task of most predictions, which is the default task of references that name none."""
+    return Counter(row.prediction.task for row in predictions).most_common(1)[0][0]
 
 
 @dataclass(frozen=True, eq=False)
 class EvalExample:
-    """One question, all its right answers as the model should say them, and what was said, if anything."""
+    """One sample with all its references, as text in the model's own format, and the prediction if there is one."""
 
     sample: Sample
     task: Task
@@ -75,75 +76,74 @@ class EvalExample:
 
     @property
     def text(self) -> str:
-        """Give the words that were said; "" where there was no answer."""
+        """The predicted text; "" without a prediction."""
         return self.prediction.text if self.prediction and self.prediction.error is None else ""
 
     @property
-    def references(self) -> Any:
-        """Read the first right answer: text, or places in pixels."""
+    def reference(self) -> Any:
+        """The first reference: text, or geometry in pixels."""
         return decode(self.task, self.targets[0], self._size())
 
     @property
     def answer(self) -> Any:
-        """Read what was said: text, or places in pixels."""
-        given = self.prediction.answer if self.prediction and self.prediction.error is None else None
-        return given if isinstance(given, dict) else decode(self.task, self.text, self._size())
+        """The predicted answer: text, or geometry in pixels."""
+        answer = self.prediction.answer if self.prediction and self.prediction.error is None else None
+        return answer if isinstance(answer, dict) else decode(self.task, self.text, self._size())
 
-    def objects(self) -> tuple[Instances, Instances]:
-        """Give the objects that were said and those wanted."""
+    def instances(self) -> tuple[Instances, Instances]:
+        """Return the predicted and the reference objects."""
         score = self.prediction.score if self.prediction else None
-        said = _objects(self.answer, 1.0 if score is None else score, self.sample.id)
-        return said, _objects(self.references, 1.0, self.sample.id)
+        predictions = _instances(self.answer, 1.0 if score is None else score, self.sample.id)
+        return predictions, _instances(self.reference, 1.0, self.sample.id)
 
     def _size(self) -> tuple[int, int]:
         return (1, 1) if self.task.output_type is OutputType.TEXT else self.sample.size()
 
 
-_FORMS = {"bboxes": "bboxes_labels", "quad_boxes": "", "polygons": "polygons_labels"}
+_LABEL_KEYS = {"bboxes": "bboxes_labels", "quad_boxes": "", "polygons": "polygons_labels"}
 
 
-def _objects(answer: dict[str, Any], score: float, name: str) -> Instances:
-    """Bring an answer of any kind into one form; where there are boxes and polygons, polygons become their boxes."""
-    places: list[Any] = []
+def _instances(answer: dict[str, Any], default_score: float, name: str) -> Instances:
+    """Flatten an answer of any kind; where there are boxes and polygons, polygons become their bounding boxes."""
+    geometries: list[Any] = []
     labels: list[str] = []
     scores: list[float] = []
-    for form, own in _FORMS.items():
-        if not (here := answer.get(form)):
+    for kind, label_key in _LABEL_KEYS.items():
+        if not (geometry := answer.get(kind)):
             continue
-        names = answer.get(own, answer.get("labels")) or [""] * len(here)
-        sure = answer.get(f"{form}_scores", answer.get("scores")) or [score] * len(here)
-        if not len(here) == len(names) == len(sure):
-            raise UserError(f"the answer about {name} has {len(here)} `{form}` and {len(names)} labels")
-        if not all(_is_sound(form, place) for place in here) or not _are_numbers(sure):
-            raise UserError(f"the answer about {name} has `{form}` that are no {form}", "give pixels as numbers")
-        places += [_bounds(place) for place in here] if form == "polygons" and "bboxes" in answer else here
-        labels += names
-        scores += sure
-    return Instances(places, labels, scores)
+        kind_labels = answer.get(label_key, answer.get("labels")) or [""] * len(geometry)
+        kind_scores = answer.get(f"{kind}_scores", answer.get("scores")) or [default_score] * len(geometry)
+        if not len(geometry) == len(kind_labels) == len(kind_scores):
+            raise UserError(f"the answer about {name} has {len(geometry)} `{kind}` and {len(kind_labels)} labels")
+        if not all(_is_valid(kind, each) for each in geometry) or not _are_numbers(kind_scores):
+            raise UserError(f"the answer about {name} has invalid `{kind}`", "pass pixels as numbers")
+        geometries += [_bounds(each) for each in geometry] if kind == "polygons" and "bboxes" in answer else geometry
+        labels += kind_labels
+        scores += kind_scores
+    return Instances(geometries, labels, scores)
 
 
-def _is_sound(form: str, place: Any) -> bool:
-    if form == "polygons":
-        return isinstance(place, list) and all(_are_numbers(run) for run in place) and any(len(r) > 1 for r in place)
-    return _are_numbers(place) and len(place) == (4 if form == "bboxes" else 8)
+def _is_valid(kind: str, geometry: Any) -> bool:
+    if kind == "polygons":
+        return isinstance(geometry, list) and all(map(_are_numbers, geometry)) and any(len(p) > 1 for p in geometry)
+    return _are_numbers(geometry) and len(geometry) == (4 if kind == "bboxes" else 8)
 
 
 def _are_numbers(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
 
 
-def _bounds(place: Sequence[Sequence[float]]) -> list[float]:
-    xs, ys = [x for run in place for x in run[0::2]], [y for run in place for y in run[1::2]]
+def _bounds(polygons: Sequence[Sequence[float]]) -> list[float]:
+    xs, ys = [x for polygon in polygons for x in polygon[0::2]], [y for polygon in polygons for y in polygon[1::2]]
     return [min(xs), min(ys), max(xs), max(ys)]
 
 
 @dataclass(frozen=True, eq=False)
 class MatchResult:
-    """All questions, and the names of what has no partner.
+    """All reference examples, and the image names of what did not match.
 
-    `strays` are predictions that no reference asks for, `silent` questions without a prediction, `failed` those
-    whose prediction is an error, `repeated` predictions that a later one replaced, `unlabelled` pictures without a
-    right answer.
+    `unmatched` are predictions without a reference, `missing` examples without a prediction, `failed` examples whose
+    prediction is an error, `duplicates` predictions that a later one replaced, `unlabeled` images without a reference.
     """
 
     examples: list[EvalExample]
@@ -154,50 +154,51 @@ class MatchResult:
     unlabeled: list[str]
 
 
-def match_predictions(said: Sequence[PredictionRow], wanted: ResolvedDataset) -> MatchResult:
-    """Put predictions beside the questions they answer; questions keep the order of the references."""
+def match_predictions(predictions: Sequence[PredictionRow], references: ResolvedDataset) -> MatchResult:
+    """Match predictions with references; the examples keep the order of the references."""
     samples: dict[Key, list[Sample]] = {}
-    for sample in wanted.samples:
+    for sample in references.samples:
         samples.setdefault(_key(sample.id, sample.task, sample.input), []).append(sample)
-    by_path = {_key(_real(s.image), s.task, s.input): key for key, (s, *_) in samples.items()}
-    answered: dict[Key, Prediction] = {}
-    strays: list[str] = []
-    repeated: list[str] = []
-    for each in said:
-        told = each.prediction
-        by_name = _key(told.file_name, told.task, told.input)
-        key = by_path.get(_key(_real(each.path), told.task, told.input), by_name)
+    by_path = {_key(_real_path(s.image), s.task, s.input): key for key, (s, *_) in samples.items()}
+    matched: dict[Key, Prediction] = {}
+    unmatched: list[str] = []
+    duplicates: list[str] = []
+    for row in predictions:
+        prediction = row.prediction
+        by_name = _key(prediction.file_name, prediction.task, prediction.input)
+        key = by_path.get(_key(_real_path(row.path), prediction.task, prediction.input), by_name)
         if key not in samples:
-            strays.append(told.file_name)
-        elif key in answered:
-            repeated.append(told.file_name)
+            unmatched.append(prediction.file_name)
+        elif key in matched:
+            duplicates.append(prediction.file_name)
         if key in samples:
-            answered[key] = told
-    if not answered:
-        raise _strangers(said, wanted)
-    questions = [
-        EvalExample(group[0], find_task(key[1]), _targets(group), answered.get(key)) for key, group in samples.items()
+            matched[key] = prediction
+    if not matched:
+        raise _nothing_matches(predictions, references)
+    examples = [
+        EvalExample(group[0], find_task(key[1]), _targets(group), matched.get(key)) for key, group in samples.items()
     ]
-    silent = [q.sample.id for q in questions if q.prediction is None]
-    failed = [q.sample.id for q in questions if q.prediction and q.prediction.error is not None]
-    return MatchResult(questions, strays, silent, failed, repeated, [skipped.id for skipped in wanted.skipped])
+    missing = [example.sample.id for example in examples if example.prediction is None]
+    failed = [each.sample.id for each in examples if each.prediction and each.prediction.error is not None]
+    unlabeled = [skipped.id for skipped in references.skipped]
+    return MatchResult(examples, unmatched, missing, failed, duplicates, unlabeled)
 
 
-def answered_by_all(sides: Sequence[MatchResult]) -> list[MatchResult]:
-    """Leave out the questions that have no prediction on one of the sides, which ask the same questions."""
-    columns = list(zip(*(side.examples for side in sides), strict=True))
-    kept = [column for column in columns if all(question.prediction is not None for question in column)]
-    if not kept:
-        raise UserError("no question has a prediction on both sides", "compare predictions about the same pictures")
-    return [replace(side, examples=[column[i] for column in kept]) for i, side in enumerate(sides)]
+def remove_missing(results: Sequence[MatchResult]) -> list[MatchResult]:
+    """Remove the examples without a prediction in any of the results, which have the same references."""
+    columns = list(zip(*(result.examples for result in results), strict=True))
+    complete = [column for column in columns if all(example.prediction is not None for example in column)]
+    if not complete:
+        raise UserError("no example has a prediction on both sides", "compare predictions for the same images")
+    return [replace(result, examples=[column[i] for column in complete]) for i, result in enumerate(results)]
 
 
-def _key(name: str, task: str, words: str) -> Key:
-    asked, more = split_prompt(task)
-    return name, asked.token, (words or more).strip()
+def _key(name: str, task: str, task_input: str) -> Key:
+    parsed_task, prompt_input = split_prompt(task)
+    return name, parsed_task.token, (task_input or prompt_input).strip()
 
 
-def _real(image: Any) -> str:
+def _real_path(image: Any) -> str:
     return os.path.realpath(image) if isinstance(image, Path) else ""
 
 
@@ -205,16 +206,16 @@ def _targets(group: Iterable[Sample]) -> tuple[str, ...]:
     return tuple(sample.target or "" for sample in group)
 
 
-def _strangers(said: Sequence[PredictionRow], wanted: ResolvedDataset) -> UserError:
-    tasks = sorted({each.task.name for each in said})
-    asked = sorted({split_prompt(sample.task)[0].name for sample in wanted.samples})
-    if not set(tasks) & set(asked):
+def _nothing_matches(predictions: Sequence[PredictionRow], references: ResolvedDataset) -> UserError:
+    predicted_tasks = sorted({row.task.name for row in predictions})
+    reference_tasks = sorted({split_prompt(sample.task)[0].name for sample in references.samples})
+    if not set(predicted_tasks) & set(reference_tasks):
         return UserError(
-            f"the predictions answer `{tasks[0]}` and {wanted.source} asks `{asked[0]}`",
-            "pass `--task` if the references have no task of their own",
+            f"the predictions are for task `{predicted_tasks[0]}` and {references.source} for `{reference_tasks[0]}`",
+            "pass `--task` if the references name no task",
         )
-    first, other = said[0].prediction.file_name, wanted.samples[0].id
+    first, other = predictions[0].prediction.file_name, references.samples[0].id
     return UserError(
-        f"no prediction is about a picture of {wanted.source}: the first is {first}, not {other}",
-        "pass the dataset of the pictures that were predicted",
+        f"no prediction is for an image of {references.source}: the first is for {first}, not {other}",
+        "pass the dataset of the images that were predicted",
     )

@@ -1,7 +1,4 @@
-"""Scores as a table for people and as JSON for programs.
-
-Knows nothing of how scores are made, and no model.
-"""
+"""Reports of scores: tables for people and JSON for programs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,159 +7,155 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from florence2.metrics.bootstrap import ConfidenceInterval, MetricValues
+from florence2.metrics.bootstrap import ConfidenceInterval
 from florence2.metrics.by_task import ScoreDifference, TaskScores
 from florence2.metrics.match_predictions import EvalExample, MatchResult
 
-Row = tuple[str, ...]
+TableRow = tuple[str, ...]
 
-_MOST_NAMES = 10
+_MAX_NAMES = 10
 
 
-def match_notes(paired: MatchResult, *, skipped: bool = False) -> list[str]:
-    """Say what had no partner and how it counts."""
-    counts = "left out" if skipped else "counted as wrong"
-    said = [
-        (paired.missing, "question", f"without a prediction, {counts}"),
-        (paired.failed, "prediction", "with an error, counted as wrong"),
-        (paired.unmatched, "prediction", "that no reference asks for, left out"),
-        (paired.duplicates, "prediction", "given again further down, where the last one counts"),
-        (paired.unlabeled, "picture", "without a right answer, left out"),
+def match_notes(matched: MatchResult, *, skipped: bool = False) -> list[str]:
+    """Describe what did not match and how it counts, one line each."""
+    missing = "skipped" if skipped else "counted as wrong"
+    notes = [
+        (matched.missing, "example", f"without a prediction, {missing}"),
+        (matched.failed, "prediction", "with an error, counted as wrong"),
+        (matched.unmatched, "prediction", "without a reference, ignored"),
+        (matched.duplicates, "duplicate prediction", "replaced by a later one"),
+        (matched.unlabeled, "image", "without a reference, ignored"),
     ]
-    return [f"{_counted(len(names), word)} {of}; the first: {names[0]}" for names, word, of in said if names]
+    return [f"{_with_count(len(names), noun)} {rest}; the first: {names[0]}" for names, noun, rest in notes if names]
 
 
-def _counted(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
+def _with_count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def table_header(tasks: Sequence[TaskScores | ScoreDifference]) -> Row:
-    """Give the heads of the columns of `rows_of`."""
-    compared = isinstance(tasks[0], ScoreDifference)
-    return ("score", "A", "B", "change", "95% interval", "p") if compared else ("score", "value", "95% interval")
+def table_header(tasks: Sequence[TaskScores | ScoreDifference]) -> TableRow:
+    """Return the column names of `table_rows`."""
+    is_comparison = isinstance(tasks[0], ScoreDifference)
+    return ("score", "A", "B", "change", "95% interval", "p") if is_comparison else ("score", "value", "95% interval")
 
 
-def task_title(each: TaskScores | ScoreDifference) -> str:
-    """Name a task and how much was asked."""
-    graded = each.after if isinstance(each, ScoreDifference) else each
-    images = len({question.sample.id for question in graded.examples})
-    return f"{graded.task}: {_counted(len(graded.examples), 'question')}, {_counted(images, 'picture')}"
+def task_title(task: TaskScores | ScoreDifference) -> str:
+    """Return the task's name with its number of examples and images."""
+    scores = task.after if isinstance(task, ScoreDifference) else task
+    images = len({example.sample.id for example in scores.examples})
+    return f"{scores.task}: {_with_count(len(scores.examples), 'example')}, {_with_count(images, 'image')}"
 
 
-def table_rows(each: TaskScores | ScoreDifference) -> Iterator[Row]:
-    """Give the rows of one task."""
-    measures = (each.after if isinstance(each, ScoreDifference) else each).scores.metrics
-    for name, measure in measures.items():
-        yield (name if measure.higher_is_better else f"{name} ↓", *_cells(each, name))
+def table_rows(task: TaskScores | ScoreDifference) -> Iterator[TableRow]:
+    """Yield one row for each metric of a task."""
+    metrics = (task.after if isinstance(task, ScoreDifference) else task).scores.metrics
+    for name, metric in metrics.items():
+        yield (name if metric.higher_is_better else f"{name} ↓", *_cells(task, name))
 
 
-def _cells(each: TaskScores | ScoreDifference, name: str) -> Row:
-    if isinstance(each, TaskScores):
-        return format_number(each.estimates[name].value), format_interval(each.estimates[name])
-    change = each.changes[name]
-    sides = [format_number(side.estimates[name].value) for side in (each.before, each.after)]
+def _cells(task: TaskScores | ScoreDifference, name: str) -> TableRow:
+    if isinstance(task, TaskScores):
+        return format_number(task.intervals[name].value), format_interval(task.intervals[name])
+    change = task.changes[name]
+    sides = [format_number(side.intervals[name].value) for side in (task.before, task.after)]
     sign = "+" if change.value is not None and change.value > 0 else ""
     return *sides, f"{sign}{format_number(change.value)}", format_interval(change), format_number(change.p)
 
 
 def format_number(value: float | None) -> str:
-    """Write a number for people."""
+    """Format a number with three decimals."""
     return "–" if value is None else f"{value:.3f}"
 
 
-def format_interval(estimate: ConfidenceInterval) -> str:
-    """Write the ends of an interval for people."""
-    return "–" if estimate.low is None else f"{format_number(estimate.low)} to {format_number(estimate.high)}"
+def format_interval(interval: ConfidenceInterval) -> str:
+    """Format the ends of an interval."""
+    return "–" if interval.low is None else f"{format_number(interval.low)} to {format_number(interval.high)}"
 
 
 def score_tables(tasks: Sequence[TaskScores | ScoreDifference]) -> Iterator[Table]:
-    """Make the tables that are shown on the screen, one for each task."""
-    for each in tasks:
-        shown = Table(
-            box=SIMPLE_HEAD, title=escape(task_title(each)), title_justify="left", title_style="bold", pad_edge=False
+    """Create one table for each task, for the terminal."""
+    for task in tasks:
+        table = Table(
+            box=SIMPLE_HEAD, title=escape(task_title(task)), title_justify="left", title_style="bold", pad_edge=False
         )
-        for place, head in enumerate(table_header(tasks)):
-            width = 20 if place == 0 else 6
-            shown.add_column(head, justify="right" if place else "left", no_wrap=True, min_width=width)
-        for row in table_rows(each):
-            shown.add_row(*row)
-        yield shown
+        for index, name in enumerate(table_header(tasks)):
+            width = 20 if index == 0 else 6
+            table.add_column(name, justify="right" if index else "left", no_wrap=True, min_width=width)
+        for row in table_rows(task):
+            table.add_row(*row)
+        yield table
 
 
 def scores_to_json(
     tasks: Sequence[TaskScores | ScoreDifference],
-    paired: Sequence[MatchResult],
-    about: Mapping[str, Any],
-    worst: int = 12,
+    matched: Sequence[MatchResult],
+    sources: Mapping[str, Any],
+    num_worst: int = 12,
 ) -> dict[str, Any]:
-    """Give all scores as JSON; a score with nothing to divide by is null."""
-    counts = [_counts(each) for each in paired]
+    """Convert all scores to JSON, after the keys of `sources`; a metric without a value is null."""
+    counts = [_counts(each) for each in matched]
     return {
-        **about,
+        **sources,
         "counts": counts[0] if len(counts) == 1 else dict(zip("ab", counts, strict=True)),
-        "tasks": {_name(each): _task(each, worst) for each in tasks},
+        "tasks": {_name(task): _task(task, num_worst) for task in tasks},
     }
 
 
-def _counts(paired: MatchResult) -> dict[str, Any]:
-    named = {
-        "without_prediction": paired.missing,
-        "failed": paired.failed,
-        "without_reference": paired.unmatched,
-        "repeated": paired.duplicates,
-        "without_answer": paired.unlabeled,
+def _counts(matched: MatchResult) -> dict[str, Any]:
+    names_by_key = {
+        "missing_predictions": matched.missing,
+        "failed": matched.failed,
+        "unmatched_predictions": matched.unmatched,
+        "duplicate_predictions": matched.duplicates,
+        "unlabeled_images": matched.unlabeled,
     }
     return {
-        "questions": len(paired.examples),
-        "pictures": len({question.sample.id for question in paired.examples}),
-        **{name: {"number": len(names), "first": names[:_MOST_NAMES]} for name, names in named.items()},
+        "examples": len(matched.examples),
+        "images": len({example.sample.id for example in matched.examples}),
+        **{key: {"number": len(names), "first": names[:_MAX_NAMES]} for key, names in names_by_key.items()},
     }
 
 
-def _name(each: TaskScores | ScoreDifference) -> str:
-    return each.after.task if isinstance(each, ScoreDifference) else each.task
+def _name(task: TaskScores | ScoreDifference) -> str:
+    return task.after.task if isinstance(task, ScoreDifference) else task.task
 
 
-def _task(each: TaskScores | ScoreDifference, worst: int) -> dict[str, Any]:
-    if isinstance(each, ScoreDifference):
+def _task(task: TaskScores | ScoreDifference, num_worst: int) -> dict[str, Any]:
+    if isinstance(task, ScoreDifference):
         return {
-            "questions": len(each.after.examples),
+            "examples": len(task.after.examples),
             "scores": {
                 name: {
-                    "a": _estimate(each.before.estimates[name]),
-                    "b": _estimate(each.after.estimates[name]),
-                    "change": {**_estimate(change), "p": change.p},
-                    "better": _better(each.after.scores, name),
+                    "a": _interval(task.before.intervals[name]),
+                    "b": _interval(task.after.intervals[name]),
+                    "change": {**_interval(change), "p": change.p},
+                    "higher_is_better": task.after.scores.metrics[name].higher_is_better,
                 }
-                for name, change in each.changes.items()
+                for name, change in task.changes.items()
             },
         }
     found = {
-        "questions": len(each.examples),
+        "examples": len(task.examples),
         "scores": {
-            name: {**_estimate(estimate), "better": _better(each.scores, name)}
-            for name, estimate in each.estimates.items()
+            name: {**_interval(interval), "higher_is_better": task.scores.metrics[name].higher_is_better}
+            for name, interval in task.intervals.items()
         },
-        "worst": [_case(question, good) for question, good in each.worst(worst)],
+        "worst": [_worst_case(example, quality) for example, quality in task.worst(num_worst)],
     }
-    if each.scores.labels:
+    if task.scores.labels:
         found["labels"] = {
-            label: None if value != value else round(value, 6) for label, value in each.scores.labels.items()
+            label: None if value != value else round(value, 6) for label, value in task.scores.labels.items()
         }
     return found
 
 
-def _better(scores: MetricValues, name: str) -> str:
-    return "higher" if scores.metrics[name].higher_is_better else "lower"
+def _interval(interval: ConfidenceInterval) -> dict[str, float | None]:
+    numbers = {"value": interval.value, "low": interval.low, "high": interval.high}
+    return {name: None if value is None else round(value, 6) for name, value in numbers.items()}
 
 
-def _estimate(estimate: ConfidenceInterval) -> dict[str, float | None]:
-    ends = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-    return {name: None if value is None else round(value, 6) for name, value in ends.items()}
-
-
-def _case(question: EvalExample, good: float) -> dict[str, Any]:
-    case = {"file_name": question.sample.id, "input": question.sample.input, "good": round(good, 6)}
-    error = question.prediction.error if question.prediction else "no prediction"
-    case |= {"wanted": list(question.targets), "said": question.text}
+def _worst_case(example: EvalExample, quality: float) -> dict[str, Any]:
+    case = {"file_name": example.sample.id, "input": example.sample.input, "quality": round(quality, 6)}
+    error = example.prediction.error if example.prediction else "no prediction"
+    case |= {"references": list(example.targets), "prediction": example.text}
     return case | ({"error": error} if error else {})

@@ -1,9 +1,9 @@
-"""Scores of answers in words: captions, text that was read, short answers.
+"""Metrics of text: captions, OCR, short answers.
 
-Each scorer takes, for each question, what was said and all that would have been right. What was not answered is "".
-CIDEr, BLEU and ROUGE-L are pycocoevalcap's, error rates jiwer's. Words are told apart as by the Java tokenizer that
-goes with pycocoevalcap, whose punctuation is dropped: equal on ordinary sentences, and each character of a script
-without spaces is a word.
+Each metric function takes, for each example, the predicted text and all its references. A missing prediction is "".
+CIDEr, BLEU and ROUGE-L are computed by pycocoevalcap, error rates by jiwer. The tokenizer follows the Java tokenizer
+of pycocoevalcap and drops its punctuation: it is equal on ordinary sentences, and each character of a script without
+spaces is a word.
 """
 
 import re
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from florence2.errors import UserError
-from florence2.metrics.bootstrap import Floats, Metric, MetricValues, extra, mean, ratio
+from florence2.metrics.bootstrap import Floats, Metric, MetricValues, import_extra, mean, ratio
 
-Pair = tuple[str, Sequence[str]]
+TextPair = tuple[str, Sequence[str]]  # prediction, references
 
-_SHORT = (
+_ABBREVIATIONS = (
     "mr mrs ms dr st no jr sr inc ltd co corp etc vs ave blvd rd jan feb mar apr aug sept oct nov dec prof gen lt "
     "sgt capt mt"
 )
@@ -26,148 +26,151 @@ _TOKEN = re.compile(
     rf"""
     (?:https?://|www\.)[^\s,;()\[\]]*[^\s,;()\[\].] | [\w.+-]+@[\w-]+(?:\.\w+)+    # addresses
   | [\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0e7f]                         # scripts without spaces
-  | (?:[^\W\d_]\.){{2,}} | (?:{"|".join(_SHORT.split())})\.(?!\w)                  # u.s., mr.
+  | (?:[^\W\d_]\.){{2,}} | (?:{"|".join(_ABBREVIATIONS.split())})\.(?!\w)          # u.s., mr.
   | \d+(?:[.,:/-]\d+)+ | \d+(?=[ap]\.?m\b) | '\d\ds?\b                             # 1,000  10:30  12pm  '90s
   | [\#@]?[^\W_]+(?:[-_/.&][^\W_]+|(?<!\d)'[^\W_]+)*
   | [?!]{{2,}} | \.{{2,}} | -{{2,}} | \S
     """,
     re.VERBOSE,
 )
-_PARTS = re.compile(
+_SPLITS = re.compile(
     r"(?<=\w)(?=n't\b)|(?<=\w)(?='(?:s|m|d|re|ve|ll)\b)"
     r"|(?<=^can)(?=not$)|(?<=^gon|^wan)(?=na$)|(?<=^got)(?=ta$)|(?<=^lem|^gim)(?=me$)"
 )
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-_DROPPED = {".", "..", "...", "?", "!", ",", ":", ";", "-", "--", "---", "'", "`", '"'}
+_PUNCTUATION = {".", "..", "...", "?", "!", ",", ":", ";", "-", "--", "---", "'", "`", '"'}
 _PLAIN_QUOTES = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": " ... "})
 
 
 def tokenize(text: str) -> str:
-    """Put single spaces between the words of a text, in small letters and without punctuation."""
-    found = _TOKEN.findall(text.lower().translate(_PLAIN_QUOTES))
-    parts = [_BRACKETS.get(part, part) for token in found for part in _PARTS.split(token)]
-    return " ".join(part for part in parts if part not in _DROPPED)
+    """Return the tokens of a text separated by single spaces, in lower case and without punctuation."""
+    tokens = _TOKEN.findall(text.lower().translate(_PLAIN_QUOTES))
+    parts = [_BRACKETS.get(part, part) for token in tokens for part in _SPLITS.split(token)]
+    return " ".join(part for part in parts if part not in _PUNCTUATION)
 
 
 @dataclass(frozen=True, eq=False)
 class Bleu:
-    """BLEU of a whole corpus, from each question's counts of n-grams said and right, and its lengths."""
+    """Corpus BLEU, from each example's numbers of matched and predicted n-grams and its lengths."""
 
-    right_Qn: Floats
-    said_Qn: Floats
-    lengths_Q2: Floats  # of the answer, of the closest reference
+    matched_En: Floats
+    predicted_En: Floats
+    lengths_E2: Floats  # of the prediction, of the closest reference
     higher_is_better: bool = True
 
-    def of(self, weights_BQ: Floats) -> Floats:
-        """Give the score of each row of weights; the small numbers are pycocoevalcap's."""
-        precision_Bn = (weights_BQ @ self.right_Qn + 1e-15) / (weights_BQ @ self.said_Qn + 1e-9)
-        said_B, wanted_B = (weights_BQ @ self.lengths_Q2).T
-        short_B = np.minimum((said_B + 1e-15) / (wanted_B + 1e-9), 1.0)
-        found: Floats = precision_Bn.prod(1) ** (1 / self.right_Qn.shape[1]) * np.exp(1 - 1 / short_B)
-        return found
+    def compute(self, weights_BE: Floats) -> Floats:
+        """Compute the value for each row of weights; the small numbers are those of pycocoevalcap."""
+        precision_Bn = (weights_BE @ self.matched_En + 1e-15) / (weights_BE @ self.predicted_En + 1e-9)
+        prediction_B, reference_B = (weights_BE @ self.lengths_E2).T
+        length_ratio_B = np.minimum((prediction_B + 1e-15) / (reference_B + 1e-9), 1.0)
+        bleu_B: Floats = precision_Bn.prod(1) ** (1 / self.matched_En.shape[1]) * np.exp(1 - 1 / length_ratio_B)
+        return bleu_B
 
 
-def caption_metrics(pairs: Sequence[Pair], meteor: bool = False) -> MetricValues:
-    """Score sentences: CIDEr, BLEU-1 to 4, ROUGE-L, exact match, and METEOR if asked for.
+def caption_metrics(pairs: Sequence[TextPair], meteor: bool = False) -> MetricValues:
+    """Compute CIDEr, BLEU-1 to 4, ROUGE-L and exact match, and METEOR if `meteor` is set.
 
-    CIDEr weighs words by how few pictures they belong to, so that there is none of a single question.
+    CIDEr weighs words by inverse document frequency, so a single example has no CIDEr.
     """
-    said = {i: [tokenize(text)] for i, (text, _) in enumerate(pairs)}
-    wanted = {i: [tokenize(text) for text in right] for i, (_, right) in enumerate(pairs)}
-    cider = extra("pycocoevalcap.cider.cider").Cider()
-    rouge = extra("pycocoevalcap.rouge.rouge").Rouge()
-    bleu = extra("pycocoevalcap.bleu.bleu").Bleu(4)
-    has_words = len(pairs) > 1 and any(text for texts in wanted.values() for text in texts)
-    cider_Q = cider.compute_score(wanted, said)[1] if has_words else np.full(len(pairs), np.nan)
-    rouge_Q = rouge.compute_score(wanted, said)[1]
-    measures: dict[str, Metric] = {"cider": mean(cider_Q), **_bleus(said, wanted), "rouge_l": mean(rouge_Q)}
-    measures["exact_match"] = mean([_is_among(text, right) for text, right in pairs])
-    exact = dict(zip([f"bleu_{n}" for n in range(1, 5)], bleu.compute_score(wanted, said, verbose=0)[0], strict=True))
+    predictions = {i: [tokenize(text)] for i, (text, _) in enumerate(pairs)}
+    references = {i: [tokenize(text) for text in texts] for i, (_, texts) in enumerate(pairs)}
+    cider = import_extra("pycocoevalcap.cider.cider").Cider()
+    rouge = import_extra("pycocoevalcap.rouge.rouge").Rouge()
+    bleu = import_extra("pycocoevalcap.bleu.bleu").Bleu(4)
+    has_words = len(pairs) > 1 and any(text for texts in references.values() for text in texts)
+    cider_E = cider.compute_score(references, predictions)[1] if has_words else np.full(len(pairs), np.nan)
+    rouge_E = rouge.compute_score(references, predictions)[1]
+    metrics: dict[str, Metric] = {"cider": mean(cider_E), **_bleu(predictions, references), "rouge_l": mean(rouge_E)}
+    metrics["exact_match"] = mean([_is_exact_match(*pair) for pair in pairs])
+    bleu_scores = bleu.compute_score(references, predictions, verbose=0)[0]
+    library_values = dict(zip([f"bleu_{n}" for n in range(1, 5)], bleu_scores, strict=True))
     if meteor:
-        exact["meteor"], meteor_Q = _meteor(said, wanted)
-        measures["meteor"] = mean(meteor_Q)
-    return MetricValues(measures, np.asarray(rouge_Q, dtype=float), exact)
+        library_values["meteor"], meteor_E = _meteor(predictions, references)
+        metrics["meteor"] = mean(meteor_E)
+    return MetricValues(metrics, np.asarray(rouge_E, dtype=float), library_values)
 
 
-def _meteor(said: dict[int, list[str]], wanted: dict[int, list[str]]) -> tuple[float, list[float]]:
-    """Ask pycocoevalcap's Java program for METEOR, of all and of each."""
+def _meteor(predictions: dict[int, list[str]], references: dict[int, list[str]]) -> tuple[float, list[float]]:
+    """Compute METEOR with pycocoevalcap's Java program, over all examples and for each."""
     if shutil.which("java") is None:
-        raise UserError("`--meteor` needs Java, which is not installed", "install a Java runtime, or leave it out")
-    scorer = extra("pycocoevalcap.meteor.meteor").Meteor()
+        raise UserError("`--meteor` needs Java, which is not installed", "install a Java runtime, or remove `--meteor`")
+    scorer = import_extra("pycocoevalcap.meteor.meteor").Meteor()
     program = scorer.meteor_p
     try:
-        whole, each = scorer.compute_score(wanted, said)
+        overall, by_example = scorer.compute_score(references, predictions)
     except (ValueError, OSError) as error:
-        scorer.lock.release()  # it is held on the way, and taken again at the end
-        raise UserError("METEOR ended before its time", "it needs Java and 2 GB of memory: leave it out") from error
+        scorer.lock.release()  # an aborted `compute_score` holds it, and `Meteor.__del__` acquires it
+        raise UserError(
+            "the METEOR program ended early", "check that Java has 2 GB of memory, or remove `--meteor`"
+        ) from error
     finally:
         for stream in (program.stdin, program.stdout, program.stderr):
             stream.close()
-    return float(whole), list(each)
+    return float(overall), list(by_example)
 
 
-def _bleus(said: dict[int, list[str]], wanted: dict[int, list[str]]) -> dict[str, Metric]:
-    scorer = extra("pycocoevalcap.bleu.bleu_scorer").BleuScorer(n=4)
-    for i, texts in said.items():
-        scorer += (texts[0], wanted[i])
-    right = np.array([each["correct"] for each in scorer.ctest], dtype=float)
-    guessed = np.array([each["guess"] for each in scorer.ctest], dtype=float)
-    lengths = [[each["testlen"], _closest(each["testlen"], each["reflen"])] for each in scorer.ctest]
-    lengths_Q2 = np.array(lengths, dtype=float)
-    return {f"bleu_{n}": Bleu(right[:, :n], guessed[:, :n], lengths_Q2) for n in range(1, 5)}
+def _bleu(predictions: dict[int, list[str]], references: dict[int, list[str]]) -> dict[str, Metric]:
+    scorer = import_extra("pycocoevalcap.bleu.bleu_scorer").BleuScorer(n=4)
+    for i, texts in predictions.items():
+        scorer += (texts[0], references[i])
+    matched = np.array([counts["correct"] for counts in scorer.ctest], dtype=float)
+    predicted = np.array([counts["guess"] for counts in scorer.ctest], dtype=float)
+    lengths = [[counts["testlen"], _closest_length(counts["testlen"], counts["reflen"])] for counts in scorer.ctest]
+    lengths_E2 = np.array(lengths, dtype=float)
+    return {f"bleu_{n}": Bleu(matched[:, :n], predicted[:, :n], lengths_E2) for n in range(1, 5)}
 
 
-def _closest(length: int, lengths: Sequence[int]) -> int:
+def _closest_length(length: int, lengths: Sequence[int]) -> int:
     return min((abs(each - length), each) for each in lengths)[1]
 
 
-def _is_among(text: str, right: Sequence[str]) -> float:
-    return float(_spaced(text) in {_spaced(each) for each in right})
+def _is_exact_match(text: str, references: Sequence[str]) -> float:
+    return float(_normalize_spaces(text) in {_normalize_spaces(each) for each in references})
 
 
-def _spaced(text: str) -> str:
+def _normalize_spaces(text: str) -> str:
     return " ".join(text.split())
 
 
-def ocr_metrics(pairs: Sequence[Pair]) -> MetricValues:
-    """Score text that was read: character and word error rate over all text, ANLS, exact match.
+def ocr_metrics(pairs: Sequence[TextPair]) -> MetricValues:
+    """Compute character and word error rate over all text, ANLS and exact match.
 
-    Where several texts would have been right, the one with the fewest errors counts. White space is one space.
+    Of several references the one with the fewest errors counts. White space counts as one space.
     """
-    edits, lengths, word_edits, words = zip(*(_errors(*pair) for pair in pairs), strict=True)
-    measures: dict[str, Metric] = {
-        "cer": ratio(edits, lengths, rises=False),
-        "wer": ratio(word_edits, words, rises=False),
+    edits, lengths, word_edits, word_counts = zip(*(_errors(*pair) for pair in pairs), strict=True)
+    metrics: dict[str, Metric] = {
+        "cer": ratio(edits, lengths, higher_is_better=False),
+        "wer": ratio(word_edits, word_counts, higher_is_better=False),
         "anls": mean([anls(*pair) for pair in pairs]),
-        "exact_match": mean([_is_among(*pair) for pair in pairs]),
+        "exact_match": mean([_is_exact_match(*pair) for pair in pairs]),
     }
-    good = [1 - min(1.0, errors / max(length, 1)) for errors, length in zip(edits, lengths, strict=True)]
-    return MetricValues(measures, np.asarray(good))
+    quality = [1 - min(1.0, errors / max(length, 1)) for errors, length in zip(edits, lengths, strict=True)]
+    return MetricValues(metrics, np.asarray(quality))
 
 
-def _errors(text: str, right: Sequence[str]) -> tuple[int, int, int, int]:
-    """Count wrong characters, characters, wrong words, words."""
-    jiwer = extra("jiwer")
+def _errors(text: str, references: Sequence[str]) -> tuple[int, int, int, int]:
+    """Count character errors, characters, word errors and words against the closest reference."""
+    jiwer = import_extra("jiwer")
 
-    def one(wanted: str) -> tuple[int, int, int, int]:
-        found: list[int] = []
+    def count_errors(reference: str) -> tuple[int, int, int, int]:
+        counts: list[int] = []
         for process in (jiwer.process_characters, jiwer.process_words):
-            aligned = process(_spaced(wanted), _spaced(text))
+            aligned = process(_normalize_spaces(reference), _normalize_spaces(text))
             wrong = aligned.substitutions + aligned.deletions
-            found += [wrong + aligned.insertions, wrong + aligned.hits]
-        return found[0], found[1], found[2], found[3]
+            counts += [wrong + aligned.insertions, wrong + aligned.hits]
+        return counts[0], counts[1], counts[2], counts[3]
 
-    return min((one(wanted) for wanted in right), key=lambda each: (each[0] / max(each[1], 1), each))
-
-
-def similarity(text: str, wanted: str) -> float:
-    """Give 1 less the edits between two texts per character of the longer one; 1 for two empty texts."""
-    return float(extra("rapidfuzz.distance").Levenshtein.normalized_similarity(text, wanted))
+    return min(map(count_errors, references), key=lambda counts: (counts[0] / max(counts[1], 1), counts))
 
 
-def anls(text: str, right: Sequence[str]) -> float:
-    """Give the similarity to the closest right answer, in small letters; 0 if less than half of it is right."""
-    best = max(similarity(_spaced(text).lower(), _spaced(each).lower()) for each in right)
+def similarity(text: str, reference: str) -> float:
+    """Return the normalized Levenshtein similarity: 1 less the edits per character of the longer text."""
+    return float(import_extra("rapidfuzz.distance").Levenshtein.normalized_similarity(text, reference))
+
+
+def anls(text: str, references: Sequence[str]) -> float:
+    """Return the similarity to the closest reference, in lower case; 0 if it is below 0.5."""
+    best = max(similarity(_normalize_spaces(text).lower(), _normalize_spaces(each).lower()) for each in references)
     return best if best >= 0.5 else 0.0
 
 
@@ -175,31 +178,31 @@ _ARTICLES = {"a", "an", "the"}
 _DIGITS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())} | {
     "none": "0"
 }
-_VOTES = 10
+_MIN_VOTES = 10
 
 
-def vqa_metrics(pairs: Sequence[Pair]) -> MetricValues:
-    """Score short answers: accuracy, ANLS, exact match.
+def vqa_metrics(pairs: Sequence[TextPair]) -> MetricValues:
+    """Compute accuracy, ANLS and exact match of short answers.
 
-    Accuracy is without regard to case, punctuation, articles and spelt-out digits. Any right answer counts in full;
-    from ten on they are votes, and an answer of fewer than three voters counts in part, as in VQA.
+    Accuracy ignores case, punctuation, articles and spelled-out digits. Any reference counts in full; ten or more
+    references are votes, and an answer of fewer than three of them counts in part, as in VQA.
     """
-    accuracy = [_agreement(*pair) for pair in pairs]
-    measures: dict[str, Metric] = {
+    accuracy = [_vqa_accuracy(*pair) for pair in pairs]
+    metrics: dict[str, Metric] = {
         "accuracy": mean(accuracy),
         "anls": mean([anls(*pair) for pair in pairs]),
-        "exact_match": mean([_is_among(*pair) for pair in pairs]),
+        "exact_match": mean([_is_exact_match(*pair) for pair in pairs]),
     }
-    return MetricValues(measures, np.asarray(accuracy))
+    return MetricValues(metrics, np.asarray(accuracy))
 
 
-def _agreement(text: str, right: Sequence[str]) -> float:
-    votes = [_plainly(each) == _plainly(text) for each in right]
-    if len(votes) < _VOTES:
+def _vqa_accuracy(text: str, references: Sequence[str]) -> float:
+    votes = [_normalize_answer(each) == _normalize_answer(text) for each in references]
+    if len(votes) < _MIN_VOTES:
         return float(any(votes))
     return float(np.mean([min(1.0, (sum(votes) - vote) / 3) for vote in votes]))
 
 
-def _plainly(text: str) -> str:
-    bare = re.sub(r"(?<!\d)[.,]|[.,](?!\d)|[^\w\s.,'-]", " ", text.lower()).replace("'", "")
-    return " ".join(_DIGITS.get(word, word) for word in bare.split() if word not in _ARTICLES)
+def _normalize_answer(text: str) -> str:
+    letters = re.sub(r"(?<!\d)[.,]|[.,](?!\d)|[^\w\s.,'-]", " ", text.lower()).replace("'", "")
+    return " ".join(_DIGITS.get(word, word) for word in letters.split() if word not in _ARTICLES)

@@ -23,7 +23,7 @@ from florence2.data.inspection.issues import LengthLimit, check_row, min_token_c
 from florence2.data.resolve import split_spec
 from florence2.data.sample import Sample
 from florence2.errors import UserError
-from florence2.results.dataset_preview import preview_page
+from florence2.results.html.dataset_preview import preview_page
 from florence2.results.render import draw_answer
 
 POSITIONS = 1024  # tokens of an answer in every checkpoint that Microsoft published

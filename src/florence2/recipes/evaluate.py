@@ -21,13 +21,13 @@ from florence2.metrics.by_task import ScoreDifference, TaskScores, compare, scor
 from florence2.metrics.match_predictions import (
     MatchResult,
     PredictionRow,
-    answered_by_all,
     match_predictions,
     most_common_task,
     read_predictions,
+    remove_missing,
 )
 from florence2.metrics.report import match_notes, score_tables, scores_to_json
-from florence2.results.html_report import html_report
+from florence2.results.html.html_report import html_report
 
 
 def main(settings: EvaluateSettings) -> int:
@@ -53,7 +53,7 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> dict[st
     wanted = _wanted(settings, said[0])
     paired = [match_predictions(each, wanted) for each in said]
     if settings.score.missing_predictions == "skip":
-        paired = answered_by_all(paired)
+        paired = remove_missing(paired)
     tasks = _graded(settings, paired)
     about = {"references": settings.reference.references, "predictions": files[0] if len(files) == 1 else files}
     scores = scores_to_json(tasks, paired, about, settings.score.num_worst)
@@ -129,7 +129,9 @@ def _wanted(settings: EvaluateSettings, said: list[PredictionRow]) -> ResolvedDa
 def _graded(settings: EvaluateSettings, paired: list[MatchResult]) -> list[TaskScores] | list[ScoreDifference]:
     how = settings.score
     graded = [
-        score_tasks(each.examples, text_as=how.text_metrics, times=how.bootstrap_samples, meteor=how.meteor)
+        score_tasks(
+            each.examples, text_metrics=how.text_metrics, num_resamples=how.bootstrap_samples, meteor=how.meteor
+        )
         for each in paired
     ]
     return graded[0] if len(graded) == 1 else compare(graded[0], graded[1], how.bootstrap_samples)

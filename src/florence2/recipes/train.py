@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from florence2 import settings_io as by_name
 from florence2.config import TrainSettings
-from florence2.devices import dtype_hint, dtype_warning, pick_device, training_dtype
+from florence2.devices import dtype_hint, dtype_warning, pick_device, pick_dtype
 from florence2.distributed import is_main_process
 from florence2.log import logger
 from florence2.metrics.eval_set import EvalSet
@@ -32,7 +32,7 @@ from florence2.model.storage.run_metadata import (
 )
 from florence2.model.tasks import find_task
 from florence2.recipes.train_evaluation import add_sample_callback, best_metric, build_eval_set, build_metrics_fn
-from florence2.results.dataset_preview import preview_page
+from florence2.results.html.dataset_preview import preview_page
 from florence2.results.render import draw_answer
 from florence2.system import tune_allocator
 from florence2.training.arguments import count_steps, resolve_trackers, training_arguments
@@ -164,7 +164,7 @@ def _load(settings: TrainSettings) -> tuple[Any, Any]:
     chosen = settings.model
     device = pick_device(chosen.device)
     # What all learns is held in float32; a base under LoRA may be as small as the arithmetic.
-    dtype = training_dtype(chosen.dtype, device) if settings.lora.rank > 0 else torch.float32
+    dtype = pick_dtype(chosen.dtype, device) if settings.lora.rank > 0 else torch.float32
     if note := dtype_warning(dtype, device):
         logger.info(note)
     model, processor = load(
@@ -183,7 +183,7 @@ def _load(settings: TrainSettings) -> tuple[Any, Any]:
 
 
 def _fitted(settings: TrainSettings, learner: Any, dataset: Florence2Dataset, checkpoint: Path | None) -> TrainSettings:
-    dtype = training_dtype(settings.model.dtype, pick_device(settings.model.device))
+    dtype = pick_dtype(settings.model.dtype, pick_device(settings.model.device))
     return replace(settings, training=auto_batch_size(settings.training, learner, dataset, dtype, checkpoint))
 
 
@@ -197,7 +197,7 @@ def _trainer(
     watch: TrainingCallbacks,
 ) -> Florence2Trainer:
     device = pick_device(settings.model.device)
-    dtype = training_dtype(settings.model.dtype, device)
+    dtype = pick_dtype(settings.model.dtype, device)
     best = best_metric(settings, exam)
     args = training_arguments(
         settings, dataset.samples_per_epoch, has_eval=bool(found.eval), device=device, dtype=dtype, best_metric=best

@@ -1,7 +1,7 @@
 """Average precision as COCO defines it.
 
-The score is faster-coco-eval's. Its interval is computed here, by the same rules, because drawing pictures again and
-again asks for weights. Shapes: B drawings, Q questions, T overlaps, L labels, D said boxes.
+The value is computed by faster-coco-eval. Its interval is computed here by the same rules, because a bootstrap needs
+weighted examples. Shapes: B resamples, E examples, T IoU thresholds, L labels, D predicted boxes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,115 +12,123 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from florence2.metrics.bootstrap import Floats, extra
-from florence2.metrics.geometry.matching import IOU_THRESHOLDS, Instances, Ints, Pair, box_ious, match_greedily
+from florence2.metrics.bootstrap import Floats, import_extra
+from florence2.metrics.geometry.matching import (
+    IOU_THRESHOLDS,
+    Instances,
+    InstancesPair,
+    Ints,
+    box_ious,
+    match_greedily,
+)
 
 RECALLS = np.linspace(0.0, 1.0, 101)
-MOST = 100  # boxes of one label and picture, as in COCO
+MAX_DETECTIONS = 100  # of one label and image, as in COCO
 
 
 @dataclass(frozen=True, eq=False)
 class PrecisionRecallCurve:
-    """All said boxes of one label, the surest first: which were right, and how many each question wanted."""
+    """The predicted boxes of one label by falling score, and the number of reference boxes of each example."""
 
-    question_D: Ints
-    hits_TD: NDArray[np.bool_]
-    wanted_Q: Floats
+    example_D: Ints
+    is_match_TD: NDArray[np.bool_]
+    num_references_E: Floats
 
-    def precision(self, weights_BQ: Floats, chosen: Sequence[int]) -> Floats:
-        """Average the best precision at 101 recalls and the chosen overlaps: B; nan where none is wanted."""
-        weights_BD = weights_BQ[:, self.question_D]
-        said_BD = weights_BD.cumsum(1) + np.spacing(1)
-        wanted_B1 = (weights_BQ @ self.wanted_Q)[:, None]
-        found_B = np.zeros(len(weights_BQ))
-        for t in chosen:
-            right_BD = (weights_BD * self.hits_TD[t]).cumsum(1)
-            best_BD = np.maximum.accumulate((right_BD / said_BD)[:, ::-1], axis=1)[:, ::-1]
-            recall_BD = np.divide(right_BD, wanted_B1, out=np.zeros_like(right_BD), where=wanted_B1 > 0)
-            reached_BD = np.searchsorted(RECALLS, recall_BD, side="right")
-            found_B += (np.diff(reached_BD, prepend=0, axis=1) * best_BD).sum(1) / len(RECALLS)
-        return np.where(wanted_B1[:, 0] > 0, found_B / len(chosen), np.nan)
+    def average_precision(self, weights_BE: Floats, threshold_indices: Sequence[int]) -> Floats:
+        """Average the interpolated precision over 101 recalls and the IoU thresholds: B; nan without references."""
+        weights_BD = weights_BE[:, self.example_D]
+        predicted_BD = weights_BD.cumsum(1) + np.spacing(1)
+        references_B1 = (weights_BE @ self.num_references_E)[:, None]
+        total_B = np.zeros(len(weights_BE))
+        for t in threshold_indices:
+            matched_BD = (weights_BD * self.is_match_TD[t]).cumsum(1)
+            precision_BD = np.maximum.accumulate((matched_BD / predicted_BD)[:, ::-1], axis=1)[:, ::-1]
+            recall_BD = np.divide(matched_BD, references_B1, out=np.zeros_like(matched_BD), where=references_B1 > 0)
+            recall_index_BD = np.searchsorted(RECALLS, recall_BD, side="right")
+            total_B += (np.diff(recall_index_BD, prepend=0, axis=1) * precision_BD).sum(1) / len(RECALLS)
+        return np.where(references_B1[:, 0] > 0, total_B / len(threshold_indices), np.nan)
 
 
 @dataclass(frozen=True, eq=False)
 class AveragePrecision:
-    """COCO's average precision over all labels, at the chosen overlaps."""
+    """COCO's mean average precision over all labels, at some of `IOU_THRESHOLDS`."""
 
     curves: Sequence[PrecisionRecallCurve]
-    chosen: Sequence[int]
+    threshold_indices: Sequence[int]
     higher_is_better: bool = True
 
-    def of(self, weights_BQ: Floats) -> Floats:
-        """Give the score of each row of weights."""
-        found_LB = np.array([curve.precision(weights_BQ, self.chosen) for curve in self.curves])
-        found_LB = found_LB.reshape(-1, len(weights_BQ))
-        known_B = np.isfinite(found_LB).sum(0)
-        nothing = np.full(len(weights_BQ), np.nan)
-        means_B: Floats = np.divide(np.nansum(found_LB, 0), known_B, out=nothing, where=known_B > 0)
+    def compute(self, weights_BE: Floats) -> Floats:
+        """Compute the value for each row of weights."""
+        ap_LB = np.array([curve.average_precision(weights_BE, self.threshold_indices) for curve in self.curves])
+        ap_LB = ap_LB.reshape(-1, len(weights_BE))
+        num_labels_B = np.isfinite(ap_LB).sum(0)
+        undefined_B = np.full(len(weights_BE), np.nan)
+        means_B: Floats = np.divide(np.nansum(ap_LB, 0), num_labels_B, out=undefined_B, where=num_labels_B > 0)
         return means_B
 
 
-def curve_of(pairs: Sequence[Pair]) -> tuple[PrecisionRecallCurve, Ints]:
-    """Match the boxes of one label, and count what was right in each question."""
-    taken = [_taken(said, wanted) for said, wanted in pairs]
-    right_Q = np.array([(each[0] >= 0).sum() for each in taken])
-    question_D = np.concatenate([np.full(min(len(s.places), MOST), q) for q, (s, _) in enumerate(pairs)])
-    scores_D = np.concatenate([np.asarray(s.scores[:MOST], dtype=float) for s, _ in pairs])
-    hits_TD = np.concatenate([each[:, :MOST] >= 0 for each in taken], axis=1)
+def precision_recall_curve(pairs: Sequence[InstancesPair]) -> tuple[PrecisionRecallCurve, Ints]:
+    """Match the boxes of one label; also return each example's number of matches at the lowest threshold."""
+    matches = [_match(predictions, references) for predictions, references in pairs]
+    num_matches_E = np.array([(each[0] >= 0).sum() for each in matches])
+    example_D = np.concatenate([np.full(min(len(p), MAX_DETECTIONS), e) for e, (p, _) in enumerate(pairs)])
+    scores_D = np.concatenate([np.asarray(p.scores[:MAX_DETECTIONS], dtype=float) for p, _ in pairs])
+    is_match_TD = np.concatenate([each[:, :MAX_DETECTIONS] >= 0 for each in matches], axis=1)
     order_D = np.argsort(-scores_D, kind="mergesort")
-    wanted_Q = np.array([len(wanted.places) for _, wanted in pairs], dtype=float)
-    return PrecisionRecallCurve(question_D[order_D].astype(int), hits_TD[:, order_D], wanted_Q), right_Q
+    num_references_E = np.array([len(references) for _, references in pairs], dtype=float)
+    curve = PrecisionRecallCurve(example_D[order_D].astype(int), is_match_TD[:, order_D], num_references_E)
+    return curve, num_matches_E
 
 
-def _taken(said: Instances, wanted: Instances) -> Ints:
-    if not said.places or not wanted.places:
-        return np.full((len(IOU_THRESHOLDS), len(said.places)), -1)
-    return match_greedily(box_ious(said.places, wanted.places), IOU_THRESHOLDS)
+def _match(predictions: Instances, references: Instances) -> Ints:
+    if not len(predictions) or not len(references):
+        return np.full((len(IOU_THRESHOLDS), len(predictions)), -1)
+    return match_greedily(box_ious(predictions.geometries, references.geometries), IOU_THRESHOLDS)
 
 
-def ask_coco(pairs: Sequence[Pair], labels: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
-    """Ask faster-coco-eval: all scores, and the average precision of each label."""
-    package = extra("faster_coco_eval")
+def run_coco_eval(pairs: Sequence[InstancesPair], labels: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
+    """Compute mAP with faster-coco-eval; also return the average precision of each label."""
+    package = import_extra("faster_coco_eval")
     ids = {label: i for i, label in enumerate(labels, start=1)}
-    wanted = package.COCO(
+    ground_truth = package.COCO(
         {
-            "images": [{"id": q, "width": 1, "height": 1} for q in range(len(pairs))],
+            "images": [{"id": e, "width": 1, "height": 1} for e in range(len(pairs))],
             "categories": [{"id": i, "name": label} for label, i in ids.items()],
-            "annotations": _rows([wanted for _, wanted in pairs], ids),
+            "annotations": _coco_annotations([references for _, references in pairs], ids),
         }
     )
-    if not (rows := _rows([said for said, _ in pairs], ids)):  # older releases cannot read an empty list
-        return dict.fromkeys(_THEIRS, 0.0), dict.fromkeys(labels, 0.0)
-    said = wanted.loadRes(rows)
-    run = package.COCOeval_faster(wanted, said, "bbox")
-    run.evaluate()
-    run.accumulate()
-    run.summarize()
-    exact = {name: _known(run.stats_as_dict[theirs]) for name, theirs in _THEIRS.items()}
-    precision_TRL = run.eval["precision"][..., 0, -1]
-    return exact, {label: _known(precision_TRL[..., i - 1].mean()) for label, i in ids.items()}
+    if not (rows := _coco_annotations([predictions for predictions, _ in pairs], ids)):
+        return dict.fromkeys(_COCO_STATS, 0.0), dict.fromkeys(labels, 0.0)  # older releases cannot load an empty list
+    coco_eval = package.COCOeval_faster(ground_truth, ground_truth.loadRes(rows), "bbox")
+    coco_eval.evaluate()
+    coco_eval.accumulate()
+    coco_eval.summarize()
+    values = {name: _nan_if_negative(coco_eval.stats_as_dict[stat]) for name, stat in _COCO_STATS.items()}
+    precision_TRL = coco_eval.eval["precision"][..., 0, -1]
+    return values, {label: _nan_if_negative(precision_TRL[..., i - 1].mean()) for label, i in ids.items()}
 
 
-_THEIRS = {"map": "AP_all", "map_50": "AP_50", "map_75": "AP_75"}
+_COCO_STATS = {"map": "AP_all", "map_50": "AP_50", "map_75": "AP_75"}
 
 
-def _rows(sides: Sequence[Instances], ids: Mapping[str, int]) -> list[dict[str, Any]]:
+def _coco_annotations(instances: Sequence[Instances], ids: Mapping[str, int]) -> list[dict[str, Any]]:
     numbers = count(1)
     return [
         {
             "id": next(numbers),
-            "image_id": q,
+            "image_id": e,
             "category_id": ids[label],
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "area": (x2 - x1) * (y2 - y1),
             "iscrowd": 0,
             "score": score,
         }
-        for q, side in enumerate(sides)
-        for (x1, y1, x2, y2), label, score in zip(side.places, side.labels, side.scores, strict=True)
+        for e, each in enumerate(instances)
+        for (x1, y1, x2, y2), label, score in zip(each.geometries, each.labels, each.scores, strict=True)
         if label in ids
     ]
 
 
-def _known(value: float) -> float:
+def _nan_if_negative(value: float) -> float:
+    """Return nan for -1, which COCO reports where there are no references."""
     return float(value) if value >= 0 else float("nan")

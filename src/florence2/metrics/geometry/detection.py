@@ -1,19 +1,19 @@
-"""Scores of answers in boxes: average precision, F1, precision and recall, phrases that were found.
+"""Metrics of boxes: average precision, F1, precision and recall, phrase accuracy.
 
-Knows no pictures and no tasks: `Objects` on either side, one pair for each question.
+Each metric function takes one pair of predicted and reference `Instances` per example.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from florence2.metrics.bootstrap import Metric, MetricValues, counted, ratio
-from florence2.metrics.geometry.coco_ap import AveragePrecision, ask_coco, curve_of
+from florence2.metrics.bootstrap import Metric, MetricValues, precision_recall_f1, ratio
+from florence2.metrics.geometry.coco_ap import AveragePrecision, precision_recall_curve, run_coco_eval
 from florence2.metrics.geometry.matching import (
     EMPTY,
     IOU_THRESHOLDS,
     Instances,
-    Pair,
+    InstancesPair,
     box_ious,
     match_greedily,
     normalize_label,
@@ -21,77 +21,83 @@ from florence2.metrics.geometry.matching import (
 from florence2.metrics.text import anls
 
 
-def detection_metrics(pairs: Sequence[Pair]) -> MetricValues:
-    """Score labelled boxes: mAP, and F1, precision and recall at an overlap of 0.5 over all that was said."""
-    pairs = [(_fold(said), _fold(wanted)) for said, wanted in pairs]
-    labels = sorted({label for _, wanted in pairs for label in wanted.labels})
-    hits_Q = np.zeros(len(pairs), dtype=int)
+def detection_metrics(pairs: Sequence[InstancesPair]) -> MetricValues:
+    """Compute mAP of labeled boxes, and F1, precision and recall at an IoU of 0.5 over all predicted boxes."""
+    pairs = [(_normalize_labels(predictions), _normalize_labels(references)) for predictions, references in pairs]
+    labels = sorted({label for _, references in pairs for label in references.labels})
+    matches_E = np.zeros(len(pairs), dtype=int)
     curves = []
-    parts = [(said.by_label(), wanted.by_label()) for said, wanted in pairs]
+    by_label = [(predictions.by_label(), references.by_label()) for predictions, references in pairs]
     for label in labels:
-        curve, right_Q = curve_of([(said.get(label, EMPTY), wanted.get(label, EMPTY)) for said, wanted in parts])
+        curve, label_matches_E = precision_recall_curve(
+            [(p.get(label, EMPTY), r.get(label, EMPTY)) for p, r in by_label]
+        )
         curves.append(curve)
-        hits_Q += right_Q
-    exact, by_label = ask_coco(pairs, labels) if labels else ({}, {})
-    overlaps = {"map": range(10), "map_50": [0], "map_75": [5]}
-    measures: dict[str, Metric] = {name: AveragePrecision(curves, chosen) for name, chosen in overlaps.items()}
-    return _with_counts(measures, hits_Q.tolist(), pairs, exact, by_label)
+        matches_E += label_matches_E
+    library_values, label_ap = run_coco_eval(pairs, labels) if labels else ({}, {})
+    thresholds = {"map": range(10), "map_50": [0], "map_75": [5]}
+    metrics: dict[str, Metric] = {name: AveragePrecision(curves, indices) for name, indices in thresholds.items()}
+    return _with_f1(metrics, matches_E.tolist(), pairs, library_values, label_ap)
 
 
-def _with_counts(
-    measures: dict[str, Metric],
-    hits: Sequence[int],
-    pairs: Sequence[Pair],
-    exact: Mapping[str, float] | None = None,
+def _with_f1(
+    metrics: dict[str, Metric],
+    matches: Sequence[int],
+    pairs: Sequence[InstancesPair],
+    library_values: Mapping[str, float] | None = None,
     labels: Mapping[str, float] | None = None,
 ) -> MetricValues:
-    said, wanted = [len(s.places) for s, _ in pairs], [len(w.places) for _, w in pairs]
-    good = [2 * h / (s + w) if s + w else 1.0 for h, s, w in zip(hits, said, wanted, strict=True)]
-    return MetricValues({**measures, **counted(hits, said, wanted)}, np.asarray(good), exact or {}, labels or {})
+    num_predictions, num_references = [len(p) for p, _ in pairs], [len(r) for _, r in pairs]
+    counts = zip(matches, num_predictions, num_references, strict=True)
+    quality = [2 * m / (p + r) if p + r else 1.0 for m, p, r in counts]
+    metrics = {**metrics, **precision_recall_f1(matches, num_predictions, num_references)}
+    return MetricValues(metrics, np.asarray(quality), library_values or {}, labels or {})
 
 
-def _fold(objects: Instances) -> Instances:
-    return Instances(objects.places, [normalize_label(label) for label in objects.labels], objects.scores)
+def _normalize_labels(instances: Instances) -> Instances:
+    return Instances(instances.geometries, [normalize_label(label) for label in instances.labels], instances.scores)
 
 
-def dense_caption_metrics(pairs: Sequence[Pair]) -> MetricValues:
-    """Score boxes with descriptions: boxes as if they had no labels, and how alike the words of found ones are."""
-    bare = [(_bare(said), _bare(wanted)) for said, wanted in pairs]
-    scores = detection_metrics(bare)
-    alike = [_alike(said, wanted) for said, wanted in pairs]
-    words = ratio([sum(each) for each in alike], [len(wanted.places) for _, wanted in pairs])
-    return MetricValues({**scores.metrics, "words_anls": words}, scores.quality_Q, scores.library_values)
+def dense_caption_metrics(pairs: Sequence[InstancesPair]) -> MetricValues:
+    """Compute detection metrics of boxes without their captions, and the ANLS of the captions of matched boxes."""
+    scores = region_proposal_metrics(pairs)
+    similarities = [_caption_similarities(predictions, references) for predictions, references in pairs]
+    words_anls = ratio([sum(each) for each in similarities], [len(references) for _, references in pairs])
+    return MetricValues({**scores.metrics, "words_anls": words_anls}, scores.quality_E, scores.library_values)
 
 
-def region_proposal_metrics(pairs: Sequence[Pair]) -> MetricValues:
-    """Score boxes without labels."""
-    scores = detection_metrics([(_bare(said), _bare(wanted)) for said, wanted in pairs])
-    return MetricValues(scores.metrics, scores.quality_Q, scores.library_values)
+def region_proposal_metrics(pairs: Sequence[InstancesPair]) -> MetricValues:
+    """Compute detection metrics of boxes without labels."""
+    scores = detection_metrics([(_without_labels(p), _without_labels(r)) for p, r in pairs])
+    return MetricValues(scores.metrics, scores.quality_E, scores.library_values)
 
 
-def _bare(objects: Instances) -> Instances:
-    return Instances(objects.places, [""] * len(objects.places), objects.scores)
+def _without_labels(instances: Instances) -> Instances:
+    return Instances(instances.geometries, [""] * len(instances), instances.scores)
 
 
-def _alike(said: Instances, wanted: Instances) -> list[float]:
-    order = sorted(range(len(said.places)), key=lambda i: -said.scores[i])
-    ious_DG = box_ious([said.places[i] for i in order], wanted.places)
-    taken = zip(order, match_greedily(ious_DG, IOU_THRESHOLDS[:1])[0], strict=True)
-    return [anls(said.labels[i], [wanted.labels[g]]) for i, g in taken if g >= 0]
+def _caption_similarities(predictions: Instances, references: Instances) -> list[float]:
+    order = sorted(range(len(predictions)), key=lambda i: -predictions.scores[i])
+    ious_DG = box_ious([predictions.geometries[i] for i in order], references.geometries)
+    matches = zip(order, match_greedily(ious_DG, IOU_THRESHOLDS[:1])[0], strict=True)
+    return [anls(predictions.labels[i], [references.labels[g]]) for i, g in matches if g >= 0]
 
 
-def grounding_metrics(pairs: Sequence[Pair]) -> MetricValues:
-    """Score phrases and their boxes at an overlap of 0.5.
+def grounding_metrics(pairs: Sequence[InstancesPair]) -> MetricValues:
+    """Compute phrase accuracy, and F1, precision and recall of boxes at an IoU of 0.5.
 
-    Recall is over wanted boxes. `phrase_accuracy` is over wanted phrases: is the surest box said for it on any of
-    the boxes wanted for it?
+    Phrase accuracy is the fraction of reference phrases whose most confident predicted box matches one of the
+    phrase's reference boxes.
     """
-    pairs = [(_fold(said), _fold(wanted)) for said, wanted in pairs]
-    hits, found, phrases = [], [], []
-    for said, wanted in pairs:
-        there = said.by_label()
-        ious = [box_ious(there.get(label, EMPTY).places, each.places) for label, each in wanted.by_label().items()]
-        hits.append(sum(int((match_greedily(ious_DG, IOU_THRESHOLDS[:1]) >= 0).sum()) for ious_DG in ious))
-        found.append(sum(bool((ious_DG[:1] >= IOU_THRESHOLDS[0]).any()) for ious_DG in ious))
+    pairs = [(_normalize_labels(predictions), _normalize_labels(references)) for predictions, references in pairs]
+    matches, correct_phrases, phrases = [], [], []
+    for predictions, references in pairs:
+        predicted = predictions.by_label()
+        ious = [
+            box_ious(predicted.get(label, EMPTY).geometries, boxes.geometries)
+            for label, boxes in references.by_label().items()
+        ]
+        matches.append(sum(int((match_greedily(ious_DG, IOU_THRESHOLDS[:1]) >= 0).sum()) for ious_DG in ious))
+        correct_phrases.append(sum(bool((ious_DG[:1] >= IOU_THRESHOLDS[0]).any()) for ious_DG in ious))
         phrases.append(len(ious))
-    return _with_counts({"phrase_accuracy": ratio(found, phrases)}, hits, pairs)
+    return _with_f1({"phrase_accuracy": ratio(correct_phrases, phrases)}, matches, pairs)

@@ -1,0 +1,1 @@
+"""HTML pages of results, each one file with its images inside."""
