@@ -39,7 +39,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contestants import Plan, random_model
-from florence2.devices import has_bfloat16, pick_dtype
+from florence2.devices import has_bfloat16, inference_dtype
 
 RESULTS = Path(__file__).parent / "results"
 RIVALS = {"hf-fp32": "float32", "hf-fp32-tuned": "float32", "hf-bf16": "bfloat16", "hf-bf16-tuned": "bfloat16"}
@@ -87,7 +87,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--write", action="store_true", help=f"also write a dated file into {RESULTS.name}/")
     options = parser.parse_args()
     device = torch.device(options.device)
-    options.dtype = str(pick_dtype(options.dtype, device, learns=False)).removeprefix("torch.")
+    options.dtype = str(inference_dtype(options.dtype, device)).removeprefix("torch.")
     options.rival = options.rival or [name for name in RIVALS if "bf16" not in name or has_bfloat16(device)]
     return options
 

@@ -282,9 +282,9 @@ def table(rows: list[str], extra: list[str]) -> None:
 
 def arithmetic(asked: str) -> str:
     """Choose what everybody computes in."""
-    from florence2.devices import pick_device, pick_dtype
+    from florence2.devices import inference_dtype, pick_device
 
-    return asked if asked != "auto" else str(pick_dtype("auto", pick_device(None), learns=False)).removeprefix("torch.")
+    return asked if asked != "auto" else str(inference_dtype("auto", pick_device(None))).removeprefix("torch.")
 
 
 def main() -> None:

@@ -1,13 +1,14 @@
-"""The one error a user is meant to read.
+"""The errors that a user is meant to read.
 
-Domain code raises `UserError`; the command line alone prints it, as two lines and exit code 2.
+Library code raises `UserError` or one of its subclasses; only the command line prints them, as two lines, and exits
+with code 2.
 """
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used.
+    """The input of a user cannot be used.
 
-    `what` says what is wrong and where, in one line without a full stop; `hint` says how to mend it, likewise.
+    `what` states what is wrong and where, in one line without a full stop; `hint` instructs how to fix it, likewise.
     """
 
     def __init__(self, what: str, hint: str = "") -> None:
@@ -17,3 +18,23 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str]]:
         return type(self), (self.what, self.hint)  # so that it travels between worker processes
+
+
+class OptionError(UserError):
+    """A flag or an argument has a value that is not allowed, or contradicts another one."""
+
+
+class DatasetError(UserError):
+    """A dataset is missing, cannot be read or does not fit the task."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or an adapter is missing, incomplete or does not fit the model."""
+
+
+class DeviceMemoryError(UserError):
+    """The model or a batch does not fit the memory of the device."""
+
+
+class MissingPackageError(UserError):
+    """An optional package is not installed."""

@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor, GenerationConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from florence2.devices import pick_device, pick_dtype
+from florence2.devices import pick_device, training_dtype
 from florence2.errors import UserError
 from florence2.model.adapter import quantized
 from florence2.model.storage import checkpoint_files as checkpoint
@@ -62,7 +62,7 @@ def load(
     or `attention_dropout`, for training. Raises UserError for all that can be wrong with the names and the files.
     """
     device = pick_device(device)
-    dtype = pick_dtype(dtype, device)
+    dtype = training_dtype(dtype, device)
     name = str(name_or_path)
     folder = checkpoint.find_folder(name, revision, offline)
     if not checkpoint.is_adapter(folder):

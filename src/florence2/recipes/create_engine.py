@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from florence2.config import GenerationSettings, PredictSettings, WeightsSettings
-from florence2.devices import dtype_warning, local_device, pick_device, pick_dtype
+from florence2.devices import dtype_warning, inference_dtype, local_device, pick_device
 from florence2.distributed import launcher_rank
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
@@ -61,7 +61,7 @@ def serve_as_worker(settings: PredictSettings) -> None:
 def load_on_device(chosen: WeightsSettings, device: str | None) -> tuple[Any, Any]:
     """Load the model that answers, onto a device."""
     where = pick_device(device)
-    dtype = pick_dtype(chosen.dtype, where, learns=False)
+    dtype = inference_dtype(chosen.dtype, where)
     return load(chosen.model_path, dtype=dtype, device=where, revision=chosen.revision, offline=chosen.offline)
 
 
@@ -115,5 +115,5 @@ def _warn(dtype: str, devices: list[str | None]) -> None:
     """Say once that half precision is slow here; a GPU is not touched to find out."""
     on_cpu = torch.device("cpu")
     is_asked = any((device or pick_device().type) == "cpu" for device in devices)
-    if is_asked and (note := dtype_warning(pick_dtype(dtype, on_cpu, learns=False), on_cpu)):
+    if is_asked and (note := dtype_warning(inference_dtype(dtype, on_cpu), on_cpu)):
         logger.warning(note)

@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from florence2 import settings_io as by_name
 from florence2.config import TrainSettings
-from florence2.devices import dtype_hint, dtype_warning, pick_device, pick_dtype
+from florence2.devices import dtype_hint, dtype_warning, pick_device, training_dtype
 from florence2.distributed import is_main_process
 from florence2.log import logger
 from florence2.metrics.eval_set import EvalSet
@@ -164,7 +164,7 @@ def _load(settings: TrainSettings) -> tuple[Any, Any]:
     chosen = settings.model
     device = pick_device(chosen.device)
     # What all learns is held in float32; a base under LoRA may be as small as the arithmetic.
-    dtype = pick_dtype(chosen.dtype, device) if settings.lora.rank > 0 else torch.float32
+    dtype = training_dtype(chosen.dtype, device) if settings.lora.rank > 0 else torch.float32
     if note := dtype_warning(dtype, device):
         logger.info(note)
     model, processor = load(
@@ -183,7 +183,7 @@ def _load(settings: TrainSettings) -> tuple[Any, Any]:
 
 
 def _fitted(settings: TrainSettings, learner: Any, dataset: Florence2Dataset, checkpoint: Path | None) -> TrainSettings:
-    dtype = pick_dtype(settings.model.dtype, pick_device(settings.model.device))
+    dtype = training_dtype(settings.model.dtype, pick_device(settings.model.device))
     return replace(settings, training=auto_batch_size(settings.training, learner, dataset, dtype, checkpoint))
 
 
@@ -197,7 +197,7 @@ def _trainer(
     watch: TrainingCallbacks,
 ) -> Florence2Trainer:
     device = pick_device(settings.model.device)
-    dtype = pick_dtype(settings.model.dtype, device)
+    dtype = training_dtype(settings.model.dtype, device)
     best = best_metric(settings, exam)
     args = training_arguments(
         settings, dataset.samples_per_epoch, has_eval=bool(found.eval), device=device, dtype=dtype, best_metric=best

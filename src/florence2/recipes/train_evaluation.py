@@ -18,7 +18,7 @@ from torch import nn
 
 from florence2.config import TrainSettings
 from florence2.data.sample import Prediction, Sample
-from florence2.devices import pick_device, pick_dtype
+from florence2.devices import pick_device, training_dtype
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generate_engine import GenerateEngine
@@ -108,7 +108,7 @@ def add_sample_callback(
 def _answers(
     settings: TrainSettings, learner: nn.Module, processor: Any, samples: Sequence[Sample]
 ) -> Iterator[Prediction]:
-    dtype = pick_dtype(settings.model.dtype, pick_device(settings.model.device))
+    dtype = training_dtype(settings.model.dtype, pick_device(settings.model.device))
     if settings.model.quantize:  # packed weights cannot be merged into; `generate` takes them as they are
         with GenerateEngine(learner.eval(), processor) as reference:
             yield from reference.run(samples)

@@ -15,7 +15,7 @@ from torch import nn
 from transformers.models.florence2.modeling_florence2 import Florence2VisionChannelAttention
 
 from florence2.config import LoraSettings, ModelSettings, TrainSettings
-from florence2.devices import pick_device, pick_dtype
+from florence2.devices import pick_device, training_dtype
 from florence2.errors import UserError
 from florence2.model.adapter import quantized
 from florence2.model.adapter.lora import add_lora, merge, save_adapter
@@ -79,7 +79,7 @@ def prepare_model_for_training(model: nn.Module, settings: ModelSettings, lora: 
             weight.requires_grad_(False)
     for name, module in learner.named_modules():
         if name.endswith("model.vision_tower"):
-            _use_channels_last(module, pick_dtype(settings.dtype, module.device))
+            _use_channels_last(module, training_dtype(settings.dtype, module.device))
     patch_forward(learner)
     branches.use_fused_lora(learner)
     dropping.use_cpu_dropout(learner)

@@ -1,0 +1,30 @@
+"""The errors that a user reads."""
+
+import pickle
+
+import pytest
+
+from florence2 import errors
+from florence2.errors import UserError
+
+KINDS = [UserError, *UserError.__subclasses__()]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_user_error_survives_pickling(kind):
+    error = pickle.loads(pickle.dumps(kind("a.jpg is missing", "pass another path")))
+    assert type(error) is kind
+    assert (error.what, error.hint) == ("a.jpg is missing", "pass another path")
+    assert str(error) == "a.jpg is missing\nhint: pass another path"
+
+
+def test_kinds_of_user_error():
+    names = {kind.__name__ for kind in KINDS if kind.__module__ == errors.__name__}
+    assert names == {
+        "UserError",
+        "OptionError",
+        "DatasetError",
+        "CheckpointError",
+        "DeviceMemoryError",
+        "MissingPackageError",
+    }
