@@ -31,6 +31,7 @@ from florence2.model.storage.run_metadata import (
     write_model_card,
 )
 from florence2.model.tasks import find_task
+from florence2.recipes.dataset_config import check_streaming_settings, dataset_builder, parse_data_config
 from florence2.recipes.train_evaluation import add_sample_callback, best_metric, build_eval_set, build_metrics_fn
 from florence2.results.html.dataset_preview import preview_page
 from florence2.results.render import draw_answer
@@ -41,7 +42,6 @@ from florence2.training.callbacks.bundle import TrainingCallbacks
 from florence2.training.callbacks.reporting import count_progress
 from florence2.training.callbacks.stopping import TrainingInterrupted
 from florence2.training.callbacks.trackers import open_trackers
-from florence2.training.dataset import training_data as material
 from florence2.training.dataset.florence2_dataset import (
     Florence2Collator,
     Florence2Dataset,
@@ -49,8 +49,8 @@ from florence2.training.dataset.florence2_dataset import (
     preview_text,
 )
 from florence2.training.dataset.image_augmentation import parse_image_augmentation
-from florence2.training.dataset.streaming import StreamingDataset, check_streaming
-from florence2.training.dataset.training_data import TrainingData
+from florence2.training.dataset.streaming import StreamingDataset
+from florence2.training.dataset.training_data import DatasetBuilder, find_training_data
 from florence2.training.optimizer.registry import check_name
 from florence2.training.performance import memory
 from florence2.training.performance.auto_batch_size import auto_batch_size
@@ -94,26 +94,26 @@ def train(settings: TrainSettings | None = None, **values: Any) -> Path:
     settings = settings or by_name.settings_from_dict(TrainSettings, values)
     output = Path(settings.saving.output_dir).expanduser()
     checkpoint = _begin(settings, output)
-    found = material.find_training_data(settings)
+    found = find_training_data(parse_data_config(settings))
     model, processor = _load(settings)
-    dataset = material.build_dataset(settings, found, model, processor)
+    builder = dataset_builder(settings, found, model, processor)
     if settings.captions.preview:
-        _preview(dataset, settings.captions.preview, output)
+        _preview(builder.train_dataset(), settings.captions.preview, output)
         return output
 
-    exam = build_eval_set(settings, dataset, found.eval)
+    exam = build_eval_set(settings, builder.eval_dataset())
     set_seed(settings.training.seed)
     learner = prepare_model_for_training(model, settings.model, settings.lora)
     if settings.training.gradient_checkpointing:
         memory.checkpoint_activations(learner)
-    settings = _fitted(settings, learner, dataset, checkpoint)
+    settings = _fitted(settings, learner, builder.train_dataset(), checkpoint)
     record = build_metadata(settings, str(model.config.name_or_path), found.train, found.eval)
     with (
         TrainingCallbacks(output, settings.saving.save_every_n_epochs, settings.saving.early_stopping) as watch,
         open_trackers(resolve_trackers(settings.saving.log_with), output, by_name.settings_to_dict(settings)),
         memory.explain_out_of_memory(settings.training.batch_size, settings.training.gradient_checkpointing),
     ):
-        trainer = _trainer(settings, learner, dataset, found, exam, ModelSaver(processor, record), watch)
+        trainer = _trainer(settings, learner, builder, exam, ModelSaver(processor, record), watch)
         add_sample_callback(settings, trainer, found.eval or found.train, processor)
         began = time.monotonic()
         if checkpoint and watch.early_stopped_at(checkpoint):
@@ -146,7 +146,7 @@ def _begin(settings: TrainSettings, output: Path) -> Path | None:
     """Check what can be checked before anything is read, and find the checkpoint to go on from."""
     find_task(settings.data.task)
     parse_image_augmentation(settings.captions.augment)
-    check_streaming(settings)
+    check_streaming_settings(settings)
     check_name(settings.training.optim)
     check_quantize(settings)
     check_can_compile(settings)
@@ -190,8 +190,7 @@ def _fitted(settings: TrainSettings, learner: Any, dataset: Florence2Dataset, ch
 def _trainer(
     settings: TrainSettings,
     learner: Any,
-    dataset: Florence2Dataset,
-    found: TrainingData,
+    builder: DatasetBuilder,
     exam: EvalSet | None,
     keeper: ModelSaver,
     watch: TrainingCallbacks,
@@ -199,24 +198,24 @@ def _trainer(
     device = pick_device(settings.model.device)
     dtype = training_dtype(settings.model.dtype, device)
     best = best_metric(settings, exam)
+    data = builder.data
     args = training_arguments(
-        settings, dataset.samples_per_epoch, has_eval=bool(found.eval), device=device, dtype=dtype, best_metric=best
+        settings, data.samples_per_epoch, has_eval=bool(data.eval), device=device, dtype=dtype, best_metric=best
     )
-    length = count_steps(settings.training, dataset.samples_per_epoch, args.world_size, args.max_steps)
-    dataset = replace(
-        dataset,
-        caption_augmentation=dataset.caption_augmentation.with_total_steps(length.steps),
-        samples_per_step=length.samples_per_step,
-    )
-    measured = replace(dataset, samples=found.eval, weights=None, fixed=True)
-    come_again = args.num_train_epochs > 1 and not dataset.image_augmentation.changes_images and found.stream is None
-    if is_frozen(learner, "vision") and come_again:
+    length = count_steps(settings.training, data.samples_per_epoch, args.world_size, args.max_steps)
+    repeats_images = args.num_train_epochs > 1 and not builder.image_augmentation.changes_images and data.stream is None
+    train_features, eval_features = None, None
+    if is_frozen(learner, "vision") and repeats_images:
         folder, base = Path(args.output_dir), (keeper.metadata.base, keeper.metadata.revision)
         with args.main_process_first():
-            looking = partial(count_progress, "looking at pictures")
-            dataset, measured = (
-                use_cached_features(each, learner, folder, base, dtype, looking) for each in (dataset, measured)
+            progress = partial(count_progress, "looking at pictures")
+            train_features, eval_features = (
+                use_cached_features(
+                    Florence2Dataset(samples, builder.preprocessor), learner, folder, base, dtype, progress
+                )
+                for samples in (data.train, data.eval)
             )
+    dataset = builder.train_dataset(length.steps, length.samples_per_step, train_features)
     for line in training_summary(settings, learner, dataset, length, dtype):
         logger.info(line)
     if settings.training.compile:
@@ -230,8 +229,8 @@ def _trainer(
         data_collator=Florence2Collator(method.pad_token_id, PAD_TO, dataset.common_prompt_length())
         if method.use_cuda_graphs
         else Florence2Collator(method.pad_token_id),
-        train_dataset=dataset if found.stream is None else StreamingDataset.for_process(dataset, found.stream, args),
-        eval_dataset=measured if found.eval else None,
+        train_dataset=dataset if data.stream is None else StreamingDataset.for_process(dataset, data.stream, args),
+        eval_dataset=builder.eval_dataset(length.steps, eval_features) if data.eval else None,
         callbacks=watch.callbacks(length.samples_per_step, *best),
     )
 

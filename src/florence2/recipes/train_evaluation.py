@@ -7,7 +7,6 @@ one that learns stays as it is to the last bit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +37,16 @@ SHOWN = 4  # pictures whose answers are shown as the model learns
 LOSS = "loss"
 
 
-def build_eval_set(settings: TrainSettings, dataset: Florence2Dataset, held: Sequence[Sample]) -> EvalSet | None:
+def build_eval_set(settings: TrainSettings, dataset: Florence2Dataset) -> EvalSet | None:
     """Set the exam that the settings ask for; right answers are what captions are made into for measuring."""
     saving = settings.saving
     names = [name for name in saving.eval_metrics if name != LOSS]
-    if not held and (saving.eval_metrics or saving.early_stopping):
+    if not dataset.samples and (saving.eval_metrics or saving.early_stopping):
         flag = "--eval_metrics" if saving.eval_metrics else "--early_stopping"
         raise UserError(f"`{flag}` needs pictures to measure on", "pass `--val_dataset`, such as `--val_dataset 0.1`")
     if not names:
         return None
-    taught = replace(dataset, samples=held, fixed=True)
-    answered = [taught.augmented(each, SampleDraw(0, 0, which))[0] for which, each in enumerate(held)]
+    answered = [dataset.augmented(each, SampleDraw(0, 0, which))[0] for which, each in enumerate(dataset.samples)]
     return make_eval_set(answered, names, saving.eval_samples)
 
 

@@ -2,7 +2,6 @@ import random
 
 import pytest
 
-from florence2.config import CaptionSettings
 from florence2.errors import UserError
 from florence2.model.tasks import SPECIAL_TOKENS
 from florence2.training.dataset.caption_augmentation import (
@@ -120,26 +119,25 @@ def test_measuring_leaves_chance_out() -> None:
 
 
 def test_published_flags_and_the_open_door() -> None:
-    flags = CaptionSettings(
-        shuffle_captions=True, frozen_parts=1, caption_dropout=0.5, caption_args=("keep_tokens_separator=|||",)
-    )
-    assert parse_caption_augmentation(flags) == CaptionAugmentation(
+    words = ["keep_tokens_separator=|||"]
+    assert parse_caption_augmentation(words, shuffle=True, keep_tokens=1, tag_dropout=0.5) == CaptionAugmentation(
         shuffle_caption=True, keep_tokens=1, caption_tag_dropout_rate=0.5, keep_tokens_separator="|||"
     )
-    assert parse_caption_augmentation(CaptionSettings(caption_args=("caption_prefix=7",))).caption_prefix == "7"
+    assert parse_caption_augmentation(["keep_tokens=2"], keep_tokens=1).keep_tokens == 2
+    assert parse_caption_augmentation(["caption_prefix=7"]).caption_prefix == "7"
 
 
 @pytest.mark.parametrize(
     ("word", "hint"),
     [
         ("shufle_caption=true", "did you mean `shuffle_caption`?"),
-        ("keep_tokens=many", "write `--caption_args keep_tokens=...`"),
-        ("enable_wildcard=1", "write `--caption_args enable_wildcard=...`"),
-        ("caption_dropout_rate=2", "give a number from 0 to 1"),
+        ("keep_tokens=many", "pass an integer"),
+        ("enable_wildcard=1", "pass true or false"),
+        ("caption_dropout_rate=2", "pass a number from 0 to 1"),
         ("shuffle_caption", "write `--caption_args shuffle_caption=...`"),
     ],
 )
 def test_refused(word: str, hint: str) -> None:
     with pytest.raises(UserError) as caught:
-        parse_caption_augmentation(CaptionSettings(caption_args=(word,)))
+        parse_caption_augmentation([word])
     assert caught.value.hint == hint

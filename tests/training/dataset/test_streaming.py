@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from florence2.config import TrainSettings
 from florence2.data.columns import ColumnMapping
 from florence2.data.formats.shards import write_shards
 from florence2.data.streams.shard_readers import find_sharded_source
 from florence2.data.streams.stream import SampleStream
 from florence2.errors import UserError
 from florence2.model.processing import Preprocessor
-from florence2.settings_io import settings_from_dict
+from florence2.recipes.train import train
 from florence2.training.dataset.caption_augmentation import CaptionAugmentation
 from florence2.training.dataset.florence2_dataset import Florence2Collator, Florence2Dataset
 from florence2.training.dataset.streaming import ResumableDataLoader, StreamingDataset, check_streaming
+from florence2.training.dataset.training_data import TrainingDataConfig
 from tests.tiny import tiny_processor
 from tests.training.images import CAPTIONS, run, save_calm, save_photos
 
@@ -124,22 +124,55 @@ def test_training_on_a_stream_resumed_is_never_stopped(room: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "what"),
+    ("data", "trainer_args", "lora_args", "by_epoch", "option"),
     [
-        ({"trainer_args": ()}, "a stream has no end that is known"),
-        ({"trainer_args": ("max_steps=many",)}, "a stream has no end that is known"),
-        ({"dataset": ("a", "b")}, "several datasets do not go together"),
-        ({"sampling_weights": ("od=2",)}, "`--sampling_weights` do not go together"),
-        ({"val_dataset": "0.1"}, "`--val_dataset 0.1` do not go together"),
-        ({"save_every_n_epochs": 1}, "`--save_every_n_epochs` do not go together"),
-        ({"lora_args": ("init_lora_weights=eva",)}, "EVA do not go together"),
+        ({"datasets": ("a", "b")}, {}, {}, {}, "several datasets"),
+        ({"sampling_weights": {"od": 2.0}}, {}, {}, {}, "`--sampling_weights`"),
+        ({"val_dataset": 0.1}, {}, {}, {}, "`--val_dataset 0.1`"),
+        ({}, {}, {}, {"saves_by_epoch": True}, "`--save_every_n_epochs`"),
+        ({}, {}, {}, {"samples_by_epoch": True}, "`--sample_every_n_epochs`"),
+        ({}, {}, {"init_lora_weights": "eva"}, {}, "`--lora_args init_lora_weights=eva`"),
         (
-            {"trainer_args": ("max_steps=3", "train_sampling_strategy=group_by_length")},
-            "group_by_length do not go together",
+            {},
+            {"train_sampling_strategy": "group_by_length"},
+            {},
+            {},
+            "`--trainer_args train_sampling_strategy=group_by_length`",
         ),
     ],
 )
-def test_refused(given: dict[str, Any], what: str) -> None:
-    plain = {"dataset": ("tars",), "output_dir": "o", "streaming": True, "trainer_args": ("max_steps=3",)}
-    with pytest.raises(UserError, match=what):
-        check_streaming(settings_from_dict(TrainSettings, plain | given))
+def test_streaming_refuses_options_that_need_all_samples(
+    data: dict[str, Any],
+    trainer_args: dict[str, Any],
+    lora_args: dict[str, Any],
+    by_epoch: dict[str, bool],
+    option: str,
+) -> None:
+    config = {"datasets": ("tars",), "task": "caption", "streaming": True, "val_dataset": "photos"} | data
+    with pytest.raises(UserError) as caught:
+        check_streaming(TrainingDataConfig(**config), {"max_steps": 3, **trainer_args}, lora_args, **by_epoch)
+    assert caught.value.what == f"`--streaming` cannot be combined with {option}"
+
+
+@pytest.mark.parametrize("trainer_args", [{}, {"max_steps": "many"}, {"max_steps": 0}])
+def test_streaming_needs_a_number_of_steps(trainer_args: dict[str, Any]) -> None:
+    config = TrainingDataConfig(("tars",), "caption", streaming=True)
+    with pytest.raises(UserError, match="`--streaming` needs a number of steps"):
+        check_streaming(config, trainer_args, {})
+
+
+def test_streaming_allows_an_evaluation_dataset_and_other_lora_initializations() -> None:
+    config = TrainingDataConfig(("tars",), "caption", streaming=True, val_dataset="photos")
+    check_streaming(config, {"max_steps": 3}, {"init_lora_weights": "pissa"})
+
+
+@pytest.mark.parametrize("word", ["init_lora_weights=eva", 'init_lora_weights="eva"'])
+def test_train_refuses_eva_with_streaming(tmp_path: Path, word: str) -> None:
+    with pytest.raises(UserError, match="init_lora_weights=eva"):
+        train(
+            dataset="tars",
+            output_dir=str(tmp_path / "out"),
+            streaming=True,
+            trainer_args=["max_steps=3"],
+            lora_args=[word],
+        )

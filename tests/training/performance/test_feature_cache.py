@@ -26,7 +26,8 @@ def bench(tmp_path: Path) -> Bench:
 
 def test_learning_from_features_is_learning_from_images(tmp_path: Path, bench: Bench) -> None:
     plain = bench.loss(0, 1, 2)
-    bench.dataset = use_cached_features(bench.dataset, bench.learner, tmp_path, ("base", None), torch.float32)
+    features = use_cached_features(bench.dataset, bench.learner, tmp_path, ("base", None), torch.float32)
+    bench.dataset = replace(bench.dataset, features=features)
     batch = bench.batch(0, 1, 2)
     assert "pixels_BHWC" not in batch
     assert batch["features_BND"].shape == (3, 5, 32)
@@ -71,9 +72,10 @@ def test_an_image_of_several_questions_is_looked_at_once(tmp_path: Path, bench: 
         yield counted.append
 
     dataset = replace(bench.dataset, samples=samples)
-    seen = use_cached_features(dataset, bench.learner, tmp_path, ("base", None), torch.float32, counting)
+    features = use_cached_features(dataset, bench.learner, tmp_path, ("base", None), torch.float32, counting)
     assert counted == [2, 0, 2]
-    first, second, third = (seen[at] for at in range(3))
+    dataset = replace(dataset, features=features)
+    first, second, third = (dataset[at] for at in range(3))
     assert np.array_equal(first["features_ND"], third["features_ND"])
     assert not np.array_equal(first["features_ND"], second["features_ND"])
     assert first["labels"] != third["labels"]

@@ -6,11 +6,11 @@ of workers nor a resume changes it. Knows nothing of pictures. A target that hol
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
-from florence2.config import CaptionSettings
 from florence2.errors import UserError
 from florence2.model.tasks import SPECIAL_TOKENS
 from florence2.settings_io import parse_options
@@ -53,20 +53,20 @@ class CaptionAugmentation:
         return 0 < self.token_warmup_step < 1
 
 
-def parse_caption_augmentation(settings: CaptionSettings) -> CaptionAugmentation:
-    """Join the published flags and `--caption_args key=value`; the latter win."""
-    given = parse_options(
-        "--caption_args", settings.caption_args, [field.name for field in fields(CaptionAugmentation)]
-    )
-    published: dict[str, Any] = {
-        "shuffle_caption": settings.shuffle_captions,
-        "keep_tokens": settings.frozen_parts,
-        "caption_tag_dropout_rate": settings.caption_dropout,
+def parse_caption_augmentation(
+    words: Sequence[str], *, shuffle: bool = False, keep_tokens: int = 0, tag_dropout: float = 0.0
+) -> CaptionAugmentation:
+    """Parse `--caption_args key=value`; its options override the values of the flags, which the keywords hold."""
+    options = parse_options("--caption_args", tuple(words), [field.name for field in fields(CaptionAugmentation)])
+    values: dict[str, Any] = {
+        "shuffle_caption": shuffle,
+        "keep_tokens": keep_tokens,
+        "caption_tag_dropout_rate": tag_dropout,
     }
-    values = published | {name: _typed(name, value) for name, value in given.items()}
+    values |= {name: _check_type(name, value) for name, value in options.items()}
     for name in ("caption_dropout_rate", "caption_tag_dropout_rate"):
         if not 0 <= values.get(name, 0) <= 1:
-            raise UserError(f"`{name}` is {values[name]}, which is no probability", "give a number from 0 to 1")
+            raise UserError(f"`{name}` is {values[name]}, which is not a probability", "pass a number from 0 to 1")
     return CaptionAugmentation(**values)
 
 
@@ -161,15 +161,15 @@ def _deterministic(rules: CaptionAugmentation) -> CaptionAugmentation:
     )
 
 
-def _typed(name: str, value: Any) -> Any:
-    """Check a value against the kind of the rule's default; whole numbers and words are taken where they fit."""
+def _check_type(name: str, value: Any) -> Any:
+    """Check that a value has the type of the option's default; an integer is a valid float."""
     kind = float if name == "token_warmup_step" else type(getattr(CaptionAugmentation(), name))
     if kind is str:
         return "" if value is None else str(value)
-    fits = isinstance(value, (int, float) if kind is float else kind)
-    if not fits or (kind is not bool and isinstance(value, bool)):
-        wanted = {bool: "true or false", int: "a whole number"}.get(kind, "a number")
-        raise UserError(f"`--caption_args {name}={value}` is not {wanted}", f"write `--caption_args {name}=...`")
+    is_valid = isinstance(value, (int, float) if kind is float else kind)
+    if not is_valid or (kind is not bool and isinstance(value, bool)):
+        expected = {bool: "true or false", int: "an integer"}.get(kind, "a number")
+        raise UserError(f"`--caption_args {name}={value}` is not {expected}", f"pass {expected}")
     return value
 
 

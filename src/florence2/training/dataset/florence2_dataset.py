@@ -47,7 +47,7 @@ class Florence2Dataset(Dataset[dict[str, Any]]):
 
     samples: Sequence[Sample]
     preprocessor: Preprocessor
-    caption_augmentation: CaptionAugmentation
+    caption_augmentation: CaptionAugmentation = field(default_factory=CaptionAugmentation)
     image_augmentation: ImageAugmentation = field(default_factory=ImageAugmentation)
     weights: Sequence[float] | None = None
     seed: int = 0

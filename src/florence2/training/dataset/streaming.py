@@ -4,20 +4,19 @@ A stream has no length and no epochs that a training could count: it is `max_ste
 how a step is taken.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from florence2.config import TrainSettings
 from florence2.data.image import ImageError
 from florence2.data.streams.stream import SampleStream, Shard
 from florence2.errors import UserError
-from florence2.settings_io import parse_pairs, parse_value
 from florence2.training.dataset.florence2_dataset import Florence2Dataset
 from florence2.training.dataset.sampler import SampleDraw
+from florence2.training.dataset.training_data import TrainingDataConfig
 
 Batches = Iterator[dict[str, Any]]
 
@@ -76,40 +75,36 @@ class ResumableDataLoader:
         return iter(DataLoader(pouring, pouring.batch_size, generator=torch.Generator(), **self.options))
 
 
-def check_streaming(settings: TrainSettings) -> None:
-    """Refuse what needs to know all samples before the first step."""
-    if not settings.data.streaming:
+def check_streaming(
+    data: TrainingDataConfig,
+    trainer_args: Mapping[str, Any],
+    lora_args: Mapping[str, Any],
+    *,
+    saves_by_epoch: bool = False,
+    samples_by_epoch: bool = False,
+) -> None:
+    """Refuse options that need the number of samples, or all samples, before the first step.
+
+    `saves_by_epoch` and `samples_by_epoch` tell whether `--save_every_n_epochs` and `--sample_every_n_epochs` are set.
+    """
+    if not data.streaming:
         return
-    data, saving = settings.data, settings.saving
-    door, lora = parse_pairs("--trainer_args", saving.trainer_args), parse_pairs("--lora_args", settings.lora.lora_args)
-    steps = parse_value(door.get("max_steps", "-1"))
-    if not isinstance(steps, int) or steps <= 0:
-        raise UserError(
-            "a stream has no end that is known, so `--epochs` says nothing", "pass `--trainer_args max_steps=N`"
-        )
-    for is_asked, flag, why in (
-        (len(data.dataset) > 1, "several datasets", "one stream is read at a time"),
-        (bool(data.sampling_weights), "`--sampling_weights`", "what comes by once cannot be drawn more often"),
-        (_is_number(data.val_dataset), f"`--val_dataset {data.val_dataset}`", "a part of a stream cannot be held back"),
-        (saving.save_every_n_epochs is not None, "`--save_every_n_epochs`", "a stream's epochs are not counted"),
-        (saving.sample_every_n_epochs is not None, "`--sample_every_n_epochs`", "a stream's epochs are not counted"),
+    max_steps = trainer_args.get("max_steps")
+    if not isinstance(max_steps, int) or max_steps <= 0:
+        raise UserError("`--streaming` needs a number of steps", "pass `--trainer_args max_steps=N`")
+    conflicts = (
+        (len(data.datasets) > 1, "several datasets", "merge them into one, or remove `--streaming`"),
+        (bool(data.sampling_weights), "`--sampling_weights`", "remove one of them"),
+        (isinstance(data.val_dataset, float), f"`--val_dataset {data.val_dataset}`", "pass a dataset instead"),
+        (saves_by_epoch, "`--save_every_n_epochs`", "pass `--save_every_n_steps`"),
+        (samples_by_epoch, "`--sample_every_n_epochs`", "pass `--sample_every_n_steps`"),
+        (lora_args.get("init_lora_weights") == "eva", "`--lora_args init_lora_weights=eva`", "remove one of them"),
         (
-            "init_lora_weights=eva" in settings.lora.lora_args,
-            "EVA",
-            "it looks at the first epoch before the first step",
+            trainer_args.get("train_sampling_strategy") == "group_by_length",
+            "`--trainer_args train_sampling_strategy=group_by_length`",
+            "remove one of them",
         ),
-        (door.get("train_sampling_strategy") == "group_by_length", "group_by_length", "the lengths are not known"),
-        (lora.get("init_lora_weights") == "eva", "EVA", "it looks at the samples before the first step"),
-    ):
-        if is_asked:
-            raise UserError(f"`--streaming` and {flag} do not go together: {why}", _INSTEAD.get(flag, "leave one out"))
-
-
-_INSTEAD = {
-    "`--save_every_n_epochs`": "pass `--save_every_n_steps`",
-    "`--sample_every_n_epochs`": "pass `--sample_every_n_steps`",
-}
-
-
-def _is_number(word: str | None) -> bool:
-    return word is not None and word.replace(".", "", 1).isdigit()
+    )
+    for is_set, option, hint in conflicts:
+        if is_set:
+            raise UserError(f"`--streaming` cannot be combined with {option}", hint)

@@ -1,38 +1,59 @@
-"""From the settings to what is learnt and what is measured: samples found and checked, and made into lessons.
-
-Knows the groups of settings that say which pictures and which words; neither devices nor steps.
-"""
+"""Finding and checking the training samples and the evaluation samples, and building the datasets of them."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-from florence2.config import TrainSettings
 from florence2.data.columns import ColumnMapping
 from florence2.data.resolve import resolve_dataset
 from florence2.data.sample import Sample
 from florence2.data.streams.shard_readers import find_sharded_source
 from florence2.data.streams.stream import SampleStream
-from florence2.data.validate import check_images, train_val_split
+from florence2.data.validate import OnMissing, check_images, train_val_split
 from florence2.errors import UserError
 from florence2.log import logger
-from florence2.model.processing import Preprocessor, max_target_tokens
+from florence2.model.processing import Preprocessor
 from florence2.model.tasks import find_task
 from florence2.settings_io import closest_name_hint
-from florence2.training.dataset.caption_augmentation import parse_caption_augmentation
-from florence2.training.dataset.florence2_dataset import Florence2Dataset
-from florence2.training.dataset.image_augmentation import parse_image_augmentation
+from florence2.training.dataset.caption_augmentation import CaptionAugmentation
+from florence2.training.dataset.florence2_dataset import FeatureSource, Florence2Dataset
+from florence2.training.dataset.image_augmentation import ImageAugmentation
 from florence2.training.dataset.sampler import num_draws
 
-FIRST = 32  # samples of a stream that are looked at before it starts
+NUM_PREVIEW_SAMPLES = 32  # samples that are read from a stream before training starts
+
+
+@dataclass(frozen=True)
+class TrainingDataConfig:
+    """Which samples a run trains on and evaluates on.
+
+    `sampling_weights` maps names of tasks and of datasets to the number of times an epoch draws each of their samples.
+    `val_dataset` is a dataset, or the fraction of the training images that is used for evaluation. `keep_lines` keeps
+    all lines of a caption file in one caption.
+    """
+
+    datasets: tuple[str, ...]
+    task: str
+    dataset_dir: str | None = None
+    sampling_weights: Mapping[str, float] = field(default_factory=dict)
+    streaming: bool = False
+    val_dataset: str | float | None = None
+    image_column: str | None = None
+    text_column: str | None = None
+    recursive: bool = False
+    caption_extension: str = ".txt"
+    keep_lines: bool = False
+    on_missing: OnMissing = "error"
+    offline: bool = False
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What to learn from, how often an epoch draws each of it (None: once), and what to measure on.
+    """The samples that a run trains on and evaluates on.
 
-    Of a stream, `samples` are the first.
+    `weights` holds the number of times an epoch draws each training sample; None draws each once. With a `stream`,
+    `train` holds only its first samples.
     """
 
     train: Sequence[Sample]
@@ -40,61 +61,118 @@ class TrainingData:
     eval: Sequence[Sample] = ()
     stream: SampleStream | None = None
 
-
-def find_training_data(settings: TrainSettings) -> TrainingData:
-    """Find what to learn from and what to measure on; log what was found."""
-    data, val = settings.data, settings.data.val_dataset
-    if data.streaming:
-        stream = _stream(settings)
-        logger.info(f"{stream.source.name} is read as it comes, in {stream.source.num_shards:,} parts")
-        return TrainingData(stream.first(FIRST), eval=_found(settings, val) if val else [], stream=stream)
-    fraction = _fraction(val)
-    found = {spec: _found(settings, spec) for spec in data.dataset}
-    if len(found) > 1:
-        found = {spec: [replace(each, id=f"{spec}/{each.id}") for each in samples] for spec, samples in found.items()}
-    home = {sample.id: spec for spec, samples in found.items() for sample in samples}
-    samples, held = train_val_split(
-        [each for samples in found.values() for each in samples], fraction or 0, settings.training.seed
-    )
-    if val and fraction is None:
-        held = _found(settings, val)
-    weights = _weights(data.sampling_weights, samples, home)
-    kept = [at for at in range(len(samples)) if weights is None or weights[at] > 0]
-    return TrainingData([samples[at] for at in kept], weights and [weights[at] for at in kept], held)
+    @property
+    def samples_per_epoch(self) -> int:
+        """Count the samples that an epoch draws."""
+        return len(self.train) if self.weights is None else num_draws(self.weights)
 
 
-def _stream(settings: TrainSettings) -> SampleStream:
-    data = settings.data
-    columns = ColumnMapping(data.task, image=data.image_column, text=data.text_column)
-    parts = find_sharded_source(data.dataset[0], columns, offline=settings.model.offline)
-    return SampleStream(parts, settings.training.seed, data.on_missing)
+@dataclass(frozen=True)
+class DatasetBuilder:
+    """Builds the training dataset and the evaluation dataset of a run.
 
+    `model_max_length` is the number of positions of the model. `max_length` limits the tokens of a target, without
+    `<s>` and `</s>`.
+    """
 
-def _weights(mix: tuple[str, ...], samples: Sequence[Sample], home: Mapping[str, str]) -> list[float] | None:
-    """Say how often each sample is drawn in an epoch: the weight of its task times that of its dataset."""
-    if not mix:
-        return None
-    named = [_weight(word) for word in mix]
-    datasets, tasks = set(home.values()), {sample.task for sample in samples}
-    by_place = {name: weight for name, weight in named if name in datasets}
-    by_task = {find_task(name).token: (name, weight) for name, weight in named if name not in datasets}
-    for token, (name, _) in by_task.items():
-        if token not in tasks:
-            known = [*datasets, *(find_task(task).name for task in tasks)]
-            raise UserError(
-                f"`--sampling_weights {name}` names no dataset here and no task that is learnt",
-                closest_name_hint(name, known),
-            )
-    once = ("", 1.0)
-    weights = [by_task.get(each.task, once)[1] * by_place.get(home[each.id], 1.0) for each in samples]
-    if num_draws(weights) < 1:
-        raise UserError(
-            "with `--sampling_weights` an epoch draws no sample at all", "give some task or dataset more weight"
+    data: TrainingData
+    preprocessor: Preprocessor
+    caption_augmentation: CaptionAugmentation = field(default_factory=CaptionAugmentation)
+    image_augmentation: ImageAugmentation = field(default_factory=ImageAugmentation)
+    seed: int = 0
+    model_max_length: int | None = None
+    max_length: int | None = None
+
+    def train_dataset(
+        self, total_steps: int | None = None, samples_per_step: int = 1, features: FeatureSource | None = None
+    ) -> Florence2Dataset:
+        """Build the dataset of the training samples; `total_steps` resolves a fractional token warmup."""
+        return Florence2Dataset(
+            self.data.train,
+            self.preprocessor,
+            self._captions(total_steps),
+            self.image_augmentation,
+            self.data.weights,
+            seed=self.seed,
+            max_prompt_length=self.model_max_length,
+            max_target_length=self._max_target_length(),
+            samples_per_step=samples_per_step,
+            features=features,
         )
-    return weights
+
+    def eval_dataset(self, total_steps: int | None = None, features: FeatureSource | None = None) -> Florence2Dataset:
+        """Build the dataset of the evaluation samples, without random augmentation."""
+        return Florence2Dataset(
+            self.data.eval,
+            self.preprocessor,
+            self._captions(total_steps),
+            self.image_augmentation,
+            seed=self.seed,
+            max_prompt_length=self.model_max_length,
+            max_target_length=self._max_target_length(),
+            features=features,
+            fixed=True,
+        )
+
+    def _captions(self, total_steps: int | None) -> CaptionAugmentation:
+        captions = self.caption_augmentation
+        return captions if total_steps is None else captions.with_total_steps(total_steps)
+
+    def _max_target_length(self) -> int | None:
+        limits = [self.model_max_length, None if self.max_length is None else self.max_length + 2]
+        return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _weight(word: str) -> tuple[str, float]:
+def parse_sampling_weights(words: Sequence[str]) -> dict[str, float]:
+    """Parse `--sampling_weights name=number` into weights by the name of a task or a dataset."""
+    return dict(_parse_weight(word) for word in words)
+
+
+def parse_val_dataset(word: str | None) -> str | float | None:
+    """Parse `--val_dataset` into a fraction, where it is a number, or the name of a dataset."""
+    if not word:
+        return None
+    try:
+        fraction = float(word)
+    except ValueError:
+        return word
+    if not 0 < fraction < 1:
+        raise UserError(
+            f"`--val_dataset {word}` is not a fraction", "pass a number between 0 and 1, or the name of a dataset"
+        )
+    return fraction
+
+
+def find_training_data(config: TrainingDataConfig) -> TrainingData:
+    """Find and check the samples; log one line for each dataset."""
+    val = config.val_dataset
+    if config.streaming:
+        stream = _open_stream(config)
+        logger.info(f"{stream.source.name} is streamed from {stream.source.num_shards:,} shards")
+        samples = stream.first(NUM_PREVIEW_SAMPLES)
+        return TrainingData(samples, eval=_load_samples(config, val) if isinstance(val, str) else [], stream=stream)
+    samples_by_dataset = {name: _load_samples(config, name) for name in config.datasets}
+    if len(samples_by_dataset) > 1:
+        samples_by_dataset = {
+            name: [replace(sample, id=f"{name}/{sample.id}") for sample in samples]
+            for name, samples in samples_by_dataset.items()
+        }
+    dataset_of = {sample.id: name for name, samples in samples_by_dataset.items() for sample in samples}
+    samples, val_samples = train_val_split(
+        [sample for samples in samples_by_dataset.values() for sample in samples],
+        val if isinstance(val, float) else 0,
+        config.seed,
+    )
+    if isinstance(val, str):
+        val_samples = _load_samples(config, val)
+    weights = _sample_weights(config.sampling_weights, samples, dataset_of)
+    if weights is None:
+        return TrainingData(samples, eval=val_samples)
+    positive = [index for index, weight in enumerate(weights) if weight > 0]
+    return TrainingData([samples[index] for index in positive], [weights[index] for index in positive], val_samples)
+
+
+def _parse_weight(word: str) -> tuple[str, float]:
     name, _, number = word.rpartition("=")
     try:
         weight = float(number)
@@ -102,51 +180,58 @@ def _weight(word: str) -> tuple[str, float]:
         weight = -1.0
     if not name or not 0 <= weight < math.inf:
         raise UserError(
-            f"`--sampling_weights {word}` is no weight", "write a task or a dataset and a number, such as `od=2`"
+            f"`--sampling_weights {word}` is not a weight", "pass a task or a dataset and a number, such as `od=2`"
         )
     return name, weight
 
 
-def build_dataset(settings: TrainSettings, material: TrainingData, model: Any, processor: Any) -> Florence2Dataset:
-    """Make lessons of samples, as long as the model has positions for."""
-    most = max_target_tokens(model.config)
-    asked = settings.captions.max_length
-    return Florence2Dataset(
-        material.train,
-        Preprocessor.from_processor(processor),
-        parse_caption_augmentation(settings.captions),
-        parse_image_augmentation(settings.captions.augment),
-        material.weights,
-        seed=settings.training.seed,
-        max_prompt_length=most,
-        max_target_length=most if asked is None else min(asked + 2, most),  # <s> and </s> come on top
+def _open_stream(config: TrainingDataConfig) -> SampleStream:
+    columns = ColumnMapping(config.task, image=config.image_column, text=config.text_column)
+    source = find_sharded_source(config.datasets[0], columns, offline=config.offline)
+    return SampleStream(source, config.seed, config.on_missing)
+
+
+def _load_samples(config: TrainingDataConfig, name: str) -> list[Sample]:
+    resolved = resolve_dataset(
+        name,
+        task=config.task,
+        dataset_dir=config.dataset_dir,
+        recursive=config.recursive,
+        caption_extension=config.caption_extension,
+        keep_lines=config.keep_lines,
+        missing=config.on_missing,
+        image_column=config.image_column,
+        text_column=config.text_column,
+        offline=config.offline,
     )
+    resolved = check_images(resolved, missing=config.on_missing)
+    logger.info(resolved.summary())
+    return resolved.samples
 
 
-def _found(settings: TrainSettings, spec: str) -> list[Sample]:
-    data = settings.data
-    found = resolve_dataset(
-        spec,
-        task=data.task,
-        dataset_dir=data.dataset_dir,
-        recursive=data.recursive,
-        caption_extension=data.caption_extension,
-        keep_lines=parse_caption_augmentation(settings.captions).enable_wildcard,
-        missing=data.on_missing,
-        image_column=data.image_column,
-        text_column=data.text_column,
-        offline=settings.model.offline,
-    )
-    found = check_images(found, missing=data.on_missing)
-    logger.info(found.summary())
-    return found.samples
-
-
-def _fraction(val: str | None) -> float | None:
-    try:
-        fraction = float(val or "")
-    except ValueError:
+def _sample_weights(
+    weight_by_name: Mapping[str, float], samples: Sequence[Sample], dataset_of: Mapping[str, str]
+) -> list[float] | None:
+    """Multiply, for each sample, the weight of its task by the weight of its dataset."""
+    if not weight_by_name:
         return None
-    if not 0 < fraction < 1:
-        raise UserError(f"`--val_dataset {val}` is no fraction", "give a number between 0 and 1, or a dataset")
-    return fraction
+    datasets, tasks = set(dataset_of.values()), {sample.task for sample in samples}
+    by_dataset = {name: weight for name, weight in weight_by_name.items() if name in datasets}
+    by_task: dict[str, float] = {}
+    for name, weight in weight_by_name.items():
+        if name in datasets:
+            continue
+        token = find_task(name).token
+        if token not in tasks:
+            known = [*datasets, *(find_task(task).name for task in tasks)]
+            raise UserError(
+                f"`--sampling_weights {name}` is neither a dataset nor a task of the samples",
+                closest_name_hint(name, known),
+            )
+        by_task[token] = weight
+    weights = [by_task.get(each.task, 1.0) * by_dataset.get(dataset_of[each.id], 1.0) for each in samples]
+    if num_draws(weights) < 1:
+        raise UserError(
+            "with `--sampling_weights` an epoch draws no sample", "pass a higher weight for a task or a dataset"
+        )
+    return weights

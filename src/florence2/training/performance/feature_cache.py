@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +120,8 @@ def use_cached_features(
     base: tuple[str, str | None],
     dtype: torch.dtype,
     counting: Counting = no_progress,
-) -> Florence2Dataset:
-    """Give lessons whose pictures stay closed, their features computed; or the same ones, where the disk is small.
+) -> SampleFeatures | None:
+    """Compute the image features of a dataset's samples and cache them on disk; None where the disk is too small.
 
     `base` is the model's name and revision, which tell its features from those of others.
     """
@@ -129,9 +129,9 @@ def use_cached_features(
     shape = (dataset.preprocessor.num_image_tokens, int(learner.config.text_config.d_model))
     file = FeatureFile(folder / FOLDER, cache_key(dataset, *base, dtype), len(firsts), shape)
     if not len(dataset) or not file.fits():
-        return dataset
+        return None
     features = compute_missing(dataset, firsts, file, feature_fn(learner, dataset, dtype), counting)
-    return replace(dataset, features=SampleFeatures(features, row_of))
+    return SampleFeatures(features, row_of)
 
 
 def compute_missing(
