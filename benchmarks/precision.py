@@ -25,11 +25,11 @@ import torch
 from benchmarks.throughput import processor_name
 from florence2.data.sample import Prediction, Sample
 from florence2.demo.scenes import Scene, make_scene
-from florence2.demo.scores import measures
 from florence2.demo.targets import SceneTarget, scene_target
 from florence2.engine.engine import Engine
 from florence2.model.load import load
 from florence2.model.tasks import TASKS, find_task
+from tools.demo_model.scores import ScenePrediction, compute_metrics
 
 FIRST_SCENE = 9_000_000
 CAPTIONS = ("caption", "detailed_caption", "more_detailed_caption")
@@ -111,7 +111,9 @@ def summary(
         name: {
             f"{task}: {measure}": value
             for task, each in by_task.items()
-            for measure, value in measures(task, [(made, t, said[s.key].answer) for made, t, s in each]).items()
+            for measure, value in compute_metrics(
+                task, [ScenePrediction(made, t, said[s.key].answer) for made, t, s in each]
+            ).items()
         }
         for name, said in told.items()
     }

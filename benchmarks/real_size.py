@@ -65,7 +65,7 @@ def main() -> None:
     size = parser.parse_args().size
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model, photos, adapter = folder / "model", make_dataset(folder / "photos", num=4), folder / "adapter"
+        model, photos, adapter = folder / "model", make_dataset(folder / "photos", num_samples=4), folder / "adapter"
         write_checkpoint(model, size)
         train = ["train", "--dataset", str(photos), "--output_dir", str(adapter), "--model_id", str(model)]
         caption = ["predict", "--input_path", str(photos), "--output_path", str(folder / "captions.jsonl")]

@@ -47,8 +47,8 @@ def stand_in(code: str) -> str:
 
 @pytest.mark.parametrize("path", [p for p in PAGES if blocks(p)], ids=lambda p: p.name)
 def test_every_block_runs(path: Path, tmp_path: Path) -> None:
-    make_dataset(tmp_path / "photos", num=8, seed=1)
-    make_dataset(tmp_path / "pictures", num=3, seed=2)
+    make_dataset(tmp_path / "photos", num_samples=8, seed=1)
+    make_dataset(tmp_path / "pictures", num_samples=3, seed=2)
     image = next((tmp_path / "pictures").glob("*.[jp]*g"))
     (tmp_path / "image.jpg").write_bytes(image.read_bytes())
     scripts = Path(sys.executable).parent

@@ -50,8 +50,8 @@ uv run python scripts/inference/inference.py \
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guide")
-    make_dataset(folder / "dataset", num=6, seed=1)
-    make_dataset(folder / "images", num=3, seed=2)
+    make_dataset(folder / "dataset", num_samples=6, seed=1)
+    make_dataset(folder / "images", num_samples=3, seed=2)
     image = next(p for p in (folder / "images").iterdir() if p.suffix in {".jpg", ".png"})
     (folder / "image.jpg").write_bytes(image.read_bytes())
     save_tiny(folder / "tiny")

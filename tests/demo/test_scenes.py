@@ -1,5 +1,6 @@
-"""The demo's world: pure, clear, and what it says is true of its pictures."""
+"""Scenes and their targets: determinism, annotations that match the pixels, and the dataset on disk."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from florence2.demo.dataset import make_dataset
-from florence2.demo.scenes import make_scene
+from florence2.demo.scenes import Scene, make_scene
 from florence2.demo.sheet import all_emoji
 from florence2.demo.targets import STYLES, all_targets, scene_target
 from florence2.errors import UserError
@@ -17,101 +18,108 @@ from florence2.model.tasks import TASKS, find_task
 SEEDS = range(300)
 
 
-def test_a_seed_gives_one_scene_and_one_image():
+def boxes_of(scene: Scene) -> list[tuple[float, float, float, float]]:
+    return [obj.box for obj in scene.objects] + ([scene.sign.box] if scene.sign else [])
+
+
+def test_seed_determines_scene_and_image():
     assert make_scene(3) == make_scene(3)
     assert make_scene(3) != make_scene(4)
     assert make_scene(3).render().tobytes() == make_scene(3).render().tobytes()
 
 
-def test_things_are_told_apart():
+def test_objects_of_a_scene_are_distinct_and_ordered():
     counts = set()
-    for made in map(make_scene, SEEDS):
-        counts.add(len(made.objects))
-        names, places = [thing.name for thing in made.objects], [thing.place for thing in made.objects]
-        places += [made.sign.place] if made.sign else []
+    for scene in map(make_scene, SEEDS):
+        counts.add(len(scene.objects))
+        names, positions = [obj.name for obj in scene.objects], [obj.position for obj in scene.objects]
+        positions += [scene.sign.position] if scene.sign else []
         assert len(set(names)) == len(names)
-        assert len(set(places)) == len(places)
-        lefts = [thing.box[0] for thing in made.objects]
+        assert len(set(positions)) == len(positions)
+        lefts = [obj.box[0] for obj in scene.objects]
         assert lefts == sorted(lefts)
-        boxes = [thing.box for thing in made.objects] + ([made.sign.box] if made.sign else [])
+        boxes = boxes_of(scene)
         for i, a in enumerate(boxes):
-            assert 0 <= a[0] < a[2] <= made.size[0]
-            assert 0 <= a[1] < a[3] <= made.size[1]
+            assert 0 <= a[0] < a[2] <= scene.size[0]
+            assert 0 <= a[1] < a[3] <= scene.size[1]
             assert all(a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1] for b in boxes[i + 1 :])
     assert counts == {1, 2, 3, 4}
 
 
-def test_names_are_many_single_words():
+def test_emoji_names_are_distinct_single_words():
     names = [emoji.name for emoji in all_emoji()]
     assert len(set(names)) == len(names) >= 64
     assert all(name.isalpha() for name in names)
 
 
-def test_boxes_hold_the_ink():
+def test_boxes_enclose_the_ink():
     for seed in range(40):
-        made = make_scene(seed)
-        bare = make_scene(seed).__class__(made.seed, made.size, made.background, (), None).render()
-        changed = (np.asarray(made.render(), int) - np.asarray(bare, int)).__abs__().sum(-1) > 24
-        inside = np.zeros_like(changed)
-        for box in [thing.box for thing in made.objects] + ([made.sign.box] if made.sign else []):
-            part = changed[box[1] : box[3], box[0] : box[2]]
-            inside[box[1] : box[3], box[0] : box[2]] = True
-            assert part.any(axis=0).mean() > 0.7  # ink from side to side
-            assert part.any(axis=1).mean() > 0.8
-        assert not (changed & ~inside).any()
+        scene = make_scene(seed)
+        ground = Scene(scene.seed, scene.size, scene.background, (), None).render()
+        is_ink = (np.asarray(scene.render(), int) - np.asarray(ground, int)).__abs__().sum(-1) > 24
+        is_inside = np.zeros_like(is_ink)
+        for box in boxes_of(scene):
+            crop = is_ink[box[1] : box[3], box[0] : box[2]]
+            is_inside[box[1] : box[3], box[0] : box[2]] = True
+            assert crop.any(axis=0).mean() > 0.7  # ink from side to side
+            assert crop.any(axis=1).mean() > 0.8
+        assert not (is_ink & ~is_inside).any()
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
-def test_wire_text_reads_as_the_answer(task):
-    asked = 0
-    for made in map(make_scene, range(40)):
-        told = scene_target(made, task.token, asked)
-        if told is None:
-            assert made.sign is None
+def test_target_text_decodes_to_the_answer(task):
+    num_targets = 0
+    for scene in map(make_scene, range(40)):
+        target = scene_target(scene, task.token, num_targets)
+        if target is None:
+            assert scene.sign is None
             continue
-        asked += 1
-        task.format_prompt(told.input)
-        value = decode(find_task(told.task), told.text, made.size)
-        if isinstance(told.answer, str):
-            assert value == told.answer
+        num_targets += 1
+        task.format_prompt(target.input)
+        answer = decode(find_task(target.task), target.text, scene.size)
+        if isinstance(target.answer, str):
+            assert answer == target.answer
             continue
-        assert value.keys() == told.answer.keys()
-        for key, wanted in told.answer.items():
+        assert answer.keys() == target.answer.keys()
+        for key, expected in target.answer.items():
             if "labels" in key:
-                assert value[key] == wanted
+                assert answer[key] == expected
             else:
-                assert np.allclose(np.ravel(value[key]), np.ravel(wanted), atol=max(made.size) / 1000)
-    assert asked > 5
+                assert np.allclose(np.ravel(answer[key]), np.ravel(expected), atol=max(scene.size) / 1000)
+    assert num_targets > 5
 
 
-def test_captions_read_well():
-    made = next(made for made in map(make_scene, SEEDS) if len(made.objects) == 3 and made.sign)
-    names = [thing.name for thing in made.objects]
-    for say in STYLES.values():
-        text = say(made)
+def test_every_caption_style_names_objects_word_and_ground():
+    scene = next(scene for scene in map(make_scene, SEEDS) if len(scene.objects) == 3 and scene.sign)
+    names = [obj.name for obj in scene.objects]
+    for write_caption in STYLES.values():
+        text = write_caption(scene)
         assert [word for word in text.replace(",", "").replace(".", "").split() if word in names] == names
-        assert made.sign.word in text
-        assert made.background in text
+        assert scene.sign.word in text
+        assert scene.background in text
 
 
-def test_data_set_holds_images_captions_and_tasks(tmp_path: Path):
-    import json
-
+def test_dataset_has_images_captions_and_a_jsonl_for_each_task(tmp_path: Path):
     folder = make_dataset(tmp_path / "set", 5, seed=20, style="tags")
     images = sorted(folder.glob("*.png"))
     assert len(images) == 5
     for i, file in enumerate(images):
-        made = make_scene(20 + i)
+        scene = make_scene(20 + i)
         with Image.open(file) as image:
-            assert image.size == made.size
-        assert file.with_suffix(".txt").read_text().strip() == STYLES["tags"](made)
+            assert image.size == scene.size
+        assert file.with_suffix(".txt").read_text().strip() == STYLES["tags"](scene)
     rows = [json.loads(line) for line in (folder / "od.jsonl").read_text().splitlines()]
     assert [row["text"] for row in rows] == [scene_target(make_scene(20 + i), "od").text for i in range(5)]
     assert {file.stem for file in folder.glob("*.jsonl")} >= {
-        find_task(t.task).name for t in all_targets(make_scene(20))
+        find_task(target.task).name for target in all_targets(make_scene(20))
     }
 
 
-def test_unknown_style_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match="no caption style"):
+def test_unknown_caption_style_is_an_error(tmp_path: Path):
+    with pytest.raises(UserError, match="unknown caption style `haiku`"):
         make_dataset(tmp_path, 1, style="haiku")
+
+
+def test_empty_dataset_is_an_error(tmp_path: Path):
+    with pytest.raises(UserError, match="cannot have 0 images"):
+        make_dataset(tmp_path, 0)

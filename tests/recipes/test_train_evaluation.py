@@ -27,7 +27,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def watched(room: Path) -> Path:
     """Train the bundled model on boxes for two steps, with all that watches it."""
-    make_dataset(room / "scenes", num=4, seed=3)
+    make_dataset(room / "scenes", num_samples=4, seed=3)
     boxes = str(room / "scenes" / "od.jsonl")
     given = {"dataset": boxes, "val_dataset": boxes, "task": "od", "model_id": "demo", "eval_metrics": ["f1", "map"]}
     with pytest.MonkeyPatch.context() as patch:

@@ -1,1 +1,1 @@
-"""The bundled small Florence-2 that really answers, the pictures it knows, and the script that made both."""
+"""The bundled small Florence-2, the images it was trained on, and `florence2 demo`."""

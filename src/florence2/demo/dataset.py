@@ -1,6 +1,6 @@
-"""Write scenes to a folder as anybody's data set: pictures, captions beside them, and one JSONL for each task.
+"""A dataset of scenes on disk: images, captions beside them, and one JSONL for each task.
 
-It knows files and scenes, and no model.
+It does not depend on any model.
 """
 
 import json
@@ -14,30 +14,30 @@ from florence2.errors import UserError
 from florence2.model.tasks import find_task
 
 
-def make_dataset(folder: str | Path, num: int, seed: int = 0, style: str | None = None) -> Path:
-    """Write `num` pictures, a `.txt` with a caption beside each, and `<task>.jsonl` for every task; return the folder.
+def make_dataset(folder: str | Path, num_samples: int, seed: int = 0, style: str | None = None) -> Path:
+    """Write images, a `.txt` with a caption beside each, and `<task>.jsonl` for every task; return the folder.
 
-    Picture `i` shows `scene(seed + i)`. `style` names what the `.txt` files say: `caption` (the default),
-    `detailed_caption`, `more_detailed_caption`, or `tags`, which the bundled model was not taught. A line of JSONL
-    holds `file_name`, `task`, `input`, `text` (what the model should say) and `answer` (what that means, in pixels).
+    Image `i` is `make_scene(seed + i)`. `style` selects the captions of the `.txt` files: `caption` (the default),
+    `detailed_caption`, `more_detailed_caption`, or `tags`, which the bundled model was not trained on. A line of JSONL
+    has `file_name`, `task`, `input`, `text` (the target text) and `answer` (the target in pixels).
     """
-    folder, say = Path(folder), STYLES.get(style or "caption")
-    if say is None:
-        raise UserError(f"there is no caption style `{style}`", f"choose one of {', '.join(STYLES)}")
-    if num < 1:
-        raise UserError(f"a data set of {num} pictures is none", "ask for at least one")
+    folder, write_caption = Path(folder), STYLES.get(style or "caption")
+    if write_caption is None:
+        raise UserError(f"unknown caption style `{style}`", f"choose one of {', '.join(STYLES)}")
+    if num_samples < 1:
+        raise UserError(f"a dataset cannot have {num_samples} images", "pass `--num_samples` of at least 1")
     folder.mkdir(parents=True, exist_ok=True)
-    lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    digits = max(4, len(str(num - 1)))
-    for index in range(num):
-        made = make_scene(seed + index)
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    digits = max(4, len(str(num_samples - 1)))
+    for index in range(num_samples):
+        scene = make_scene(seed + index)
         file = folder / f"{index:0{digits}}.png"
-        made.render().save(file)
-        file.with_suffix(".txt").write_text(say(made) + "\n", encoding="utf-8")
-        for told in all_targets(made, index):
-            row = {"file_name": file.name, "task": told.task, "input": told.input}
-            lines[told.task].append(row | {"text": told.text, "answer": told.answer})
-    for task, rows in lines.items():
-        written = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{find_task(task).name}.jsonl").write_text(written, encoding="utf-8")
+        scene.render().save(file)
+        file.with_suffix(".txt").write_text(write_caption(scene) + "\n", encoding="utf-8")
+        for target in all_targets(scene, index):
+            row = {"file_name": file.name, "task": target.task, "input": target.input}
+            rows[target.task].append(row | {"text": target.text, "answer": target.answer})
+    for task, task_rows in rows.items():
+        lines = "".join(json.dumps(row) + "\n" for row in task_rows)
+        (folder / f"{find_task(task).name}.jsonl").write_text(lines, encoding="utf-8")
     return folder

@@ -1,8 +1,9 @@
-"""The page that `florence2 demo` leaves: pictures with their boxes and both captions, and how the loss fell.
+"""The HTML page of `florence2 demo`: images with boxes and both captions, and the loss curve.
 
-One HTML file that needs no other: pictures are inside. Knows no model.
+The page is one file with inline images.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -18,35 +19,35 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); gap: 1.5rem }
 figure { margin: 0; border: 1px solid #ddd; border-radius: 8px; overflow: hidden }
 figure img { width: 100%; display: block } figcaption { padding: .6rem .8rem; font-size: .9rem }
-dt { color: #777; font-size: .75rem } dd { margin: 0 0 .3rem } .right { color: #177245 } .wrong { color: #b03030 }
+dt { color: #777; font-size: .75rem } dd { margin: 0 0 .3rem } .correct { color: #177245 } .wrong { color: #b03030 }
 .curve { max-width: 100% }
 """
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """One held-out picture: what is true in the new style, what was said before and after, and the boxes found."""
+    """One held-out image: reference caption, captions before and after training, and predicted boxes."""
 
     image: Path
-    truth: str
+    reference: str
     before: str
     after: str
     boxes: dict[str, Any]
 
 
-def write_page(path: Path, shown: list[DemoResult], *, learnt: int, curve: Path) -> Path:
+def write_page(path: Path, results: Sequence[DemoResult], *, num_train_images: int, loss_curve: Path) -> Path:
     """Write the page and return its path."""
-    figures = "\n".join(_figure(each) for each in shown)
-    with Image.open(curve) as opened:
-        loss = data_url(opened, "PNG")
-    right = sum(each.truth == each.after for each in shown)
+    figures = "\n".join(_figure(result) for result in results)
+    with Image.open(loss_curve) as image:
+        curve_url = data_url(image, "PNG")
+    num_correct = sum(result.reference == result.after for result in results)
     path.write_text(
         f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>florence2 demo</title><style>{_STYLE}</style>
-<h1>A new caption style, learnt from {learnt} pictures</h1>
-<p>{right} of {len(shown)} captions of pictures that were not learnt from are right to the letter. The boxes are the
-bundled model's answer to another task, object detection.</p>
+<h1>A new caption style, trained on {num_train_images} images</h1>
+<p>{num_correct} of {len(results)} captions of held-out images match the reference exactly. The boxes are the bundled
+model's predictions for another task, object detection.</p>
 <main>{figures}</main>
-<h2>Training</h2><img class="curve" alt="loss by step" src="{loss}">
+<h2>Training</h2><img class="curve" alt="loss by step" src="{curve_url}">
 </html>
 """,
         encoding="utf-8",
@@ -54,11 +55,12 @@ bundled model's answer to another task, object detection.</p>
     return path
 
 
-def _figure(shown: DemoResult) -> str:
-    with Image.open(shown.image) as opened:
-        image = draw_answer(opened, shown.boxes)
-    judged = "right" if shown.after == shown.truth else "wrong"
-    truth = "" if judged == "right" else f"<dt>in truth</dt><dd>{escape(shown.truth)}</dd>"
-    return f"""<figure><img alt="" src="{data_url(image)}"><figcaption><dl>
-<dt>before</dt><dd>{escape(shown.before)}</dd><dt>after</dt><dd class="{judged}">{escape(shown.after)}</dd>{truth}
+def _figure(result: DemoResult) -> str:
+    with Image.open(result.image) as image:
+        annotated = draw_answer(image, result.boxes)
+    is_correct = result.after == result.reference
+    reference = "" if is_correct else f"<dt>reference</dt><dd>{escape(result.reference)}</dd>"
+    return f"""<figure><img alt="" src="{data_url(annotated)}"><figcaption><dl>
+<dt>before</dt><dd>{escape(result.before)}</dd>
+<dt>after</dt><dd class="{"correct" if is_correct else "wrong"}">{escape(result.after)}</dd>{reference}
 </dl></figcaption></figure>"""

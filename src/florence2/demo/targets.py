@@ -1,9 +1,10 @@
-"""What is true of a scene, said for each of the fifteen tasks: input, wire text and structured answer.
+"""The targets of a scene for each of the fifteen tasks: input, text with location tokens, and decoded answer.
 
-Every wording is one fixed template. No three tokens in a row come twice in one text, since Florence-2 generates under
-that rule. This file knows the tasks and the location codec, and no model.
+Every text follows a fixed template. No text repeats three tokens in a row, because Florence-2's generation config
+forbids it. This file does not depend on any model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ _NUMBERS = ("no", "one", "two", "three", "four")
 
 @dataclass(frozen=True)
 class SceneTarget:
-    """One question about a scene and its answer; `answer` is what `locations.read` gives, in pixels."""
+    """One input of a task about a scene, and its target; `answer` has the format of `locations.decode`, in pixels."""
 
     task: str
     input: str
@@ -24,90 +25,91 @@ class SceneTarget:
     answer: Any
 
 
-def scene_target(made: Scene, task: str, pick: int = 0) -> SceneTarget | None:
-    """Say the truth of a scene for a task; `pick` chooses among the inputs there are, round and round.
+def scene_target(scene: Scene, task: str, index: int = 0) -> SceneTarget | None:
+    """Return the target of a task; `index` selects one of the task's inputs for the scene, modulo their number.
 
-    None where there is nothing to ask: the text in a region of a scene without a word.
+    Returns None where there is no input: the text of a region in a scene without a word.
     """
     row = find_task(task)
-    thing = made.objects[pick % len(made.objects)]
-    region = encode_region(thing.box, made.size)
+    obj = scene.objects[index % len(scene.objects)]
+    region = encode_region(obj.box, scene.size)
     match row.name:
         case "caption":
-            return _said(made, row, "", caption(made))
+            return _target(scene, row, "", caption(scene))
         case "detailed_caption":
-            return _said(made, row, "", detailed_caption(made))
+            return _target(scene, row, "", detailed_caption(scene))
         case "more_detailed_caption":
-            return _said(made, row, "", more_detailed_caption(made))
+            return _target(scene, row, "", more_detailed_caption(scene))
         case "ocr":
-            return _said(made, row, "", made.sign.word if made.sign else "")
+            return _target(scene, row, "", scene.sign.word if scene.sign else "")
         case "ocr_with_region":
-            signs = [made.sign] if made.sign else []
+            signs = [scene.sign] if scene.sign else []
             quads = {"quad_boxes": [list(sign.quad) for sign in signs], "labels": [sign.word for sign in signs]}
-            return _said(made, row, "", quads)
+            return _target(scene, row, "", quads)
         case "od":
-            return _said(made, row, "", boxes(made.objects, [thing.name for thing in made.objects]))
+            return _target(scene, row, "", labeled_boxes(scene.objects, [each.name for each in scene.objects]))
         case "dense_region_caption":
-            return _said(made, row, "", boxes(made.objects, [description(thing) for thing in made.objects]))
+            return _target(scene, row, "", labeled_boxes(scene.objects, [description(each) for each in scene.objects]))
         case "region_proposal":
-            return _said(made, row, "", boxes(made.objects, ["" for _ in made.objects]))
+            return _target(scene, row, "", labeled_boxes(scene.objects, ["" for _ in scene.objects]))
         case "caption_to_phrase_grounding":
-            return grounding(made, row, pick)
+            return _grounding_target(scene, row, index)
         case "open_vocabulary_detection":
-            found = boxes([thing], [thing.name])
-            answer = {
-                "bboxes": found["bboxes"],
-                "bboxes_labels": found["labels"],
-                "polygons": [],
-                "polygons_labels": [],
-            }
-            return _said(made, row, thing.name, answer)
+            detection = {"bboxes": [list(obj.box)], "bboxes_labels": [obj.name], "polygons": [], "polygons_labels": []}
+            return _target(scene, row, obj.name, detection)
         case "referring_expression_segmentation":
-            return _said(made, row, f"the {thing.name}", mask(thing))
+            return _target(scene, row, f"the {obj.name}", mask(obj))
         case "region_to_segmentation":
-            return _said(made, row, region, mask(thing))
+            return _target(scene, row, region, mask(obj))
         case "region_to_category":
-            return _said(made, row, region, thing.name)
+            return _target(scene, row, region, obj.name)
         case "region_to_description":
-            return _said(made, row, region, description(thing))
-        case "region_to_ocr" if made.sign:
-            return _said(made, row, encode_region(made.sign.box, made.size), made.sign.word)
+            return _target(scene, row, region, description(obj))
+        case "region_to_ocr" if scene.sign:
+            return _target(scene, row, encode_region(scene.sign.box, scene.size), scene.sign.word)
     return None
 
 
-def all_targets(made: Scene, pick: int = 0) -> list[SceneTarget]:
-    """Say the truth of a scene for every task that has one."""
-    return [told for task in TASKS if (told := scene_target(made, task.token, pick))]
+def all_targets(scene: Scene, index: int = 0) -> list[SceneTarget]:
+    """Return the targets of a scene for every task that has one."""
+    return [target for task in TASKS if (target := scene_target(scene, task.token, index))]
 
 
-def _said(made: Scene, task: Task, asked: str, answer: Any) -> SceneTarget:
-    return SceneTarget(task.token, asked, encode(task, answer, made.size), answer)
+def _target(scene: Scene, task: Task, task_input: str, answer: Any) -> SceneTarget:
+    return SceneTarget(task.token, task_input, encode(task, answer, scene.size), answer)
 
 
-def caption(made: Scene) -> str:
+def _grounding_target(scene: Scene, task: Task, index: int) -> SceneTarget:
+    """Return the target for the whole caption, or for one phrase of it at every odd index."""
+    objects = [scene.objects[index // 2 % len(scene.objects)]] if index % 2 else list(scene.objects)
+    phrases = [phrase(obj) for obj in objects]
+    return _target(scene, task, phrases[0] if index % 2 else caption(scene), labeled_boxes(objects, phrases))
+
+
+def caption(scene: Scene) -> str:
     """`a dog, a cat and an apple on a blue ground, with the word STOP`."""
-    return f"{_listed([_phrase(thing) for thing in made.objects])} on a {made.background} ground{_with_word(made)}"
+    return f"{_join([phrase(obj) for obj in scene.objects])} on a {scene.background} ground{_word_clause(scene)}"
 
 
-def detailed_caption(made: Scene) -> str:
+def detailed_caption(scene: Scene) -> str:
     """`top left dog and right cat on a blue ground, with the word STOP at the bottom`."""
-    things = _listed([f"{thing.place} {thing.name}" for thing in made.objects])
-    at = f" at the {made.sign.place}" if made.sign else ""
-    return f"{things} on a {made.background} ground{_with_word(made)}{at}"
+    objects = _join([f"{obj.position} {obj.name}" for obj in scene.objects])
+    sign_position = f" at the {scene.sign.position}" if scene.sign else ""
+    return f"{objects} on a {scene.background} ground{_word_clause(scene)}{sign_position}"
 
 
-def more_detailed_caption(made: Scene) -> str:
+def more_detailed_caption(scene: Scene) -> str:
     """`The picture shows two things on a blue ground: top left small dog and right large cat.` and where a word is."""
-    count = f"{_NUMBERS[len(made.objects)]} thing{'s' * (len(made.objects) > 1)}"
-    things = _listed([f"{thing.place} {thing.size} {thing.name}" for thing in made.objects])
-    word = f" The word {made.sign.word} is at the {made.sign.place}." if made.sign else ""
-    return f"The picture shows {count} on a {made.background} ground: {things}.{word}"
+    count = f"{_NUMBERS[len(scene.objects)]} thing{'s' * (len(scene.objects) > 1)}"
+    objects = _join([f"{obj.position} {obj.size} {obj.name}" for obj in scene.objects])
+    word = f" The word {scene.sign.word} is at the {scene.sign.position}." if scene.sign else ""
+    return f"The picture shows {count} on a {scene.background} ground: {objects}.{word}"
 
 
-def tags(made: Scene) -> str:
-    """`dog, cat, blue ground, STOP`: a style the bundled model was not taught."""
-    words = [made.sign.word] if made.sign else []
-    return ", ".join([*(thing.name for thing in made.objects), f"{made.background} ground", *words])
+def tags(scene: Scene) -> str:
+    """`dog, cat, blue ground, STOP`: a style that the bundled model was not trained on."""
+    words = [scene.sign.word] if scene.sign else []
+    return ", ".join([*(obj.name for obj in scene.objects), f"{scene.background} ground", *words])
 
 
 STYLES = {
@@ -118,35 +120,29 @@ STYLES = {
 }
 
 
-def description(thing: SceneObject) -> str:
+def description(obj: SceneObject) -> str:
     """`small brown dog`."""
-    return f"{thing.size} {thing.emoji.colour} {thing.name}"
+    return f"{obj.size} {obj.emoji.colour} {obj.name}"
 
 
-def grounding(made: Scene, task: Task, pick: int) -> SceneTarget:
-    """Ground the whole caption, or one thing of it at every second pick."""
-    asked = [made.objects[pick // 2 % len(made.objects)]] if pick % 2 else list(made.objects)
-    phrases = [_phrase(thing) for thing in asked]
-    return _said(made, task, phrases[0] if pick % 2 else caption(made), boxes(asked, phrases))
+def phrase(obj: SceneObject) -> str:
+    """`a dog`."""
+    return f"{'an' if obj.name[0] in 'aeio' or obj.name == 'umbrella' else 'a'} {obj.name}"
 
 
-def boxes(things: list[SceneObject] | tuple[SceneObject, ...], labels: list[str]) -> dict[str, Any]:
-    """Label the boxes of some things."""
-    return {"bboxes": [list(thing.box) for thing in things], "labels": labels}
+def labeled_boxes(objects: Sequence[SceneObject], labels: list[str]) -> dict[str, Any]:
+    """Return the boxes of objects with labels."""
+    return {"bboxes": [list(obj.box) for obj in objects], "labels": labels}
 
 
-def mask(thing: SceneObject) -> dict[str, Any]:
-    """Give a thing's outline as its one polygon."""
-    return {"polygons": [[[side for corner in thing.outline for side in corner]]], "labels": [""]}
+def mask(obj: SceneObject) -> dict[str, Any]:
+    """Return the outline of an object as one polygon."""
+    return {"polygons": [[[coordinate for corner in obj.outline for coordinate in corner]]], "labels": [""]}
 
 
-def _phrase(thing: SceneObject) -> str:
-    return f"{'an' if thing.name[0] in 'aeio' or thing.name == 'umbrella' else 'a'} {thing.name}"
-
-
-def _listed(parts: list[str]) -> str:
+def _join(parts: list[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def _with_word(made: Scene) -> str:
-    return f", with the word {made.sign.word}" if made.sign else ""
+def _word_clause(scene: Scene) -> str:
+    return f", with the word {scene.sign.word}" if scene.sign else ""

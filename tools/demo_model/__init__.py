@@ -1,0 +1,1 @@
+"""Pre-training, fine-tuning and scoring of the bundled model."""
