@@ -2,8 +2,8 @@
 
 `make_scene(seed)` is pure: the same seed gives the same scene and, with one version of Pillow, the same pixels.
 The objects are ordered by the left side of their box, then by its top.
-Scenes are unambiguous: no two objects overlap, share a name or a position, or have nearly the same left side, and no size
-or position is near the limit between two words.
+Scenes are unambiguous: no two objects overlap, share a name or a position, or have nearly the same left side, and no
+size or position is near the limit between two words.
 """
 
 from dataclasses import dataclass, replace

@@ -73,7 +73,9 @@ def run_demo(folder: Path, seed: int) -> int:
         sum(result.reference == text for result, text in zip(results, texts, strict=True))
         for texts in ([result.before for result in results], [result.after for result in results])
     )
-    logger.info(f"\nexact captions in the new style: {before} of {len(results)} before, {after} of {len(results)} after")
+    logger.info(
+        f"\nexact captions in the new style: {before} of {len(results)} before, {after} of {len(results)} after"
+    )
     logger.info(f"page: {page}, adapter: {adapter} ({time.monotonic() - start:.0f} s in total)")
     return 0 if after > before else 1
 

@@ -1,8 +1,8 @@
 """Labels of the 8 x 8 grid cells of a scene, and the linear heads that predict them from the vision features.
 
 With captions alone a vision tower this small does not learn to name objects in hours; with a label for each cell it
-does in minutes. The heads predict name, word, order, size, position, ground, letter and box from the projected features,
-so the language model finds this information in them. The heads are not saved with the model.
+does in minutes. The heads predict name, word, order, size, position, ground, letter and box from the projected
+features, so the language model finds this information in them. The heads are not saved with the model.
 """
 
 from collections.abc import Sequence
