@@ -8,12 +8,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from florence2.data.sample import Prediction, Sample
-from florence2.engine.decoding.batch_state import CompletionPoller
-from florence2.engine.decoding.decoder import max_slots_for_memory
+from florence2.engine.decoding.completion_poller import CompletionPoller
+from florence2.engine.decoding.kv_cache import max_slots_for_memory
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generate_engine import GenerateEngine
 from florence2.engine.generation_config import GenerationConfig
+from florence2.engine.scheduler import Scheduler
 from florence2.errors import UserError
 from tests.engine.images import image, missing, samples
 from tests.tiny import tiny_model
@@ -37,12 +38,23 @@ def tiny():
     return tiny_model(1)
 
 
+def late_engine(tiny, slots: int | None, interval: int, generation: GenerationConfig) -> Engine:
+    """Create an engine; with an interval above 1 it works as on a GPU: static shapes, batches, delayed polling."""
+    engine = Engine(*tiny, EngineConfig(generation=generation, batch_size=slots))
+    if interval > 1:
+        engine.poller, engine.encoder.batch_size = CompletionPoller(interval), 3
+        engine.scheduler = Scheduler(engine.stats.slots, static_shapes=True)
+    return engine
+
+
 def answers(tiny, asked, kind=Engine, slots: int | None = 3, late: int = 1, **generation) -> list[Prediction]:
     """Answer all samples, and give the predictions in the order of the samples."""
-    settings = EngineConfig(generation=GenerationConfig(**{"max_length": 20} | generation), batch_size=slots)
-    with kind(*tiny, settings) as engine:
-        if kind is Engine and late > 1:  # as on a GPU, as far as a CPU can be one
-            engine.watch, engine.uses_static_shapes, engine.encoder.batch = CompletionPoller(late), True, 3
+    config = GenerationConfig(**{"max_length": 20} | generation)
+    if kind is Engine:
+        engine = late_engine(tiny, slots, late, config)
+    else:
+        engine = kind(*tiny, EngineConfig(generation=config, batch_size=slots))
+    with engine:
         return sorted(engine.run(asked), key=lambda prediction: prediction.file_name)
 
 
@@ -249,7 +261,7 @@ def test_a_step_never_waits_for_the_device(tiny, search: dict):
         run = engine.run(samples(2))
         next(run)
         with NoWaiting():
-            engine.decode_step(2, 12, engine.cache.attended_length)
+            engine.decode_step(2, 12, engine.cache.encoder_length, 0)
         run.close()
 
 
@@ -259,8 +271,8 @@ def test_a_slot_that_said_much_may_stand_empty_beside_short_answers(tiny, search
     with Engine(*tiny, settings) as engine, torch.inference_mode():
         run = engine.run(samples(2, ("caption",)))
         next(run)
-        engine.slots.length_S[:] = torch.tensor([5, 90])
-        engine.slots.active_S[:] = torch.tensor([True, False])
-        engine.decode_step(2, 32, engine.cache.attended_length)
-        assert engine.slots.length_S.tolist() == [6, 90]
+        engine.batch.length_S[:] = torch.tensor([5, 90])
+        engine.batch.active_S[:] = torch.tensor([True, False])
+        engine.decode_step(2, 32, engine.cache.encoder_length, 0)
+        assert engine.batch.length_S.tolist() == [6, 90]
         run.close()

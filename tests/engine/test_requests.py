@@ -3,8 +3,8 @@ import math
 import pytest
 
 from florence2.data.sample import Sample
+from florence2.engine.decoding.outputs import CompletionOutput, to_prediction
 from florence2.engine.generation_config import GenerationConfig, ModelGenerationConfig
-from florence2.engine.outputs import CompletionOutput, to_prediction
 from florence2.engine.requests import ImageInputs, Request
 from florence2.model.processing import Preprocessor
 from florence2.model.tasks import find_task
@@ -35,6 +35,7 @@ def score_of(tiny, task: str, *said: dict[str, float]) -> dict:
         [],
         ImageInputs(None, (100, 100)),
         rules.length_limits(row, GenerationConfig()),
+        GenerationConfig(),
     )
     told = to_prediction(preprocessor, rules, question, [CompletionOutput(ids, [math.log(odd) for odd in odds])])
     assert told.text == text
@@ -66,7 +67,12 @@ def test_a_letter_of_several_tokens_is_scored_by_all(tiny):
     odds = [1, 0.9, 0.4, 1, 1, 1, 1, 1]
     row = find_task("od")
     question = Request(
-        Sample("a", image(0), "od"), row, [], ImageInputs(None, (9, 9)), rules.length_limits(row, GenerationConfig())
+        Sample("a", image(0), "od"),
+        row,
+        [],
+        ImageInputs(None, (9, 9)),
+        rules.length_limits(row, GenerationConfig()),
+        GenerationConfig(),
     )
     told = to_prediction(preprocessor, rules, question, [CompletionOutput(ids, [math.log(odd) for odd in odds])])
     assert told.answer["labels"] == ["é"]

@@ -56,7 +56,7 @@ def test_an_engine_may_be_killed_and_then_the_whole_run_and_nothing_is_lost(tiny
     process.send_signal(signal.SIGKILL)
     process.wait()
     talk = (tmp_path / "talk").read_text()
-    assert "the engine on cpu ended with exit code -9; the others go on" in talk
+    assert "the engine on cpu ended with exit code -9; the others continue" in talk
     wait_for(lambda: not engines[1].is_running() or engines[1].status() == psutil.STATUS_ZOMBIE, 30)
     assert lines(output) < 80, "it was to be killed on its way"
     resumed = run(tiny, folder, output, batch_size=2, max_length=20)

@@ -1,6 +1,6 @@
-"""An engine for asyncio: every request joins those that are being answered, and may leave before it is done.
+"""An engine for asyncio: every request joins the running batch, and may be cancelled before it is done.
 
-The engine runs in a thread of its own; the event loop never waits for it. Knows no server.
+The engine runs in a thread of its own, so that the event loop never waits for it.
 """
 
 from __future__ import annotations
@@ -15,94 +15,115 @@ from typing import Any, Self
 from florence2.data.sample import Prediction, Sample
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
+from florence2.engine.generation_config import GenerationConfig
+from florence2.engine.requests import EngineInput
 from florence2.errors import UserError
 
 
 class AsyncEngine:
-    """Answers requests as they come; an async context manager.
+    """Predicts samples as they come; `await close()` or an `async with` block stops the engine.
 
-    At most `limit` requests are held at a time; further ones wait their turn in `ask`. `Sample.then` is not followed:
-    who awaits an answer can ask on.
+    At most `max_pending` requests are in work at a time; `generate` waits for its turn beyond that. `Sample.follow_up`
+    is ignored: the caller can send the next request.
     """
 
     def __init__(
-        self, model: Any, processor: Any, settings: EngineConfig | None = None, *, max_pending: int = 256
+        self, model: Any, processor: Any, config: EngineConfig | None = None, *, max_pending: int = 256
     ) -> None:
-        self.engine = Engine(model, processor, settings)
-        self.limit = max_pending
-        self._requests: queue.SimpleQueue[Sample | None] = queue.SimpleQueue()
-        self._open: dict[Sample, asyncio.Future[Prediction]] = {}
+        self.engine = Engine(model, processor, config)
+        self.max_pending = max_pending
+        self._queue: queue.SimpleQueue[EngineInput | None] = queue.SimpleQueue()
+        self._pending: dict[Sample, asyncio.Future[Prediction]] = {}
+        self._turns = asyncio.Semaphore(max_pending)
+        self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None  # that of the first request
         self._error: BaseException | None = None
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
-        self._turns = asyncio.Semaphore(self.limit)
-        self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
-        self._thread.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Give up what is open, and wait for the engine to end."""
-        self._end(None)
-        self._requests.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop the engine and wait for its end; pending requests raise a `UserError`."""
+        self._fail_pending(None)
+        if self._loop is None:
+            self.engine.close()
+        else:
+            self._queue.put(None)
+            await asyncio.to_thread(self._thread.join)
 
     @property
     def num_pending(self) -> int:
-        """Count the requests that are being answered or wait for a slot."""
-        return len(self._open)
+        """Count the requests that run or wait for a slot."""
+        return len(self._pending)
 
-    async def generate(self, sample: Sample) -> Prediction:
-        """Answer one sample; a cancelled request frees its slot at the next token."""
+    async def generate(self, sample: Sample, generation: GenerationConfig | None = None) -> Prediction:
+        """Predict one sample; a cancelled request frees its slot at the next token."""
+        if generation is not None:
+            self.engine.config.check_request(generation)
         async with self._turns:
-            if self._error is not None or not self._thread.is_alive():
-                raise UserError("the engine has stopped", "start another") from self._error
-            request = replace(sample, follow_up=None)  # an object of its own, for one sample may be asked twice
-            answer: asyncio.Future[Prediction] = self._loop.create_future()
-            self._open[request] = answer
-            self._requests.put(request)
+            if self._error is not None:
+                raise UserError("the engine has stopped", "create another `AsyncEngine`") from self._error
+            loop = self._start()
+            request = replace(sample, follow_up=None)  # a copy, for one sample may be sent twice
+            prediction: asyncio.Future[Prediction] = loop.create_future()
+            self._pending[request] = prediction
+            self._queue.put(EngineInput(request, generation))
             try:
-                return await answer
+                return await prediction
             finally:
-                self._open.pop(request, None)
+                self._pending.pop(request, None)
 
-    async def stream(self, samples: Iterable[Sample]) -> AsyncIterator[Prediction]:
-        """Answer many samples, as they finish; no more than `limit` are taken from the source ahead of that."""
-        source, asked = iter(samples), set[asyncio.Task[Prediction]]()
+    async def stream(
+        self, samples: Iterable[Sample], generation: GenerationConfig | None = None
+    ) -> AsyncIterator[Prediction]:
+        """Predict many samples, as they finish; at most `max_pending` are read ahead from the iterable."""
+        source, tasks = iter(samples), set[asyncio.Task[Prediction]]()
         try:
             while True:
-                while len(asked) < self.limit and (sample := next(source, None)) is not None:
-                    asked.add(asyncio.create_task(self.generate(sample)))
-                if not asked:
+                while len(tasks) < self.max_pending and (sample := next(source, None)) is not None:
+                    tasks.add(asyncio.create_task(self.generate(sample, generation)))
+                if not tasks:
                     return
-                done, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     yield task.result()
         finally:
-            for task in asked:
+            for task in tasks:
                 task.cancel()
 
+    def _start(self) -> asyncio.AbstractEventLoop:
+        """Start the engine's thread with the first request, and return the event loop."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._thread.start()
+        return self._loop
+
     def _serve(self) -> None:
-        """Run the engine until there are no more requests; not in the loop's thread."""
+        """Run the engine until the queue ends; in the engine's thread."""
+        loop = self._loop
+        assert loop is not None
         try:
             with self.engine as engine:
-                for answered in engine.outputs(self._arriving(), wanted=self._open.__contains__):
-                    self._loop.call_soon_threadsafe(self._give, answered.sample, answered.prediction)
+                for output in engine.outputs(self._inputs(), is_active=self._pending.__contains__):
+                    loop.call_soon_threadsafe(self._resolve, output.sample, output.prediction)
         except BaseException as error:
-            self._loop.call_soon_threadsafe(self._end, error)
+            loop.call_soon_threadsafe(self._fail_pending, error)
 
-    def _arriving(self) -> Iterator[Sample]:
-        return iter(self._requests.get, None)
+    def _inputs(self) -> Iterator[EngineInput]:
+        return iter(self._queue.get, None)
 
-    def _give(self, sample: Sample, prediction: Prediction) -> None:
-        answer = self._open.get(sample)
-        if answer is not None and not answer.done():
-            answer.set_result(prediction)
+    def _resolve(self, sample: Sample, prediction: Prediction) -> None:
+        future = self._pending.get(sample)
+        if future is not None and not future.done():
+            future.set_result(prediction)
 
-    def _end(self, error: BaseException | None) -> None:
-        """Let nobody wait for an engine that has stopped."""
-        self._error = error or UserError("the engine was closed")
-        for answer in self._open.values():
-            if not answer.done():
-                answer.set_exception(self._error)
-        self._open.clear()
+    def _fail_pending(self, error: BaseException | None) -> None:
+        """Raise an error in every pending request, and refuse further ones."""
+        self._error = error or UserError("the engine was closed", "create another `AsyncEngine`")
+        for future in self._pending.values():
+            if not future.done():
+                future.set_exception(self._error)
+        self._pending.clear()

@@ -8,6 +8,7 @@ from typing import Literal
 
 from florence2.data.sample import Sample
 from florence2.engine.generation_config import GenerationConfig, require_at_least
+from florence2.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class EngineConfig:
     """How the engine works; only `generation` and `full_decode` change predictions."""
 
     generation: GenerationConfig = field(default_factory=GenerationConfig)
-    """The generation config of requests that bring none."""
+    """The generation config of requests that bring none; its beams and `max_length` are the most a request may have."""
 
     batch_size: int | None = None
     """Slots: requests that are decoded at a time; `None` lets the engine choose by device and memory."""
@@ -39,3 +40,18 @@ class EngineConfig:
         """Refuse empty batches and negative workers."""
         require_at_least("batch_size", 1 if self.batch_size is None else self.batch_size, 1)
         require_at_least("num_workers", self.num_workers, 0)
+
+    def check_request(self, generation: GenerationConfig) -> None:
+        """Refuse a request that needs more rows or tokens than the engine's slots have."""
+        if generation.width > self.generation.width:
+            name = "num_beams" if generation.num_beams > 1 else "num_return_sequences"
+            raise UserError(
+                f"`{name}` {generation.width} of a request is above the {self.generation.width} of the engine",
+                f"make the engine with `EngineConfig(generation=GenerationConfig({name}={generation.width}))`",
+            )
+        if generation.max_length > self.generation.max_length:
+            length = generation.max_length
+            raise UserError(
+                f"`max_length` {length} of a request is above the {self.generation.max_length} of the engine",
+                f"make the engine with `EngineConfig(generation=GenerationConfig(max_length={length}))`",
+            )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from florence2.data.sample import Sample
@@ -85,6 +85,27 @@ class GenerationConfig:
                 f"`num_return_sequences` {self.num_return_sequences} is above `num_beams` {self.num_beams}",
                 f"pass `num_beams={self.num_return_sequences}`, or `do_sample` with one beam",
             )
+
+    @property
+    def width(self) -> int:
+        """Count the rows that a request needs in its slot: beams, or samples."""
+        return self.num_beams if self.num_beams > 1 else self.num_return_sequences
+
+    def search_config(self) -> GenerationConfig:
+        """Reset what a search does not read: lengths and seed, which each slot has, and what other searches read."""
+        default = GenerationConfig()
+        unread: dict[str, Any] = {
+            "max_length": default.max_length,
+            "min_length": default.min_length,
+            "seed": default.seed,
+        }
+        if not self.do_sample:
+            unread |= {"temperature": default.temperature, "top_k": default.top_k, "top_p": default.top_p}
+        if self.num_beams > 1:
+            unread |= {"num_return_sequences": default.num_return_sequences}
+        else:
+            unread |= {"length_penalty": default.length_penalty, "early_stopping": default.early_stopping}
+        return replace(self, **unread)
 
 
 @dataclass(frozen=True)

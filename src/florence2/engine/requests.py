@@ -1,7 +1,7 @@
-"""Samples become questions the model can be asked.
+"""The requests of a run: samples are tokenized and their images opened by threads ahead of the model, in order.
 
-Threads open pictures ahead of the model, through a bounded window and in order; a picture that cannot be opened, or a
-prompt that cannot be asked, is a `Prediction` with an error. Knows nothing of how answers are found.
+A sample whose image cannot be opened, or whose prompt or generation config is refused, becomes a `Prediction` with an
+error.
 """
 
 from __future__ import annotations
@@ -19,17 +19,25 @@ import torch
 
 from florence2.data.sample import Prediction, Sample, Size
 from florence2.engine.engine_config import EngineConfig
-from florence2.engine.generation_config import LengthLimits, ModelGenerationConfig
+from florence2.engine.generation_config import GenerationConfig, LengthLimits, ModelGenerationConfig
 from florence2.errors import UserError
 from florence2.model.processing import Preprocessor
 from florence2.model.tasks import Task, find_task
 
-RECENT_IMAGES = 8  # samples this far apart still share one opened picture
+RECENT_IMAGES = 8  # samples this far apart still share one opened image
+
+
+@dataclass(frozen=True, eq=False)
+class EngineInput:
+    """A sample with a generation config of its own; None is that of the run."""
+
+    sample: Sample
+    generation: GenerationConfig | None = None
 
 
 @dataclass(eq=False)
 class ImageInputs:
-    """One picture made ready: uint8 pixels of the model's size, and its features once the model has seen it."""
+    """A preprocessed image: uint8 pixels of the model's size, and its features once they are computed."""
 
     pixels_HWC: torch.Tensor
     size: Size
@@ -38,18 +46,19 @@ class ImageInputs:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One sample in the model's terms."""
+    """A sample as the model takes it."""
 
     sample: Sample
     task: Task
     prompt_ids: list[int]
     image_inputs: ImageInputs
     limits: LengthLimits
+    generation: GenerationConfig
 
 
 @dataclass(frozen=True, eq=False)
 class RequestOutput:
-    """One sample and what came of it."""
+    """A sample and its prediction."""
 
     sample: Sample
     prediction: Prediction
@@ -59,90 +68,121 @@ IsActive = Callable[[Sample], bool]
 
 
 def always_active(_: Sample) -> bool:
-    """Want every sample to its end."""
+    """Keep every sample."""
     return True
 
 
-class RequestQueue:
-    """The questions of one run, opened ahead by threads; a context manager that stops them."""
+class RequestBuilder:
+    """Makes requests of samples: opens and resizes images, tokenizes prompts, computes limits."""
 
     def __init__(
         self,
         preprocessor: Preprocessor,
-        rules: ModelGenerationConfig,
-        settings: EngineConfig,
-        samples: Iterable[Sample],
-        ahead: int,
-        wanted: IsActive = always_active,
+        model_config: ModelGenerationConfig,
+        config: EngineConfig,
         *,
-        pinned: bool = False,
+        check: Callable[[GenerationConfig], None] | None = None,
+        pin_memory: bool = False,
     ) -> None:
-        """Take samples; `ahead` questions are ready before they are asked for, besides those being opened.
+        """Take what is the same for all requests.
 
-        `pinned` pixels lie where a GPU fetches them itself.
+        `check` raises a `UserError` for a generation config that cannot be served. `pin_memory` puts pixels where a
+        GPU reads them without the host.
         """
-        self._preprocessor, self._rules, self._settings, self._samples = preprocessor, rules, settings, samples
-        self._pinned = pinned
-        # Most samples ask the same.
-        self._prompt_ids = lru_cache(1024)(partial(preprocessor.prompt_ids, max_length=rules.max_positions))
-        self._workers = max(1, settings.num_workers)
-        self._room = threading.Semaphore(2 * self._workers + ahead)
-        self._arrived: queue.Queue[tuple[Sample, Future[ImageInputs]] | Exception | None] = queue.Queue()
-        self._head: deque[tuple[Sample, Future[ImageInputs]]] = deque()
-        self._next: deque[tuple[Sample, ImageInputs]] = deque()  # what answers led to; their pictures are open
+        self.default, self.num_workers = config.generation, max(1, config.num_workers)
+        self._preprocessor, self._model_config, self._config = preprocessor, model_config, config
+        self._check, self._pin_memory = check, pin_memory
+        # Most samples have the same prompt.
+        self._prompt_ids = lru_cache(1024)(partial(preprocessor.prompt_ids, max_length=model_config.max_positions))
+
+    def load_image(self, sample: Sample) -> ImageInputs:
+        """Open and resize the image of a sample."""
+        image = sample.open(min_size=None if self._config.full_decode else self._preprocessor.min_size)
+        pixels_HWC = torch.from_numpy(self._preprocessor.resize(image.image))
+        return ImageInputs(pixels_HWC.pin_memory() if self._pin_memory else pixels_HWC, image.size)
+
+    def build(self, sample: Sample, generation: GenerationConfig, image_inputs: ImageInputs) -> Request:
+        """Make the request of a sample whose image is open."""
+        if self._check is not None:
+            self._check(generation)
+        task = find_task(sample.task)
+        prompt_ids = self._prompt_ids(task, sample.input)
+        length = self._config.forced_lengths(sample) if self._config.forced_lengths else None
+        limits = self._model_config.length_limits(task, generation, length)
+        return Request(sample, task, prompt_ids, image_inputs, limits, generation)
+
+
+class RequestQueue:
+    """The requests of one run, prepared ahead by threads; `close()` or a `with` block stops the threads."""
+
+    def __init__(
+        self,
+        builder: RequestBuilder,
+        samples: Iterable[Sample | EngineInput],
+        prefetch: int,
+        generation: GenerationConfig | None = None,
+        is_active: IsActive = always_active,
+    ) -> None:
+        """Start to prepare samples; `prefetch` requests are ready before they are needed, besides those in work."""
+        self.is_active = is_active
+        self._builder, self._samples, self._generation = builder, samples, generation or builder.default
+        self._capacity = threading.Semaphore(2 * builder.num_workers + prefetch)
+        self._arrived: queue.Queue[tuple[EngineInput, Future[ImageInputs]] | Exception | None] = queue.Queue()
+        self._head: deque[tuple[EngineInput, Future[ImageInputs]]] = deque()
+        self._follow_ups: deque[tuple[EngineInput, ImageInputs]] = deque()  # their images are open
         self._ended = self._stopped = False
-        self.is_active = wanted
+        self._pool = ThreadPoolExecutor(builder.num_workers, thread_name_prefix="open-images")
+        # A daemon, because an endless iterable of samples may never return.
+        threading.Thread(target=self._produce, name="read-samples", daemon=True).start()
 
     def __enter__(self) -> Self:
-        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="open-pictures")
-        # A daemon, because an endless source of samples may never give it back.
-        threading.Thread(target=self._produce, name="feed-samples", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stopped = True
-        self._room.release()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self.close()
 
     def __iter__(self) -> Iterator[Request | RequestOutput]:
-        while (found := self.get(wait=True)) is not None:
-            yield found
+        while (item := self.get(wait=True)) is not None:
+            yield item
+
+    def close(self) -> None:
+        """Stop the threads; no more samples are read."""
+        self._stopped = True
+        self._capacity.release()
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     @property
     def exhausted(self) -> bool:
-        """Tell whether there is no more to ask, unless an answer leads to it."""
-        return self._ended and not self._next
+        """Return whether there are no more requests, except for follow-ups of running ones."""
+        return self._ended and not self._follow_ups
 
-    def add_follow_ups(self, question: Request, prediction: Prediction) -> None:
-        """Ask next what an answer leads to, about the picture as it is already open."""
-        if question.sample.follow_up:
-            self._next.extend((sample, question.image_inputs) for sample in question.sample.follow_up(prediction))
+    def add_follow_ups(self, request: Request, prediction: Prediction) -> None:
+        """Put the follow-ups of a prediction first; they use the image that is open, and the same config."""
+        if request.sample.follow_up:
+            for sample in request.sample.follow_up(prediction):
+                self._follow_ups.append((EngineInput(sample, request.generation), request.image_inputs))
 
     def get(self, *, wait: bool) -> Request | RequestOutput | None:
-        """Give the next question, or the error of one that cannot be asked; None: not yet, or no more."""
-        if self._next:
-            return self._to_request(*self._next.popleft())
+        """Return the next request, or the output of a sample that failed; None means not yet, or no more."""
+        if self._follow_ups:
+            entry, image_inputs = self._follow_ups.popleft()
+            return self._build(entry, lambda: image_inputs)
         while self._head or self._poll(wait):
-            sample, opening = self._head[0]
-            if not wait and not opening.done():
+            entry, loading = self._head[0]
+            if not wait and not loading.done():
                 return None
             self._head.popleft()
-            self._room.release()
-            if self.is_active(sample):
-                return self._resolve(sample, opening)
+            self._capacity.release()
+            if self.is_active(entry.sample):
+                return self._build(entry, loading.result)
         return None
 
-    def _resolve(self, sample: Sample, opening: Future[ImageInputs]) -> Request | RequestOutput:
+    def _build(self, entry: EngineInput, image_inputs: Callable[[], ImageInputs]) -> Request | RequestOutput:
+        sample = entry.sample
         try:
-            return self._to_request(sample, opening.result())
+            return self._builder.build(sample, entry.generation or self._generation, image_inputs())
         except UserError as error:
-            return failed_output(sample, error)
-
-    def _to_request(self, sample: Sample, view: ImageInputs) -> Request | RequestOutput:
-        try:
-            return self._build_request(sample, view)
-        except UserError as error:
-            return failed_output(sample, error)
+            return RequestOutput(sample, Prediction(sample.id, sample.task, sample.input, error=error.what))
 
     def _poll(self, wait: bool) -> bool:
         """Move the next sample to the head; False where there is none (yet)."""
@@ -163,42 +203,27 @@ class RequestQueue:
         recent: OrderedDict[Any, tuple[object, Future[ImageInputs]]] = OrderedDict()
         try:
             for sample in self._samples:
-                self._room.acquire()
+                self._capacity.acquire()
                 if self._stopped:
                     return
-                self._arrived.put((sample, self._submit(sample, recent)))
+                entry = sample if isinstance(sample, EngineInput) else EngineInput(sample)
+                self._arrived.put((entry, self._load_image(entry.sample, recent)))
             self._arrived.put(None)
-        except Exception as error:  # of the source, raised again where the samples are waited for
+        except Exception as error:  # of the iterable, raised again by `get`
             self._arrived.put(error)
 
-    def _submit(
+    def _load_image(
         self, sample: Sample, recent: OrderedDict[Any, tuple[object, Future[ImageInputs]]]
     ) -> Future[ImageInputs]:
-        """Start opening a picture, or find it among those opened just now: several tasks share one view."""
+        """Start to open an image, or return a recent one: samples with the same image share its inputs."""
         key = _identity(sample.image)
         if key in recent:
             recent.move_to_end(key)
-        else:  # the picture is kept beside its view, so that no other object takes its identity
-            recent[key] = sample.image, self._pool.submit(self._load_image, sample)
+        else:  # the image is stored beside its inputs, so that no other object gets its id
+            recent[key] = sample.image, self._pool.submit(self._builder.load_image, sample)
         if len(recent) > RECENT_IMAGES:
             recent.popitem(last=False)
         return recent[key][1]
-
-    def _load_image(self, sample: Sample) -> ImageInputs:
-        image = sample.open(min_size=None if self._settings.full_decode else self._preprocessor.min_size)
-        pixels_HWC = torch.from_numpy(self._preprocessor.resize(image.image))
-        return ImageInputs(pixels_HWC.pin_memory() if self._pinned else pixels_HWC, image.size)
-
-    def _build_request(self, sample: Sample, view: ImageInputs) -> Request:
-        task = find_task(sample.task)
-        ids = self._prompt_ids(task, sample.input)
-        length = self._settings.forced_lengths(sample) if self._settings.forced_lengths else None
-        return Request(sample, task, ids, view, self._rules.length_limits(task, self._settings.generation, length))
-
-
-def failed_output(sample: Sample, error: UserError) -> RequestOutput:
-    """Say why a sample has no answer."""
-    return RequestOutput(sample, Prediction(sample.id, sample.task, sample.input, error=error.what))
 
 
 def _identity(image: object) -> Any:

@@ -5,7 +5,7 @@ from transformers.generation import logits_process as theirs
 
 from florence2.engine.decoding.batch_state import BatchState
 from florence2.engine.decoding.logits_processors import BLOCK, LogitsProcessors, blocked_topk, gumbel_sample, warp
-from florence2.engine.decoding.search import search_for
+from florence2.engine.decoding.search import create_search
 from florence2.engine.generation_config import GenerationConfig, LengthLimits, ModelGenerationConfig
 
 RULES = ModelGenerationConfig(
@@ -28,8 +28,9 @@ def said(rows: list[list[int]], seeds: list[int] | None = None) -> BatchState:
         slots.start(
             [number],
             [LengthLimits(min_length=5, max_length=12, no_repeat_ngram_size=3)],
-            RULES,
             [(seeds or [0] * 99)[number]],
+            [0],
+            RULES,
         )
         slots.tokens_SWT[number, 0, : len(row)] = torch.tensor(row)
         slots.length_S[number] = len(row)
@@ -92,11 +93,11 @@ def test_draws_differ_by_place_and_row_and_agree_by_seed():
 
 def test_exact_ties_fall_as_in_transformers():
     slots = BatchState.empty(1, 3, 12, torch.device("cpu"))
-    slots.start([0], [LengthLimits(min_length=0, max_length=12, no_repeat_ngram_size=0)], RULES, [0])
+    slots.start([0], [LengthLimits(min_length=0, max_length=12, no_repeat_ngram_size=0)], [0], [0], RULES)
     slots.length_S[:] = 4
     slots.scores_SW[:] = torch.tensor([-1.0, -1.0, -1.0])
     logits = torch.zeros(1, 3, 2000)
-    choice = search_for(GenerationConfig(num_beams=3), RULES).choose(slots, logits.clone())
+    choice = create_search(GenerationConfig(num_beams=3), RULES).choose(slots, logits.clone())
     index = (logits.log_softmax(-1) - 1.0).flatten(1).topk(6).indices
     assert torch.equal(choice.token_SK, index % 2000)
     assert torch.equal(choice.parent_SK, index // 2000)

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from florence2.engine.encoder.encoder import MIN_IMAGES_TO_COMPILE, wants_compiler
+from florence2.engine.encoder.encoder import MIN_IMAGES_TO_COMPILE, should_compile
 from florence2.errors import UserError
 
 
@@ -20,10 +20,10 @@ from florence2.errors import UserError
 )
 def test_compiling_is_for_long_runs(monkeypatch, asked: str, expected: int, device: str, compiler: str, wanted: bool):
     monkeypatch.setenv("CXX", compiler)
-    assert wants_compiler(asked, expected, device) is wanted
+    assert should_compile(asked, expected, device) is wanted
 
 
 def test_compiling_on_request_needs_a_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="no-such-compiler"):
-        wants_compiler("on", 1, "cpu")
+        should_compile("on", 1, "cpu")

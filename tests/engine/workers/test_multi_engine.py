@@ -87,7 +87,8 @@ def test_questions_about_one_image_stay_together():
     def echo(connection: Connection, device: str) -> None:
         connection.recv()
         connection.send(WorkerReady(1))
-        for sample in iter(connection.recv, None):
+        for entry in iter(connection.recv, None):
+            sample = entry.sample
             places[sample.id].add(device)
             connection.send(WorkerOutput(Prediction(sample.id, sample.task), 1))
         connection.send(Stats(images=len(asked) // 2))
@@ -102,11 +103,11 @@ def test_what_a_dead_engine_leaves_is_answered_by_the_others(tiny):
     asked = samples(10)
     found, told = answered_by({"a": run_worker, "b": dies, "c": run_worker}, asked)
     assert texts(found) == texts(answers(tiny, asked))
-    assert told == ["the engine on process 2 ended; the others go on"]
+    assert told == ["the engine on process 2 ended; the others continue"]
 
 
 def test_when_all_engines_are_dead_that_is_an_error():
-    with pytest.raises(UserError, match="there is no other") as error:
+    with pytest.raises(UserError, match="no other engine is left") as error:
         answered_by({"a": dies, "b": dies}, samples(10))
     assert "run it again" in error.value.hint
 

@@ -1,7 +1,7 @@
-"""One run over the processes that `accelerate launch` or torchrun started: the first asks, the others answer.
+"""The connections between the processes that `accelerate launch` or torchrun started.
 
-torch.distributed carries one message, where the first process listens; from then on the others are workers like those
-it starts itself. Knows no models.
+torch.distributed broadcasts one message: where the first process listens. From then on the other processes are workers
+like those that the first process starts itself.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def accept_workers(rank: LauncherRank) -> list[Connection]:
     with Listener(
         (_host(rank) if rank.local_world_size == rank.world_size else "", 0), backlog=rank.world_size, authkey=key
     ) as listener:
-        _told(rank, (listener.address[1], key))
+        _broadcast(rank, (listener.address[1], key))
         return [listener.accept() for _ in range(rank.world_size - 1)]
 
 
 def connect_to_leader(rank: LauncherRank) -> Connection:
     """Connect to the first process."""
-    port, key = _told(rank, None)
+    port, key = _broadcast(rank, None)
     return Client((_host(rank), port), authkey=key)
 
 
@@ -39,10 +39,10 @@ def _host(rank: LauncherRank) -> str:
     return "127.0.0.1" if rank.local_world_size == rank.world_size else os.environ["MASTER_ADDR"]
 
 
-def _told(rank: LauncherRank, word: Any) -> Any:
-    """Pass a word from the first process to all."""
+def _broadcast(rank: LauncherRank, message: Any) -> Any:
+    """Send a message of the first process to all processes, and return it."""
     distributed.init_process_group("gloo", rank=rank.rank, world_size=rank.world_size, timeout=CONNECT_TIMEOUT_S)
-    words = [word]
-    distributed.broadcast_object_list(words, src=0)
+    messages = [message]
+    distributed.broadcast_object_list(messages, src=0)
     distributed.destroy_process_group()
-    return words[0]
+    return messages[0]

@@ -1,7 +1,7 @@
-"""Several engines as one: each sample goes to whichever has room, and one stream of answers comes back.
+"""Several engines as one: each sample goes to a worker with room, and all predictions come in one stream.
 
-It has the face of `Engine`. An engine that dies leaves its open samples to the others; when the last one dies, that is
-an error. Knows no files.
+It has the interface of `Engine`. The open samples of a worker that dies go to the others; the death of the last worker
+is an error.
 """
 
 from __future__ import annotations
@@ -16,13 +16,18 @@ from typing import Self
 import torch
 
 from florence2.data.sample import Prediction, Sample
+from florence2.engine.generation_config import GenerationConfig
+from florence2.engine.requests import EngineInput
 from florence2.engine.stats import Stats
 from florence2.engine.workers.worker import EngineWorker, WorkerConfig, start_worker
 from florence2.errors import UserError
 
 
 class MultiEngine:
-    """One engine for each device, in a process of its own, and `guests` elsewhere; a context manager for one run."""
+    """One engine for each device in a process of its own, and engines at remote connections, for one run.
+
+    `close()` or a `with` block ends the processes.
+    """
 
     def __init__(
         self,
@@ -31,68 +36,87 @@ class MultiEngine:
         remote_connections: Sequence[Connection] = (),
         warn: Callable[[str], None] = warnings.warn,
     ) -> None:
-        """Take the names of devices; `tell` hears of engines that die."""
-        self.config, self.devices, self.remote_connections, self.warn = config, devices, remote_connections, warn
-
-    def __enter__(self) -> Self:
-        on_cpu = sum(device == "cpu" for device in self.devices)
-        threads = max(1, torch.get_num_threads() // on_cpu) if on_cpu else None
-        self._workers = [start_worker(device, threads) for device in self.devices]
-        self._workers += [
-            EngineWorker(f"process {number}", guest) for number, guest in enumerate(self.remote_connections, 1)
-        ]
+        """Start a worker on each device; `warn` is called with a message when a worker dies."""
+        self.config, self.warn = config, warn
+        num_on_cpu = sum(device == "cpu" for device in devices)
+        threads = max(1, torch.get_num_threads() // num_on_cpu) if num_on_cpu else None
+        self._workers = [start_worker(device, threads) for device in devices]
+        for number, connection in enumerate(remote_connections, 1):
+            self._workers.append(EngineWorker(f"process {number}", connection))
         for worker in self._workers:
-            worker.send_config(self.config)
+            worker.send_config(config)
         self._alive = list(self._workers)
         self._last: tuple[Sample, EngineWorker] | None = None
-        self._head: deque[Sample] = deque()
+        self._head: deque[EngineInput] = deque()
+        self.is_closed = False
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections, and end the processes."""
+        self.is_closed = True
         for worker in self._workers:
             worker.close()
 
     @property
     def stats(self) -> Stats:
-        """Add up what the engines say about themselves."""
+        """Add up the statistics of all workers."""
         total = Stats()
         for worker in self._workers:
             total.add(worker.stats)
         return total
 
-    def run(self, samples: Iterable[Sample]) -> Iterator[Prediction]:
-        """Answer every sample; answers come as they finish."""
-        source = iter(samples)
-        while self._hand_out(source):
+    def run(
+        self, samples: Iterable[Sample | EngineInput], generation: GenerationConfig | None = None
+    ) -> Iterator[Prediction]:
+        """Predict every sample; predictions come as they finish.
+
+        `generation` holds for all samples that bring no config of their own (default: `EngineConfig.generation`).
+        """
+        if self.is_closed:
+            raise UserError("the engine is closed", "create another `MultiEngine`")
+        if generation is not None:
+            self.config.engine.check_request(generation)
+        return self._run(samples, generation)
+
+    def _run(
+        self, samples: Iterable[Sample | EngineInput], generation: GenerationConfig | None
+    ) -> Iterator[Prediction]:
+        inputs = (each if isinstance(each, EngineInput) else EngineInput(each, generation) for each in samples)
+        while self._dispatch(inputs):
             yield from self._receive()
         for worker in self._alive:
             worker.send_done()
         while self._alive:
             yield from self._receive()
 
-    def _hand_out(self, source: Iterator[Sample]) -> bool:
-        """Give samples to whoever has room; False when all are answered."""
-        while (sample := self._next(source)) is not None and (worker := self._choose_worker(sample)) is not None:
+    def _dispatch(self, inputs: Iterator[EngineInput]) -> bool:
+        """Send samples to the workers with room; False when all samples have predictions."""
+        while (entry := self._next(inputs)) is not None and (worker := self._choose_worker(entry.sample)) is not None:
             worker.submit(self._head.popleft())
-            self._last = sample, worker
+            self._last = entry.sample, worker
         return bool(self._head) or any(worker.pending for worker in self._alive)
 
-    def _next(self, source: Iterator[Sample]) -> Sample | None:
+    def _next(self, inputs: Iterator[EngineInput]) -> EngineInput | None:
         if not self._head:
-            self._head.extend(islice(source, 1))
+            self._head.extend(islice(inputs, 1))
         return self._head[0] if self._head else None
 
     def _choose_worker(self, sample: Sample) -> EngineWorker | None:
-        """Choose who answers: questions about one picture stay together, for it is then looked at once."""
+        """Choose a worker for a sample: samples of one image go to one worker, which encodes it once."""
         if self._last is not None and self._last[0].id == sample.id and self._last[1] in self._alive:
             return self._last[1] if self._last[1].room > 0 else None
         freest = max(self._alive, key=lambda worker: worker.room)
         return freest if freest.room > 0 else None
 
     def _receive(self) -> Iterator[Prediction]:
-        """Take in what the engines say; a connection that ends before its work is done is a death."""
-        heard = wait([worker.connection for worker in self._alive])
-        for worker in [each for each in self._alive if each.connection in heard]:
+        """Receive the messages that are there; a connection that ends before its work is done is a dead worker."""
+        ready = wait([worker.connection for worker in self._alive])
+        for worker in [each for each in self._alive if each.connection in ready]:
             try:
                 prediction = worker.receive(self.config)
             except EOFError:
@@ -105,13 +129,13 @@ class MultiEngine:
                 yield prediction
 
     def _handle_death(self, worker: EngineWorker) -> None:
-        """Ask others what a dead engine leaves open."""
+        """Return the open samples of a dead worker to the head of the queue."""
         if worker.process is not None:
             worker.process.join()
         code = "" if worker.process is None else f" with exit code {worker.process.exitcode}"
         death = f"the engine on {worker.name} ended{code}"
         if not self._alive:
-            raise UserError(f"{death}, and there is no other", "run it again: what was answered is kept")
-        self.warn(f"{death}; the others go on")
+            raise UserError(f"{death}, and no other engine is left", "run it again; finished predictions are not lost")
+        self.warn(f"{death}; the others continue")
         self._head.extendleft(reversed(worker.pending))
         worker.pending.clear()

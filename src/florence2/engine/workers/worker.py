@@ -1,7 +1,8 @@
-"""An engine in a process of its own: samples come through a connection, answers go back.
+"""An engine in a process of its own: samples come through a connection, and predictions go back.
 
-Both ends: `work` is the engine's, `Worker` that of whoever hands the samples out. Through a connection go a brief, then
-samples, and None after the last; back come `Ready`, one `News` for each prediction, `Stats` at the end, or an error.
+`run_worker` is the end of the engine, `EngineWorker` that of the caller. The caller sends a `WorkerConfig`, then an
+`EngineInput` for each sample, and None after the last. The engine sends `WorkerReady`, a `WorkerOutput` for each
+prediction, and `Stats` at the end, or an error.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from typing import Any
 
 import torch
 
-from florence2.data.sample import Prediction, Sample
+from florence2.data.sample import Prediction
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
+from florence2.engine.requests import EngineInput
 from florence2.engine.stats import Stats
 from florence2.errors import UserError
 from florence2.system import tune_allocator
@@ -29,25 +31,25 @@ from florence2.system import tune_allocator
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What an engine's process must know; all of it can be pickled.
+    """What a worker needs to start; it can be pickled.
 
-    `load` gives model and processor on a device.
+    `load` loads model and processor onto a device.
     """
 
     load: Callable[[str | None], tuple[Any, Any]]
-    settings: EngineConfig
+    engine: EngineConfig
 
     def window(self, slots: int) -> int:
-        """Count the samples that may wait at an engine: so many that it never waits for them.
+        """Count the samples that may be open at a worker, so that its engine never waits for the caller.
 
-        No more than its questions make room for, so that it always reads what comes and nobody blocks the other.
+        Its request queue has room for all of them, so that it always reads its connection and neither end blocks.
         """
-        return slots + 2 * max(1, self.settings.num_workers)
+        return slots + 2 * max(1, self.engine.num_workers)
 
 
 @dataclass(frozen=True)
 class WorkerReady:
-    """The model is loaded; the engine answers so many samples at a time."""
+    """The message that the model is loaded; the engine has this many slots."""
 
     slots: int
 
@@ -57,28 +59,28 @@ class WorkerOutput:
     """One prediction, and how many slots are in use."""
 
     prediction: Prediction
-    in_use: int
+    slots_in_use: int
 
 
 def run_worker(connection: Connection, device: str | None) -> None:
-    """Answer the samples that come until there are no more; without any, no model is loaded."""
+    """Predict the samples that come until there are no more; without a sample no model is loaded."""
     with connection:
         try:
-            connection.send(_worked(connection, device))
+            connection.send(_predict(connection, device))
         except (EOFError, ConnectionError):
-            pass  # whoever asked has gone, and nobody waits for answers
+            pass  # the caller has gone, and nobody waits for predictions
         except UserError as error:
             connection.send(error)
         except Exception:
             connection.send(RuntimeError(f"the engine on {device} failed:\n{traceback.format_exc()}"))
 
 
-def _worked(connection: Connection, device: str | None) -> Stats:
-    brief: WorkerConfig = connection.recv()
+def _predict(connection: Connection, device: str | None) -> Stats:
+    worker_config: WorkerConfig = connection.recv()
     first = connection.recv()
     if first is None:
         return Stats()
-    with Engine(*brief.load(device), brief.settings) as engine:
+    with Engine(*worker_config.load(device), worker_config.engine) as engine:
         connection.send(WorkerReady(engine.stats.slots))
         for prediction in engine.run(chain([first], iter(connection.recv, None))):
             connection.send(WorkerOutput(prediction, engine.stats.slots_in_use))
@@ -87,40 +89,40 @@ def _worked(connection: Connection, device: str | None) -> Stats:
 
 @dataclass(eq=False)
 class EngineWorker:
-    """An engine elsewhere, as seen by whoever asks it: what it was given and has not answered yet."""
+    """A worker as its caller knows it: its connection, its statistics, and the samples without a prediction yet."""
 
     name: str
     connection: Connection
     process: BaseProcess | None = None
     window: int = 0
-    pending: list[Sample] = field(default_factory=list)
+    pending: list[EngineInput] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
     is_done: bool = False
 
     @property
     def room(self) -> int:
-        """Count the samples it may still be given."""
+        """Count the samples that it may still be sent."""
         return self.window - len(self.pending)
 
-    def send_config(self, brief: WorkerConfig) -> None:
-        """Say what is to be done; what may already be given before the model is loaded."""
-        self.window = brief.window(0)
+    def send_config(self, config: WorkerConfig) -> None:
+        """Send the config, and open the window for samples before the model is loaded."""
+        self.window = config.window(0)
         with suppress(ConnectionError):
-            self.connection.send(brief)
+            self.connection.send(config)
 
-    def submit(self, sample: Sample) -> None:
-        """Hand a sample over; where the worker has died this shows when it is heard next."""
-        self.pending.append(sample)
+    def submit(self, entry: EngineInput) -> None:
+        """Send a sample; `receive` reports a worker that has died."""
+        self.pending.append(entry)
         with suppress(ConnectionError):
-            self.connection.send(sample)
+            self.connection.send(entry)
 
     def send_done(self) -> None:
-        """Say that there is no more to do."""
+        """Send the message that there are no more samples."""
         with suppress(ConnectionError):
             self.connection.send(None)
 
-    def receive(self, brief: WorkerConfig) -> Prediction | None:
-        """Take one message in; EOFError if the worker died."""
+    def receive(self, config: WorkerConfig) -> Prediction | None:
+        """Receive one message; raises EOFError if the worker died."""
         try:
             message = self.connection.recv()
         except OSError as error:
@@ -128,41 +130,41 @@ class EngineWorker:
         if isinstance(message, Exception):
             raise message
         if isinstance(message, WorkerReady):
-            self.stats.slots, self.window = message.slots, brief.window(message.slots)
+            self.stats.slots, self.window = message.slots, config.window(message.slots)
         elif isinstance(message, Stats):
             self.stats, self.is_done = message, True
         elif isinstance(message, WorkerOutput):
-            self.stats.slots_in_use = message.in_use
-            self._close(message.prediction)
+            self.stats.slots_in_use = message.slots_in_use
+            self._remove_pending(message.prediction)
             return message.prediction
         return None
 
     def close(self) -> None:
-        """Let go of the worker; one that does not end by itself is killed."""
+        """Close the connection; a process that does not end by itself is killed."""
         self.connection.close()
         if self.process is not None:
             self.process.join(timeout=10)
             self.process.kill()
             self.process.join()
 
-    def _close(self, prediction: Prediction) -> None:
-        answered = next((sample for sample in self.pending if sample.key == prediction.key), None)
-        if answered is not None:
-            self.pending.remove(answered)
+    def _remove_pending(self, prediction: Prediction) -> None:
+        entry = next((entry for entry in self.pending if entry.sample.key == prediction.key), None)
+        if entry is not None:
+            self.pending.remove(entry)
 
 
 def start_worker(device: str | None, threads: int | None = None) -> EngineWorker:
-    """Start a process with an engine on a device; `threads` is how many a CPU engine computes with."""
+    """Start a process with an engine on a device; `threads` is the number of threads of a CPU engine."""
     context = get_context("spawn")  # a forked process cannot use a GPU
     ours, theirs = context.Pipe()
-    process = context.Process(target=_start, args=(theirs, device, threads), name=f"engine on {device}")
+    process = context.Process(target=_main, args=(theirs, device, threads), name=f"engine on {device}")
     process.start()
     theirs.close()
     return EngineWorker(device or "the default device", ours, process)
 
 
-def _start(connection: Connection, device: str | None, threads: int | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asks is told, and closes the connection
+def _main(connection: Connection, device: str | None, threads: int | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller handles the signal, and closes the connection
     tune_allocator()
     if threads:
         torch.set_num_threads(threads)
