@@ -69,7 +69,7 @@ def command(name: str, model: str, image: str, folder: str) -> list[str]:
     """Word what a contestant runs."""
     if name == "transformers":
         return [sys.executable, "-c", PLAIN, model, image]
-    words = ["--model_path", model, "--input_path", image, "--dtype", "float32", "--if_exists", "overwrite"]
+    words = ["--model_path", model, "--input_path", image, "--dtype", "float32", "--overwrite_output"]
     return [sys.executable, "-m", "florence2", "predict", *words, "--output_path", f"{folder}/captions.jsonl"]
 
 

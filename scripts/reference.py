@@ -1,4 +1,4 @@
-"""Write the `--help` pages of all commands to docs/reference/; a test checks that they are fresh."""
+"""Write the `--help` texts of all commands to docs/reference/; a test checks that they are fresh."""
 
 import os
 import subprocess
@@ -7,12 +7,18 @@ from pathlib import Path
 
 from florence2.cli import COMMANDS
 
-PAGES = Path(__file__).parents[1] / "docs" / "reference"
+FOLDER = Path(__file__).parents[1] / "docs" / "reference"
+PAGES = sorted({name.split()[0] for name in COMMANDS})
 
 
-def page(command: str) -> str:
-    """Give one command's page: its help as a reader of a 100-column terminal sees it."""
-    words = [sys.executable, "-m", "florence2", command, "--help"]
+def page(name: str) -> str:
+    """Return the page of a command or of a group of commands, such as `data`."""
+    return "\n".join(_help(command) for command in COMMANDS if command.split()[0] == name)
+
+
+def _help(command: str) -> str:
+    """Return the help of a command as a terminal of 100 columns shows it."""
+    words = [sys.executable, "-m", "florence2", *command.split(), "--help"]
     plain = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PYTHONIOENCODING": "utf-8"}
     text = subprocess.run(words, env=plain, capture_output=True, check=True, encoding="utf-8").stdout
     lines = "\n".join(line.rstrip() for line in text.strip().splitlines())
@@ -20,6 +26,6 @@ def page(command: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGES.mkdir(exist_ok=True)
-    for name in COMMANDS:
-        (PAGES / f"{name}.md").write_text(page(name), encoding="utf-8")
+    FOLDER.mkdir(exist_ok=True)
+    for name in PAGES:
+        (FOLDER / f"{name}.md").write_text(page(name), encoding="utf-8")

@@ -70,7 +70,7 @@ def other_model(here: Path) -> None:
 CASES = {
     # the words of the command
     "an unknown command": ("trian", nothing, "`trian` is not a command", "train"),
-    "an unknown flag": (f"{TRAIN} --rnak 4", nothing, "`--rnak` is not a flag here", "--rank"),
+    "an unknown flag": (f"{TRAIN} --rnak 4", nothing, "`--rnak` is not a flag of this command", "--rank"),
     "an unknown trainer option": (f"{TRAIN} --trainer_args warmup_step=3", nothing, "warmup_step", "warmup_steps"),
     "an unknown LoRA option": (f"{TRAIN} --lora_args use_rslor=true", nothing, "use_rslor", "use_rslora"),
     "half a pair": (f"{TRAIN} --trainer_args warmup_steps", nothing, "not of the form key=value", "="),

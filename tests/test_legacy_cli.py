@@ -46,3 +46,4 @@ def test_what_is_not_offered_is_refused_with_the_new_flag(flag: str, hint: str) 
 def test_older_captioning_flags_are_todays() -> None:
     words = translate("--peft_model m --images d --save_captions --append --max_token_length 75".split(), PREDICT)
     assert words == "--model_path m --input_path d --sidecar .txt --if_exists append --max_length 75".split()
+    assert translate(["--overwrite"], PREDICT) == ["--if_exists", "overwrite", "--overwrite_output"]

@@ -1,47 +1,74 @@
-"""Fine-tune Microsoft's Florence-2 on your own pictures, and run the result over any number of them.
+"""Fine-tune Microsoft's Florence-2 on your own images, and run the result on any number of them.
 
-The face of the package. Names are resolved when they are first used: importing `florence2` imports no torch.
+The public names of the package are imported on first use: `import florence2` imports no torch.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from florence2.api import evaluate as evaluate
+    from florence2.api import predict as predict
+    from florence2.api import train as train
     from florence2.data.sample import Prediction as Prediction
     from florence2.data.sample import Sample as Sample
     from florence2.engine.async_engine import AsyncEngine as AsyncEngine
     from florence2.engine.engine import Engine as Engine
     from florence2.engine.engine_config import EngineConfig as EngineConfig
     from florence2.engine.generation_config import GenerationConfig as GenerationConfig
+    from florence2.errors import CheckpointError as CheckpointError
+    from florence2.errors import DatasetError as DatasetError
+    from florence2.errors import DeviceMemoryError as DeviceMemoryError
+    from florence2.errors import MissingPackageError as MissingPackageError
+    from florence2.errors import OptionError as OptionError
     from florence2.errors import UserError as UserError
+    from florence2.model.answer import Answer as Answer
     from florence2.model.load import load as load
     from florence2.model.tasks import Task as Task
-    from florence2.recipes.evaluate import evaluate as evaluate
-    from florence2.recipes.predict import predict as predict
-    from florence2.recipes.train import train as train
+    from florence2.training.dataset.florence2_dataset import Florence2Collator as Florence2Collator
+    from florence2.training.dataset.florence2_dataset import Florence2Dataset as Florence2Dataset
+    from florence2.training.trainer import Florence2Trainer as Florence2Trainer
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULE_OF = {
+    "Answer": "florence2.model.answer",
     "AsyncEngine": "florence2.engine.async_engine",
+    "CheckpointError": "florence2.errors",
+    "DatasetError": "florence2.errors",
+    "DeviceMemoryError": "florence2.errors",
+    "Engine": "florence2.engine.engine",
     "EngineConfig": "florence2.engine.engine_config",
+    "Florence2Collator": "florence2.training.dataset.florence2_dataset",
+    "Florence2Dataset": "florence2.training.dataset.florence2_dataset",
+    "Florence2Trainer": "florence2.training.trainer",
     "GenerationConfig": "florence2.engine.generation_config",
+    "MissingPackageError": "florence2.errors",
+    "OptionError": "florence2.errors",
     "Prediction": "florence2.data.sample",
     "Sample": "florence2.data.sample",
     "Task": "florence2.model.tasks",
     "UserError": "florence2.errors",
-    "Engine": "florence2.engine.engine",
-    "evaluate": "florence2.recipes.evaluate",
+    "evaluate": "florence2.api",
     "load": "florence2.model.load",
-    "predict": "florence2.recipes.predict",
-    "train": "florence2.recipes.train",
+    "predict": "florence2.api",
+    "train": "florence2.api",
 }
 
 __all__ = [
+    "Answer",
     "AsyncEngine",
+    "CheckpointError",
+    "DatasetError",
+    "DeviceMemoryError",
     "Engine",
     "EngineConfig",
+    "Florence2Collator",
+    "Florence2Dataset",
+    "Florence2Trainer",
     "GenerationConfig",
+    "MissingPackageError",
+    "OptionError",
     "Prediction",
     "Sample",
     "Task",
@@ -54,10 +81,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module `florence2` has no attribute `{name}`")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_MODULE_OF])

@@ -1,38 +1,58 @@
-"""The command line: parse, call one recipe, turn a `UserError` into two lines.
+"""The command line: parse the words, run one recipe, print a `UserError` as two lines.
 
-Knows the commands' names and nothing of what they do. Torch is imported by the recipe, after the words are understood.
+Torch is imported by the recipe, after the words are parsed.
 """
 
 import errno
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from florence2 import __version__
-from florence2 import settings_io as settings
-from florence2.config import DataCommandSettings, DemoSettings, EvaluateSettings, PredictSettings, TrainSettings
-from florence2.errors import UserError
+from florence2 import __version__, config
+from florence2.errors import OptionError, UserError
 from florence2.legacy_cli import Rewrite, translate
 from florence2.log import log_to_stderr
+from florence2.settings_io import closest_name_hint, setting_names
 
-COMMANDS: dict[str, tuple[type, str]] = {
-    "train": (TrainSettings, "florence2.recipes.train:main"),
-    "predict": (PredictSettings, "florence2.recipes.predict:main"),
-    "demo": (DemoSettings, "florence2.demo.show:main"),
-    "evaluate": (EvaluateSettings, "florence2.recipes.evaluate:main"),
-    "data": (DataCommandSettings, "florence2.recipes.data:main"),
+
+@dataclass(frozen=True)
+class Command:
+    """A command: the class of its settings, the recipe that runs it, and flags whose names may be omitted."""
+
+    settings: type
+    recipe: str
+    positional: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """Return the first line of the help."""
+        return (self.settings.__doc__ or "").splitlines()[0]
+
+    def run(self, settings: Any) -> int:
+        """Import the recipe and run it."""
+        module, function = self.recipe.split(":")
+        main: Callable[[Any], int] = getattr(importlib.import_module(module), function)
+        return main(settings)
+
+
+COMMANDS = {
+    "train": Command(config.TrainSettings, "florence2.recipes.train:main"),
+    "predict": Command(config.PredictSettings, "florence2.recipes.predict:main"),
+    "demo": Command(config.DemoSettings, "florence2.demo.show:main"),
+    "evaluate": Command(config.EvaluateSettings, "florence2.recipes.evaluate:main"),
+    "data check": Command(config.CheckSettings, "florence2.recipes.data:main_check", ("--dataset",)),
+    "data preview": Command(config.PreviewSettings, "florence2.recipes.data:main_preview", ("--dataset", "--output")),
+    "data convert": Command(config.ConvertSettings, "florence2.recipes.data:main_convert", ("--dataset", "--output")),
 }
 
 ALIASES = {"--prompt": "--task"}
-
-# The flags that may be left out in front of their values, at the start of a command's words.
-BARE = {"data": ("--action", "--dataset", "--output")}
 
 
 def main(
@@ -40,49 +60,71 @@ def main(
 ) -> int:
     """Run one command and return its exit code: 0 done, 1 done in part, 2 could not start, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["--version"]:
+        return _print(__version__)
     if not words or words[0] in {"-h", "--help"}:
-        return _say(_overview())
-    if words[0] == "--version":
-        return _say(__version__)
+        return _print(_overview(COMMANDS))
     try:
-        return _run(words[0], translate(words[1:], published or {}), prog or f"florence2 {words[0]}")
+        name, flags = _split_command(words)
+        if name not in COMMANDS:  # a group, such as `data --help`
+            return _print(_overview(_group(name)))
+        return _run(name, translate(flags, published or {}), prog or f"florence2 {name}")
     except UserError as error:
-        return _report(error)
+        return _print_error(error)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}:
-            return _report(UserError(f"{error.strerror}: {error.filename or 'writing failed'}", "free it and go on"))
+            what = f"{error.strerror}: {error.filename or 'writing failed'}"
+            return _print_error(UserError(what, "free space or change permissions, then run the command again"))
         raise
     except KeyboardInterrupt:
         return 130
 
 
-def _run(command: str, words: list[str], prog: str) -> int:
-    if command not in COMMANDS:
-        raise UserError(f"`{command}` is not a command", settings.closest_name_hint(command, list(COMMANDS)))
-    cls, recipe = COMMANDS[command]
-    given: Any = tyro.cli(
-        cls,
-        args=_expanded(_flagged(words, BARE.get(command, ())), cls),
+def _split_command(words: list[str]) -> tuple[str, list[str]]:
+    """Split the name of a command, of one word or two, from its flags; a group is named only to print its help."""
+    name = words[0]
+    if name in COMMANDS:
+        return name, words[1:]
+    actions = [command.removeprefix(f"{name} ") for command in _group(name)]
+    if not actions:
+        raise OptionError(
+            f"`{name}` is not a command", closest_name_hint(name, sorted({n.split()[0] for n in COMMANDS}))
+        )
+    action = words[1] if len(words) > 1 else "--help"
+    if action in {"-h", "--help"}:
+        return name, []
+    if action not in actions:
+        raise OptionError(f"`{name} {action}` is not a command", closest_name_hint(action, actions))
+    return f"{name} {action}", words[2:]
+
+
+def _group(name: str) -> dict[str, Command]:
+    return {command: value for command, value in COMMANDS.items() if command.startswith(f"{name} ")}
+
+
+def _run(name: str, words: list[str], prog: str) -> int:
+    command = COMMANDS[name]
+    settings: Any = tyro.cli(
+        command.settings,
+        args=_expand(_with_positional_flags(words, command.positional), command.settings),
         prog=prog,
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
     )
-    _quieten()
-    module, function = recipe.split(":")
-    run: Callable[[Any], int] = getattr(importlib.import_module(module), function)
+    _silence_libraries()
     with log_to_stderr():
-        return run(given)
+        return command.run(settings)
 
 
-def _flagged(words: list[str], flags: Sequence[str]) -> list[str]:
-    """Put flags in front of the values that stand bare at the start."""
-    bare = list(takewhile(lambda word: not word.startswith("-"), words[: len(flags)]))
-    return [each for pair in zip(flags, bare, strict=False) for each in pair] + words[len(bare) :]
+def _with_positional_flags(words: list[str], flags: Sequence[str]) -> list[str]:
+    """Put the omitted names of flags before the values at the start."""
+    values = list(takewhile(lambda word: not word.startswith("-"), words[: len(flags)]))
+    return [word for pair in zip(flags, values, strict=False) for word in pair] + words[len(values) :]
 
 
-def _expanded(words: list[str], cls: type) -> list[str]:
-    """Replace aliases, put the words of `--config FILE` in front, and refuse unknown flags by name."""
-    known = settings.setting_names(cls)
+def _expand(words: list[str], settings: type) -> list[str]:
+    """Replace aliases, put the words of `--config FILE` first, and refuse unknown flags by name."""
+    known = setting_names(settings)
     from_file: list[str] = []
     rest: list[str] = []
     queue = iter(words)
@@ -92,18 +134,18 @@ def _expanded(words: list[str], cls: type) -> list[str]:
         if not word.startswith("--") or name == "help":
             rest.append(word)
         elif name == "config":
-            from_file = _from_file(Path(value if equals else next(queue, "")), cls)
+            from_file = list(_read_config(Path(value if equals else next(queue, "")), known))
         else:
             name = ALIASES.get(f"--{name}", f"--{name}")[2:]
             if name not in known:
-                flags = [f"--{flag}" for flag in known]
-                raise UserError(f"`{flag}` is not a flag here", settings.closest_name_hint(f"--{name}", flags))
+                hint = closest_name_hint(f"--{name}", [f"--{flag}" for flag in known])
+                raise OptionError(f"`{flag}` is not a flag of this command", hint)
             rest.append(f"--{name}{equals}{value}")
     return from_file + rest
 
 
-def _from_file(path: Path, cls: type) -> list[str]:
-    """Read settings from a YAML or TOML file as command-line words."""
+def _read_config(path: Path, known: list[str]) -> Iterator[str]:
+    """Read settings from a YAML or TOML file as words of the command line."""
     import tomllib
 
     import yaml
@@ -112,17 +154,14 @@ def _from_file(path: Path, cls: type) -> list[str]:
         text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text) or {}
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}", "pass a YAML file to `--config`") from error
+        raise OptionError(f"{path} cannot be read: {error.strerror}", "pass a YAML file to `--config`") from error
     except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid: {' '.join(str(error).split())}", "mend the file") from error
-    known = settings.setting_names(cls)
-    words: list[str] = []
+        raise OptionError(f"{path} is not valid: {' '.join(str(error).split())}", "fix the file") from error
     for key, value in values.items():
         name = ALIASES.get(f"--{key}", f"--{key}")[2:].replace("-", "_")
         if name not in known:
-            raise UserError(f"`{key}` in {path} is not a setting", settings.closest_name_hint(name, known))
-        words += _words(name, value)
-    return words
+            raise OptionError(f"`{key}` in {path} is not a setting", closest_name_hint(name, known))
+        yield from _words(name, value)
 
 
 def _words(name: str, value: Any) -> list[str]:
@@ -135,25 +174,25 @@ def _words(name: str, value: Any) -> list[str]:
     return [] if value is None else [f"--{name}", str(value)]
 
 
-def _overview() -> str:
-    lines = [f"florence2 {__version__}: fine-tune Florence-2 on your pictures, and run it over any number of them", ""]
-    lines += [f"  florence2 {name:9} {(cls.__doc__ or '').splitlines()[0]}" for name, (cls, _) in COMMANDS.items()]
+def _overview(commands: dict[str, Command]) -> str:
+    lines = [f"florence2 {__version__}: fine-tune Florence-2 on your images, and run it on any number of them", ""]
+    lines += [f"  florence2 {name:12} {command.summary}" for name, command in commands.items()]
     return "\n".join([*lines, "", "`florence2 COMMAND --help` lists the flags of a command"])
 
 
-def _quieten() -> None:
-    """Keep libraries from talking over our own lines, unless the user asked them to."""
+def _silence_libraries() -> None:
+    """Switch off the messages of libraries, unless the environment asks for them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _report(error: UserError) -> int:
+def _print_error(error: UserError) -> int:
     hint = f"hint: {error.hint}\n" if error.hint else ""
     sys.stderr.write(f"error: {error.what}\n{hint}")
     return 2
 
 
-def _say(text: str) -> int:
+def _print(text: str) -> int:
     sys.stdout.write(f"{text}\n")
     return 0

@@ -1,7 +1,7 @@
-"""Every knob, on one page without torch.
+"""Every flag, on one page without torch.
 
-A field is a flag of the command line, a key of a YAML file and a keyword of the Python functions, under one name;
-its docstring is its help text and its value here is its only default. The groups are what `--help` shows.
+A field is a flag of the command line, a key of a YAML file and a keyword of the Python functions, under one name. Its
+docstring is its help text and its value here is its only default. A class is a group of `--help`.
 """
 
 from dataclasses import dataclass, field
@@ -11,78 +11,120 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
-class DataSettings:
-    """What to learn from."""
-
-    dataset: tuple[str, ...]
-    """Pictures with answers, from one place or several: a folder, JSONL, COCO, YOLO, tars, a hub id (docs/data.md)."""
+class SourceSettings:
+    """Where the images and texts of a dataset are found."""
 
     dataset_dir: str | None = None
-    """Folder that the file names in a JSONL dataset are relative to (default: the folder of the file)."""
-
-    sampling_weights: tuple[str, ...] = ()
-    """How often samples are drawn, by task or dataset: `od=2 caption=0.5 more.jsonl=3` (default: once an epoch)."""
-
-    streaming: bool = False
-    """Read tars or a hub dataset as a stream, without listing it first (needs `--trainer_args max_steps=N`)."""
-
-    val_dataset: str | None = None
-    """What to measure on: a dataset like `--dataset`, or a fraction of it such as 0.1 (default: nothing)."""
-
-    image_column: str | None = None
-    """Column of a hub or saved dataset that holds the pictures (default: found by its type)."""
-
-    text_column: str | None = None
-    """Column of a hub or saved dataset that holds the captions (default: `text` or `caption`)."""
+    """Folder that the file names in a dataset file are relative to (default: the folder of the file)."""
 
     recursive: bool = False
-    """Look for pictures in the folders below, too."""
+    """Read the images in subfolders, too."""
+
+    image_column: str | None = None
+    """Column of a table or hub dataset that holds the images (default: found by its type)."""
+
+    text_column: str | None = None
+    """Column of a table or hub dataset that holds the texts (default: `text` or `caption`)."""
+
+
+@dataclass(frozen=True)
+class HubSettings:
+    """Access to the Hugging Face Hub."""
+
+    revision: str | None = None
+    """Branch, tag or commit of the hub repository."""
+
+    offline: bool = False
+    """Use only files that are on this machine."""
+
+
+@dataclass(frozen=True)
+class ComputeSettings:
+    """Where the model runs, and in which precision."""
+
+    device: str | None = None
+    """`cuda`, `cuda:1`, `mps` or `cpu` (default: the best available)."""
+
+    dtype: DType = "auto"
+    """Precision. `auto` is bfloat16 on a GPU that supports it, else float16; on a CPU it is float32 for training, and
+    bfloat16 for prediction where the CPU supports it."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What the model is trained and validated on."""
+
+    dataset: tuple[str, ...]
+    """Images with annotations, from one or more sources: a folder, JSONL, COCO, YOLO, tar shards or a hub id
+    (docs/data.md)."""
+
+    dataset_dir: str | None = None
+    """Folder that the file names in a dataset file are relative to (default: the folder of the file)."""
+
+    sampling_weights: tuple[str, ...] = ()
+    """How often an epoch draws each sample, by task or dataset: `od=2 caption=0.5 more.jsonl=3` (default: once)."""
+
+    streaming: bool = False
+    """Read tar shards or a hub dataset as a stream, without listing it first; needs `--trainer_args max_steps=N`."""
+
+    val_dataset: str | None = None
+    """Validation set: a dataset like `--dataset`, or a fraction of it such as 0.1 (default: none)."""
+
+    image_column: str | None = None
+    """Column of a table or hub dataset that holds the images (default: found by its type)."""
+
+    text_column: str | None = None
+    """Column of a table or hub dataset that holds the texts (default: `text` or `caption`)."""
+
+    recursive: bool = False
+    """Read the images in subfolders, too."""
 
     caption_extension: str = ".txt"
-    """Extension of the caption beside each picture; `.caption` is tried next."""
+    """Extension of the caption file beside each image; `.caption` is tried next."""
 
     on_missing: Literal["error", "skip"] = "error"
-    """What to do about pictures that cannot be read or have no caption: stop before training, or leave them out."""
+    """How to handle images that cannot be read or have no caption: stop before training, or skip them."""
 
     task: str = "more_detailed_caption"
-    """What the model is asked about each picture: a task by name, or any words (also `--prompt`)."""
+    """Task of the samples that name none: a task by name, or a prompt of your own (also `--prompt`)."""
 
     num_workers: int = 0
-    """Processes that read pictures ahead of the model; 0 reads them in the main process."""
+    """Number of processes that load images; 0 loads them in the main process."""
 
 
 @dataclass(frozen=True)
 class CaptionSettings:
-    """How captions and pictures are varied from epoch to epoch."""
+    """How captions and images are augmented."""
 
     shuffle_captions: bool = False
     """Shuffle the comma-separated parts of each caption."""
 
     frozen_parts: int = 0
-    """Parts at the front of each caption that are neither shuffled nor dropped."""
+    """Number of parts at the start of a caption that are neither shuffled nor dropped (kohya's `keep_tokens`)."""
 
     caption_dropout: float = 0.0
-    """Probability with which each part of a caption is left out."""
+    """Probability of dropping each part of a caption (kohya's `caption_tag_dropout_rate`)."""
 
     caption_args: tuple[str, ...] = ()
-    """More of kohya's caption options, as key=value (`keep_tokens_separator`, `enable_wildcard`, ...)."""
+    """More caption options of kohya's sd-scripts, as key=value (`keep_tokens_separator`, `enable_wildcard`, ...)."""
 
     augment: tuple[str, ...] = ()
-    """Pictures seen otherwise, boxes with them: `hflip=0.5 crop=0.3 scale=0.8,1.2 order=shuffle` (docs/training.md)."""
+    """Image augmentation, which transforms boxes, too: `hflip=0.5 crop=0.3 scale=0.8,1.2 order=shuffle`
+    (docs/training.md)."""
 
     max_length: int | None = None
-    """Tokens of a caption that are learnt; longer ones are cut (default: as many as the model has positions for)."""
+    """Maximum number of tokens of a target; longer ones are truncated (default: the model's number of positions)."""
 
     preview: int = 0
-    """Show what this many samples look like over three epochs, then stop."""
+    """Print this many samples as three epochs augment them, then exit."""
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model, and where it runs."""
+    """Which model is trained, and where it runs."""
 
     model_id: str = "microsoft/Florence-2-base-ft"
-    """Hub id or folder, in Microsoft's layout or transformers', or `demo` for the bundled small model."""
+    """Hub id, folder in the layout of Microsoft or of transformers, or `demo` for the bundled small model."""
 
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""
@@ -91,24 +133,24 @@ class ModelSettings:
     """Use only files that are on this machine."""
 
     device: str | None = None
-    """`cuda`, `cuda:1`, `mps` or `cpu` (default: the best there is)."""
+    """`cuda`, `cuda:1`, `mps` or `cpu` (default: the best available)."""
 
     dtype: DType = "auto"
-    """Arithmetic: float32 on a CPU; on a GPU bfloat16 where it has it, else float16."""
+    """Precision. `auto` is float32 on a CPU; on a GPU it is bfloat16 where the GPU supports it, else float16."""
 
     quantize: bool = False
-    """Hold the model's matrices in 4 bits (nf4) and train LoRA on them; needs bitsandbytes."""
+    """Load the base model in 4 bits (nf4) and train LoRA on it; needs bitsandbytes."""
 
     freeze: Literal["none", "vision", "language"] = "none"
-    """Leave the picture half or the language half of the model as it is."""
+    """Freeze the vision component or the language component of the model."""
 
     model_dropout_args: tuple[str, ...] = ()
-    """Dropout inside the model, as key=value: drop_path_rate, dropout, ... (default: as the checkpoint says)."""
+    """Dropout rates of the model, as key=value: drop_path_rate, dropout, ... (default: those of the checkpoint)."""
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """What is trained."""
+    """Which weights are trained."""
 
     rank: int = 4
     """LoRA rank; 0 trains all weights."""
@@ -117,100 +159,101 @@ class LoraSettings:
     """LoRA scaling: updates are multiplied by alpha / rank."""
 
     dropout: float = 0.25
-    """Dropout in front of each LoRA layer."""
+    """Dropout before each LoRA layer."""
 
     target_modules: tuple[str, ...] = ("qkv", "proj", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
     """Layers that get LoRA: names, one regular expression, `all-linear`, `vision` or `language`."""
 
     lora_args: tuple[str, ...] = ()
-    """More of peft's `LoraConfig`, as key=value (`use_rslora=true`, `init_lora_weights=pissa`, ...)."""
+    """More fields of peft's `LoraConfig`, as key=value (`use_rslora=true`, `init_lora_weights=pissa`, ...)."""
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How it learns."""
+    """How the weights are optimized."""
 
     epochs: float = 5
-    """Passes over the dataset."""
+    """Number of passes over the dataset."""
 
     batch_size: int = 1
-    """Pictures per step and device."""
+    """Number of samples per batch and device."""
 
     gradient_accumulation_steps: int = 1
-    """Batches added up into one step."""
+    """Number of batches whose gradients are summed in one step."""
 
     auto_batch: bool = False
-    """Take steps of `--batch_size` x `--gradient_accumulation_steps` in the largest batches that fit into memory."""
+    """Use the largest batches that fit into memory for steps of `--batch_size` x `--gradient_accumulation_steps`."""
 
     learning_rate: float = 1e-4
-    """Highest learning rate."""
+    """Peak learning rate."""
 
     optim: str = "adamw_torch_fused"
-    """An optimizer of transformers or of the package pytorch-optimizer by name, or a class as `package.Class`."""
+    """Optimizer: a name of transformers or of the package pytorch-optimizer, or a class as `package.Class`."""
 
     optimizer_args: tuple[str, ...] = ()
     """Arguments of the optimizer, as key=value."""
 
     lr_scheduler_type: str = "warmup_stable_decay"
-    """A learning rate schedule of transformers by name, or `onecycle`; by default the rate falls in the last fifth."""
+    """Learning rate schedule: a name of transformers, or `onecycle`; the default decays over the last fifth."""
 
     vision_learning_rate: float | None = None
-    """Learning rate of the picture half of the model (default: that of the rest)."""
+    """Peak learning rate of the vision component (default: `--learning_rate`)."""
 
     lora_plus_ratio: float | None = None
-    """LoRA+: how much faster the B matrices learn than the A matrices, such as 16."""
+    """LoRA+: ratio of the learning rates of the B and A matrices, such as 16 (default: 1)."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
 
     compile: bool = False
-    """Compile the vision tower, and on a GPU the rest's layers; takes some minutes, and needs a C++ compiler."""
+    """Compile the vision tower, and on a GPU the other layers, too: takes minutes and needs a C++ compiler."""
 
     seed: int = 42
-    """Seed of everything random."""
+    """Seed of all random numbers."""
 
 
 @dataclass(frozen=True)
 class SavingSettings:
-    """What is kept, and shown."""
+    """What is saved, evaluated and logged."""
 
     output_dir: str
-    """Folder for the adapter, its checkpoints and its records."""
+    """Folder for the adapter, the checkpoints and the logs."""
 
     save_every_n_epochs: int | None = None
-    """Write a checkpoint every so many epochs (default: every epoch, unless steps are given)."""
+    """Save a checkpoint every N epochs (default: every epoch, unless `--save_every_n_steps` is set)."""
 
     save_every_n_steps: int | None = None
-    """Write a checkpoint every so many steps."""
+    """Save a checkpoint every N steps."""
 
     sample_every_n_epochs: int | None = None
-    """Caption the same few pictures every so many epochs, to watch the model learn."""
+    """Predict the same few images every N epochs, to follow the training."""
 
     sample_every_n_steps: int | None = None
-    """Caption the same few pictures every so many steps."""
+    """Predict the same few images every N steps, to follow the training."""
 
     eval_metrics: tuple[str, ...] = ()
-    """Scores to measure beside the loss, as `florence2 evaluate` names them; the first, or `loss`, tells the best."""
+    """Metrics to compute beside the loss, as `florence2 evaluate` names them; the first, or `loss`, selects the best
+    checkpoint."""
 
     eval_samples: int = 100
-    """Questions that are asked for `--eval_metrics`, at most; the loss is that of all."""
+    """Maximum number of samples for `--eval_metrics`; the loss is computed on the whole validation set."""
 
     early_stopping: int | None = None
-    """Stop after so many measurements without a better one (default: never)."""
+    """Stop after N evaluations without an improvement (default: never)."""
 
     resume: str = "never"
-    """`auto` goes on from the newest checkpoint in `--output_dir`, if any; or the folder of a checkpoint."""
+    """`auto` resumes from the newest checkpoint in `--output_dir`, if there is one; or pass a checkpoint folder."""
 
     log_with: str = "none"
     """`wandb`, `tensorboard`, `all`, `none`, or another integration of transformers by name."""
 
     trainer_args: tuple[str, ...] = ()
-    """Anything else of transformers' `Seq2SeqTrainingArguments`, as key=value (`warmup_steps=10`, ...)."""
+    """More of transformers' `Seq2SeqTrainingArguments`, as key=value (`warmup_steps=10`, ...)."""
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Fine-tune Florence-2 on your pictures: samples in, an adapter out."""
+    """Fine-tune Florence-2 on your images: samples in, an adapter out."""
 
     data: DataSettings
     saving: SavingSettings
@@ -222,286 +265,273 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class InputSettings:
-    """What is asked, of which pictures."""
+    """Which images are predicted, for which tasks."""
 
     input_path: str
-    """A picture, a folder, a pattern such as `'photos/*.jpg'`, or a JSONL list."""
+    """An image, a folder, a pattern such as `'photos/*.jpg'`, or a JSONL file."""
 
     task: tuple[str, ...] = ()
-    """A task by name, several, a cascade such as od+region_to_category, or any words (also `--prompt`; default: what
-    the model was fine-tuned with, else caption)."""
+    """A task by name, several tasks, a cascade such as od+region_to_category, or a prompt of your own (also
+    `--prompt`; default: the task that the model was fine-tuned on, else caption)."""
 
     task_input: str = ""
-    """What the task is asked about: words, classes such as `cat, dog`, or a region as x1,y1,x2,y2 in pixels."""
+    """Input of the task: text, classes such as `cat, dog`, or a region as x1,y1,x2,y2 in pixels."""
 
     recursive: bool = False
-    """Look for pictures in the folders below, too."""
+    """Read the images in subfolders, too."""
 
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """Where the answers go."""
+    """Where the predictions are written."""
 
     output_path: str = "captions.jsonl"
-    """JSON lines, one for each picture; a run that was interrupted goes on where it stopped."""
+    """JSON lines, one per prediction; an interrupted run resumes where it stopped."""
+
+    overwrite_output: bool = False
+    """Predict all images again, and replace the predictions of this run in `--output_path`."""
 
     sidecar: str | None = None
-    """Also write each caption beside its picture, with this extension, such as .txt."""
+    """Write each caption to a file beside its image, too, with this extension, such as .txt."""
 
     if_exists: Literal["skip", "overwrite", "append", "prepend"] = "skip"
-    """What to do about a picture that has a sidecar already."""
+    """How to handle an image that already has a sidecar: skip the image, or change the caption in the sidecar."""
 
     export: tuple[str, ...] = ()
-    """Also write all answers as a dataset: jsonl, coco, yolo, folder or shards, each as FORMAT or FORMAT=FOLDER."""
+    """Export all predictions as a dataset, too: jsonl, coco, yolo, folder or shards, each as FORMAT or
+    FORMAT=FOLDER."""
 
     save_images: str | None = None
-    """Also save each picture with its answer drawn on it, to this folder."""
+    """Save each image with its prediction drawn on it to this folder, too."""
 
     prefix: str = ""
-    """Text put in front of every caption."""
+    """Text before every caption."""
 
     suffix: str = ""
-    """Text put behind every caption."""
+    """Text after every caption."""
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How an answer is chosen, token by token."""
+    """How the tokens of a prediction are generated."""
 
     max_length: int = 256
-    """Tokens of a caption, at most."""
+    """Maximum number of tokens of a prediction."""
 
     num_beams: int = 1
-    """Beams of the search; 1 takes the likeliest token each time."""
+    """Number of beams; 1 is greedy search, or sampling with `--do_sample`."""
 
     do_sample: bool = False
-    """Draw each token by its probability instead of taking the likeliest."""
+    """Sample each token by its probability instead of taking the most likely one."""
 
     temperature: float = 1.0
-    """Sampling: below 1 keeps closer to the likeliest words, above 1 strays."""
+    """Sampling temperature: below 1 favours likely tokens, above 1 unlikely ones."""
 
     top_p: float = 1.0
-    """Sampling: draw from the likeliest tokens that make up this much probability."""
+    """Sample from the most likely tokens that make up this much probability."""
 
     top_k: int = 0
-    """Sampling: draw from this many likeliest tokens; 0 is all of them."""
+    """Sample from this many of the most likely tokens; 0 is all of them."""
 
     no_repeat_ngram_size: int | None = None
-    """Never repeat this many tokens in a row (default: as the checkpoint says for captions, 0 for anything else)."""
+    """Never repeat this many tokens in a row (default: as the checkpoint says for captions, 0 for other tasks)."""
 
     seed: int = 0
-    """Seed of the sampling; each picture draws from its own stream."""
+    """Seed of the sampling; each sample has a random stream of its own."""
 
     generation_args: tuple[str, ...] = ()
-    """More of how answers are chosen, as key=value: length_penalty, early_stopping, min_length, repetition_penalty,
+    """More generation options, as key=value: length_penalty, early_stopping, min_length, repetition_penalty,
     num_return_sequences."""
 
 
 @dataclass(frozen=True)
 class WeightsSettings:
-    """Which model answers, and where it runs."""
+    """Which model predicts."""
 
     model_path: str
     """Fine-tuned model: the `--output_dir` of a training, a checkpoint, an adapter, a hub id, or `demo`."""
 
-    revision: str | None = None
-    """Branch, tag or commit of the hub repository."""
-
-    offline: bool = False
-    """Use only files that are on this machine."""
-
-    device: str | None = None
-    """`cuda`, `cuda:1`, `mps` or `cpu` (default: the best there is)."""
-
-    dtype: DType = "auto"
-    """Arithmetic: bfloat16 where a GPU or a CPU multiplies it itself; else float16 on a GPU, float32 on a CPU."""
-
 
 @dataclass(frozen=True)
 class SpeedSettings:
-    """How fast it goes."""
+    """How the work is batched and parallelized."""
 
     devices: str | None = None
-    """Answer on several devices at once, a process on each: `0,1` are GPUs, `cpu,cpu` will do, too."""
+    """Predict on several devices at once, one process each: `0,1` are GPUs; `cpu,cpu` works, too."""
 
     batch_size: int | None = None
-    """Pictures answered at a time (default: as many as suit the device); no answer depends on it."""
+    """Number of samples predicted at a time (default: chosen for the device); predictions do not depend on it."""
 
     engine: Literal["continuous", "generate"] = "continuous"
-    """`continuous` is continuous batching in slots; `generate` is transformers' `generate`."""
+    """`continuous` is continuous batching; `generate` is transformers' `generate`."""
 
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the vision tower: always, never, or when there are pictures enough to pay for it."""
+    """Compile the vision tower: always, never, or when there are enough images to repay it."""
 
     num_workers: int = 2
-    """Threads that read pictures ahead of the model."""
+    """Number of threads that load images."""
 
     full_decode: bool = False
-    """Decode JPEGs in full before they are made small: slower, and equal to transformers' pixels to the bit."""
+    """Decode JPEGs at full size before they are resized: slower, but pixels equal those of transformers to the bit."""
 
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """Answer a task about every picture: pictures in, `captions.jsonl` out."""
+    """Run a task on every image: images in, `captions.jsonl` out."""
 
     model: WeightsSettings
     input: InputSettings
     output: OutputSettings = field(default_factory=OutputSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
+    hub: HubSettings = field(default_factory=HubSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
     speed: SpeedSettings = field(default_factory=SpeedSettings)
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Teach the bundled model a new caption style, offline, in about two minutes, and show what came of it."""
+    """Fine-tune the bundled model on a new caption style, offline, in about two minutes, and show the result."""
 
     output_dir: str = "florence2-demo"
-    """Folder for the pictures, the adapter, the captions and the page."""
+    """Folder for the images, the adapter, the captions and the HTML page."""
 
     make_dataset: str | None = None
-    """Only write pictures to this folder, with a caption beside each and a JSONL for every task."""
+    """Only write images to this folder, with a caption beside each and a JSONL file for every task."""
 
     num_samples: int = 64
-    """How many pictures `--make_dataset` writes."""
+    """Number of images that `--make_dataset` writes."""
 
     style: str = "caption"
-    """What the captions of `--make_dataset` say: caption, detailed_caption, more_detailed_caption or tags."""
+    """Caption style of `--make_dataset`: caption, detailed_caption, more_detailed_caption or tags."""
 
     seed: int = 0
-    """Seed of the pictures; another seed gives other pictures."""
+    """Seed of the images."""
 
 
 @dataclass(frozen=True)
 class ReferenceSettings:
-    """What would have been right."""
+    """What the predictions are compared to."""
 
     references: str
-    """Pictures with right answers: anything that `--dataset` of `florence2 train` takes."""
+    """Images with reference answers: anything that `--dataset` of `florence2 train` accepts."""
 
     task: str | None = None
-    """What references without a task of their own ask (default: what most predictions answer)."""
-
-    dataset_dir: str | None = None
-    """Folder that the file names in a JSONL of references are relative to (default: the folder of the file)."""
-
-    recursive: bool = False
-    """Look for pictures in the folders below, too."""
-
-    image_column: str | None = None
-    """Column of a hub or saved dataset that holds the pictures (default: found by its type)."""
-
-    text_column: str | None = None
-    """Column of a hub or saved dataset that holds the answers (default: `text` or `caption`)."""
+    """Task of the references that name none (default: the most common task of the predictions)."""
 
 
 @dataclass(frozen=True)
 class MetricSettings:
-    """How it is scored, and where the scores go."""
+    """How the predictions are scored, and where the scores are written."""
 
     text_metrics: Literal["auto", "caption", "ocr", "answer"] = "auto"
-    """What answers in words are scored as (default: what the task is; a prompt of your own asks for a short answer)."""
+    """Score text predictions as captions, as OCR or as short answers (default: by task; the predictions of a prompt
+    of your own are short answers)."""
 
     missing_predictions: Literal["wrong", "skip"] = "wrong"
-    """What to do about questions without a prediction: count them as wrong answers, or leave them out."""
+    """How to handle references without a prediction: count them as wrong, or skip them."""
 
     meteor: bool = False
-    """Also score captions by METEOR, which needs Java, 2 GB of memory and some seconds."""
+    """Compute METEOR for captions, too, which needs Java, 2 GB of memory and some seconds."""
 
     bootstrap_samples: int = 1000
-    """How often pictures are drawn anew for the 95% intervals; 0 gives none."""
+    """Number of bootstrap resamples for the 95% confidence intervals; 0 computes no intervals."""
 
     output_path: str = "-"
-    """File for the scores as JSON; `-` is standard output."""
+    """JSON file for the scores; `-` is standard output."""
 
     html: str | None = None
-    """Also write a page with the table and the worst answers as pictures."""
+    """Write an HTML page with the scores and the worst predictions to this file, too."""
 
     num_worst: int = 12
-    """How many of the worst answers of each task are shown."""
+    """Number of the worst predictions to show for each task."""
 
 
 @dataclass(frozen=True)
 class PredictionSettings:
-    """What was said: files of predictions, or a model that is asked first."""
+    """What is scored: files of predictions, or a model that predicts first."""
 
     predictions: str | None = None
-    """Predictions as `florence2 predict` writes them; with `--model_path`, where to write them."""
+    """Predictions as `florence2 predict` writes them; with `--model_path`, the file to write them to."""
 
     compare: tuple[str, ...] = ()
-    """Two files of predictions, A and B: how the scores change from A to B on the same pictures."""
+    """Two files of predictions, A and B: score the differences from A to B on the same images."""
 
     model_path: str | None = None
-    """Ask this model first: as in `florence2 predict`."""
-
-    device: str | None = None
-    """`cuda`, `cuda:1`, `mps` or `cpu` (default: the best there is)."""
-
-    dtype: DType = "auto"
-    """Arithmetic: bfloat16 where a GPU or a CPU multiplies it itself; else float16 on a GPU, float32 on a CPU."""
-
-    revision: str | None = None
-    """Branch, tag or commit of the hub repository."""
-
-    offline: bool = False
-    """Use only files that are on this machine."""
+    """Predict with this model first: as in `florence2 predict`."""
 
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """Score predictions against right answers: a table, JSON and a page of the worst."""
+    """Score predictions against reference answers: a table, JSON and a page of the worst predictions."""
 
     reference: ReferenceSettings
+    source: SourceSettings = field(default_factory=SourceSettings)
     prediction: PredictionSettings = field(default_factory=PredictionSettings)
     score: MetricSettings = field(default_factory=MetricSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
+    hub: HubSettings = field(default_factory=HubSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
     speed: SpeedSettings = field(default_factory=SpeedSettings)
 
 
 @dataclass(frozen=True)
-class DataCommandSettings:
-    """Look at a dataset: `data check PATH`, `data preview PATH [PAGE]`, `data convert PATH FOLDER --to FORMAT`."""
-
-    action: Literal["check", "preview", "convert"]
-    """Name what is wrong, write a page with what will be learnt, or write it in another format."""
+class InspectedSettings:
+    """Which dataset is read."""
 
     dataset: str
-    """Anything that `--dataset` of `florence2 train` takes."""
-
-    output: str | None = None
-    """`show`: the page (default: data.html); `convert`: the folder to write, which must be new or empty."""
-
-    to: Literal["jsonl", "coco", "yolo", "folder", "shards"] = "jsonl"
-    """What `convert` writes; `folder` is a caption beside each picture, `shards` are tars."""
-
-    link_mode: Literal["link", "copy"] = "link"
-    """How `convert` brings the pictures along; what cannot be linked is copied, nothing is ever moved."""
+    """Anything that `--dataset` of `florence2 train` accepts."""
 
     task: str = DataSettings.task
-    """What is asked where the dataset does not say; lists of objects take any task that asks for objects."""
-
-    dataset_dir: str | None = None
-    """Folder that the file names in a list are relative to (default: found beside the list)."""
-
-    recursive: bool = False
-    """Look for pictures in the folders below, too."""
-
-    image_column: str | None = None
-    """Column of a table or dataset that holds the pictures (default: found)."""
-
-    text_column: str | None = None
-    """Column of a table or dataset that holds the answers (default: `text` or `caption`)."""
-
-    model_id: str | None = None
-    """`check`: the model whose tokenizer counts how long answers are (default: only what is surely too long)."""
+    """Task of the rows that name none; lists of objects accept every task that detects objects."""
 
     offline: bool = False
     """Use only files that are on this machine."""
 
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """Count the samples of a dataset and list its errors: `florence2 data check PATH`."""
+
+    data: InspectedSettings
+    source: SourceSettings = field(default_factory=SourceSettings)
+
+    model_id: str | None = None
+    """Model whose tokenizer counts the tokens of each target (default: report only targets that no tokenizer fits)."""
+
     json: bool = False
-    """`check`: write everything as one JSON object."""
+    """Print the report as one JSON object."""
+
+
+@dataclass(frozen=True)
+class PreviewSettings:
+    """Write an HTML page with images and their targets: `florence2 data preview PATH [PAGE]`."""
+
+    data: InspectedSettings
+    source: SourceSettings = field(default_factory=SourceSettings)
+
+    output: str = "data.html"
+    """HTML page to write."""
 
     num_samples: int = 32
-    """How many answers `show` puts on the page, drawn at random."""
+    """Number of samples on the page, chosen at random."""
 
     seed: int = 0
-    """Seed of that draw."""
+    """Seed of that choice."""
+
+
+@dataclass(frozen=True)
+class ConvertSettings:
+    """Write a dataset in another format: `florence2 data convert PATH FOLDER --to FORMAT`."""
+
+    data: InspectedSettings
+
+    output: str
+    """Folder to write, which must be new or empty."""
+
+    source: SourceSettings = field(default_factory=SourceSettings)
+
+    to: Literal["jsonl", "coco", "yolo", "folder", "shards"] = "jsonl"
+    """Format to write: `folder` puts a caption file beside each image, `shards` are tar files."""
+
+    link_mode: Literal["link", "copy"] = "link"
+    """How to add the images: as hard links, or as copies; an image that cannot be linked is copied."""

@@ -82,7 +82,7 @@ PREDICT: dict[str, Rewrite] = {
     "--images": _renamed("--input_path"),
     "--save_captions": _fixed("--sidecar", ".txt"),
     "--caption_extension": _renamed("--sidecar"),
-    "--overwrite": _fixed("--if_exists", "overwrite"),
+    "--overwrite": _fixed("--if_exists", "overwrite", "--overwrite_output"),
     "--append": _fixed("--if_exists", "append"),
     "--max_token_length": _renamed("--max_length"),
 }

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from florence2.api import check_dataset, convert_dataset, preview_dataset
 from florence2.cli import main
 from florence2.data.resolve import resolve_dataset
-from florence2.recipes.data import check, convert_dataset, preview
 from tests.data.formats.lists import SIZE, coco, yolo
 from tests.data.images import captioned, image, jsonl
 from tests.strategies import locs
@@ -23,7 +23,7 @@ def checked(tmp_path, *rows, **options):
     if not (tmp_path / "a.png").exists():
         image(tmp_path / "a.png", SIZE)
     rows = [{"file_name": "a.png", **row} for row in rows]
-    return check(dataset=str(jsonl(tmp_path / "list.jsonl", rows)), **options).to_json()
+    return check_dataset(dataset=str(jsonl(tmp_path / "list.jsonl", rows)), **options).to_json()
 
 
 def od(*boxes, labels=None):
@@ -88,8 +88,20 @@ def test_exit_codes_and_json(tmp_path, capsys):
     assert main(["data", "check", str(made)]) == 1
     assert "wrong: 1 objects outside the picture" in capsys.readouterr().out
     assert main(["data", "check", str(tmp_path / "nowhere")]) == 2
-    assert main(["data", "convert", str(made)]) == 2
-    assert capsys.readouterr().err.count("error: ") == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    with pytest.raises(SystemExit) as caught:
+        main(["data", "convert", str(made)])
+    assert caught.value.code == 2
+    assert "--output" in capsys.readouterr().err
+
+
+def test_each_data_action_has_its_own_flags(capsys):
+    assert main(["data", "check", "photos", "--to", "coco"]) == 2
+    assert "`--to` is not a flag of this command" in capsys.readouterr().err
+    assert main(["data", "chekc", "photos"]) == 2
+    assert "did you mean `check`?" in capsys.readouterr().err
+    assert main(["data", "--help"]) == 0
+    assert "florence2 data convert" in capsys.readouterr().out
 
 
 def test_broken_images_and_lists_are_findings(tmp_path):
@@ -98,7 +110,7 @@ def test_broken_images_and_lists_are_findings(tmp_path):
     image(tmp_path / "b.png")
     with (tmp_path / "list.jsonl").open("a") as lines:
         lines.write('{"file_name": "b.png", "text": "x"}\nnot json\n')
-    found = check(dataset=str(tmp_path / "list.jsonl")).to_json()
+    found = check_dataset(dataset=str(tmp_path / "list.jsonl")).to_json()
     assert found["wrong"] == {"unreadable": 1, "malformed": 1}
 
 
@@ -109,7 +121,9 @@ def test_the_page_says_what_is_learnt(tmp_path):
         {"file_name": "a.png", "task": "region_to_category", "input": [0, 0, 100, 50], "text": "cat & dog"},
         {"file_name": "gone.png", "text": "x"},
     ]
-    page = preview(dataset=str(jsonl(tmp_path / "list.jsonl", rows)), output=str(tmp_path / "page.html")).read_text()
+    page = preview_dataset(
+        dataset=str(jsonl(tmp_path / "list.jsonl", rows)), output=str(tmp_path / "page.html")
+    ).read_text()
     assert page.count("data:image/jpeg;base64,") == 2
     tokens = locs(0, 0, 500, 500).replace("<", "&lt;").replace(">", "&gt;")
     assert f'&lt;b&gt;<span class="at">{tokens}</span>' in page

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from florence2.api import evaluate
 from florence2.cli import main
 from florence2.errors import UserError
-from florence2.recipes.evaluate import evaluate
 from tests.tiny import save_tiny
 
 
@@ -173,9 +173,9 @@ def test_a_model_is_asked_first(photos):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({}, "there is nothing to score"),
+        ({}, "there are no predictions to score"),
         ({"compare": ("a.jsonl",)}, "`--compare` takes two files and got 1"),
-        ({"compare": ("a", "b"), "predictions": "c"}, "`--compare` names all predictions there are"),
+        ({"compare": ("a", "b"), "predictions": "c"}, "`--compare` names both files of predictions"),
         ({"predictions": "none.jsonl"}, "none.jsonl is not a file"),
         ({"predictions": "none.jsonl", "html": "photos"}, "photos is a folder"),
     ],

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from florence2 import settings_io as settings
+from florence2.api import predict
 from florence2.config import PredictSettings
-from florence2.recipes.predict import main, predict
+from florence2.recipes.predict import main
 from tests.tiny import save_tiny
 
 

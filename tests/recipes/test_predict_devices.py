@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from florence2.api import predict
 from florence2.errors import UserError
-from florence2.recipes.predict import predict
 from tests.recipes.test_predict import draw, rows, run, texts
 from tests.tiny import save_tiny
 

@@ -14,13 +14,12 @@ import yaml
 from PIL import Image
 
 from florence2 import cli
+from florence2.api import evaluate, predict
 from florence2.data.columns import ColumnMapping
 from florence2.data.formats.detect import find_source
 from florence2.demo.dataset import make_dataset
 from florence2.engine.encoder.encoder import Encoder
 from florence2.errors import UserError
-from florence2.recipes.evaluate import evaluate
-from florence2.recipes.predict import predict
 from tests.recipes.test_predict import draw, rows
 from tests.tiny import save_tiny
 
@@ -253,7 +252,7 @@ def test_a_run_is_exported_whole_however_often_it_stopped(scenes: Path, tmp_path
     ]
     run("demo", scenes, output, task="od", export=export)  # nothing to ask, nothing to write
     with pytest.raises(UserError, match="o-coco is there already"):
-        run("demo", scenes, output, task="od", export=export, if_exists="overwrite")
+        run("demo", scenes, output, task="od", export=export, overwrite_output=True)
 
 
 def test_captions_are_exported_to_a_folder(tiny: Path, tmp_path: Path) -> None:

@@ -310,7 +310,7 @@ def test_the_allocator_keeps_memory_only_where_time_counts_for_more(
 ) -> None:
     tuned: list[bool] = []
     monkeypatch.setattr(recipe, "tune_allocator", lambda: tuned.append(True))
-    monkeypatch.setattr(recipe, "train", lambda _: None)
+    monkeypatch.setattr(recipe, "run_train", lambda _: None)
     given = {"dataset": "d", "output_dir": "o", "gradient_checkpointing": recomputing}
     assert recipe.main(settings.settings_from_dict(TrainSettings, given)) == 0
     assert tuned == ([] if recomputing else [True])

@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from florence2.api import evaluate, predict
 from florence2.demo.dataset import make_dataset
 from florence2.errors import UserError
 from florence2.model.storage.run_metadata import read_run_metadata
-from florence2.recipes.evaluate import evaluate
-from florence2.recipes.predict import predict
 from tests.training.images import run, save_calm, save_photos
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from florence2.recipes.train import train
+from florence2.api import train
 from tests.tiny import tiny_model
 
 CAPTIONS = {

@@ -13,14 +13,12 @@ from typing import Any
 
 from rich.table import Table
 
-from florence2 import settings_io
-from florence2.config import DemoSettings, PredictSettings, TrainSettings
+from florence2.api import predict, train
+from florence2.config import DemoSettings
 from florence2.demo.dataset import make_dataset
 from florence2.demo.page import DemoResult, write_page
 from florence2.errors import UserError
 from florence2.log import logger, render_text
-from florence2.recipes.predict import predict
-from florence2.recipes.train import train
 
 STYLE = "tags"  # not among the pre-training tasks of the bundled model
 NUM_TRAIN_IMAGES, NUM_EVAL_IMAGES = 48, 16
@@ -89,12 +87,12 @@ def _remove_earlier_demo(folder: Path) -> None:
 
 def _predict(values: dict[str, Any]) -> None:
     _print_command("predict", values)
-    predict(settings_io.settings_from_dict(PredictSettings, {**values, "if_exists": "overwrite"}))
+    predict(**values, overwrite_output=True)
 
 
 def _train(values: dict[str, Any]) -> None:
     _print_command("train", values)
-    train(settings_io.settings_from_dict(TrainSettings, values))
+    train(**values)
 
 
 def _print_command(name: str, values: dict[str, Any]) -> None:

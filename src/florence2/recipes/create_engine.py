@@ -1,119 +1,106 @@
-"""Who answers: an engine in this process, one on each of several devices, or one in each process of a launcher.
+"""The engine of a prediction run: one in this process, one per device, or one per process of a launcher.
 
-Wiring only. Whoever asks sees one engine, and does not know where the answers come from.
+All three run samples in the same way; their callers do not know where predictions are computed.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
-from florence2.config import GenerationSettings, PredictSettings, WeightsSettings
+from florence2.config import ComputeSettings, DType, HubSettings
 from florence2.devices import dtype_warning, inference_dtype, local_device, pick_device
-from florence2.distributed import launcher_rank
+from florence2.distributed import LauncherRank, launcher_rank
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generate_engine import GenerateEngine
-from florence2.engine.generation_config import GenerationConfig
 from florence2.engine.workers.launcher import accept_workers, connect_to_leader
 from florence2.engine.workers.multi_engine import MultiEngine
 from florence2.engine.workers.worker import WorkerConfig, run_worker
-from florence2.errors import UserError
+from florence2.errors import OptionError
 from florence2.log import logger
 from florence2.model.load import load
-from florence2.settings_io import parse_options, setting_names, settings_to_dict
+from florence2.model.storage.checkpoint_files import find_folder
 
 
-def create_engine(
-    settings: PredictSettings, generation: GenerationConfig, expected: int
-) -> Engine | GenerateEngine | MultiEngine:
-    """Give what answers so many samples, as the settings say; a context manager."""
-    rank, devices = launcher_rank(), _devices(settings)
-    _warn(settings.model.dtype, devices)
+@dataclass(frozen=True)
+class ModelSource:
+    """A checkpoint at one revision, which every process of a run loads; `folder` holds its files on this machine."""
+
+    name: str
+    folder: Path
+    revision: str | None
+    offline: bool
+    dtype: DType
+
+    @classmethod
+    def resolve(cls, name: str, hub: HubSettings, dtype: DType) -> ModelSource:
+        """Find a checkpoint on disk or download it, and pin the commit of a hub repository."""
+        folder = find_folder(name, hub.revision, hub.offline)
+        is_snapshot = folder.parent.name == "snapshots"  # of the hub's cache, named by the commit
+        return cls(name, folder, folder.name if is_snapshot else hub.revision, hub.offline, dtype)
+
+    def load(self, device: str | None) -> tuple[Any, Any]:
+        """Load model and processor onto a device; another machine finds the files under the name of the model."""
+        chosen = pick_device(device)
+        name = str(self.folder) if self.folder.is_dir() else self.name
+        dtype = inference_dtype(self.dtype, chosen)
+        return load(name, dtype=dtype, device=chosen, revision=self.revision, offline=self.offline)
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """Which engine predicts, with which model, on which devices; `rank` is this process's, where a launcher runs."""
+
+    kind: Literal["continuous", "generate"]
+    model: ModelSource
+    devices: tuple[str | None, ...]
+    config: EngineConfig
+    rank: LauncherRank | None = None
+
+
+def create_engine(spec: EngineSpec, num_samples: int) -> Engine | GenerateEngine | MultiEngine:
+    """Create the engine for a number of samples; a context manager."""
+    rank, devices = spec.rank, spec.devices
+    _warn_of_slow_dtype(spec)
     if rank is None and len(devices) == 1:
-        kind = Engine if settings.speed.engine == "continuous" else GenerateEngine
-        return kind(*load_on_device(settings.model, devices[0]), _engine_config(settings, generation, expected))
-    if settings.speed.engine == "generate":
-        raise UserError("`--engine generate` answers on one device", "leave it out, or give one device")
-    processes = rank.world_size if rank else len(devices)
-    brief = WorkerConfig(
-        partial(load_on_device, settings.model), _engine_config(settings, generation, expected // processes)
-    )
+        engine_class = Engine if spec.kind == "continuous" else GenerateEngine
+        return engine_class(*spec.model.load(devices[0]), replace(spec.config, expected_samples=num_samples))
+    if spec.kind == "generate":
+        raise OptionError("`--engine generate` runs on one device", "remove `--engine`, or choose one device")
+    num_processes = rank.world_size if rank else len(devices)
+    config = WorkerConfig(spec.model.load, replace(spec.config, expected_samples=num_samples // num_processes))
     if rank is None:
-        return MultiEngine(brief, devices, warn=logger.warning)
-    return MultiEngine(
-        brief,
-        [local_device(devices[0], rank.local_rank)] if expected else [],
-        accept_workers(rank),
-        warn=logger.warning,
-    )
+        return MultiEngine(config, devices, warn=logger.warning)
+    own_device = [local_device(devices[0], rank.local_rank)] if num_samples else []
+    return MultiEngine(config, own_device, accept_workers(rank), warn=logger.warning)
 
 
-def serve_as_worker(settings: PredictSettings) -> None:
-    """Answer what the first of the launched processes asks."""
-    rank = launcher_rank()
-    assert rank is not None
-    run_worker(connect_to_leader(rank), local_device(_devices(settings)[0], rank.local_rank))
+def serve_as_worker(rank: LauncherRank, device: str | None) -> None:
+    """Predict the samples that the main process of a launcher sends."""
+    run_worker(connect_to_leader(rank), local_device(device, rank.local_rank))
 
 
-def load_on_device(chosen: WeightsSettings, device: str | None) -> tuple[Any, Any]:
-    """Load the model that answers, onto a device."""
-    where = pick_device(device)
-    dtype = inference_dtype(chosen.dtype, where)
-    return load(chosen.model_path, dtype=dtype, device=where, revision=chosen.revision, offline=chosen.offline)
+def parse_devices(compute: ComputeSettings, devices: str | None) -> tuple[str | None, ...]:
+    """Read `--device` or the comma-separated `--devices`, in which a number names a GPU."""
+    if devices is None:
+        return (compute.device,)
+    if compute.device is not None:
+        raise OptionError("`--devices` and `--device` exclude each other", "remove one of them")
+    if launcher_rank():
+        raise OptionError("a launcher chooses the device of each process", "remove `--devices`")
+    names = [name.strip() for name in devices.split(",")]
+    if not all(names):
+        raise OptionError(f"`--devices {devices}` has no name between two commas", "pass `0,1` or `cpu,cpu`")
+    return tuple(f"cuda:{name}" if name.isdigit() else name for name in names)
 
 
-def parse_generation_config(flags: GenerationSettings) -> GenerationConfig:
-    """Read the flags of generation and the `key=value` words of `--generation_args`; refuse unknown keys by name."""
-    values = settings_to_dict(flags)
-    words = values.pop("generation_args")
-    options = parse_options("--generation_args", words, setting_names(GenerationConfig))
-    for name, value in options.items():
-        if name in values:
-            raise UserError(f"`--generation_args {name}` has a flag of its own", f"pass `--{name}`")
-        if not _is_valid_option(name, value):
-            raise UserError(f"`--generation_args {name}={value}` is not valid", "see `florence2 predict --help`")
-    return GenerationConfig(**values, **options)
-
-
-def _is_valid_option(name: str, value: Any) -> bool:
-    """Tell whether a value that was read from words has the type of its option."""
-    if name == "early_stopping":
-        return isinstance(value, bool) or value == "never"
-    types = (int, float) if isinstance(getattr(GenerationConfig, name), float) else (int,)
-    return isinstance(value, types) and not isinstance(value, bool)
-
-
-def _engine_config(settings: PredictSettings, generation: GenerationConfig, expected: int) -> EngineConfig:
-    return EngineConfig(
-        generation=generation,
-        batch_size=settings.speed.batch_size,
-        num_workers=settings.speed.num_workers,
-        full_decode=settings.speed.full_decode,
-        compile=settings.speed.compile,
-        expected_samples=expected,
-    )
-
-
-def _devices(settings: PredictSettings) -> list[str | None]:
-    """List the devices asked for; a number is that of a GPU."""
-    one, several = settings.model.device, settings.speed.devices
-    if several is None:
-        return [one]
-    if one is not None or launcher_rank():
-        other = "`--device`" if one is not None else "a launcher, which gives each process a device"
-        raise UserError(f"`--devices` was given beside {other}", "leave one of them out")
-    words = [word.strip() for word in several.split(",")]
-    if not all(words):
-        raise UserError(f"`--devices {several}` names no device between two commas", "write `0,1` or `cpu,cpu`")
-    return [f"cuda:{word}" if word.isdigit() else word for word in words]
-
-
-def _warn(dtype: str, devices: list[str | None]) -> None:
-    """Say once that half precision is slow here; a GPU is not touched to find out."""
-    on_cpu = torch.device("cpu")
-    is_asked = any((device or pick_device().type) == "cpu" for device in devices)
-    if is_asked and (note := dtype_warning(inference_dtype(dtype, on_cpu), on_cpu)):
+def _warn_of_slow_dtype(spec: EngineSpec) -> None:
+    """Warn once of a dtype that a CPU emulates; no GPU is initialized for it."""
+    cpu = torch.device("cpu")
+    uses_cpu = any((device or pick_device().type) == "cpu" for device in spec.devices)
+    if uses_cpu and (note := dtype_warning(inference_dtype(spec.model.dtype, cpu), cpu)):
         logger.warning(note)

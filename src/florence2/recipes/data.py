@@ -1,6 +1,6 @@
-"""A dataset in; what is wrong with it, what it teaches, or the same in another format out.
+"""Dataset tools: report the errors of a dataset, preview it as an HTML page, or convert it to another format.
 
-Read it top to bottom. Rows come from `data/formats/` and `data/inspection/`; a model is named only to count tokens.
+Rows come from `data/formats/` and `data/inspection/`. A model is loaded only to count tokens.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from florence2 import settings_io as by_name
-from florence2.config import DataCommandSettings
+from florence2.config import CheckSettings, ConvertSettings, InspectedSettings, PreviewSettings, SourceSettings
 from florence2.data.columns import ColumnMapping
 from florence2.data.formats.annotations import DatasetRow
 from florence2.data.inspection.convert import ConversionResult, convert
@@ -22,82 +20,90 @@ from florence2.data.inspection.dataset_rows import dataset_rows
 from florence2.data.inspection.issues import LengthLimit, check_row, min_token_count
 from florence2.data.resolve import split_spec
 from florence2.data.sample import Sample
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 from florence2.results.html.dataset_preview import preview_page
 from florence2.results.render import draw_answer
 
-POSITIONS = 1024  # tokens of an answer in every checkpoint that Microsoft published
+MAX_TARGET_TOKENS = 1024  # of every checkpoint that Microsoft published
 
 
-def main(settings: DataCommandSettings) -> int:
-    """Run `florence2 data`; return 0, or 1 where `check` found something wrong."""
-    if settings.action == "check":
-        found = check(settings)
-        text = json.dumps(found.to_json(), ensure_ascii=False) if settings.json else "\n".join(found.lines())
-        sys.stdout.write(f"{text}\n")
-        return 1 if found.issues else 0
-    if settings.action == "preview":
-        sys.stdout.write(f"{preview(settings)}\n")
-        return 0
-    sys.stdout.write("\n".join(convert_dataset(settings).lines()) + "\n")
+def main_check(settings: CheckSettings) -> int:
+    """Run `florence2 data check`; return 0, or 1 if the dataset has errors."""
+    report = run_check(settings)
+    text = json.dumps(report.to_json(), ensure_ascii=False) if settings.json else "\n".join(report.lines())
+    sys.stdout.write(f"{text}\n")
+    return 1 if report.issues else 0
+
+
+def main_preview(settings: PreviewSettings) -> int:
+    """Run `florence2 data preview`."""
+    sys.stdout.write(f"{run_preview(settings)}\n")
     return 0
 
 
-def check(settings: DataCommandSettings | None = None, **values: Any) -> DatasetReport:
-    """Count what a dataset holds and name what is wrong with it."""
-    settings = settings or by_name.settings_from_dict(DataCommandSettings, {"action": "check", **values})
-    return DatasetReport.of(settings.dataset, _entries(settings), _columns(settings), _length(settings))
+def main_convert(settings: ConvertSettings) -> int:
+    """Run `florence2 data convert`."""
+    sys.stdout.write("\n".join(run_convert(settings).lines()) + "\n")
+    return 0
 
 
-def preview(settings: DataCommandSettings | None = None, **values: Any) -> Path:
-    """Write a page with pictures and what will be learnt about them, and return it."""
-    settings = settings or by_name.settings_from_dict(DataCommandSettings, {"action": "preview", **values})
-    page = Path(settings.output or "data.html").expanduser()
-    samples = _chosen(settings)
-    with page.open("w", encoding="utf-8") as text:
-        text.writelines(
-            preview_page(settings.dataset, samples, lambda image, answer, size: draw_answer(image, answer, size=size))
+def run_check(settings: CheckSettings) -> DatasetReport:
+    """Count the samples of a dataset and list its errors."""
+    rows, columns = _rows(settings.data, settings.source), _columns(settings.data, settings.source)
+    return DatasetReport.of(settings.data.dataset, rows, columns, _length_limit(settings))
+
+
+def run_preview(settings: PreviewSettings) -> Path:
+    """Write an HTML page with images and their targets, and return its path."""
+    page = Path(settings.output).expanduser()
+    samples = _random_samples(settings)
+    with page.open("w", encoding="utf-8") as file:
+        file.writelines(
+            preview_page(
+                settings.data.dataset, samples, lambda image, answer, size: draw_answer(image, answer, size=size)
+            )
         )
     return page
 
 
-def convert_dataset(settings: DataCommandSettings | None = None, **values: Any) -> ConversionResult:
+def run_convert(settings: ConvertSettings) -> ConversionResult:
     """Write a dataset in another format."""
-    settings = settings or by_name.settings_from_dict(DataCommandSettings, {"action": "convert", **values})
-    if settings.output is None:
-        raise UserError("`florence2 data convert` needs a folder to write to", "name it behind the dataset")
-    folder = Path(settings.output).expanduser()
-    return convert(_entries(settings), _columns(settings), folder, settings.to, settings.link_mode)
+    rows, columns = _rows(settings.data, settings.source), _columns(settings.data, settings.source)
+    return convert(rows, columns, Path(settings.output).expanduser(), settings.to, settings.link_mode)
 
 
-def _entries(settings: DataCommandSettings) -> Iterator[DatasetRow]:
-    spec, split = split_spec(settings.dataset, None)
-    return dataset_rows(
-        spec, _columns(settings), split=split, images=settings.dataset_dir, recursive=settings.recursive
-    )
+def _rows(data: InspectedSettings, source: SourceSettings) -> Iterator[DatasetRow]:
+    spec, split = split_spec(data.dataset, None)
+    columns = _columns(data, source)
+    return dataset_rows(spec, columns, split=split, images=source.dataset_dir, recursive=source.recursive)
 
 
-def _columns(settings: DataCommandSettings) -> ColumnMapping:
-    return ColumnMapping(settings.task, image=settings.image_column, text=settings.text_column)
+def _columns(data: InspectedSettings, source: SourceSettings) -> ColumnMapping:
+    return ColumnMapping(data.task, image=source.image_column, text=source.text_column)
 
 
-def _length(settings: DataCommandSettings) -> LengthLimit:
-    """Count tokens with a model's own tokenizer, or at least as many as any tokenizer would."""
+def _length_limit(settings: CheckSettings) -> LengthLimit:
+    """Count tokens with the tokenizer of a model, or count the fewest that any tokenizer produces."""
     if settings.model_id is None:
-        return LengthLimit(min_token_count, POSITIONS)
+        return LengthLimit(min_token_count, MAX_TARGET_TOKENS)
     from florence2.model.load import load
     from florence2.model.processing import Preprocessor, max_target_tokens
 
-    model, processor = load(settings.model_id, offline=settings.offline, device="cpu")
+    model, processor = load(settings.model_id, offline=settings.data.offline, device="cpu")
     preprocessor = Preprocessor.from_processor(processor)
     return LengthLimit(lambda text: len(preprocessor.target_ids(text)), max_target_tokens(model.config))
 
 
-def _chosen(settings: DataCommandSettings) -> list[Sample]:
-    """Take samples at random, in their order in the dataset."""
-    columns, length = _columns(settings), LengthLimit(min_token_count, POSITIONS)
-    samples = [sample for entry in _entries(settings) for sample in check_row(entry, columns, length).samples]
+def _random_samples(settings: PreviewSettings) -> list[Sample]:
+    """Choose samples at random, in the order of the dataset."""
+    columns = _columns(settings.data, settings.source)
+    limit = LengthLimit(min_token_count, MAX_TARGET_TOKENS)
+    rows = _rows(settings.data, settings.source)
+    samples = [sample for row in rows for sample in check_row(row, columns, limit).samples]
     if not samples:
-        raise UserError(f"{settings.dataset} holds nothing to show", "`florence2 data check` says why")
-    chosen = sorted(random.Random(settings.seed).sample(range(len(samples)), min(settings.num_samples, len(samples))))
-    return [samples[i] for i in chosen]
+        raise DatasetError(
+            f"{settings.data.dataset} has no valid samples", "run `florence2 data check` for the reasons"
+        )
+    number = min(settings.num_samples, len(samples))
+    chosen = sorted(random.Random(settings.seed).sample(range(len(samples)), number))
+    return [samples[index] for index in chosen]

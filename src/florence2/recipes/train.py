@@ -78,20 +78,18 @@ def main(settings: TrainSettings) -> int:
         tune_allocator()
     disable_progress_bar()  # of transformers, which draws one for every file it writes
     try:
-        train(settings)
+        run_train(settings)
     except TrainingInterrupted as stopped:
         logger.info(str(stopped))
         return 130
     return 0
 
 
-def train(settings: TrainSettings | None = None, **values: Any) -> Path:
-    """Fine-tune on pictures and captions, and return the folder with the result.
+def run_train(settings: TrainSettings) -> Path:
+    """Fine-tune on images with annotations, and return the folder with the result.
 
-    Takes settings, or the flags of `florence2 train` as keywords: `train(dataset="photos", output_dir="out")`. With a
-    validation set the result is the checkpoint with the lowest eval loss, without one it is the last state.
+    The result is the checkpoint with the best evaluation where there is a validation set, else the last state.
     """
-    settings = settings or by_name.settings_from_dict(TrainSettings, values)
     output = Path(settings.saving.output_dir).expanduser()
     checkpoint = _begin(settings, output)
     found = find_training_data(parse_data_config(settings))

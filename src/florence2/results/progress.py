@@ -46,7 +46,7 @@ class RunSummary:
         per_token = self.tokens / self.seconds if self.seconds else 0.0
         lines = [f"answered {self.answered} in {self.seconds:.1f} s ({rate:.2f} answers/s, {per_token:.1f} tokens/s)"]
         if self.resumed:
-            lines.append(f"{self.resumed} were answered before; pass `--if_exists overwrite` to ask them again")
+            lines.append(f"{self.resumed} were answered before; pass `--overwrite_output` to predict them again")
         if self.errors:
             lines.append(f"{len(self.errors)} failed, the first is {self.errors[0][0]}: {self.errors[0][1]}")
         return "\n".join(lines)

@@ -11,9 +11,9 @@ import torch
 from torch._dynamo.utils import counters
 
 from florence2 import settings_io as settings
+from florence2.api import train
 from florence2.config import LoraSettings, ModelSettings, TrainSettings
 from florence2.errors import UserError
-from florence2.recipes.train import train
 from florence2.training.performance.compile import check_can_compile, compile_model
 from florence2.training.performance.memory import checkpoint_activations
 from florence2.training.prepare_model import prepare_model_for_training

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from florence2.api import train
 from florence2.config import LoraSettings, ModelSettings, TrainingSettings
 from florence2.cuda_graphs import CudaGraphCache
-from florence2.recipes.train import train
 from florence2.training import trainer as room
 from florence2.training.performance import cuda_graph_step as recorded
 from florence2.training.performance.cuda_graph_step import PAD_TO, GraphedStep, can_use_cuda_graphs
