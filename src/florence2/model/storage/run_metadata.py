@@ -14,6 +14,7 @@ from typing import Any
 from florence2 import settings_io as flags
 from florence2.config import TrainSettings
 from florence2.errors import UserError
+from florence2.files import atomic_write
 from florence2.model.tasks import find_task
 
 METADATA_FILE = "training_settings.json"
@@ -78,12 +79,14 @@ def read_run_metadata(folder: str | Path) -> RunMetadata | None:
 def write_run_metadata(folder: Path, record: RunMetadata) -> None:
     """Write the record, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / METADATA_FILE, json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
+    with atomic_write(folder / METADATA_FILE) as file:
+        file.write(json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_model_card(folder: Path, record: RunMetadata) -> None:
     """Write the model card."""
-    _write(folder / MODEL_CARD_FILE, model_card(record))
+    with atomic_write(folder / MODEL_CARD_FILE) as file:
+        file.write(model_card(record))
 
 
 def check_resume_compatible(folder: Path, settings: TrainSettings) -> None:
@@ -169,9 +172,3 @@ def _words(name: str, value: Any) -> list[str]:
     if isinstance(value, (list, tuple)):
         return [f"--{name}", *map(str, value)]
     return [f"--{name}", str(value)]
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.unfinished")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

@@ -12,6 +12,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from florence2.files import atomic_write
+
 METRICS_FILE = "metrics.jsonl"
 PLOT_FILE = "training_curve.png"
 
@@ -56,9 +58,8 @@ class MetricsFile:
         if not self.path.exists():
             return
         kept = [row for row in self.rows() if row.get("step", 0) <= step]
-        aside = self.path.with_name(f".{self.path.name}.unfinished")
-        aside.write_text("".join(map(_line, kept)), encoding="utf-8")
-        aside.replace(self.path)
+        with atomic_write(self.path) as file:
+            file.writelines(map(_line, kept))
 
 
 def _line(row: Mapping[str, Any]) -> str:
