@@ -122,7 +122,7 @@ CASES = {
     "somebody's file as output": (
         f"{PREDICT} --output_path notes.txt",
         edit("notes.txt", lambda _: b"dear diary\n"),
-        "notes.txt line 1 is no prediction",
+        "notes.txt line 1 is not a prediction",
         "--output_path",
     ),
     "a full disk": (f"{PREDICT} --max_length 4 --output_path /dev/full", nothing, "No space left on device", "free"),

@@ -71,8 +71,8 @@ def test_the_processes_of_a_launcher_share_one_run(tiny: Path, tmp_path: Path) -
     launch = "-m torch.distributed.run --standalone --nproc_per_node 2".split()
     command = [sys.executable, *launch, *words(tiny, folder, output), "--device", "cpu"]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert "answered 12 in" in done.stderr, done.stderr[-3000:]
-    assert done.stderr.count("answered 12 in") == 1, "only one of them talks"
+    assert "12 predictions in" in done.stderr, done.stderr[-3000:]
+    assert done.stderr.count("12 predictions in") == 1, "only one of them talks"
     names = Counter(json.loads(line)["file_name"] for line in output.read_text().splitlines())
     assert set(names.values()) == {1}
     assert done.returncode != 0, "for one picture could not be read"

@@ -251,7 +251,7 @@ def test_a_run_is_exported_whole_however_often_it_stopped(scenes: Path, tmp_path
         len(row["text"]) for row in rows(output)
     ]
     run("demo", scenes, output, task="od", export=export)  # nothing to ask, nothing to write
-    with pytest.raises(UserError, match="o-coco is there already"):
+    with pytest.raises(UserError, match="o-coco exists"):
         run("demo", scenes, output, task="od", export=export, overwrite_output=True)
 
 
@@ -279,10 +279,10 @@ def test_what_could_not_be_exported_is_refused_at_the_start(tiny: Path, tmp_path
 @pytest.mark.parametrize(
     ("how", "named"),
     [
-        ({"export": "coco"}, "coco cannot hold what `caption` answers"),
-        ({"export": "folder", "task": "od"}, "folder cannot hold what `od` answers"),
-        ({"export": "cocoa"}, "`--export cocoa` is no format"),
-        ({"export": "jsonl", "output_path": "-"}, "and - is no file"),
+        ({"export": "coco"}, "coco cannot hold the output of `caption`"),
+        ({"export": "folder", "task": "od"}, "folder cannot hold the output of `od`"),
+        ({"export": "cocoa"}, "`--export cocoa` is not a format"),
+        ({"export": "jsonl", "output_path": "-"}, "and - is not a file"),
         ({"sidecar": ".txt", "task": ("od", "caption")}, "`--sidecar` holds one answer"),
     ],
 )

@@ -9,34 +9,46 @@ from florence2.results.progress import PredictProgressBar, RunSummary
 
 
 def count_four_predictions(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tally: RunSummary, **environment
-) -> list[str]:
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, **options: int
+) -> RunSummary:
     caplog.set_level(logging.INFO, logger="florence2")
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(progress, "LINE_EVERY", -1)
-    with PredictProgressBar(tally) as meter:
+    monkeypatch.setattr(progress, "LINE_INTERVAL", -1)
+    with PredictProgressBar(**options) as bar:
         for number in range(3):
-            tally.slots, tally.slots_in_use = 16, 3 - number
-            meter.count(Prediction(f"{number}.png", "<CAPTION>", text="a dog", num_tokens=2))
-        meter.count(Prediction("gone.png", "<CAPTION>", error="gone"))
-    return caplog.messages
+            bar.update(Prediction(f"{number}.png", "<CAPTION>", text="a dog", num_tokens=2), 3 - number, 16)
+        bar.update(Prediction("gone.png", "<CAPTION>", error="gone"), 1, 16)
+    return bar.summary()
 
 
 def test_progress_line_names_rate_slots_and_time_left(monkeypatch, caplog) -> None:
-    lines = count_four_predictions(monkeypatch, caplog, RunSummary(total=10, resumed=2))
+    count_four_predictions(monkeypatch, caplog, total=10, num_resumed=2)
+    lines = caplog.messages
     shape = r"[\d.]+/s, [\d.]+ tokens/s, {} of 16 slots, \d:\d\d:\d\d left"
-    assert re.fullmatch("3 of 10 answers, " + shape.format(3), lines[0])
-    assert re.fullmatch("6 of 10 answers, " + shape.format(1), lines[-1])
+    assert re.fullmatch("3 of 10 predictions, " + shape.format(3), lines[0])
+    assert re.fullmatch("6 of 10 predictions, " + shape.format(1), lines[-1])
 
 
 def test_progress_line_without_a_total_has_no_time_left(monkeypatch, caplog) -> None:
-    lines = count_four_predictions(monkeypatch, caplog, RunSummary())
-    assert re.fullmatch(r"1 answers, [\d.]+/s, [\d.]+ tokens/s, 3 of 16 slots", lines[0])
+    count_four_predictions(monkeypatch, caplog)
+    lines = caplog.messages
+    assert re.fullmatch(r"1 predictions, [\d.]+/s, [\d.]+ tokens/s, 3 of 16 slots", lines[0])
 
 
 def test_progress_in_a_terminal_is_one_bar(monkeypatch, caplog, capsys) -> None:
-    terminal = {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "COLUMNS": "120"}
-    assert not count_four_predictions(monkeypatch, caplog, RunSummary(total=4), **terminal)
+    for name, value in {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "COLUMNS": "120"}.items():
+        monkeypatch.setenv(name, value)
+    count_four_predictions(monkeypatch, caplog, total=4)
+    assert not caplog.messages
     bar = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", capsys.readouterr().err)
     assert re.search(r"4/4.*tokens/s, 1 of 16 slots", bar)
+
+
+def test_summary_counts_predictions_tokens_and_errors(monkeypatch, caplog) -> None:
+    summary = count_four_predictions(monkeypatch, caplog, num_resumed=2)
+    assert (summary.num_predictions, summary.num_resumed, summary.num_tokens) == (3, 2, 6)
+    assert summary.errors == (("gone.png", "gone"),)
+    assert summary.exit_code == 1
+    lines = str(summary).splitlines()
+    assert lines[0].startswith("3 predictions in ")
+    assert lines[1].startswith("2 predictions of an earlier run")
+    assert lines[2] == "1 failed; the first: gone.png: gone"

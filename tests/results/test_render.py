@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from florence2.results.render import LEAST_SIDE, draw_answer
+from florence2.results.render import MIN_SIDE, draw_answer
 
 
 def grey(width=800, height=700):
@@ -10,48 +10,48 @@ def grey(width=800, height=700):
 
 
 def changed(image, base):
-    """Where a picture differs from its base: left, top, right, bottom."""
+    """Return the box of the pixels that differ from the base."""
     rows, columns = np.nonzero((np.asarray(image) != np.asarray(base)).any(-1))
     return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 
 
-def colours(image):
-    return {colour for _, colour in image.getcolors(1 << 20)}
+def colors(image):
+    return {color for _, color in image.getcolors(1 << 20)}
 
 
-def test_a_box_is_drawn_where_it_is():
+def test_box_is_drawn_at_its_coordinates():
     base = grey()
-    drawn = draw_answer(base, {"bboxes": [[100, 200, 300, 500]], "labels": [""]})
-    assert changed(drawn, base) == pytest.approx((100, 200, 300, 500), abs=5)
-    assert base.getcolors() == [(800 * 700, (128, 128, 128))]  # the picture itself stays
-    assert drawn.getpixel((200, 350)) == (128, 128, 128)
+    annotated = draw_answer(base, {"bboxes": [[100, 200, 300, 500]], "labels": [""]})
+    assert changed(annotated, base) == pytest.approx((100, 200, 300, 500), abs=5)
+    assert base.getcolors() == [(800 * 700, (128, 128, 128))]  # the image itself is unchanged
+    assert annotated.getpixel((200, 350)) == (128, 128, 128)
 
 
-def test_coordinates_may_count_in_other_pixels():
+def test_coordinates_are_scaled_from_size():
     base = grey()
-    drawn = draw_answer(base, {"bboxes": [[1000, 2000, 3000, 5000]], "labels": [""]}, size=(8000, 7000))
-    assert changed(drawn, base) == pytest.approx((100, 200, 300, 500), abs=5)
+    annotated = draw_answer(base, {"bboxes": [[1000, 2000, 3000, 5000]], "labels": [""]}, size=(8000, 7000))
+    assert changed(annotated, base) == pytest.approx((100, 200, 300, 500), abs=5)
 
 
-def test_small_images_are_enlarged_and_large_ones_are_not():
-    assert max(draw_answer(grey(64, 32), {"bboxes": []}).size) == LEAST_SIDE
+def test_only_small_images_are_enlarged():
+    assert max(draw_answer(grey(64, 32), {"bboxes": []}).size) == MIN_SIDE
     assert draw_answer(grey(1500, 900), {"bboxes": []}).size == (1500, 900)
 
 
-def test_one_label_one_colour_and_another_for_another():
-    def drawn(*labels):
+def test_each_label_has_its_own_color():
+    def annotated(*labels):
         boxes = [[100 + 200 * n, 200, 200 + 200 * n, 400] for n in range(len(labels))]
         return draw_answer(grey(), {"bboxes": boxes, "labels": list(labels)})
 
     def line(image, n):
         return {image.getpixel((x, 300)) for x in range(95 + 200 * n, 106 + 200 * n)}
 
-    two, same = drawn("cat", "dog"), drawn("Cat", "cat")
+    two, same = annotated("cat", "dog"), annotated("Cat", "cat")
     assert line(two, 0) != line(two, 1)
     assert line(same, 0) == line(same, 1) == line(two, 0)
 
 
-def test_a_score_changes_no_colour():
+def test_score_does_not_change_color():
     plain = draw_answer(grey(), {"bboxes": [[100, 200, 300, 500]], "labels": ["cat"]})
     scored = draw_answer(grey(), {"bboxes": [[100, 200, 300, 500]], "labels": ["cat"], "scores": [0.5]})
     assert plain.getpixel((100, 350)) == scored.getpixel((100, 350))
@@ -73,18 +73,18 @@ def test_labels_do_not_cover_each_other():
     assert (np.asarray(once) != 128).sum() * 1.1 < (np.asarray(twice) != 128).sum()
 
 
-def test_words_stand_under_the_image():
-    drawn = draw_answer(grey(), "a cat " * 60)
-    assert drawn.width == 800
-    assert drawn.height > 800
-    assert drawn.crop((0, 0, 800, 700)).tobytes() == grey().tobytes()
+def test_text_is_written_below_image():
+    annotated = draw_answer(grey(), "a cat " * 60)
+    assert annotated.width == 800
+    assert annotated.height > 800
+    assert annotated.crop((0, 0, 800, 700)).tobytes() == grey().tobytes()
 
 
 @pytest.mark.parametrize(
     "answer",
     [
         {"bboxes": [], "labels": []},
-        {"bboxes": [[-50, -50, 2000, 2000]], "labels": ["larger than the picture"]},
+        {"bboxes": [[-50, -50, 2000, 2000]], "labels": ["larger than the image"]},
         {"bboxes": [[300, 300, 100, 100]], "labels": ["swapped"]},
         {"bboxes": [[10, 10, 10, 10]], "labels": ["a point " * 40]},
         {"polygons": [[[1, 2]], [], [[1, 2, 3, 4]]], "labels": ["", "", ""]},
@@ -100,5 +100,5 @@ def test_words_stand_under_the_image():
     ],
     ids=str,
 )
-def test_any_answer_can_be_drawn(answer):
-    assert max(draw_answer(grey(50, 40), answer).size) >= LEAST_SIDE
+def test_draw_answer_accepts_any_answer(answer):
+    assert max(draw_answer(grey(50, 40), answer).size) >= MIN_SIDE

@@ -11,27 +11,27 @@ def caption(text: str = "new") -> Prediction:
 
 
 @pytest.mark.parametrize(
-    ("existing", "expected"),
+    ("if_exists", "expected"),
     [("overwrite", "new"), ("append", "old new"), ("prepend", "new old")],
 )
-def test_what_happens_to_an_old_caption(tmp_path: Path, existing: str, expected: str) -> None:
+def test_existing_caption_file_is_replaced_or_extended(tmp_path: Path, if_exists: str, expected: str) -> None:
     (tmp_path / "sub").mkdir()
     path = tmp_path / "sub" / "a.b.txt"
     path.write_text("\ufeffold\n", encoding="utf-8")
-    writer = SidecarWriter(tmp_path, ".txt", existing)  # type: ignore[arg-type]
-    for _ in range(2):  # written twice, as after a kill between caption and journal
+    writer = SidecarWriter(tmp_path, ".txt", if_exists)  # type: ignore[arg-type]
+    for _ in range(2):  # twice, as after a kill between caption file and journal
         writer.write(caption())
     assert path.read_text(encoding="utf-8") == expected + "\n"
 
 
-def test_skip_asks_only_for_images_without_a_caption(tmp_path: Path) -> None:
+def test_skip_selects_images_without_caption_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
-    asked = [Sample("a.jpg", tmp_path / "a.jpg", "t"), Sample("b.jpg", tmp_path / "b.jpg", "t")]
-    assert [s.id for s in SidecarWriter(tmp_path, "txt", "skip").without_sidecar(asked)] == ["b.jpg"]
-    assert len(list(SidecarWriter(tmp_path, "txt", "append").without_sidecar(asked))) == 2
+    samples = [Sample("a.jpg", tmp_path / "a.jpg", "t"), Sample("b.jpg", tmp_path / "b.jpg", "t")]
+    assert [s.id for s in SidecarWriter(tmp_path, "txt", "skip").without_sidecar(samples)] == ["b.jpg"]
+    assert len(list(SidecarWriter(tmp_path, "txt", "append").without_sidecar(samples))) == 2
 
 
-def test_an_error_leaves_the_old_caption(tmp_path: Path) -> None:
+def test_error_leaves_existing_caption_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
-    SidecarWriter(tmp_path, ".txt", "overwrite").write(Prediction("a.jpg", "t", error="torn"))
+    SidecarWriter(tmp_path, ".txt", "overwrite").write(Prediction("a.jpg", "t", error="truncated"))
     assert (tmp_path / "a.txt").read_text() == "old"

@@ -14,6 +14,7 @@ from florence2.config import PredictSettings
 from florence2.data.resolve import resolve_images
 from florence2.data.sample import Prediction, ResolvedDataset, Sample, relative_image_dir
 from florence2.distributed import is_main_process, launcher_rank
+from florence2.engine.stats import Stats
 from florence2.errors import OptionError
 from florence2.log import logger
 from florence2.model.tasks import Task, find_task
@@ -21,9 +22,10 @@ from florence2.pipeline.class_splitter import ClassSplitter
 from florence2.pipeline.task_pipeline import TaskPipeline
 from florence2.recipes.create_engine import create_engine, parse_devices, serve_as_worker
 from florence2.recipes.predict_spec import PredictSpec
+from florence2.results.affixes import Affixes
 from florence2.results.annotated_images import AnnotatedImageWriter
 from florence2.results.dataset_exports import DatasetExport
-from florence2.results.journal import Journal, add_affixes, strip_affixes
+from florence2.results.journal import Journal
 from florence2.results.progress import PredictProgressBar, RunSummary, time_breakdown
 from florence2.results.sidecar import SidecarWriter
 from florence2.system import tune_allocator
@@ -33,7 +35,7 @@ def main(settings: PredictSettings) -> int:
     """Run `florence2 predict`; return 0 if all images were predicted, and 1 if some failed."""
     tune_allocator()
     summary = run_predict(settings)
-    logger.info(summary.summary())
+    logger.info(str(summary))
     return summary.exit_code
 
 
@@ -51,30 +53,28 @@ def run_predict(settings: PredictSettings) -> RunSummary:
     pipeline, images = spec.pipeline.apply_to(partial(_find_images, spec))
     root = images.root or Path()
     exports = [DatasetExport.parse(each, output.output_path, _tasks(pipeline, images)) for each in output.export]
+    affixes = Affixes(output.prefix, output.suffix)
     sidecars = _sidecar_writer(spec, pipeline, root)
-    annotated_images = (
-        AnnotatedImageWriter(output.save_images, images.samples, several=pipeline.is_multi_task)
-        if output.save_images
-        else None
-    )
-    summary = RunSummary(total=None if pipeline.has_follow_ups else len(images.samples))
+    writers = [each for each in (sidecars, _annotated_image_writer(spec, pipeline, images)) if each]
     image_dir = relative_image_dir(Path(output.output_path), root)
-    with (
-        Journal(output.output_path, run=spec.run_id, image_dir=image_dir, overwrite=output.overwrite_output) as journal,
-        PredictProgressBar(summary) as progress,
-    ):
-        samples = sidecars.without_sidecar(images.samples) if sidecars else images.samples
-        missing = list(journal.missing(samples, lambda row: strip_affixes(row, output.prefix, output.suffix)))
-        summary.resumed = len({sample.key for sample in images.samples} - {sample.key for sample in missing})
-        for export in exports if missing else ():
+    with Journal(
+        output.output_path,
+        run_id=spec.run_id,
+        image_dir=image_dir,
+        affixes=affixes,
+        overwrite=output.overwrite_output,
+    ) as journal:
+        samples = list(journal.missing(sidecars.without_sidecar(images.samples) if sidecars else images.samples))
+        num_resumed = len({sample.key for sample in images.samples} - {sample.key for sample in samples})
+        for export in exports if samples else ():
             export.check_samples(images.samples)
-        for prediction in _predictions(spec, pipeline, missing, summary):
-            caption = add_affixes(prediction, output.prefix, output.suffix)
-            for writer in (sidecars, annotated_images):
-                if writer:
-                    writer.write(caption)
-            journal.write(caption)
-            progress.count(caption)
+        with PredictProgressBar(None if pipeline.has_follow_ups else len(images.samples), num_resumed) as progress:
+            for prediction, stats in _predictions(spec, pipeline, samples):
+                for writer in writers:
+                    writer.write(affixes.add(prediction))
+                journal.write(prediction)
+                progress.update(prediction, stats.slots_in_use, stats.slots)
+            summary = progress.summary()
     for export in exports:
         if not export.is_done:
             for line in export.write(journal.rows(), images.samples, root):
@@ -83,20 +83,19 @@ def run_predict(settings: PredictSettings) -> RunSummary:
 
 
 def _predictions(
-    spec: PredictSpec, pipeline: TaskPipeline, samples: list[Sample], summary: RunSummary
-) -> Iterator[Prediction]:
-    """Predict samples, and log where the time went; without samples no model is loaded."""
+    spec: PredictSpec, pipeline: TaskPipeline, samples: list[Sample]
+) -> Iterator[tuple[Prediction, Stats]]:
+    """Yield predictions as they finish, with the engine's statistics; without samples no model is loaded."""
     if not samples and spec.engine.rank is None:
         return
     classes = ClassSplitter(pipeline)
     requests = list(classes.split(samples))
     start = time.monotonic()
     with create_engine(spec.engine, len(requests)) as engine:
-        loading = {"load": time.monotonic() - start}
+        load_time = {"load": time.monotonic() - start}
         for prediction in classes.merge(engine.run(requests)):
-            summary.slots, summary.slots_in_use = engine.stats.slots, engine.stats.slots_in_use
-            yield prediction
-        logger.info(f"time: {time_breakdown(loading | engine.stats.seconds)}")
+            yield prediction, engine.stats
+        logger.info(f"time: {time_breakdown(load_time | engine.stats.seconds)}")
 
 
 def _find_images(spec: PredictSpec, task: str, task_input: str) -> ResolvedDataset:
@@ -114,3 +113,10 @@ def _sidecar_writer(spec: PredictSpec, pipeline: TaskPipeline, root: Path) -> Si
     if output.sidecar and pipeline.is_multi_task:
         raise OptionError("`--sidecar` holds one prediction per image", "pass one task, or remove `--sidecar`")
     return SidecarWriter(root, output.sidecar, output.if_exists) if output.sidecar else None
+
+
+def _annotated_image_writer(
+    spec: PredictSpec, pipeline: TaskPipeline, images: ResolvedDataset
+) -> AnnotatedImageWriter | None:
+    folder = spec.output.save_images
+    return AnnotatedImageWriter(folder, images.samples, is_multi_task=pipeline.is_multi_task) if folder else None

@@ -13,7 +13,7 @@ from florence2.errors import OptionError
 from florence2.model.storage.run_metadata import read_run_metadata
 from florence2.pipeline.task_pipeline import TaskPipeline
 from florence2.recipes.create_engine import EngineSpec, ModelSource, parse_devices
-from florence2.results.journal import run_id, weights_fingerprint
+from florence2.results.journal import make_run_id, weights_fingerprint
 from florence2.settings_io import parse_options, setting_names, settings_to_dict
 
 DEFAULT_TASK = "caption"
@@ -91,4 +91,6 @@ def _run_id(settings: PredictSettings, generation: GenerationConfig, model: Mode
         if name in flags or value != getattr(GenerationConfig, name)
     }
     fingerprint = weights_fingerprint(model.folder)
-    return run_id(str(model.folder), fingerprint, options, settings.speed.full_decode, output.prefix, output.suffix)
+    return make_run_id(
+        str(model.folder), fingerprint, options, settings.speed.full_decode, output.prefix, output.suffix
+    )

@@ -1,1 +1,1 @@
-"""What is kept of the answers, and how good it is. Knows no model."""
+"""Outputs of prediction and evaluation: journal, caption files, annotated images, dataset exports, HTML pages."""

@@ -1,8 +1,7 @@
-"""The answers of a run as a dataset of another tool: `--export coco`.
+"""Export of predictions as a dataset: `--export coco`.
 
-All lines of the run are written at its end, however often it was interrupted. A folder that is there is complete, and
-is never written to again: people correct what was exported. Knows no model; the formats are those of
-`florence2 data convert`.
+All lines of a run are exported at its end, however often it was interrupted. An existing folder is complete and is
+never overwritten, because users correct exported datasets. The formats are those of `florence2 data convert`.
 """
 
 import shutil
@@ -22,63 +21,74 @@ from florence2.settings_io import closest_name_hint
 
 FORMATS: tuple[OutputFormat, ...] = typing.get_args(OutputFormat)
 
+_JOURNAL_KEYS = {"alternatives", "image_dir", "run_id"}
+
 
 @dataclass(frozen=True)
 class DatasetExport:
-    """A format, and the folder that a run is written to."""
+    """A dataset format and the folder to write."""
 
     format: OutputFormat
     folder: Path
 
     @classmethod
-    def parse(cls, words: str, output_path: str, tasks: Sequence[Task]) -> "DatasetExport":
-        """Read FORMAT or FORMAT=FOLDER; refuse a format that holds nothing of what the tasks answer."""
-        name, _, folder = words.partition("=")
-        to = next((known for known in FORMATS if known == name), None)
-        if to is None:
-            raise UserError(f"`--export {name}` is no format", closest_name_hint(name, list(FORMATS)))
-        written = Path(output_path)
-        if output_path == "-" or (written.exists() and not written.is_file()):
-            raise UserError(f"`--export` reads `--output_path` again, and {output_path} is no file", "name a file")
-        if not any(fits(to, task) for task in tasks):
-            fitting = [known for known in FORMATS if any(fits(known, task) for task in tasks)]
-            asked = " and ".join(f"`{task.name}`" for task in tasks)
-            raise UserError(f"{to} cannot hold what {asked} answers", f"export {' or '.join(fitting)}")
-        return cls(to, Path(folder).expanduser() if folder else written.with_name(f"{written.stem}-{to}"))
+    def parse(cls, argument: str, output_path: str, tasks: Sequence[Task]) -> "DatasetExport":
+        """Parse FORMAT or FORMAT=FOLDER; refuse a format that cannot hold the output of any of the tasks."""
+        name, _, folder = argument.partition("=")
+        export_format = next((known for known in FORMATS if known == name), None)
+        if export_format is None:
+            raise UserError(f"`--export {name}` is not a format", closest_name_hint(name, list(FORMATS)))
+        predictions = Path(output_path)
+        if output_path == "-" or (predictions.exists() and not predictions.is_file()):
+            raise UserError(
+                f"`--export` reads `--output_path`, and {output_path} is not a file",
+                "pass a file such as `--output_path captions.jsonl`",
+            )
+        if not any(can_export(export_format, task) for task in tasks):
+            possible = [known for known in FORMATS if any(can_export(known, task) for task in tasks)]
+            names = " and ".join(f"`{task.name}`" for task in tasks)
+            raise UserError(
+                f"{export_format} cannot hold the output of {names}",
+                f"pass `--export {'` or `--export '.join(possible)}`",
+            )
+        default = predictions.with_name(f"{predictions.stem}-{export_format}")
+        return cls(export_format, Path(folder).expanduser() if folder else default)
 
     @property
     def is_done(self) -> bool:
-        """Tell whether the folder is there."""
+        """Whether the folder exists and is not empty."""
         return self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir()))
 
-    def check_samples(self, wanted: Iterable[Sample]) -> None:
-        """Refuse to start on questions whose answers could not be written in the end."""
-        refuse_shared_stems(self.format, (sample.id for sample in wanted))
+    def check_samples(self, samples: Iterable[Sample]) -> None:
+        """Raise before prediction if the samples' predictions could not be exported."""
+        refuse_shared_stems(self.format, (sample.id for sample in samples))
         if self.is_done:
             raise UserError(
-                f"{self.folder} is there already, and there are more answers to come",
-                f"move it away, or name a new folder: `--export {self.format}=FOLDER`",
+                f"{self.folder} exists, and there are more samples to predict",
+                f"move the folder, or pass a new one: `--export {self.format}=FOLDER`",
             )
 
-    def write(self, rows: Iterable[Row], samples: Sequence[Sample], root: Path) -> Iterator[str]:
-        """Write all rows, and say what was written; `root` is the folder of pictures that no sample names."""
+    def write(self, rows: Iterable[Row], samples: Sequence[Sample], image_dir: Path) -> Iterator[str]:
+        """Write the rows and yield lines that describe the export; `image_dir` has the images that no sample names."""
         if not (rows := list(rows)):
-            yield f"there is nothing to export to {self.folder}"
+            yield f"there are no predictions to export to {self.folder}"
             return
-        about = {sample.id: sample for sample in samples}
-        partial = self.folder.with_name(self.folder.name + ".partial")
-        _clear(partial)
-        yield from convert(_entries(rows, about, root), ColumnMapping(""), partial, self.format).lines()
+        samples_by_id = {sample.id: sample for sample in samples}
+        staging_dir = self.folder.with_name(self.folder.name + ".partial")
+        if staging_dir.is_dir():  # of a run that was interrupted
+            shutil.rmtree(staging_dir)
+        dataset_rows = _dataset_rows(rows, samples_by_id, image_dir)
+        yield from convert(dataset_rows, ColumnMapping(""), staging_dir, self.format).lines()
         if self.folder.is_dir():
             self.folder.rmdir()  # it is empty
-        partial.rename(self.folder)
+        staging_dir.rename(self.folder)
         yield f"exported to {self.folder}"
 
 
-def fits(to: OutputFormat, task: Task) -> bool:
-    """Tell whether a format can hold what a task answers."""
+def can_export(export_format: OutputFormat, task: Task) -> bool:
+    """Return whether a format can hold the output of a task."""
     is_caption = task.output_type is OutputType.TEXT and task.input_type is InputType.NOTHING
-    match to:
+    match export_format:
         case "coco" | "yolo":
             return task.output_type is not OutputType.TEXT or task.input_type is InputType.REGION
         case "folder":
@@ -87,16 +97,9 @@ def fits(to: OutputFormat, task: Task) -> bool:
             return True
 
 
-def _entries(rows: Iterable[Row], about: dict[str, Sample], root: Path) -> Iterator[DatasetRow]:
+def _dataset_rows(rows: Iterable[Row], samples: dict[str, Sample], image_dir: Path) -> Iterator[DatasetRow]:
     for row in rows:
         name = str(row["file_name"])
-        sample = about.get(name) or Sample(name, root / name, "")
-        path = sample.image
-        said = {key: value for key, value in row.items() if key not in ("alternatives", "image_dir", "run_id")}
-        yield DatasetRow(name, said, sample, not isinstance(path, Path) or path.is_file())
-
-
-def _clear(partial: Path) -> None:
-    """Remove what a run left that was stopped while it exported."""
-    if partial.is_dir():
-        shutil.rmtree(partial)
+        sample = samples.get(name) or Sample(name, image_dir / name, "")
+        annotation = {key: value for key, value in row.items() if key not in _JOURNAL_KEYS}
+        yield DatasetRow(name, annotation, sample, not isinstance(sample.image, Path) or sample.image.is_file())

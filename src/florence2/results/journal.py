@@ -1,8 +1,8 @@
-"""`captions.jsonl`: one line for each answer, written as it comes, so that a run can stop anywhere and go on.
+"""The journal of predictions, `captions.jsonl`: one line per prediction, written at once, so that a run can resume.
 
-A line belongs to a run: the model and the settings that made it. Started again, a run asks only what it has no line
-for; lines with an error are asked again. A line of another run stays until the same question is answered anew.
-Knows no model and no settings; the caller names the run.
+Each line names the run that wrote it: the model and the settings. A resumed run predicts only the samples without a
+line of its own; lines with an error are predicted again. A line of another run stays until this run predicts the same
+sample.
 """
 
 import errno
@@ -11,130 +11,141 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Self
 
 from florence2.data.sample import Prediction, Sample
 from florence2.errors import UserError
+from florence2.files import atomic_write
+from florence2.results.affixes import Affixes
 
-Key = tuple[str, str, str, str]
+RowKey = tuple[str, str, str, str]
 Row = dict[str, Any]
 
+_NO_AFFIXES = Affixes()
 
-def run_id(*parts: object) -> str:
-    """Name a run by everything that shapes its answers."""
+
+def make_run_id(*parts: object) -> str:
+    """Hash everything that determines the predictions of a run."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def weights_fingerprint(folder: Path) -> list[tuple[str, int, int]]:
-    """Tell the weights in a folder from other weights there: names, sizes and times of the files."""
+    """Return names, sizes and modification times of the weight files in a folder."""
     files = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 class Journal:
-    """A file of predictions, open for writing; a context manager.
+    """A JSONL file of predictions, open for appending; a context manager.
 
-    `path` `-` is standard output, which is never read back. `folder` leads from the file to the pictures and is
-    written on each line, so that the file is a dataset wherever it lies. `fresh` forgets this run's earlier lines.
+    `path` `-` is stdout, which is never read back. `image_dir` is the path from the file to the images; each line has
+    it, so that the file is a dataset. `affixes` are added to captions as they are written. `overwrite` discards this
+    run's earlier lines.
     """
 
-    def __init__(self, path: str, *, run: str, image_dir: str = ".", overwrite: bool = False) -> None:
-        self.path, self.run, self.folder, self.fresh = Path(path), run, image_dir, overwrite
+    def __init__(
+        self, path: str, *, run_id: str, image_dir: str = ".", affixes: Affixes = _NO_AFFIXES, overwrite: bool = False
+    ) -> None:
+        self.path, self.run_id, self.image_dir = Path(path), run_id, image_dir
+        self._affixes, self._overwrite = affixes, overwrite
         self._to_stdout = path == "-"
-        self._answered: set[Key] = set()
-        self._others: set[Key] = set()
+        self._file: IO[str] | None = sys.stdout if self._to_stdout else None
+        self._predicted: set[RowKey] = set()
+        self._other_runs: set[RowKey] = set()
+        self._is_regular_file = not self._to_stdout and (not self.path.exists() or self.path.is_file())  # not a pipe
+        if not self._to_stdout:
+            self._recover()
 
     def __enter__(self) -> Self:
-        self._file: IO[str] | None = sys.stdout if self._to_stdout else None
-        if self._to_stdout:
-            return self
-        if self.path.is_dir():
-            raise UserError(f"{self.path} is a folder", "pass a file such as `--output_path captions.jsonl`")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._is_file = not self.path.exists() or self.path.is_file()  # and no pipe or device
-        if self.path.is_file():
-            self._recover()
-        elif not os.access(self.path.parent, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path))
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, and remove the lines of other runs that this run replaced."""
         if self._to_stdout or self._file is None:
             return
-        with self._file:
-            self._file.flush()
-            if self._is_file:
-                os.fsync(self._file.fileno())
-        if self._is_file and self._answered & self._others:
-            self._rewrite(lambda row: self._is_this_run(row) or self._key(row) not in self._answered)
+        with self._file as file:
+            file.flush()
+            if self._is_regular_file:
+                os.fsync(file.fileno())
+        self._file = None
+        if self._is_regular_file and self._predicted & self._other_runs:
+            self._rewrite(lambda row: self._is_this_run(row) or self._key(row) not in self._predicted)
 
-    def missing(
-        self, samples: Iterable[Sample], bare: Callable[[Prediction], Prediction] = lambda prediction: prediction
-    ) -> Iterator[Sample]:
-        """Pass on the samples that this run has no answer for, and those that its answers lead to.
-
-        `bare` takes off a line what was put around the model's own words.
-        """
-        leading: dict[Key, Sample] = {}
+    def missing(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """Yield the samples without a prediction of this run, follow-ups of earlier predictions included."""
+        with_follow_ups: dict[RowKey, Sample] = {}
         for sample in samples:
-            key = (*sample.key, self.folder)
-            if key not in self._answered:
+            key = (*sample.key, self.image_dir)
+            if key not in self._predicted:
                 yield sample
             elif sample.follow_up:
-                leading[key] = sample
-        if leading:
-            told = ((leading.get(self._key(row)), row) for row in self.rows())
-            led = (s.follow_up(bare(Prediction.from_json(row))) for s, row in told if s and s.follow_up)
-            yield from self.missing(chain.from_iterable(led), bare)
+                with_follow_ups[key] = sample
+        if with_follow_ups:
+            yield from self.missing(chain.from_iterable(self._follow_ups(with_follow_ups)))
 
     def rows(self) -> Iterator[Row]:
-        """Give the lines of this run that are answers about the pictures of this folder."""
-        for row in self._rows() if self._answered else ():
+        """Yield the lines of this run without an error for images of this `image_dir`."""
+        for row in self._rows() if self._predicted else ():
             key = self._key(row)
-            if self._is_this_run(row) and row.get("error") is None and key[-1] == self.folder and key in self._answered:
+            if self._is_this_run(row) and row.get("error") is None and key[-1] == self.image_dir:
                 yield row
 
     def write(self, prediction: Prediction) -> None:
-        """Add one line, whole and handed to the system when this returns; a question is answered once."""
-        row = {**prediction.to_json(self.folder), "run_id": self.run}
-        if self._key(row) in self._answered:
+        """Append a prediction and flush it; a second prediction of a sample is ignored."""
+        row = {**self._affixes.add(prediction).to_json(self.image_dir), "run_id": self.run_id}
+        if self._key(row) in self._predicted:
             return
         if self._file is None:
             self._file = self.path.open("a", encoding="utf-8")
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
         if prediction.error is None:
-            self._answered.add(self._key(row))
+            self._predicted.add(self._key(row))
+
+    def _follow_ups(self, samples: dict[RowKey, Sample]) -> Iterator[Iterable[Sample]]:
+        for row in self.rows():
+            sample = samples.get(self._key(row))
+            if sample and sample.follow_up:
+                yield sample.follow_up(self._affixes.strip(Prediction.from_json(row)))
 
     def _recover(self) -> None:
-        """Learn what is answered; drop a torn last line, errors to be asked again, and answers given anew since."""
-        stale = _is_truncated(self.path)
+        """Read which samples are predicted; remove a truncated last line, errors, and replaced lines of other runs."""
+        if self.path.is_dir():
+            raise UserError(f"{self.path} is a folder", "pass a file such as `--output_path captions.jsonl`")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.is_file():
+            if not os.access(self.path.parent, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path))
+            return
+        has_invalid_rows = _is_truncated(self.path)
         for row in self._rows():
             if not self._is_this_run(row):
-                self._others.add(self._key(row))
+                self._other_runs.add(self._key(row))
             elif self._is_valid(row):
-                self._answered.add(self._key(row))
+                self._predicted.add(self._key(row))
             else:
-                stale = True
-        if stale or self._answered & self._others:
+                has_invalid_rows = True
+        if has_invalid_rows or self._predicted & self._other_runs:
             self._rewrite(
-                lambda row: self._is_valid(row) if self._is_this_run(row) else self._key(row) not in self._answered
+                lambda row: self._is_valid(row) if self._is_this_run(row) else self._key(row) not in self._predicted
             )
 
     def _is_this_run(self, row: Row) -> bool:
-        return bool(row.get("run_id") == self.run)
+        return bool(row.get("run_id") == self.run_id)
 
     def _is_valid(self, row: Row) -> bool:
-        return row.get("error") is None and not self.fresh
+        return row.get("error") is None and not self._overwrite
 
-    def _key(self, row: Row) -> Key:
+    def _key(self, row: Row) -> RowKey:
         return (*Prediction.from_json(row).key, str(row.get("image_dir") or "."))
 
     def _rows(self) -> Iterator[Row]:
-        """Read the whole lines; a line that is no prediction means that the file is somebody else's."""
+        """Yield the complete lines; refuse a file that has other lines than predictions."""
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
@@ -144,38 +155,22 @@ class Journal:
                     row["file_name"]
                 except (ValueError, KeyError, TypeError) as error:
                     raise UserError(
-                        f"{self.path} line {number} is no prediction, so the file is left alone",
-                        "pass another `--output_path`",
+                        f"{self.path} line {number} is not a prediction", "pass another `--output_path`"
                     ) from error
+                if "run" in row and "run_id" not in row:
+                    raise UserError(
+                        f"{self.path} line {number} has the keys of an older version (`folder`, `run`)",
+                        "pass another `--output_path`, or rename them to `image_dir` and `run_id`",
+                    )
                 yield row
 
-    def _rewrite(self, kept: Callable[[Row], bool]) -> None:
-        """Put the kept lines in the file's place, at one stroke."""
-        partial = self.path.with_name(self.path.name + ".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows() if kept(row))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
-
-
-def add_affixes(prediction: Prediction, prefix: str, suffix: str) -> Prediction:
-    """Put the user's words around a caption and its alternatives; structured answers stay bare."""
-    if not isinstance(prediction.answer, str) or prediction.error is not None:
-        return prediction
-    others = tuple(add_affixes(other, prefix, suffix) for other in prediction.alternatives)
-    return replace(prediction, text=f"{prefix}{prediction.text}{suffix}", alternatives=others)
-
-
-def strip_affixes(prediction: Prediction, prefix: str, suffix: str) -> Prediction:
-    """Take the user's words off a caption again."""
-    if not isinstance(prediction.answer, str):
-        return prediction
-    return replace(prediction, text=prediction.text.removeprefix(prefix).removesuffix(suffix))
+    def _rewrite(self, keep: Callable[[Row], bool]) -> None:
+        with atomic_write(self.path, sync=True) as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows() if keep(row))
 
 
 def _is_truncated(path: Path) -> bool:
-    """Tell whether the last line was cut off: no newline at its end."""
+    """Return whether the last line has no newline at its end."""
     with path.open("rb") as file:
         if file.seek(0, os.SEEK_END) == 0:
             return False

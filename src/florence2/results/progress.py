@@ -1,11 +1,11 @@
-"""How far a run has come: rate and time left while it works, a summary when it ends; all on stderr.
+"""Progress of a prediction run: rate and time left while it works, a summary at its end.
 
-In a terminal it is a bar; elsewhere, a line now and then. Knows no model.
+A terminal shows a bar; elsewhere a line is logged every `LINE_INTERVAL` seconds.
 """
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self
 
@@ -14,101 +14,109 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from florence2.data.sample import Prediction
 from florence2.log import logger, progress_console
 
-LINE_EVERY = 30.0  # seconds, where there is no terminal
+LINE_INTERVAL = 30.0  # seconds
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunSummary:
-    """What a run has done so far."""
+    """The result of a prediction run: numbers of predictions, and (file name, error) of each image that failed."""
 
-    total: int | None = None
-    answered: int = 0
-    resumed: int = 0
-    tokens: int = 0
-    errors: list[tuple[str, str]] = field(default_factory=list)
+    num_predictions: int = 0
+    num_resumed: int = 0
+    num_tokens: int = 0
+    errors: tuple[tuple[str, str], ...] = ()
     seconds: float = 0.0
-    slots: int = 0
-    slots_in_use: int = 0
-
-    @property
-    def done(self) -> int:
-        """Count the answers and errors of this run."""
-        return self.answered + len(self.errors)
 
     @property
     def exit_code(self) -> int:
-        """Return 0 where all was answered and 1 where something was not."""
+        """Return 0 if there is no error, else 1."""
         return 1 if self.errors else 0
 
-    def summary(self) -> str:
-        """Say in a few lines what was done and what was not."""
-        rate = self.answered / self.seconds if self.seconds else 0.0
-        per_token = self.tokens / self.seconds if self.seconds else 0.0
-        lines = [f"answered {self.answered} in {self.seconds:.1f} s ({rate:.2f} answers/s, {per_token:.1f} tokens/s)"]
-        if self.resumed:
-            lines.append(f"{self.resumed} were answered before; pass `--overwrite_output` to predict them again")
+    def __str__(self) -> str:
+        rate = self.num_predictions / self.seconds if self.seconds else 0.0
+        token_rate = self.num_tokens / self.seconds if self.seconds else 0.0
+        lines = [
+            f"{self.num_predictions} predictions in {self.seconds:.1f} s ({rate:.2f}/s, {token_rate:.1f} tokens/s)"
+        ]
+        if self.num_resumed:
+            lines.append(f"{self.num_resumed} predictions of an earlier run; pass `--overwrite_output` to replace them")
         if self.errors:
-            lines.append(f"{len(self.errors)} failed, the first is {self.errors[0][0]}: {self.errors[0][1]}")
+            name, error = self.errors[0]
+            lines.append(f"{len(self.errors)} failed; the first: {name}: {error}")
         return "\n".join(lines)
 
 
 class PredictProgressBar:
-    """Shows a tally as it grows; a context manager that prints the summary at its end."""
+    """Counts predictions and shows the progress; a context manager.
 
-    def __init__(self, tally: RunSummary) -> None:
-        self.tally = tally
-        self._console = progress_console()
+    `total` is the number of predictions to come, those of an earlier run (`num_resumed`) included; None if unknown.
+    """
+
+    def __init__(self, total: int | None = None, num_resumed: int = 0) -> None:
+        self._total, self._num_resumed = total, num_resumed
+        self._num_predictions = self._num_tokens = 0
+        self._errors: list[tuple[str, str]] = []
+        self._start = self._last_line = time.monotonic()
+        console = progress_console()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[pace]}"),
+            TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
+            console=console,
+            disable=not console.is_terminal,
         )
+        self._bar.start()
+        self._bar_task = self._bar.add_task("predictions", total=total, rate="")
 
     def __enter__(self) -> Self:
-        self._start = self._spoke = time.monotonic()
-        self._bar.start()
-        self._row = self._bar.add_task("answers", total=self.tally.total, pace="")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.tally.seconds = time.monotonic() - self._start
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bar."""
         self._bar.stop()
 
-    def count(self, prediction: Prediction) -> None:
-        """Add one prediction."""
+    def update(self, prediction: Prediction, slots_in_use: int = 0, slots: int = 0) -> None:
+        """Count one prediction; the slots are those of the engine, if it has any."""
         if prediction.error is None:
-            self.tally.answered += 1
-            self.tally.tokens += prediction.num_tokens
+            self._num_predictions += 1
+            self._num_tokens += prediction.num_tokens
         else:
-            self.tally.errors.append((prediction.file_name, prediction.error))
+            self._errors.append((prediction.file_name, prediction.error))
         now = time.monotonic()
-        pace = self._pace(max(now - self._start, 1e-9))
-        done = self.tally.done + self.tally.resumed
-        self._bar.update(self._row, completed=done, pace=pace)
-        if self._bar.disable and now - self._spoke > LINE_EVERY:
-            self._spoke = now
-            of = f" of {self.tally.total}" if self.tally.total is not None else ""
-            logger.info(f"{done}{of} answers, {pace}{self._left(now - self._start)}")
+        rate = self._rate(max(now - self._start, 1e-9)) + (f", {slots_in_use} of {slots} slots" if slots else "")
+        completed = self._completed + self._num_resumed
+        self._bar.update(self._bar_task, completed=completed, rate=rate)
+        if self._bar.disable and now - self._last_line > LINE_INTERVAL:
+            self._last_line = now
+            total = f" of {self._total}" if self._total is not None else ""
+            logger.info(f"{completed}{total} predictions, {rate}{self._time_left(now - self._start)}")
 
-    def _pace(self, seconds: float) -> str:
-        """Word how fast it goes, and how many slots are busy with it."""
-        slots = f", {self.tally.slots_in_use} of {self.tally.slots} slots" if self.tally.slots else ""
-        return f"{self.tally.done / seconds:.2f}/s, {self.tally.tokens / seconds:.1f} tokens/s{slots}"
+    def summary(self) -> RunSummary:
+        """Return the counts so far."""
+        seconds = time.monotonic() - self._start
+        return RunSummary(self._num_predictions, self._num_resumed, self._num_tokens, tuple(self._errors), seconds)
 
-    def _left(self, seconds: float) -> str:
-        """Word how long it will take from here, where that is known."""
-        if self.tally.total is None or not self.tally.done:
+    @property
+    def _completed(self) -> int:
+        return self._num_predictions + len(self._errors)
+
+    def _rate(self, seconds: float) -> str:
+        return f"{self._completed / seconds:.2f}/s, {self._num_tokens / seconds:.1f} tokens/s"
+
+    def _time_left(self, seconds: float) -> str:
+        if self._total is None:
             return ""
-        left = (self.tally.total - self.tally.resumed - self.tally.done) * seconds / self.tally.done
+        left = (self._total - self._num_resumed - self._completed) * seconds / self._completed
         return f", {timedelta(seconds=round(max(left, 0)))} left"
 
 
 def time_breakdown(seconds: Mapping[str, Any]) -> str:
-    """Word where the time went: `vision 61%, decode 30%, ...`."""
+    """Format the fraction of time of each stage: `vision 61%, decode 30%, ...`."""
     total = sum(seconds.values()) or 1.0
     ranked = sorted(seconds.items(), key=lambda pair: -pair[1])
     return ", ".join(f"{name} {100 * part / total:.0f}%" for name, part in ranked)

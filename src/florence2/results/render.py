@@ -1,8 +1,7 @@
-"""Answers drawn on their pictures: boxes, quads and masks with labels, words underneath.
+"""Drawing of answers on images: boxes, quads and masks with labels; text below the image.
 
-Knows no model and no files. What is drawn follows from the answer's keys, which are those of `model/locations.py`.
-A label has one colour, the same on every picture as far as colours last. Small pictures are enlarged first, so that
-labels can be read.
+The keys of an answer are those of `model/locations.py`. A label has the same color on every image, as long as there
+are enough colors. Small images are enlarged first, so that labels are readable.
 """
 
 import textwrap
@@ -14,14 +13,14 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-Run = Sequence[float]  # x, y, x, y, ... in pixels
+Polygon = Sequence[float]  # x, y, x, y, ... in pixels
 Rectangle = tuple[float, float, float, float]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
-LEAST_SIDE = 640  # pixels of the longer side of what is drawn on
-_MOST_LETTERS = 48
-_PALETTE: tuple[Colour, ...] = (
+MIN_SIDE = 640  # pixels of the longer side of an annotated image
+_MAX_LABEL_LENGTH = 48
+_PALETTE: tuple[Color, ...] = (
     (230, 57, 70),
     (29, 132, 219),
     (42, 157, 74),
@@ -35,151 +34,151 @@ _PALETTE: tuple[Colour, ...] = (
     (124, 179, 20),
     (63, 81, 181),
 )
-# Pillow's own font has ASCII only; the others are looked for where the system keeps fonts.
+# Pillow's own font has ASCII only; these are fonts of the system.
 _FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "msyh.ttc", "NotoSans-Regular.ttf")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One object to draw: its outlines, its label, whether it is filled."""
+    """One object to draw: its outlines, its label, and whether it is filled."""
 
-    runs: Sequence[Run]
+    polygons: Sequence[Polygon]
     label: str
-    filled: bool
+    is_filled: bool
 
 
 def draw_answer(image: Image.Image, answer: Any, *, size: tuple[int, int] | None = None) -> Image.Image:
-    """Return a copy of the picture with the answer on it.
+    """Return a copy of the image with the answer drawn on it; text is written below the image.
 
-    `size` is (width, height) of the pixels that the answer counts in, if that is not the picture's own. Words are
-    written under the picture.
+    `size` is the (width, height) that the answer's coordinates refer to; the default is the image's size.
     """
-    scale = max(1.0, LEAST_SIDE / max(image.size))
-    shown = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
+    scale = max(1.0, MIN_SIDE / max(image.size))
+    canvas = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
     if not isinstance(answer, Mapping):
-        return _with_words(shown, str(answer or ""))
-    own = size or image.size
-    marks = [_scaled(mark, shown.width / own[0], shown.height / own[1]) for mark in _shapes(answer)]
-    colours = _colours(marks)
-    shown = _filled(shown, marks, colours)
-    pen = _Annotator(ImageDraw.Draw(shown), shown.size)
-    for mark, colour in zip(marks, colours, strict=True):
-        pen.outline(mark, colour)
-    for mark, colour in zip(marks, colours, strict=True):
-        pen.label(mark, colour)
-    return shown
+        return _with_text(canvas, str(answer or ""))
+    width, height = size or image.size
+    shapes = [_scale(shape, canvas.width / width, canvas.height / height) for shape in _shapes(answer)]
+    colors = _assign_colors(shapes)
+    canvas = _fill(canvas, shapes, colors)
+    annotator = _Annotator(ImageDraw.Draw(canvas), canvas.size)
+    for shape, color in zip(shapes, colors, strict=True):
+        annotator.draw_outline(shape, color)
+    for shape, color in zip(shapes, colors, strict=True):
+        annotator.draw_label(shape, color)
+    return canvas
 
 
 def _shapes(answer: Mapping[str, Any]) -> Iterator[Shape]:
-    """List the objects of an answer, the largest boxes first, so that small ones stay in sight."""
-    for form in ("polygons", "bboxes", "quad_boxes"):
-        places = answer.get(form) or []
-        labels = answer.get(f"{form}_labels", answer.get("labels")) or [""] * len(places)
-        scores = answer.get(f"{form}_scores", answer.get("scores")) or [None] * len(places)
-        rows = list(zip(places, labels, scores, strict=False))
-        if form == "bboxes":
+    """Yield the objects of an answer; large boxes come first, so that small ones stay visible."""
+    for kind in ("polygons", "bboxes", "quad_boxes"):
+        geometry = answer.get(kind) or []
+        labels = answer.get(f"{kind}_labels", answer.get("labels")) or [""] * len(geometry)
+        scores = answer.get(f"{kind}_scores", answer.get("scores")) or [None] * len(geometry)
+        rows = list(zip(geometry, labels, scores, strict=False))
+        if kind == "bboxes":
             rows.sort(key=lambda row: -abs((row[0][2] - row[0][0]) * (row[0][3] - row[0][1])))
-        for place, label, score in rows:
-            said = label if score is None else f"{label} {score:.2f}".strip()
-            yield Shape(
-                _runs(form, place), textwrap.shorten(said, _MOST_LETTERS, placeholder="..."), form == "polygons"
-            )
+        for each, label, score in rows:
+            text = label if score is None else f"{label} {score:.2f}".strip()
+            text = textwrap.shorten(text, _MAX_LABEL_LENGTH, placeholder="...")
+            yield Shape(_polygons(kind, each), text, kind == "polygons")
 
 
-def _runs(form: str, place: Any) -> list[Run]:
-    if form == "polygons":
-        return [run for run in place if len(run) >= 4]
-    if form == "quad_boxes":
-        return [place]
-    x1, y1, x2, y2 = place
+def _polygons(kind: str, geometry: Any) -> list[Polygon]:
+    if kind == "polygons":
+        return [polygon for polygon in geometry if len(polygon) >= 4]
+    if kind == "quad_boxes":
+        return [geometry]
+    x1, y1, x2, y2 = geometry
     return [(x1, y1, x2, y1, x2, y2, x1, y2)]
 
 
-def _scaled(mark: Shape, across: float, down: float) -> Shape:
-    runs = [[value * (across, down)[i % 2] for i, value in enumerate(run)] for run in mark.runs]
-    return Shape(runs, mark.label, mark.filled)
+def _scale(shape: Shape, x_scale: float, y_scale: float) -> Shape:
+    polygons = [[value * (x_scale, y_scale)[i % 2] for i, value in enumerate(polygon)] for polygon in shape.polygons]
+    return Shape(polygons, shape.label, shape.is_filled)
 
 
-def _colours(marks: Sequence[Shape]) -> list[Colour]:
-    """Give each label its colour, while there are enough of them; unlabelled objects take turns."""
-    chosen: dict[str, int] = {}
-    for number, mark in enumerate(marks):
-        key = _plain(mark.label) or f"\0{number}"
-        if key not in chosen:
-            start = zlib.crc32(key.encode()) if mark.label else number
-            turns = [(start + turn) % len(_PALETTE) for turn in range(len(_PALETTE))]
-            chosen[key] = next((turn for turn in turns if turn not in chosen.values()), turns[0])
-    return [_PALETTE[chosen[_plain(mark.label) or f"\0{number}"]] for number, mark in enumerate(marks)]
+def _assign_colors(shapes: Sequence[Shape]) -> list[Color]:
+    """Assign each label a color of its own, while there are enough; objects without a label take turns."""
+    indices: dict[str, int] = {}
+    for number, shape in enumerate(shapes):
+        key = _label_without_score(shape.label) or f"\0{number}"
+        if key not in indices:
+            start = zlib.crc32(key.encode()) if shape.label else number
+            candidates = [(start + turn) % len(_PALETTE) for turn in range(len(_PALETTE))]
+            indices[key] = next((index for index in candidates if index not in indices.values()), candidates[0])
+    return [
+        _PALETTE[indices[_label_without_score(shape.label) or f"\0{number}"]] for number, shape in enumerate(shapes)
+    ]
 
 
-def _plain(label: str) -> str:
-    """Leave the score off a label."""
+def _label_without_score(label: str) -> str:
     words = label.split()
     return " ".join(words[:-1] if words and words[-1].replace(".", "").isdigit() else words).casefold()
 
 
-def _filled(image: Image.Image, marks: Sequence[Shape], colours: Sequence[Colour]) -> Image.Image:
-    if not any(mark.filled for mark in marks):
+def _fill(image: Image.Image, shapes: Sequence[Shape], colors: Sequence[Color]) -> Image.Image:
+    if not any(shape.is_filled for shape in shapes):
         return image
     layer = Image.new("RGBA", image.size)
-    pen = ImageDraw.Draw(layer)
-    for mark, colour in zip(marks, colours, strict=True):
-        for run in mark.runs if mark.filled else ():
-            if len(run) >= 6:
-                pen.polygon(list(run), fill=(*colour, 110))
+    draw = ImageDraw.Draw(layer)
+    for shape, color in zip(shapes, colors, strict=True):
+        for polygon in shape.polygons if shape.is_filled else ():
+            if len(polygon) >= 6:
+                draw.polygon(list(polygon), fill=(*color, 110))
     return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
 
 
 @dataclass
 class _Annotator:
-    """Draws on one picture, and remembers where labels stand."""
+    """Draws outlines and labels on one image, and avoids labels that overlap."""
 
     draw: ImageDraw.ImageDraw
     size: tuple[int, int]
-    taken: list[Rectangle] = field(default_factory=list)
+    label_boxes: list[Rectangle] = field(default_factory=list)
 
     @property
-    def unit(self) -> int:
-        """Give the width of a line."""
+    def line_width(self) -> int:
+        """The width of a line in pixels."""
         return max(3, round(min(self.size) / 220))
 
-    def outline(self, mark: Shape, colour: Colour) -> None:
-        """Draw the outlines of one object, with a dark edge that shows on any ground."""
-        for run in mark.runs:
-            points = [(x, y) for x, y in zip(run[0::2], run[1::2], strict=False)]
-            for line, width in (((20, 20, 20), self.unit + 2), (colour, self.unit)):
+    def draw_outline(self, shape: Shape, color: Color) -> None:
+        """Draw the outlines of one object, with a dark edge that is visible on any background."""
+        for polygon in shape.polygons:
+            points = [(x, y) for x, y in zip(polygon[0::2], polygon[1::2], strict=False)]
+            for line, width in (((20, 20, 20), self.line_width + 2), (color, self.line_width)):
                 self.draw.line([*points, points[0], points[1 % len(points)]], fill=line, width=width, joint="curve")
 
-    def label(self, mark: Shape, colour: Colour) -> None:
-        """Write one label at its object's top left corner, or near by where that is taken."""
-        if not mark.label or not mark.runs:
+    def draw_label(self, shape: Shape, color: Color) -> None:
+        """Draw a label at its object's top left corner, or near it if another label is there."""
+        if not shape.label or not shape.polygons:
             return
-        text, font = _font(mark.label, max(14, round(min(self.size) / 34)))
+        text, font = _text_and_font(shape.label, max(14, round(min(self.size) / 34)))
         left, top, right, bottom = self.draw.textbbox((0, 0), text, font=font)
-        pad = self.unit + 1
+        pad = self.line_width + 1
         width, height = right - left + 2 * pad, bottom - top + 2 * pad
-        box = self._place(mark, width, height)
-        self.taken.append(box)
-        self.draw.rectangle(box, fill=colour)
-        ink = "black" if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140 else "white"
-        self.draw.text((box[0] + pad - left, box[1] + pad - top), text, fill=ink, font=font)
+        box = self._free_box(shape, width, height)
+        self.label_boxes.append(box)
+        self.draw.rectangle(box, fill=color)
+        text_color = "black" if 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140 else "white"
+        self.draw.text((box[0] + pad - left, box[1] + pad - top), text, fill=text_color, font=font)
 
-    def _place(self, mark: Shape, width: float, height: float) -> Rectangle:
-        xs, ys = [x for run in mark.runs for x in run[0::2]], [y for run in mark.runs for y in run[1::2]]
+    def _free_box(self, shape: Shape, width: float, height: float) -> Rectangle:
+        xs = [x for polygon in shape.polygons for x in polygon[0::2]]
+        ys = [y for polygon in shape.polygons for y in polygon[1::2]]
         x = min(max(min(xs), 0), max(self.size[0] - width, 0))
-        wanted = [min(ys) - height, min(ys), max(ys), max(ys) - height]
-        wanted += [min(ys) + step * height for step in range(1, 12)]
-        spots = [(x, min(max(y, 0), self.size[1] - height)) for y in wanted]
-        boxes = [(left, top, left + width, top + height) for left, top in spots]
-        return next((box for box in boxes if not any(_overlap(box, other) for other in self.taken)), boxes[0])
+        tops = [min(ys) - height, min(ys), max(ys), max(ys) - height]
+        tops += [min(ys) + step * height for step in range(1, 12)]
+        tops = [min(max(y, 0), self.size[1] - height) for y in tops]
+        boxes = [(x, top, x + width, top + height) for top in tops]
+        return next((box for box in boxes if not any(_overlap(box, other) for other in self.label_boxes)), boxes[0])
 
 
 def _overlap(a: Rectangle, b: Rectangle) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _font(text: str, size: int) -> tuple[str, Font]:
-    """Choose a font for a text; without one that knows its letters, accents are left off."""
+def _text_and_font(text: str, size: int) -> tuple[str, Font]:
+    """Choose a font for a text; if no font of the system is found, remove the accents."""
     if text.isascii():
         return text, ImageFont.load_default(size)
     for name in _FONTS:
@@ -187,20 +186,20 @@ def _font(text: str, size: int) -> tuple[str, Font]:
             return text, ImageFont.truetype(name, size)
         except OSError:
             continue
-    bare = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
-    return "".join(bare), ImageFont.load_default(size)
+    letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return "".join(letters), ImageFont.load_default(size)
 
 
-def _with_words(image: Image.Image, text: str) -> Image.Image:
-    """Put a strip with the words under a picture."""
+def _with_text(image: Image.Image, text: str) -> Image.Image:
+    """Add a strip with the text below the image."""
     size = max(16, round(min(image.size) / 28))
-    text, font = _font(text, size)
-    letters = max(10, int(image.width / (size * 0.5)) - 2)
-    lines = [line for part in text.splitlines() for line in textwrap.wrap(part, letters)] or [""]
-    step = round(size * 1.35)
-    page = Image.new("RGB", (image.width, image.height + step * len(lines) + size), "white")
-    page.paste(image, (0, 0))
-    pen = ImageDraw.Draw(page)
+    text, font = _text_and_font(text, size)
+    line_length = max(10, int(image.width / (size * 0.5)) - 2)
+    lines = [line for part in text.splitlines() for line in textwrap.wrap(part, line_length)] or [""]
+    line_height = round(size * 1.35)
+    canvas = Image.new("RGB", (image.width, image.height + line_height * len(lines) + size), "white")
+    canvas.paste(image, (0, 0))
+    draw = ImageDraw.Draw(canvas)
     for number, line in enumerate(lines):
-        pen.text((size // 2, image.height + size // 2 + number * step), line, fill="black", font=font)
-    return page
+        draw.text((size // 2, image.height + size // 2 + number * line_height), line, fill="black", font=font)
+    return canvas

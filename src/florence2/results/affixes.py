@@ -1,0 +1,26 @@
+"""The user's words around captions: `--prefix` and `--suffix`."""
+
+from dataclasses import dataclass, replace
+
+from florence2.data.sample import Prediction
+
+
+@dataclass(frozen=True)
+class Affixes:
+    """Text before and after each caption; structured answers stay as they are."""
+
+    prefix: str = ""
+    suffix: str = ""
+
+    def add(self, prediction: Prediction) -> Prediction:
+        """Return the prediction with the affixes around its caption and those of its alternatives."""
+        if not isinstance(prediction.answer, str) or prediction.error is not None:
+            return prediction
+        alternatives = tuple(self.add(other) for other in prediction.alternatives)
+        return replace(prediction, text=f"{self.prefix}{prediction.text}{self.suffix}", alternatives=alternatives)
+
+    def strip(self, prediction: Prediction) -> Prediction:
+        """Return the prediction with the caption as it was generated."""
+        if not isinstance(prediction.answer, str):
+            return prediction
+        return replace(prediction, text=prediction.text.removeprefix(self.prefix).removesuffix(self.suffix))
