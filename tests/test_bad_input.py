@@ -82,11 +82,16 @@ CASES = {
     "a configuration that is not there": ("train --config no.yaml", nothing, "no.yaml", "--config"),
     "an impossible temperature": (f"{PREDICT} --do_sample --temperature 0", nothing, "temperature", "above 0"),
     "an unknown augmentation": (f"{TRAIN} --augment hflp=0.5", nothing, "`--augment` has no `hflp`", "hflip"),
-    "a stream without an end": (f"{TRAIN} --streaming", nothing, "a stream has no end", "max_steps=N"),
+    "a stream without an end": (
+        f"{TRAIN} --streaming",
+        nothing,
+        "`--streaming` needs a number of steps",
+        "max_steps=N",
+    ),
     "a weight for nothing": (
         f"{TRAIN} --sampling_weights odd=2",
         nothing,
-        "`--sampling_weights odd` names no dataset",
+        "`--sampling_weights odd` is neither a dataset nor a task",
         "more_detailed_caption",
     ),
     # the data
@@ -130,7 +135,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("command", "spoil", "what", "hint"), CASES.values(), ids=CASES)
-def test_one_line_says_what_and_one_says_how(
+def test_bad_input_prints_an_error_and_a_hint(
     here: Path,
     capfd: pytest.CaptureFixture[str],
     command: str,

@@ -20,11 +20,11 @@ from florence2.legacy_cli import PREDICT, TRAIN, translate
         ("--target_modules qkv proj --quantize_not x", "--target_modules qkv proj --quantize_not x"),
     ],
 )
-def test_published_training_flags_are_todays(published: str, now: str) -> None:
+def test_published_training_flags_are_translated(published: str, now: str) -> None:
     assert translate(published.split(), TRAIN) == now.split()
 
 
-def test_a_dictionary_of_optimizer_arguments_becomes_pairs() -> None:
+def test_dictionary_of_optimizer_arguments_becomes_pairs() -> None:
     words = translate(["--optimizer_args", "{'betas': 0.9, 'safe': true}"], TRAIN)
     assert words == ["--optimizer_args", "betas=0.9", "safe=True"]
 
@@ -37,13 +37,13 @@ def test_a_dictionary_of_optimizer_arguments_becomes_pairs() -> None:
         ("--generated_suffix", "--caption_extension"),
     ],
 )
-def test_what_is_not_offered_is_refused_with_the_new_flag(flag: str, hint: str) -> None:
+def test_unsupported_flag_is_refused_with_a_hint(flag: str, hint: str) -> None:
     with pytest.raises(UserError, match=flag) as caught:
         translate([flag, "1"], TRAIN)
     assert hint in caught.value.hint
 
 
-def test_older_captioning_flags_are_todays() -> None:
+def test_older_captioning_flags_are_translated() -> None:
     words = translate("--peft_model m --images d --save_captions --append --max_token_length 75".split(), PREDICT)
     assert words == "--model_path m --input_path d --sidecar .txt --if_exists append --max_length 75".split()
     assert translate(["--overwrite"], PREDICT) == ["--if_exists", "overwrite", "--overwrite_output"]

@@ -5,25 +5,25 @@ from florence2.config import PredictSettings, TrainSettings
 from florence2.errors import UserError
 
 
-def test_flat_names_reach_their_groups() -> None:
-    given = settings.settings_from_dict(
+def test_flat_names_are_set_in_their_groups() -> None:
+    values = settings.settings_from_dict(
         TrainSettings, {"dataset": "d", "output_dir": "o", "rank": 8, "target_modules": ["qkv"]}
     )
-    assert (given.data.dataset, given.saving.output_dir, given.lora.rank) == (("d",), "o", 8)
-    assert given.lora.target_modules == ("qkv",)
+    assert (values.data.dataset, values.saving.output_dir, values.lora.rank) == (("d",), "o", 8)
+    assert values.lora.target_modules == ("qkv",)
 
 
-def test_flat_and_build_are_inverse() -> None:
-    given = settings.settings_from_dict(PredictSettings, {"model_path": "m", "input_path": "i", "num_beams": 3})
-    assert settings.settings_from_dict(PredictSettings, settings.settings_to_dict(given)) == given
+def test_settings_from_dict_inverts_settings_to_dict() -> None:
+    values = settings.settings_from_dict(PredictSettings, {"model_path": "m", "input_path": "i", "num_beams": 3})
+    assert settings.settings_from_dict(PredictSettings, settings.settings_to_dict(values)) == values
 
 
-def test_published_defaults_are_kept() -> None:
-    given = settings.settings_to_dict(settings.settings_from_dict(TrainSettings, {"dataset": "d", "output_dir": "o"}))
+def test_published_defaults_are_unchanged() -> None:
+    values = settings.settings_to_dict(settings.settings_from_dict(TrainSettings, {"dataset": "d", "output_dir": "o"}))
     expected = {"epochs": 5, "batch_size": 1, "learning_rate": 1e-4, "rank": 4, "alpha": 4, "dropout": 0.25}
-    assert {name: given[name] for name in expected} == expected
-    assert given["target_modules"] == ("qkv", "proj", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
-    assert given["model_id"] == "microsoft/Florence-2-base-ft"
+    assert {name: values[name] for name in expected} == expected
+    assert values["target_modules"] == ("qkv", "proj", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
+    assert values["model_id"] == "microsoft/Florence-2-base-ft"
 
 
 @pytest.mark.parametrize(
@@ -33,14 +33,27 @@ def test_published_defaults_are_kept() -> None:
         ({"output_dir": "o"}, "dataset", "dataset"),  # a missing one
     ],
 )
-def test_wrong_names_are_named(values: dict[str, object], what: str, hint: str) -> None:
+def test_unknown_and_missing_names_are_named(values: dict[str, object], what: str, hint: str) -> None:
     with pytest.raises(UserError) as caught:
         settings.settings_from_dict(TrainSettings, values)
     assert what in caught.value.what
     assert hint in caught.value.hint
 
 
-def test_pairs_are_read_and_half_pairs_refused() -> None:
+def test_pairs_are_parsed_and_incomplete_pairs_refused() -> None:
     assert settings.parse_pairs("--trainer_args", ("a=1", "b=c=d")) == {"a": "1", "b": "c=d"}
     with pytest.raises(UserError, match="key=value"):
         settings.parse_pairs("--trainer_args", ("warmup_steps",))
+
+
+def test_setting_is_written_as_words() -> None:
+    values = {
+        "rank": 4,
+        "compile": True,
+        "offline": False,
+        "device": None,
+        "task": ("od", "ocr"),
+        "lora_args": {"r": 1},
+    }
+    words = [word for name, value in values.items() for word in settings.setting_words(name, value)]
+    assert words == "--rank 4 --compile --task od ocr --lora_args r=1".split()

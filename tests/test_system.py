@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from florence2.errors import UserError
-from florence2.system import _group_limits, free_memory, require_compiler
+from florence2.system import _cgroup_limits, free_memory, require_compiler
 
 
-def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="`--compile` needs `no-such-compiler`"):
         require_compiler("`--compile`")
@@ -16,15 +16,15 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     require_compiler("`--compile`")
 
 
-def test_a_container_bounds_the_free_memory(tmp_path: Path) -> None:
+def test_free_memory_is_limited_by_the_container(tmp_path: Path) -> None:
     assert 2**20 < free_memory() < 2**50
-    assert _group_limits(tmp_path) == []
+    assert _cgroup_limits(tmp_path) == []
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("700\n")
     (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 200\n")
-    assert _group_limits(tmp_path) == []
+    assert _cgroup_limits(tmp_path) == []
     (tmp_path / "memory.max").write_text("1000\n")
-    assert _group_limits(tmp_path) == [(1000, 500)]
+    assert _cgroup_limits(tmp_path) == [(1000, 500)]
 
 
 FAULTS = """
@@ -43,7 +43,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
-def test_the_tuned_allocator_keeps_its_memory():
+def test_tuned_allocator_keeps_freed_memory():
     plain, tuned = (
         int(subprocess.run([sys.executable, "-c", FAULTS, how], check=True, capture_output=True, text=True).stdout)
         for how in ("plain", "tuned")

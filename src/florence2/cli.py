@@ -19,7 +19,7 @@ from florence2 import __version__, config
 from florence2.errors import OptionError, UserError
 from florence2.legacy_cli import Rewrite, translate
 from florence2.log import log_to_stderr
-from florence2.settings_io import closest_name_hint, setting_names
+from florence2.settings_io import closest_name_hint, setting_names, setting_words
 
 
 @dataclass(frozen=True)
@@ -161,17 +161,7 @@ def _read_config(path: Path, known: list[str]) -> Iterator[str]:
         name = ALIASES.get(f"--{key}", f"--{key}")[2:].replace("-", "_")
         if name not in known:
             raise OptionError(f"`{key}` in {path} is not a setting", closest_name_hint(name, known))
-        yield from _words(name, value)
-
-
-def _words(name: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [f"--{name}"] if value else []
-    if isinstance(value, dict):
-        value = [f"{key}={item}" for key, item in value.items()]
-    if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
-    return [] if value is None else [f"--{name}", str(value)]
+        yield from setting_words(name, value)
 
 
 def _overview(commands: dict[str, Command]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from florence2.errors import UserError
+from florence2.errors import OptionError
 
 LARGE_MODEL_PARAMETERS = 100_000_000
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -20,7 +20,7 @@ def pick_device(device: torch.device | str | None = None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"device `{device}` cannot be used: {reason}", "pass `cpu`, `cuda` or `mps`") from None
+        raise OptionError(f"device `{device}` cannot be used: {reason}", "pass `cpu`, `cuda` or `mps`") from None
     return device
 
 
@@ -94,5 +94,5 @@ def _parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
         return dtype
     name = dtype.removeprefix("torch.")
     if name not in _DTYPES:
-        raise UserError(f"`{dtype}` is not a supported dtype", f"pass one of {', '.join(_DTYPES)}, auto")
+        raise OptionError(f"`{dtype}` is not a supported dtype", f"pass one of {', '.join(_DTYPES)}, auto")
     return _DTYPES[name]

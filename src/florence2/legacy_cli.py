@@ -1,13 +1,13 @@
-"""The published commands' flags, in the words of `florence2 train` and `florence2 predict`.
+"""Translation of the flags of the published commands to those of `florence2 train` and `florence2 predict`.
 
-Flags that both know pass through untouched; this page holds only the others: renamed, reworded, or refused with
-the flag that does the same today.
+Flags that both have pass through unchanged. The tables list the others: renamed, rewritten, or refused with the flag
+that does the same today.
 """
 
 import ast
 from collections.abc import Callable, Sequence
 
-from florence2.errors import UserError
+from florence2.errors import OptionError
 
 Values = list[str]
 Rewrite = Callable[[Values], list[str]]
@@ -21,27 +21,29 @@ def _fixed(*words: str) -> Rewrite:
     return lambda values: [*words, *values]
 
 
-def _door(flag: str, key: str, default: str = "true") -> Rewrite:
+def _pair(flag: str, key: str, default: str = "true") -> Rewrite:
     return lambda values: [flag, f"{key}={values[0] if values else default}"]
 
 
 def _refused(flag: str, hint: str) -> Rewrite:
     def refuse(_: Values) -> list[str]:
-        raise UserError(f"`{flag}` is not offered", hint)
+        raise OptionError(f"`{flag}` is not supported", hint)
 
     return refuse
 
 
 def _optimizer(values: Values) -> list[str]:
-    known = {
+    names = {
         "adamw": "adamw_torch",
         "adamw8bit": "adamw_bnb_8bit",
         "prodigyplusschedulefree": "prodigyplus.ProdigyPlusScheduleFree",
     }
     name = values[0] if values else ""
     if name.lower() == "flora":
-        raise UserError("`--optimizer_name Flora` is not offered", "pass `--optim adafactor`, or a class of your own")
-    return ["--optim", known.get(name.lower(), name)]
+        raise OptionError(
+            "`--optimizer_name Flora` is not supported", "pass `--optim adafactor`, or a class of your own"
+        )
+    return ["--optim", names.get(name.lower(), name)]
 
 
 def _optimizer_args(values: Values) -> list[str]:
@@ -49,23 +51,23 @@ def _optimizer_args(values: Values) -> list[str]:
     if not text.startswith("{"):
         return ["--optimizer_args", *values]
     try:
-        given = dict(ast.literal_eval(text.replace("true", "True").replace("false", "False")))
+        arguments = dict(ast.literal_eval(text.replace("true", "True").replace("false", "False")))
     except (SyntaxError, ValueError) as error:
-        raise UserError(
+        raise OptionError(
             f"`--optimizer_args {text}` is not a dictionary", "pass `--optimizer_args key=value`"
         ) from error
-    return ["--optimizer_args", *(f"{key}={value}" for key, value in given.items())]
+    return ["--optimizer_args", *(f"{key}={value}" for key, value in arguments.items())]
 
 
-_FLORA = "it belonged to Flora; pass `--optim` and `--optimizer_args key=value`"
+_FLORA = "it is an option of Flora; pass `--optim` and `--optimizer_args key=value`"
 _SUFFIX = "pass `--caption_extension _combined.txt` to read `a_combined.txt` beside `a.jpg`"
 
 TRAIN: dict[str, Rewrite] = {
     "--activation_checkpointing": _fixed("--gradient_checkpointing"),
     "-ac": _fixed("--gradient_checkpointing"),
-    "--rslora": _door("--lora_args", "use_rslora"),
-    "--init_lora_weights": _door("--lora_args", "init_lora_weights", "gaussian"),
-    "--name": _door("--trainer_args", "run_name", "florence2"),
+    "--rslora": _pair("--lora_args", "use_rslora"),
+    "--init_lora_weights": _pair("--lora_args", "init_lora_weights", "gaussian"),
+    "--name": _pair("--trainer_args", "run_name", "florence2"),
     "--optimizer_name": _optimizer,
     "--optimizer_args": _optimizer_args,
     "--caption_file_suffix": lambda values: ["--caption_extension", f"{''.join(values)}.txt"],
@@ -89,15 +91,15 @@ PREDICT: dict[str, Rewrite] = {
 
 
 def translate(arguments: Sequence[str], table: dict[str, Rewrite]) -> list[str]:
-    """Rewrite a published command line flag by flag; what the table does not name stays as it is."""
+    """Rewrite a published command line flag by flag; flags that the table does not list stay unchanged."""
     words: list[str] = []
-    for flag, values in _grouped(arguments):
+    for flag, values in _group_values(arguments):
         rewrite = table.get(flag if flag == "-ac" else flag.replace("-", "_").replace("__", "--", 1))
         words += rewrite(values) if rewrite else [flag, *values]
-    return _merged(words)
+    return _merge_pairs(words)
 
 
-def _grouped(arguments: Sequence[str]) -> list[tuple[str, Values]]:
+def _group_values(arguments: Sequence[str]) -> list[tuple[str, Values]]:
     groups: list[tuple[str, Values]] = []
     for word in arguments:
         if word.startswith("--") or word == "-ac" or not groups:
@@ -108,13 +110,13 @@ def _grouped(arguments: Sequence[str]) -> list[tuple[str, Values]]:
     return groups
 
 
-def _merged(words: list[str]) -> list[str]:
-    """Join the values of a flag that several published flags became (`--lora_args a=1 --lora_args b=2`)."""
+def _merge_pairs(words: list[str]) -> list[str]:
+    """Join the values of a flag that several published flags translate to (`--lora_args a=1 --lora_args b=2`)."""
     groups: dict[str, Values] = {}
-    loose: list[str] = []
-    for flag, values in _grouped(words):
+    others: list[str] = []
+    for flag, values in _group_values(words):
         if flag in {"--lora_args", "--trainer_args", "--optimizer_args"}:
             groups.setdefault(flag, []).extend(values)
         else:
-            loose += [flag, *values]
-    return loose + [word for flag, values in groups.items() for word in (flag, *values)]
+            others += [flag, *values]
+    return others + [word for flag, values in groups.items() for word in (flag, *values)]

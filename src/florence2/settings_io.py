@@ -1,94 +1,107 @@
-"""Settings by name: from keywords or a YAML file to the dataclasses of `config`, and back.
+"""Conversion of the settings of `config` from and to flat names, and parsing of `key=value` words.
 
-Knows no setting; it reads the dataclasses' fields. A name is flat (`rank`, not `lora.rank`), as on the command line.
+A name is flat (`rank`, not `lora.rank`), as on the command line. This module reads the fields of the dataclasses and
+names none of them.
 """
 
 import dataclasses
 import difflib
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from florence2.errors import UserError
+from florence2.errors import OptionError
 
 Settings = TypeVar("Settings")
 
 
 def settings_from_dict(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """Make settings from flat names; unknown and missing names are refused by name."""
+    """Build settings from flat names; unknown and missing names are refused by name."""
     known = setting_names(cls)
     for name in values:
         if name not in known:
-            raise UserError(f"`{name}` is not a setting of {cls.__name__}", closest_name_hint(name, known))
-    return typing.cast(Settings, _fill(cls, values))
+            raise OptionError(f"`{name}` is not a setting of {cls.__name__}", closest_name_hint(name, known))
+    return typing.cast(Settings, _build(cls, values))
 
 
 def settings_to_dict(settings: Any) -> dict[str, Any]:
-    """List all settings under their flat names: the inverse of `build`."""
+    """Return all settings by flat name: the inverse of `settings_from_dict`."""
     values: dict[str, Any] = {}
-    for item in dataclasses.fields(settings):
-        value = getattr(settings, item.name)
-        values |= settings_to_dict(value) if dataclasses.is_dataclass(value) else {item.name: value}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        values |= settings_to_dict(value) if dataclasses.is_dataclass(value) else {field.name: value}
     return values
 
 
 def setting_names(cls: Any) -> list[str]:
     """List the flat names of all settings of a class."""
-    found: list[str] = []
+    names: list[str] = []
     for name, hint in typing.get_type_hints(cls).items():
-        found += setting_names(hint) if dataclasses.is_dataclass(hint) else [name]
-    return found
+        names += setting_names(hint) if dataclasses.is_dataclass(hint) else [name]
+    return names
+
+
+def setting_words(name: str, value: Any) -> list[str]:
+    """Write a setting as words of the command line; a flag that is off and None have no words."""
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [f"--{name}"]
+    if isinstance(value, Mapping):
+        value = [f"{key}={item}" for key, item in value.items()]
+    return [f"--{name}", *map(str, value)] if isinstance(value, list | tuple) else [f"--{name}", str(value)]
 
 
 def closest_name_hint(name: str, known: list[str]) -> str:
-    """Word a hint that names the closest of the known names, or all of them."""
+    """Word a hint that names the closest of the known names, or lists all of them."""
     close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean `{close[0]}`?" if close else f"there are {', '.join(sorted(known))}"
+    return f"did you mean `{close[0]}`?" if close else f"choose from {', '.join(sorted(known))}"
 
 
-def parse_pairs(flag: str, given: tuple[str, ...]) -> dict[str, str]:
-    """Read the `key=value` words of a flag."""
-    for word in given:
+def parse_pairs(flag: str, words: Sequence[str]) -> dict[str, str]:
+    """Split the `key=value` words of a flag."""
+    for word in words:
         if "=" not in word:
-            raise UserError(f"`{flag} {word}` is not of the form key=value", f"write `{flag} {word}=...`")
-    return dict(word.split("=", 1) for word in given)
+            raise OptionError(f"`{flag} {word}` is not of the form key=value", f"pass `{flag} {word}=...`")
+    return dict(word.split("=", 1) for word in words)
 
 
-def parse_options(flag: str, given: tuple[str, ...], known: list[str]) -> dict[str, Any]:
-    """Read the `key=value` words of a flag as Python values; unknown keys are refused by name."""
-    for name in (words := parse_pairs(flag, given)):
+def parse_options(flag: str, words: Sequence[str], known: list[str]) -> dict[str, Any]:
+    """Parse the `key=value` words of a flag into Python values; unknown keys are refused by name."""
+    for name in (pairs := parse_pairs(flag, words)):
         if name not in known:
-            raise UserError(f"`{flag}` has no `{name}`", closest_name_hint(name, known))
-    return {name: parse_value(word) for name, word in words.items()}
+            raise OptionError(f"`{flag}` has no `{name}`", closest_name_hint(name, known))
+    return {name: parse_value(word) for name, word in pairs.items()}
 
 
 def parse_value(word: str) -> Any:
-    """Read a number, true, false, none, a list or a table in JSON; anything else is text."""
-    if word.lower() in (plain := {"true": True, "false": False, "none": None, "null": None}):
-        return plain[word.lower()]
-    for read in (int, float, json.loads):
+    """Parse a number, true, false, none, or a list or table in JSON; anything else is text."""
+    if word.lower() in (constants := {"true": True, "false": False, "none": None, "null": None}):
+        return constants[word.lower()]
+    for parse in (int, float, json.loads):
         try:
-            return read(word)
+            return parse(word)
         except ValueError:
             continue
     return word
 
 
-def _several(value: Any) -> Any:
-    """Take one word where there may be several."""
-    return (value,) if isinstance(value, str) else tuple(value)
-
-
-def _fill(cls: type, values: Mapping[str, Any]) -> Any:
+def _build(cls: type, values: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(cls)
-    given: dict[str, Any] = {}
-    for item in dataclasses.fields(cls):
-        hint = hints[item.name]
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
-            given[item.name] = _fill(typing.cast(type, hint), values)
-        elif item.name in values:
-            given[item.name] = _several(values[item.name]) if typing.get_origin(hint) is tuple else values[item.name]
-        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise UserError(f"`{item.name}` is missing", f"pass `{item.name}`")
-    return cls(**given)
+            fields[field.name] = _build(typing.cast(type, hint), values)
+        elif field.name in values:
+            value = values[field.name]
+            fields[field.name] = _as_tuple(value) if typing.get_origin(hint) is tuple else value
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise OptionError(f"`{field.name}` is missing", f"pass `{field.name}`")
+    return cls(**fields)
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    """Return a sequence as a tuple; one word is a tuple of one."""
+    return (value,) if isinstance(value, str) else tuple(value)

@@ -5,19 +5,21 @@ import os
 import shutil
 from pathlib import Path
 
-from florence2.errors import UserError
+from florence2.errors import MissingPackageError
 
 MIB = 2**20
 
 
 def require_compiler(flag: str) -> None:
-    """Refuse to compile where there is no C++ compiler; `flag` is what asked for it."""
+    """Raise an error where no C++ compiler is installed; `flag` is the flag that needs it."""
     if not has_compiler():
-        raise UserError(f"{flag} needs `{_compiler()}`, which is not installed", "install it, or leave the flag out")
+        raise MissingPackageError(
+            f"{flag} needs `{_compiler()}`, which is not installed", "install it, or remove the flag"
+        )
 
 
 def has_compiler() -> bool:
-    """Tell whether torch will find a C++ compiler."""
+    """Return whether torch will find a C++ compiler."""
     return shutil.which(_compiler()) is not None
 
 
@@ -26,16 +28,16 @@ def _compiler() -> str:
 
 
 def free_memory() -> int:
-    """Count the bytes this process may still take: what the system has, within the limits of its container."""
+    """Count the bytes that this process can still allocate: the free memory, within the limits of its container."""
     import psutil  # comes with accelerate
 
     free = int(psutil.virtual_memory().available)
-    return min([free, *(limit - used for limit, used in _group_limits(Path("/sys/fs/cgroup")))])
+    return min([free, *(limit - used for limit, used in _cgroup_limits(Path("/sys/fs/cgroup")))])
 
 
-def _group_limits(root: Path) -> list[tuple[int, int]]:
-    """Read limit and use of the control groups this process is in, of either version; pages of files do not count."""
-    found = []
+def _cgroup_limits(root: Path) -> list[tuple[int, int]]:
+    """Read limit and use of the control group of this process, of version 1 or 2; the page cache does not count."""
+    limits = []
     for limit_name, used_name, cache_name in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
@@ -46,23 +48,23 @@ def _group_limits(root: Path) -> list[tuple[int, int]]:
         except (OSError, ValueError):
             continue
         cache = dict(row.split() for row in rows).get(cache_name, "0")
-        if limit.isdigit():  # else it says `max`
-            found.append((int(limit), used - int(cache)))
-    return found
+        if limit.isdigit():  # it is `max` without a limit
+            limits.append((int(limit), used - int(cache)))
+    return limits
 
 
 def tune_allocator() -> bool:
-    """Let this process keep the memory it frees; tell whether the C library took the advice (glibc does).
+    """Let this process keep the memory it frees; return whether the C library supports it (glibc does).
 
-    By default glibc gives every large activation back to the system and faults it in again, which costs a CPU run a
-    fifth to almost half of its speed. Call it before the model runs; it holds for the whole process, so it is left to
-    whoever owns the process.
+    By default glibc returns every large activation to the system and faults it in again, which costs a CPU run a fifth
+    to almost half of its speed. Call it before the model runs. It affects the whole process, so only a command calls
+    it.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
     trim_threshold, top_pad, mmap_max = -1, -2, -4
-    # No own mapping for large blocks; give nothing back; grow by 64 MiB.
-    advice = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 * MIB))
-    return all(mallopt(name, value) == 1 for name, value in advice)
+    # No mapping of their own for large blocks; never trim; grow by 64 MiB.
+    options = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 * MIB))
+    return all(mallopt(name, value) == 1 for name, value in options)
