@@ -23,10 +23,11 @@ from typing import Any
 import torch
 
 from benchmarks.throughput import processor_name
-from florence2.data.sample import Prediction, Sample
+from florence2.data.sample import Prediction, Sample, SampleKey
 from florence2.demo.scenes import Scene, make_scene
 from florence2.demo.targets import SceneTarget, scene_target
 from florence2.engine.engine import Engine
+from florence2.model.answer import Answer
 from florence2.model.load import load
 from florence2.model.tasks import TASKS, find_task
 from tools.demo_model.scores import ScenePrediction, compute_metrics
@@ -86,7 +87,7 @@ def quantised(model: Any) -> Any:
     return model
 
 
-def answers(loaded: tuple[Any, Any], samples: Sequence[Sample]) -> dict[tuple[str, str, str], Prediction]:
+def answers(loaded: tuple[Any, Any], samples: Sequence[Sample]) -> dict[SampleKey, Prediction]:
     """Answer all samples."""
     with Engine(*loaded) as engine:
         return {prediction.key: prediction for prediction in engine.run(samples)}
@@ -95,7 +96,7 @@ def answers(loaded: tuple[Any, Any], samples: Sequence[Sample]) -> dict[tuple[st
 def summary(
     options: argparse.Namespace,
     asked: Sequence[Question],
-    told: dict[str, dict[tuple[str, str, str], Prediction]],
+    told: dict[str, dict[SampleKey, Prediction]],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """Compare texts, and score both against the truth."""
@@ -112,7 +113,7 @@ def summary(
             f"{task}: {measure}": value
             for task, each in by_task.items()
             for measure, value in compute_metrics(
-                task, [ScenePrediction(made, t, said[s.key].answer) for made, t, s in each]
+                task, [ScenePrediction(made, t, _answer(said[s.key])) for made, t, s in each]
             ).items()
         }
         for name, said in told.items()
@@ -127,6 +128,10 @@ def summary(
         "scores": scores,
         "most_points_lost": 100 * max(scores["float32"][n] - scores[options.against][n] for n in scores["float32"]),
     }
+
+
+def _answer(prediction: Prediction) -> str | Answer:
+    return prediction.text if prediction.answer is None else prediction.answer
 
 
 def table(report: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import re
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from florence2.model.answer import Answer
 from florence2.model.tasks import SPECIAL_TOKENS, OutputType
 
 EXAMPLES = int(os.environ.get("FLORENCE2_FUZZ", "100"))
@@ -59,6 +60,10 @@ def values(draw, answers: OutputType, size):
 
 def sized_values(answers: OutputType):
     return sizes.flatmap(lambda size: st.tuples(values(answers, size), st.just(size)))
+
+
+def sized_answers(output_type: OutputType):
+    return sized_values(output_type).map(lambda sized: (Answer.from_dict(sized[0], output_type), sized[1]))
 
 
 places = st.integers(0, 999).map(locs)

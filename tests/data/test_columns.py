@@ -8,6 +8,7 @@ from florence2.data.resolve import resolve_dataset
 from florence2.data.sample import Prediction, ResolvedDataset, SkipReason, relative_image_dir
 from florence2.data.tables import read_rows
 from florence2.errors import UserError
+from florence2.model.answer import Answer
 from tests.data.images import image, jsonl
 
 
@@ -340,8 +341,10 @@ def test_dataset_dir_names_the_folder(tmp_path, photos):
 def predictions(path: Path, photos: Path) -> Path:
     answer = {"bboxes": [[1.0, 2.0, 3.0, 4.0]], "labels": ["boat"]}
     rows = [
-        Prediction("a.jpg", "<CAPTION>", text="a boat", answer="a boat", num_tokens=3, score=-0.5),
-        Prediction("in/b.png", "<OD>", text="boat<loc_1><loc_2><loc_3><loc_4>", answer=answer, num_tokens=7),
+        Prediction("a.jpg", "<CAPTION>", text="a boat", num_tokens=3, score=-0.5),
+        Prediction(
+            "in/b.png", "<OD>", text="boat<loc_1><loc_2><loc_3><loc_4>", answer=Answer.from_dict(answer), num_tokens=7
+        ),
         Prediction("broken.jpg", "<CAPTION>", error="broken.jpg cannot be read"),
     ]
     return jsonl(path, [row.to_json(relative_image_dir(path, photos)) for row in rows])

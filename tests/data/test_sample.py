@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from florence2.data.sample import ImageError, Prediction, Sample, relative_image_dir
+from florence2.model.answer import Answer
 from tests.data.images import image
 
 
@@ -36,19 +37,19 @@ def test_a_sample_cannot_be_changed():
         Sample("a.jpg", Path("a.jpg"), "<OD>").task = "other"
 
 
-OTHER = Prediction("a.jpg", "<OCR>", text="y", answer="y", num_tokens=1, score=0.25)
+OTHER = Prediction("a.jpg", "<OCR>", text="y", num_tokens=1, score=0.25)
 BOXES = {"bboxes": [[1.5, 2, 3, 4]], "labels": ["boat"]}
 
 
 @pytest.mark.parametrize(
     ("prediction", "keys"),
     [
-        (Prediction("a.jpg", "<CAPTION>", text="a boat", answer="a boat", num_tokens=3, score=-1.5), []),
-        (Prediction("a.jpg", "<OD>", text="boat<loc_1>", answer=BOXES, num_tokens=5), ["answer"]),
-        (Prediction("a.jpg", "<OCR>", "boat", text="x", answer="x"), ["input"]),
+        (Prediction("a.jpg", "<CAPTION>", text="a boat", num_tokens=3, score=-1.5), []),
+        (Prediction("a.jpg", "<OD>", text="boat<loc_1>", answer=Answer.from_dict(BOXES), num_tokens=5), ["answer"]),
+        (Prediction("a.jpg", "<OCR>", "boat", text="x"), ["input"]),
         (Prediction("a.jpg", "<CAPTION>", error="cannot be read"), ["error"]),
-        (Prediction("é/日本.jpg", "prompt", text="ü", answer="ü"), []),
-        (Prediction("a.jpg", "<OCR>", text="x", answer="x", alternatives=(OTHER,)), ["alternatives"]),
+        (Prediction("é/日本.jpg", "prompt", text="ü"), []),
+        (Prediction("a.jpg", "<OCR>", text="x", alternatives=(OTHER,)), ["alternatives"]),
     ],
 )
 def test_predictions_are_read_back(prediction, keys):
@@ -69,12 +70,13 @@ def test_predictions_are_read_back(prediction, keys):
     assert list(row) == [key for key in order if key not in optional or key in keys]
     line = json.dumps(prediction.to_json("../photos"), allow_nan=False)
     assert Prediction.from_json(json.loads(line)) == prediction
+    assert row.get("answer", BOXES) == BOXES
     assert list(json.loads(line)) == [key for key in order if key not in optional or key in [*keys, "image_dir"]]
 
 
 def test_a_prediction_of_others_is_read():
     read = Prediction.from_json({"file_name": "a.jpg", "text": "a boat", "model": "x", "score": None})
-    assert (read.text, read.answer, read.task, read.num_tokens) == ("a boat", "a boat", "", 0)
+    assert (read.text, read.answer, read.task, read.num_tokens) == ("a boat", None, "", 0)
 
 
 @pytest.mark.parametrize(

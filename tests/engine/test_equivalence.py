@@ -18,6 +18,7 @@ from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generate_engine import GenerateEngine
 from florence2.engine.generation_config import GenerationConfig
+from florence2.model.answer import Answer
 from florence2.model.load import load
 from florence2.model.tasks import TASKS, Task, find_task
 
@@ -69,19 +70,17 @@ def told(prediction: Prediction) -> tuple[Any, ...]:
     return prediction.file_name, prediction.text, prediction.num_tokens, places(prediction.answer)
 
 
-def places(answer: Any) -> Any:
-    return {key: value for key, value in answer.items() if "scores" not in key} if isinstance(answer, dict) else answer
+def places(answer: Answer | None) -> Any:
+    return None if answer is None else [(item.rings, item.label) for item in answer]
 
 
-def scores(answer: Any) -> list[float]:
+def scores(answer: Answer | None) -> list[float]:
     """Give the scores of objects, one for each."""
-    if isinstance(answer, str):
+    if answer is None:
         return []
-    found = {key: value for key, value in answer.items() if "scores" in key}
-    assert found.keys() == {key.replace("labels", "scores") for key in answer if "labels" in key}
-    assert all(len(values) == len(answer[key.replace("scores", "labels")]) for key, values in found.items())
-    assert all(0 < value <= 1 for values in found.values() for value in values)
-    return [value for values in found.values() for value in values]
+    assert answer.has_scores
+    assert all(0 < score <= 1 for score in answer.scores)
+    return answer.scores
 
 
 def test_half_the_bits_caption_nearly_the_same():

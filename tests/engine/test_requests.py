@@ -39,7 +39,7 @@ def score_of(tiny, task: str, *said: dict[str, float]) -> dict:
     )
     told = to_prediction(preprocessor, rules, question, [CompletionOutput(ids, [math.log(odd) for odd in odds])])
     assert told.text == text
-    return {key: value for key, value in told.answer.items() if "scores" in key}
+    return {key: value for key, value in told.answer.to_dict().items() if "scores" in key}
 
 
 def test_an_object_is_scored_by_its_label_and_its_places_alike(tiny):
@@ -75,5 +75,5 @@ def test_a_letter_of_several_tokens_is_scored_by_all(tiny):
         GenerationConfig(),
     )
     told = to_prediction(preprocessor, rules, question, [CompletionOutput(ids, [math.log(odd) for odd in odds])])
-    assert told.answer["labels"] == ["é"]
-    assert told.answer["scores"] == pytest.approx([math.sqrt(0.6)])
+    assert told.answer.labels == ["é"]
+    assert told.answer.scores == pytest.approx([math.sqrt(0.6)])

@@ -13,15 +13,11 @@ from tests.tiny import tiny_processor
 
 def assert_sound(answers, text, size):
     """Assert that the answer has its shape, lies in the picture, and is written and read again as itself."""
-    value = decode(answers, text, size)
-    if answers is OutputType.TEXT:
-        assert isinstance(value, str)
-        return
-    assert sum(len(column) for column in value.values()) == 2 * len(list(decode_objects(answers, text)))
-    for box in value.get("bboxes", []):
-        assert len(box) == 4
-        assert all(0 < box[i] < size[i % 2] for i in range(4))
-    assert decode(answers, encode(answers, value, size), size) == value
+    answer = decode(answers, text, size)
+    assert len(answer) == len(list(decode_objects(answers, text)))
+    assert all(len(box) == 4 for box in answer.bboxes)
+    assert all(0 < value < size[i % 2] for item in answer for ring in item.rings for i, value in enumerate(ring))
+    assert decode(answers, encode(answers, answer, size), size) == answer
 
 
 @pytest.fixture(scope="module")

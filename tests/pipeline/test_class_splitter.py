@@ -36,10 +36,10 @@ def test_classes_are_asked_one_by_one_and_told_in_one_line():
     [whole] = classes.merge(said[1:])
     assert whole.key == sample("cat, dog , cat,").key
     assert whole.text == f"words cat{box(1)}{box(2)}nothing at all<poly>{box(3)}</poly>"
-    assert whole.answer["bboxes_labels"] == ["words cat"] * 2
-    assert whole.answer["bboxes_scores"] == [0.5, 0.5]
-    assert whole.answer["polygons_scores"] == [0.25]
-    assert {k: v for k, v in whole.answer.items() if "scores" not in k} == decode(TASK, whole.text, SIZE)
+    assert whole.answer.labels == ["words cat", "words cat", "nothing at all"]
+    assert whole.answer.scores == [0.5, 0.5, 0.25]
+    unscored = tuple(replace(item, score=None) for item in whole.answer)
+    assert unscored == decode(TASK, whole.text, SIZE).items
     assert (whole.num_tokens, round(whole.score, 4)) == (10, 0.3536)
     assert [other.text for other in whole.alternatives] == [f"cat{box(9)}dog{box(9)}"]
 

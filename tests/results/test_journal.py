@@ -5,6 +5,8 @@ import pytest
 
 from florence2.data.sample import Prediction, Sample
 from florence2.errors import UserError
+from florence2.model.answer import Answer
+from florence2.model.tasks import OutputType
 from florence2.results.affixes import Affixes
 from florence2.results.journal import Journal, make_run_id
 
@@ -14,7 +16,7 @@ def samples(*names: str) -> list[Sample]:
 
 
 def caption(name: str, text: str = "a cat", error: str | None = None) -> Prediction:
-    return Prediction(name, "<CAPTION>", text=text, answer=None if error else text, error=error)
+    return Prediction(name, "<CAPTION>", text=text, error=error)
 
 
 def rows(path: Path) -> list[dict[str, object]]:
@@ -128,7 +130,7 @@ def test_affixes_are_written_and_follow_ups_get_text_without_them(tmp_path: Path
 
 def test_affixes_apply_to_captions_and_not_to_boxes() -> None:
     assert Affixes("sks, ", "!").add(caption("a.jpg")).text == "sks, a cat!"
-    boxes = Prediction("a.jpg", "<OD>", text="cat<loc_1>", answer={"bboxes": [], "labels": []})
+    boxes = Prediction("a.jpg", "<OD>", text="cat<loc_1>", answer=Answer(OutputType.BOXES))
     assert Affixes("sks, ", "!").add(boxes) == boxes
     assert Affixes("sks, ", "!").strip(boxes) == boxes
 

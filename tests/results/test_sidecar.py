@@ -7,7 +7,7 @@ from florence2.results.sidecar import SidecarWriter
 
 
 def caption(text: str = "new") -> Prediction:
-    return Prediction("sub/a.b.jpg", "<CAPTION>", text=text, answer=text)
+    return Prediction("sub/a.b.jpg", "<CAPTION>", text=text)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +18,10 @@ from transformers import Florence2ForConditionalGeneration, Florence2Processor
 import florence2.demo
 from florence2.demo.scenes import Scene, make_scene
 from florence2.demo.targets import SceneTarget, scene_target
-from florence2.model.locations import decode
+from florence2.model.answer import Answer, GeometryKind
+from florence2.model.locations import clean_text, decode
 from florence2.model.processing import Preprocessor
-from florence2.model.tasks import TASKS, find_task
+from florence2.model.tasks import TASKS, OutputType, find_task
 from tools.demo_model.pretraining.image_store import render_resized
 
 BUNDLED_MODEL = Path(florence2.demo.__file__).parent / "model"
@@ -42,7 +42,7 @@ class ScenePrediction:
 
     scene: Scene
     target: SceneTarget
-    answer: Any
+    answer: str | Answer
 
 
 def main() -> None:
@@ -111,32 +111,44 @@ def predict_scenes(
             max_new_tokens=64,
         )
         for (i, target), row in zip(batch, output_ids, strict=True):
-            answer = decode(find_task(task), preprocessor.decode(row), scenes[i].size)
-            predictions.append(ScenePrediction(scenes[i], target, answer))
+            predictions.append(
+                ScenePrediction(scenes[i], target, _read_answer(task, preprocessor.decode(row), scenes[i]))
+            )
     return predictions
 
 
 def compute_metrics(task: str, predictions: Sequence[ScenePrediction]) -> dict[str, float]:
     """Return the metrics of one task."""
-    target = predictions[0].target.answer
-    if isinstance(target, str):
+    if find_task(task).output_type is OutputType.TEXT:
         exact_match = {"exact match": _mean([each.answer == each.target.answer for each in predictions])}
         return {"names found": _names_found(predictions)} | exact_match if "caption" in task else exact_match
-    if "polygons" in target and task != "open_vocabulary_detection":
-        ious = [_mask_iou(each.scene.size, each.target.answer, each.answer) for each in predictions]
+    if find_task(task).output_type is OutputType.POLYGONS:
+        ious = [_mask_iou(each.scene.size, *_positions(each)) for each in predictions]
         return {"mean iou": float(np.mean(ious))}
-    counts = np.sum([_count_matches(each.target.answer, each.answer) for each in predictions], axis=0)
+    counts = np.sum([_count_matches(*_positions(each)) for each in predictions], axis=0)
     num_matches, num_targets, num_predictions = (float(count) for count in counts)
     if task == "caption_to_phrase_grounding":
         return {"recall at iou 0.5": num_matches / num_targets}
     return {"f1 at iou 0.5": 2 * num_matches / max(num_targets + num_predictions, 1)}
 
 
+def _read_answer(task: str, text: str, scene: Scene) -> str | Answer:
+    row = find_task(task)
+    return clean_text(text) if row.output_type is OutputType.TEXT else decode(row, text, scene.size)
+
+
+def _positions(prediction: ScenePrediction) -> tuple[Answer, Answer]:
+    """Return the target and the answer of a task that answers positions."""
+    target, answer = prediction.target.answer, prediction.answer
+    assert isinstance(target, Answer) and isinstance(answer, Answer)  # noqa: PT018
+    return target, answer
+
+
 def _names_found(predictions: Sequence[ScenePrediction]) -> float:
     """Return the fraction of the objects whose name is a word of the caption."""
     return _mean(
         [
-            obj.name in each.answer.replace(",", " ").replace(".", " ").split()
+            obj.name in str(each.answer).replace(",", " ").replace(".", " ").split()
             for each in predictions
             for obj in each.scene.objects
         ]
@@ -147,7 +159,7 @@ def _mean(values: Sequence[bool]) -> float:
     return sum(values) / max(len(values), 1)
 
 
-def _count_matches(target: dict[str, Any], answer: dict[str, Any]) -> tuple[int, int, int]:
+def _count_matches(target: Answer, answer: Answer) -> tuple[int, int, int]:
     """Return the numbers of matches, targets and predictions; a match has the same label and an IoU of 0.5."""
     target_boxes, predicted_boxes = _labeled_boxes(target), _labeled_boxes(answer)
     unmatched, num_matches = list(predicted_boxes), 0
@@ -159,12 +171,9 @@ def _count_matches(target: dict[str, Any], answer: dict[str, Any]) -> tuple[int,
     return num_matches, len(target_boxes), len(predicted_boxes)
 
 
-def _labeled_boxes(answer: dict[str, Any]) -> list[tuple[str, list[float]]]:
-    """Return labels and boxes; a quad counts by its bounding box."""
-    labels = answer.get("bboxes_labels", answer.get("labels", []))
-    corners = answer.get("bboxes", answer.get("quad_boxes", []))
-    boxes = [[min(each[0::2]), min(each[1::2]), max(each[0::2]), max(each[1::2])] for each in corners]
-    return list(zip(labels, boxes, strict=False))
+def _labeled_boxes(answer: Answer) -> list[tuple[str, list[float]]]:
+    """Return labels and boxes; a quad counts by its bounding box, a polygon not at all."""
+    return [(item.label, item.bounding_box) for item in answer if item.kind is not GeometryKind.POLYGONS]
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
@@ -175,8 +184,8 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
     return intersection / max(sum(areas) - intersection, 1e-9)
 
 
-def _mask_iou(size: tuple[int, int], target: dict[str, Any], answer: dict[str, Any]) -> float:
-    a, b = (_fill_polygons(size, each["polygons"]) for each in (target, answer))
+def _mask_iou(size: tuple[int, int], target: Answer, answer: Answer) -> float:
+    a, b = (_fill_polygons(size, each.polygons) for each in (target, answer))
     return float((a & b).sum() / max((a | b).sum(), 1))
 
 

@@ -26,7 +26,8 @@ from florence2.data.image import IMAGE_EXTENSIONS, ImageError, Size, is_image_na
 from florence2.data.sample import Sample, Skipped, SkipReason
 from florence2.data.tables import NamedRow, Row
 from florence2.errors import UserError
-from florence2.model.locations import encode, encode_region, parse_box, reading_order
+from florence2.model.answer import Answer
+from florence2.model.locations import encode, encode_region, parse_box
 from florence2.model.tasks import InputType, OutputType, Task, split_prompt
 
 IMAGE_COLUMNS = ("file_name", "image", "image_path")
@@ -134,8 +135,8 @@ def answer_text(task: Task, answer: Any, where: str, size: Callable[[], Size]) -
         )
     whole = size()
     try:
-        as_given = encode(task, answer, whole)  # this refuses labels that do not match the places
-        return as_given if task.output_type is OutputType.PHRASES else encode(task, reading_order(answer), whole)
+        value = Answer.from_dict(answer, task.output_type)
+        return encode(task, value if task.output_type is OutputType.PHRASES else value.in_reading_order(), whole)
     except UserError as error:
         raise UserError(f"{where} has an `answer` that cannot be written: {error.what}", error.hint) from None
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:

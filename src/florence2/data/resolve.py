@@ -32,7 +32,7 @@ from florence2.data.formats.detect import find_source, resolve_source
 from florence2.data.formats.foreign_jsonl import translate_rows
 from florence2.data.formats.shards import find_shards
 from florence2.data.image import is_image_name
-from florence2.data.sample import ResolvedDataset, Sample, Skipped
+from florence2.data.sample import ResolvedDataset, Sample, SampleKey, Skipped
 from florence2.data.tables import Row, is_table_name, read_rows
 from florence2.data.validate import OnMissing, raise_on_skipped
 from florence2.errors import UserError
@@ -110,7 +110,7 @@ def resolve_images(
 
 
 def _once(found: ResolvedDataset) -> ResolvedDataset:
-    once: dict[tuple[str, str, str], Sample] = {}
+    once: dict[SampleKey, Sample] = {}
     for sample in found.samples:
         once.setdefault(sample.key, sample)
     return ResolvedDataset(found.source, found.root, list(once.values()))

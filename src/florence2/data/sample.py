@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from florence2.data.image import (
     IMAGE_EXTENSIONS,
@@ -19,6 +19,8 @@ from florence2.data.image import (
     image_size,
     open_image,
 )
+from florence2.model.answer import Answer
+from florence2.model.tasks import OutputType, split_prompt
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -28,6 +30,7 @@ __all__ = [
     "Prediction",
     "ResolvedDataset",
     "Sample",
+    "SampleKey",
     "Size",
     "SkipReason",
     "Skipped",
@@ -35,6 +38,19 @@ __all__ = [
     "open_image",
     "relative_image_dir",
 ]
+
+
+class SampleKey(NamedTuple):
+    """The identity of a sample within its source: the image's id, the task and its input."""
+
+    id: str
+    task: str
+    input: str
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "SampleKey":
+        """Read the key of a prediction's row."""
+        return cls(*(str(row.get(name) or "") for name in ("file_name", "task", "input")))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -55,9 +71,9 @@ class Sample:
     follow_up: Callable[["Prediction"], Iterable["Sample"]] | None = None
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """Name this question within its source: id, task and input."""
-        return self.id, self.task, self.input
+    def key(self) -> SampleKey:
+        """Return the identity of this sample within its source."""
+        return SampleKey(self.id, self.task, self.input)
 
     def source(self) -> ImageSource:
         """Give what the picture is read from."""
@@ -87,50 +103,56 @@ class Prediction:
     task: str
     input: str = ""
     text: str = ""
-    answer: Any = None
+    answer: Answer | None = None
     num_tokens: int = 0
     score: float | None = None
     error: str | None = None
     alternatives: tuple["Prediction", ...] = ()
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """Match the `key` of the sample this answers."""
-        return self.file_name, self.task, self.input
+    def key(self) -> SampleKey:
+        """Return the key of the sample that this answers."""
+        return SampleKey(self.file_name, self.task, self.input)
 
     def to_json(self, image_dir: str = ".") -> dict[str, Any]:
         """Return the JSON row; `image_dir` is the path from the written file to the images (`relative_image_dir`)."""
         row: dict[str, Any] = {"file_name": self.file_name, "text": self.text, "task": self.task}
         if self.input:
             row["input"] = self.input
-        row |= self._said()
+        row |= self._output_columns()
         if self.alternatives:
-            row["alternatives"] = [{"text": each.text, **each._said()} for each in self.alternatives]
+            row["alternatives"] = [{"text": each.text, **each._output_columns()} for each in self.alternatives]
         if image_dir != ".":
             row["image_dir"] = image_dir
         if self.error is not None:
             row["error"] = self.error
         return row
 
-    def _said(self) -> dict[str, Any]:
-        places = {} if self.answer is None or isinstance(self.answer, str) else {"answer": self.answer}
-        return {**places, "num_tokens": self.num_tokens, "score": self.score}
+    def _output_columns(self) -> dict[str, Any]:
+        answer = {} if self.answer is None else {"answer": self.answer.to_dict()}
+        return {**answer, "num_tokens": self.num_tokens, "score": self.score}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Prediction":
-        """Read a row back; keys that are not ours are left aside."""
-        text = str(row.get("text") or "")
-        error = row.get("error")
-        asked = {key: str(row.get(key) or "") for key in ("file_name", "task", "input")}
+        """Read a row back; other keys are ignored. Raises UserError where its `answer` is malformed."""
+        key = SampleKey.from_row(row)
+        names = {"file_name": key.id, "task": key.task, "input": key.input}
         return cls(
-            **asked,
-            text=text,
-            answer=row.get("answer", text if error is None else None),
+            *key,
+            text=str(row.get("text") or ""),
+            answer=_read_answer(key.task, row.get("answer")),
             num_tokens=int(row.get("num_tokens") or 0),
             score=row.get("score"),
-            error=error,
-            alternatives=tuple(cls.from_json({**each, **asked}) for each in row.get("alternatives", ())),
+            error=row.get("error"),
+            alternatives=tuple(cls.from_json({**each, **names}) for each in row.get("alternatives", ())),
         )
+
+
+def _read_answer(task: str, value: Any) -> Answer | None:
+    output_type = split_prompt(task)[0].output_type
+    if output_type is OutputType.TEXT or not isinstance(value, Mapping):
+        return None
+    return Answer.from_dict(value, output_type)
 
 
 def relative_image_dir(written: Path, images: Path) -> str:

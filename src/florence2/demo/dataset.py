@@ -36,7 +36,8 @@ def make_dataset(folder: str | Path, num_samples: int, seed: int = 0, style: str
         file.with_suffix(".txt").write_text(write_caption(scene) + "\n", encoding="utf-8")
         for target in all_targets(scene, index):
             row = {"file_name": file.name, "task": target.task, "input": target.input}
-            rows[target.task].append(row | {"text": target.text, "answer": target.answer})
+            answer = target.answer if isinstance(target.answer, str) else target.answer.to_dict()
+            rows[target.task].append(row | {"text": target.text, "answer": answer})
     for task, task_rows in rows.items():
         lines = "".join(json.dumps(row) + "\n" for row in task_rows)
         (folder / f"{find_task(task).name}.jsonl").write_text(lines, encoding="utf-8")

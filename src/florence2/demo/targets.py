@@ -6,23 +6,23 @@ forbids it. This file does not depend on any model.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from florence2.demo.scenes import Scene, SceneObject
+from florence2.model.answer import Answer, AnswerItem
 from florence2.model.locations import encode, encode_region
-from florence2.model.tasks import TASKS, Task, find_task
+from florence2.model.tasks import TASKS, OutputType, Task, find_task
 
 _NUMBERS = ("no", "one", "two", "three", "four")
 
 
 @dataclass(frozen=True)
 class SceneTarget:
-    """One input of a task about a scene, and its target; `answer` has the format of `locations.decode`, in pixels."""
+    """One input of a task about a scene, and its target; `answer` is a text, or positions in pixels."""
 
     task: str
     input: str
     text: str
-    answer: Any
+    answer: str | Answer
 
 
 def scene_target(scene: Scene, task: str, index: int = 0) -> SceneTarget | None:
@@ -44,8 +44,8 @@ def scene_target(scene: Scene, task: str, index: int = 0) -> SceneTarget | None:
             return _target(scene, row, "", scene.sign.word if scene.sign else "")
         case "ocr_with_region":
             signs = [scene.sign] if scene.sign else []
-            quads = {"quad_boxes": [list(sign.quad) for sign in signs], "labels": [sign.word for sign in signs]}
-            return _target(scene, row, "", quads)
+            quads = tuple(AnswerItem.quad(sign.quad, sign.word) for sign in signs)
+            return _target(scene, row, "", Answer(row.output_type, quads))
         case "od":
             return _target(scene, row, "", labeled_boxes(scene.objects, [each.name for each in scene.objects]))
         case "dense_region_caption":
@@ -55,8 +55,7 @@ def scene_target(scene: Scene, task: str, index: int = 0) -> SceneTarget | None:
         case "caption_to_phrase_grounding":
             return _grounding_target(scene, row, index)
         case "open_vocabulary_detection":
-            detection = {"bboxes": [list(obj.box)], "bboxes_labels": [obj.name], "polygons": [], "polygons_labels": []}
-            return _target(scene, row, obj.name, detection)
+            return _target(scene, row, obj.name, Answer(row.output_type, (AnswerItem.box(obj.box, obj.name),)))
         case "referring_expression_segmentation":
             return _target(scene, row, f"the {obj.name}", mask(obj))
         case "region_to_segmentation":
@@ -75,8 +74,9 @@ def all_targets(scene: Scene, index: int = 0) -> list[SceneTarget]:
     return [target for task in TASKS if (target := scene_target(scene, task.token, index))]
 
 
-def _target(scene: Scene, task: Task, task_input: str, answer: Any) -> SceneTarget:
-    return SceneTarget(task.token, task_input, encode(task, answer, scene.size), answer)
+def _target(scene: Scene, task: Task, task_input: str, answer: str | Answer) -> SceneTarget:
+    text = answer if isinstance(answer, str) else encode(task, answer, scene.size)
+    return SceneTarget(task.token, task_input, text, answer)
 
 
 def _grounding_target(scene: Scene, task: Task, index: int) -> SceneTarget:
@@ -130,14 +130,16 @@ def phrase(obj: SceneObject) -> str:
     return f"{'an' if obj.name[0] in 'aeio' or obj.name == 'umbrella' else 'a'} {obj.name}"
 
 
-def labeled_boxes(objects: Sequence[SceneObject], labels: list[str]) -> dict[str, Any]:
+def labeled_boxes(objects: Sequence[SceneObject], labels: Sequence[str]) -> Answer:
     """Return the boxes of objects with labels."""
-    return {"bboxes": [list(obj.box) for obj in objects], "labels": labels}
+    items = (AnswerItem.box(obj.box, label) for obj, label in zip(objects, labels, strict=True))
+    return Answer(OutputType.BOXES, tuple(items))
 
 
-def mask(obj: SceneObject) -> dict[str, Any]:
+def mask(obj: SceneObject) -> Answer:
     """Return the outline of an object as one polygon."""
-    return {"polygons": [[[coordinate for corner in obj.outline for coordinate in corner]]], "labels": [""]}
+    polygon = [coordinate for corner in obj.outline for coordinate in corner]
+    return Answer(OutputType.POLYGONS, (AnswerItem.mask([polygon]),))
 
 
 def _join(parts: list[str]) -> str:

@@ -12,14 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from florence2.data.sample import Prediction, ResolvedDataset, Sample
+from florence2.data.sample import Prediction, ResolvedDataset, Sample, SampleKey
 from florence2.data.tables import read_rows
 from florence2.errors import UserError
 from florence2.metrics.geometry.matching import Instances
-from florence2.model.locations import decode
+from florence2.model.locations import clean_text, decode
 from florence2.model.tasks import OutputType, Task, find_task, split_prompt
-
-Key = tuple[str, str, str]
 
 DEFAULT_TASK = find_task("caption").token
 _PREDICTIONS_HINT = "pass the JSONL file that `florence2 predict` wrote"
@@ -44,7 +42,10 @@ def read_predictions(path: str, task: str | None = None) -> list[PredictionRow]:
     for where, row in read_rows(_jsonl_path(path)):
         if not isinstance(row.get("file_name"), str):
             raise UserError(f"{where} is not a prediction: it has no `file_name`", _PREDICTIONS_HINT)
-        prediction = Prediction.from_json({**row, "task": row.get("task") or task or DEFAULT_TASK})
+        try:
+            prediction = Prediction.from_json({**row, "task": row.get("task") or task or DEFAULT_TASK})
+        except UserError as error:
+            raise UserError(f"{where} has an `answer` that cannot be read: {error.what}", error.hint) from None
         image_dir = Path(path).parent / str(row.get("image_dir") or ".")
         found.append(PredictionRow(prediction, image_dir / prediction.file_name))
     if not found:
@@ -82,22 +83,24 @@ class EvalExample:
     @property
     def reference(self) -> Any:
         """The first reference: text, or geometry in pixels."""
-        return decode(self.task, self.targets[0], self._size())
+        return self._read(self.targets[0])
 
     @property
     def answer(self) -> Any:
         """The predicted answer: text, or geometry in pixels."""
         answer = self.prediction.answer if self.prediction and self.prediction.error is None else None
-        return answer if isinstance(answer, dict) else decode(self.task, self.text, self._size())
+        return self._read(self.text) if answer is None else answer.to_dict()
+
+    def _read(self, text: str) -> Any:
+        if self.task.output_type is OutputType.TEXT:
+            return clean_text(text)
+        return decode(self.task, text, self.sample.size()).to_dict()
 
     def instances(self) -> tuple[Instances, Instances]:
         """Return the predicted and the reference objects."""
         score = self.prediction.score if self.prediction else None
         predictions = _instances(self.answer, 1.0 if score is None else score, self.sample.id)
         return predictions, _instances(self.reference, 1.0, self.sample.id)
-
-    def _size(self) -> tuple[int, int]:
-        return (1, 1) if self.task.output_type is OutputType.TEXT else self.sample.size()
 
 
 _LABEL_KEYS = {"bboxes": "bboxes_labels", "quad_boxes": "", "polygons": "polygons_labels"}
@@ -156,11 +159,11 @@ class MatchResult:
 
 def match_predictions(predictions: Sequence[PredictionRow], references: ResolvedDataset) -> MatchResult:
     """Match predictions with references; the examples keep the order of the references."""
-    samples: dict[Key, list[Sample]] = {}
+    samples: dict[SampleKey, list[Sample]] = {}
     for sample in references.samples:
         samples.setdefault(_key(sample.id, sample.task, sample.input), []).append(sample)
     by_path = {_key(_real_path(s.image), s.task, s.input): key for key, (s, *_) in samples.items()}
-    matched: dict[Key, Prediction] = {}
+    matched: dict[SampleKey, Prediction] = {}
     unmatched: list[str] = []
     duplicates: list[str] = []
     for row in predictions:
@@ -193,9 +196,9 @@ def remove_missing(results: Sequence[MatchResult]) -> list[MatchResult]:
     return [replace(result, examples=[column[i] for column in complete]) for i, result in enumerate(results)]
 
 
-def _key(name: str, task: str, task_input: str) -> Key:
+def _key(name: str, task: str, task_input: str) -> SampleKey:
     parsed_task, prompt_input = split_prompt(task)
-    return name, parsed_task.token, (task_input or prompt_input).strip()
+    return SampleKey(name, parsed_task.token, (task_input or prompt_input).strip())
 
 
 def _real_path(image: Any) -> str:

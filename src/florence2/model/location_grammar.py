@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
+from florence2.model.geometry import GeometryKind
 from florence2.model.tasks import END, PAD, POLYGON_END, POLYGON_START, SEPARATOR, SPECIAL_TOKENS, START, OutputType
 
 MIN_TOKENS = 4
@@ -37,7 +38,7 @@ class LocatedObject:
     quad, and one for each polygon of a mask. Several objects may share one `label_span`.
     """
 
-    kind: str
+    kind: GeometryKind
     label: str
     bins: tuple[Bins, ...]
     label_span: Span = (0, 0)
@@ -68,7 +69,7 @@ def bins_to_tokens(bins: Iterable[int]) -> str:
 
 def _write_bins(placed: LocatedObject) -> str:
     runs = [bins_to_tokens(run) for run in placed.bins if run]
-    if placed.kind == "polygons" and runs:
+    if placed.kind is GeometryKind.POLYGONS and runs:
         return POLYGON_START + SEPARATOR.join(runs) + POLYGON_END
     return "".join(runs)
 
@@ -115,14 +116,14 @@ _TOKEN = re.compile(
 )
 
 
-def _split(answers: OutputType, shape: str) -> tuple[str, list[list[Span]]]:
+def _split(answers: OutputType, shape: str) -> tuple[GeometryKind, list[list[Span]]]:
     """Split the shape of a label's places into objects: for each the runs of locations it is made of."""
     if answers is OutputType.POLYGONS or "(" in shape:
-        return "polygons", [runs for body in _bodies(shape) if (runs := _polygons(shape, *body))]
+        return GeometryKind.POLYGONS, [runs for body in _bodies(shape) if (runs := _polygons(shape, *body))]
     if answers is OutputType.QUADS:
-        return "quad_boxes", [[(0, 8)]]
+        return GeometryKind.QUAD_BOXES, [[(0, 8)]]
     count = len(shape) - len(shape.lstrip("n"))
-    return "bboxes", [[box] for box in pairwise(range(0, count + 1, 4))]
+    return GeometryKind.BBOXES, [[box] for box in pairwise(range(0, count + 1, 4))]
 
 
 def _bodies(shape: str) -> list[Span]:

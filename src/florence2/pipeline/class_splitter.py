@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from florence2.data.sample import Prediction, Sample
+from florence2.data.sample import Prediction, Sample, SampleKey
+from florence2.model.answer import Answer
 from florence2.model.location_grammar import decode_objects, encode_objects
 from florence2.model.tasks import OutputType
 from florence2.pipeline.task_pipeline import TaskPipeline, TaskStep
-
-Key = tuple[str, str, str]
 
 
 def classes_of(step: TaskStep) -> list[str]:
@@ -29,7 +28,7 @@ class MultiClassQuery:
     """A question about several classes, and the answers about each that have come."""
 
     sample: Sample
-    parts: dict[Key, Prediction | None]
+    parts: dict[SampleKey, Prediction | None]
 
 
 class ClassSplitter:
@@ -37,8 +36,8 @@ class ClassSplitter:
 
     def __init__(self, plan: TaskPipeline) -> None:
         self._classes = {(step.task.token, step.input): classes_of(step) for step in plan.steps}
-        self._wholes: dict[Key, list[MultiClassQuery]] = {}
-        self._asked: set[Key] = set()
+        self._wholes: dict[SampleKey, list[MultiClassQuery]] = {}
+        self._asked: set[SampleKey] = set()
 
     def split(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Give the questions to ask in place of the samples."""
@@ -82,7 +81,7 @@ def merge_predictions(sample: Sample, parts: Sequence[Prediction]) -> Prediction
         sample.task,
         sample.input,
         text=encode_objects(kind, chain.from_iterable(decode_objects(kind, part.text) for part in parts)),
-        answer={key: [each for part in parts for each in part.answer[key]] for key in parts[0].answer},
+        answer=Answer.merged([part.answer for part in parts if part.answer is not None]),
         num_tokens=sum(part.num_tokens for part in parts),
         score=math.exp(sum(map(math.log, scores)) / len(scores)) if scores else None,
         alternatives=tuple(

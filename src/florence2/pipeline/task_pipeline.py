@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from florence2.data.sample import Prediction, ResolvedDataset, Sample
+from florence2.data.sample import Prediction, ResolvedDataset, Sample, SampleKey
 from florence2.errors import UserError
 from florence2.model.location_grammar import bins_to_tokens, decode_objects
 from florence2.model.tasks import TASKS, InputType, OutputType, Task, split_prompt
@@ -102,7 +102,7 @@ class TaskPipeline:
         The plan that is given back knows the cascades of rows, too.
         """
         found = [find(step.task.token, step.input) for step in self.steps]
-        asked: dict[str, dict[tuple[str, str, str], Sample]] = {}
+        asked: dict[str, dict[SampleKey, Sample]] = {}
         images: dict[str, Any] = {}  # one object for each, so that it is opened once
         cascades: dict[TaskStep, None] = {}
         for step, each in zip(self.steps, found, strict=True):

@@ -14,13 +14,13 @@ class Affixes:
 
     def add(self, prediction: Prediction) -> Prediction:
         """Return the prediction with the affixes around its caption and those of its alternatives."""
-        if not isinstance(prediction.answer, str) or prediction.error is not None:
+        if prediction.answer is not None or prediction.error is not None:
             return prediction
         alternatives = tuple(self.add(other) for other in prediction.alternatives)
         return replace(prediction, text=f"{self.prefix}{prediction.text}{self.suffix}", alternatives=alternatives)
 
     def strip(self, prediction: Prediction) -> Prediction:
         """Return the prediction with the caption as it was generated."""
-        if not isinstance(prediction.answer, str):
+        if prediction.answer is not None or prediction.error is not None:
             return prediction
         return replace(prediction, text=prediction.text.removeprefix(self.prefix).removesuffix(self.suffix))

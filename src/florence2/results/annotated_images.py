@@ -48,12 +48,13 @@ def _name_part(text: str) -> str:
 
 def _with_input(task: Task, prediction: Prediction, size: tuple[int, int]) -> Any:
     """Return what to draw: the answer, with the input region or the phrase that masks have no label for."""
+    answer = {} if prediction.answer is None else prediction.answer.to_dict()
     if task.input_type is InputType.WORDS and task.output_type is OutputType.POLYGONS:
-        return {**prediction.answer, "labels": [prediction.input] * len(prediction.answer["polygons"])}
+        return {**answer, "labels": [prediction.input] * len(answer.get("polygons", []))}
     if task.input_type is not InputType.REGION:
-        return prediction.text if prediction.answer is None else prediction.answer
-    regions = decode(OutputType.REGIONS, prediction.input, size)["bboxes"][:1]
+        return prediction.text if prediction.answer is None else answer
+    regions = decode(OutputType.REGIONS, prediction.input, size).bboxes[:1]
     if task.output_type is OutputType.TEXT:
         label = [prediction.text] * len(regions)
         return {"bboxes": regions, "labels": label, "scores": [prediction.score] * len(regions)}
-    return {**prediction.answer, "bboxes": regions, "bboxes_labels": ["region"] * len(regions), "bboxes_scores": []}
+    return {**answer, "bboxes": regions, "bboxes_labels": ["region"] * len(regions), "bboxes_scores": []}

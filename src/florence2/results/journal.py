@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Self
 
-from florence2.data.sample import Prediction, Sample
+from florence2.data.sample import Prediction, Sample, SampleKey
 from florence2.errors import UserError
 from florence2.files import atomic_write
 from florence2.results.affixes import Affixes
@@ -142,7 +142,7 @@ class Journal:
         return row.get("error") is None and not self._overwrite
 
     def _key(self, row: Row) -> RowKey:
-        return (*Prediction.from_json(row).key, str(row.get("image_dir") or "."))
+        return (*SampleKey.from_row(row), str(row.get("image_dir") or "."))
 
     def _rows(self) -> Iterator[Row]:
         """Yield the complete lines; refuse a file that has other lines than predictions."""

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model import locations
+from florence2.model.answer import Answer, AnswerItem
 from florence2.model.processing import Preprocessor
 from florence2.model.tasks import find_task
 from florence2.training.dataset.caption_augmentation import CaptionAugmentation
@@ -109,8 +110,9 @@ def test_the_decoder_reads_what_comes_before() -> None:
 
 def test_long_answers_lose_whole_objects(preprocessor: Preprocessor) -> None:
     task = find_task("od")
-    value = {"bboxes": [[n * 10.0, 5.0, n * 10 + 8.0, 50.0] for n in range(9)], "labels": [f"cat{n}" for n in range(9)]}
-    text = locations.encode(task, value, (1000, 1000))
+    items = (AnswerItem.box([n * 10.0, 5.0, n * 10 + 8.0, 50.0], f"cat{n}") for n in range(9))
+    answer = Answer(task.output_type, tuple(items))
+    text = locations.encode(task, answer, (1000, 1000))
     whole = len(preprocessor.target_ids(text))
     dataset = Florence2Dataset(
         [Sample("a", Path("a"), task.token, target=text)],
@@ -120,9 +122,7 @@ def test_long_answers_lose_whole_objects(preprocessor: Preprocessor) -> None:
     )
     ids = dataset._target(dataset.augmented(dataset.samples[0], SampleDraw(0, 0, 0))[0])
     assert ids[-1] == preprocessor.target_ids(text)[-1]
-    assert preprocessor.decode(ids) == locations.encode(
-        task, {"bboxes": value["bboxes"][:8], "labels": value["labels"][:8]}, (1000, 1000)
-    )
+    assert preprocessor.decode(ids) == locations.encode(task, answer.first(8), (1000, 1000))
     assert dataset.num_truncated() == 1
 
 

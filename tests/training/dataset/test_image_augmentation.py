@@ -12,6 +12,7 @@ from PIL import Image
 from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model import locations
+from florence2.model.answer import Answer
 from florence2.model.processing import Preprocessor
 from florence2.model.tasks import find_task
 from florence2.training.dataset.box_transforms import CropWindow, area, clip, transform_objects
@@ -34,7 +35,11 @@ WHOLE = (SIDE, SIDE)
 def said(task: str, target: Any, asked: Any = "", size: tuple[int, int] = WHOLE) -> Sample:
     """Make a sample about a picture that is not there."""
     found = find_task(task)
-    text = target if isinstance(target, str) else locations.encode(found, target, size)
+    text = (
+        target
+        if isinstance(target, str)
+        else locations.encode(found, Answer.from_dict(target, found.output_type), size)
+    )
     region = asked if isinstance(asked, str) else locations.encode_region(asked, size)
     return Sample("a.png", Path("a.png"), found.token, region, text)
 
@@ -61,7 +66,7 @@ def test_boxes_move_with_what_they_show() -> None:
         views.add((view.left < 0, view.flipped))
         pixels = dataset[SampleDraw(epoch, 0, 0)]["pixels_HWC"].astype(int)
         ys, xs = np.nonzero(pixels[..., 0] - pixels[..., 1] > 80)
-        (found,) = locations.decode(find_task("od"), sample.target or "", (64, 64))["bboxes"]
+        (found,) = locations.decode(find_task("od"), sample.target or "", (64, 64)).bboxes
         assert found == pytest.approx([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], abs=1.5), view
     assert len(views) == 4
 
@@ -128,7 +133,7 @@ def test_regions_move_with_their_image_or_keep_it_whole() -> None:
         if view.is_full_image and not view.flipped:
             assert each.input == sample.input
     for each, view in looks(said("region_to_ocr", "EXIT", [10, 10, 60, 60]), ImageAugmentation(crop=1, crop_min=0.3)):
-        x1, y1, x2, y2 = locations.decode(find_task("region_proposal"), each.input, (1, 1))["bboxes"][0]
+        x1, y1, x2, y2 = locations.decode(find_task("region_proposal"), each.input, (1, 1)).bboxes[0]
         wide, high = (x2 - x1) * (view.right - view.left), (y2 - y1) * (view.bottom - view.top)
         assert (wide, high) == pytest.approx((50 / SIDE, 50 / SIDE), abs=0.003)  # never cut: it is read
 
@@ -137,8 +142,8 @@ def test_segmentation_of_a_region_moves_both() -> None:
     outline = {"polygons": [[[10, 10, 60, 10, 60, 60, 10, 60]]], "labels": [""]}
     sample = said("region_to_segmentation", outline, [10, 10, 60, 60])
     for each, _ in looks(sample, ImageAugmentation(crop=1, hflip=0.5, scale=(0.6, 1.5))):
-        box = locations.decode(find_task("region_proposal"), each.input, WHOLE)["bboxes"][0]
-        run = locations.decode(find_task(each.task), each.target or "", WHOLE)["polygons"][0][0]
+        box = locations.decode(find_task("region_proposal"), each.input, WHOLE).bboxes[0]
+        run = locations.decode(find_task(each.task), each.target or "", WHOLE).polygons[0][0]
         assert [min(run[::2]), min(run[1::2]), max(run[::2]), max(run[1::2])] == pytest.approx(box, abs=0.6)
 
 
@@ -201,13 +206,13 @@ def test_places_that_are_not_understood_stay(sample: Sample) -> None:
 def test_objects_are_learnt_in_reading_order_or_shuffled() -> None:
     sample = od([10, 10, 50, 50], [100, 10, 150, 50], [10, 100, 50, 150])
     mirrored, _ = augment_sample(sample, ImageAugmentation(hflip=1), random.Random(0))
-    assert locations.decode(find_task("od"), mirrored.target or "", WHOLE)["labels"] == ["cat1", "cat0", "cat2"]
+    assert locations.decode(find_task("od"), mirrored.target or "", WHOLE).labels == ["cat1", "cat0", "cat2"]
     orders = {each.target for each, _ in looks(sample, ImageAugmentation(order="shuffle"))}
     assert len(orders) == 6
     phrases = {"bboxes": [[10, 10, 50, 50], [100, 10, 150, 50]], "labels": ["a dog", "a cat"]}
     asked = said("caption_to_phrase_grounding", phrases, "a dog and a cat")
     for each, _ in looks(asked, ImageAugmentation(hflip=0.5, order="shuffle")):
-        assert locations.decode(find_task(each.task), each.target or "", WHOLE)["labels"] == ["a dog", "a cat"]
+        assert locations.decode(find_task(each.task), each.target or "", WHOLE).labels == ["a dog", "a cat"]
 
 
 def test_a_turn_depends_on_seed_epoch_and_sample_alone_and_measuring_sees_all_whole() -> None:

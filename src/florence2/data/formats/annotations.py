@@ -145,7 +145,7 @@ def annotations_from_row(
         return [Annotation(text, _region(asked, size))] if text else []
     if task.output_type is OutputType.TEXT:
         return None
-    value = answer if isinstance(answer, dict) else decode(task, text, size())
+    value = answer if isinstance(answer, dict) else decode(task, text, size()).to_dict()
     return list(_taken(task, asked, value, size))
 
 
@@ -174,7 +174,7 @@ def _columns(value: dict[str, Any], form: str) -> Iterator[tuple[Any, str, float
 def _region(asked: Any, size: Callable[[], Size]) -> Box:
     if isinstance(asked, list):
         return [float(side) for side in asked]
-    boxes = decode(OutputType.REGIONS, str(asked), size())["bboxes"]
+    boxes = decode(OutputType.REGIONS, str(asked), size()).bboxes
     if not boxes:
         raise UserError(f"`{asked}` is no region", "write a box as [x1, y1, x2, y2]")
     return list(boxes[0])

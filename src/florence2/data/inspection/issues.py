@@ -16,6 +16,7 @@ from florence2.data.formats.annotations import DatasetRow
 from florence2.data.image import ImageError, Size
 from florence2.data.sample import Sample
 from florence2.errors import UserError
+from florence2.model.answer import Answer
 from florence2.model.location_grammar import decode_objects
 from florence2.model.locations import encode
 from florence2.model.tasks import TASKS, InputType, OutputType, Task, split_prompt
@@ -181,7 +182,8 @@ def _repeated(
     seen: set[str] = set()
     padded = list(labels) + [""] * (len(places) - len(labels))
     for place, label in zip(places, padded, strict=False):
-        said = encode(task, {form: [place], f"{form}_labels": [label], "labels": [label]}, size)
+        answer = Answer.from_dict({form: [place], f"{form}_labels": [label], "labels": [label]}, task.output_type)
+        said = encode(task, answer, size)
         if said in seen:
             yield IssueKind.REPEATED, f"`{label or 'an object'}` at {_short(place)} is there twice"
         seen.add(said)

@@ -46,15 +46,16 @@ def _read_completion(
     caption_slice = model_config.caption_slice(completion.ids)
     caption = list(completion.ids[caption_slice])
     text = preprocessor.decode(caption)
-    scorer = None
+    answer = None
     if request.task.output_type is not OutputType.TEXT:
-        scorer = ObjectScorer(preprocessor.char_spans(caption), completion.logprobs[caption_slice]).score
+        scorer = ObjectScorer(preprocessor.char_spans(caption), completion.logprobs[caption_slice])
+        answer = locations.decode(request.task, text, request.image_inputs.size, score=scorer.score)
     return Prediction(
         file_name=request.sample.id,
         task=request.sample.task,
         input=request.sample.input,
         text=text,
-        answer=locations.decode(request.task, text, request.image_inputs.size, score=scorer),
+        answer=answer,
         num_tokens=len(caption),
         score=_geometric_mean(completion.logprobs[model_config.sampled_slice(completion.ids, request.limits)]),
     )

@@ -59,10 +59,10 @@ def _annotated_image(sample: Sample, opened: OpenedImage, draw: DrawFn) -> Image
     task = find_task(sample.task)
     target = sample.target or ""
     if task.output_type is not OutputType.TEXT:
-        return draw(opened.image, decode(task, target, opened.size), opened.size)
+        return draw(opened.image, decode(task, target, opened.size).to_dict(), opened.size)
     if task.input_type is not InputType.REGION:
         return opened.image
-    region = decode(OutputType.REGIONS, sample.input, opened.size)
+    region = decode(OutputType.REGIONS, sample.input, opened.size).to_dict()
     return draw(opened.image, {**region, "labels": [target] * len(region["bboxes"])}, opened.size)
 
 

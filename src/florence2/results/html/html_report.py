@@ -127,5 +127,5 @@ def _with_region(opened: OpenedImage, example: EvalExample) -> Image.Image:
     """Draw the input region on the image, if the task has one."""
     if example.task.input_type is not InputType.REGION:
         return _thumbnail(opened)
-    region = decode(OutputType.REGIONS, example.sample.input, opened.size)
+    region = decode(OutputType.REGIONS, example.sample.input, opened.size).to_dict()
     return draw_answer(_thumbnail(opened), region, size=opened.size)

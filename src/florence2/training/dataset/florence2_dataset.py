@@ -22,7 +22,7 @@ from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model import locations
 from florence2.model.processing import IGNORED_LABEL, Preprocessor
-from florence2.model.tasks import find_task
+from florence2.model.tasks import OutputType, find_task
 from florence2.training.dataset.box_transforms import BINS, CropWindow
 from florence2.training.dataset.caption_augmentation import CaptionAugmentation, augment_caption, has_special_tokens
 from florence2.training.dataset.image_augmentation import ImageAugmentation, augment_sample, crop_image
@@ -150,6 +150,8 @@ class Florence2Dataset(Dataset[dict[str, Any]]):
     def _whole_objects(self, sample: Sample, text: str, most: int) -> str:
         """Leave out objects at the end, so that none is cut in the middle."""
         task = find_task(sample.task)
+        if task.output_type is OutputType.TEXT:
+            return locations.clean_text(text)
         value, _ = locations.truncate(
             task, locations.decode(task, text, BINS), BINS, most, lambda words: len(self.preprocessor.target_ids(words))
         )

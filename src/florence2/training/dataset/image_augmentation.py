@@ -7,7 +7,7 @@ true: see `may_mirror` and `turned`. Knows boxes and words, and of the picture o
 import math
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -16,10 +16,10 @@ from PIL import Image, ImageOps
 from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model.location_grammar import decode_objects
-from florence2.model.locations import decode, encode, encode_region, reading_order, shuffled
+from florence2.model.locations import decode, encode, encode_region
 from florence2.model.tasks import InputType, OutputType, Task, find_task
 from florence2.settings_io import parse_options
-from florence2.training.dataset.box_transforms import BINS, CropWindow, transform_box, transform_objects
+from florence2.training.dataset.box_transforms import BINS, CropWindow, transform_box
 from florence2.training.dataset.caption_augmentation import has_special_tokens
 
 # Words that a mirror would make untrue: sides and turns, and all that speaks of writing.
@@ -140,7 +140,7 @@ def _is_understood(task: Task, sample: Sample) -> bool:
     """Tell whether each location token of question and answer is one that can be moved."""
     target = sample.target or ""
     if task.input_type is InputType.REGION:
-        if len(decode(OutputType.REGIONS, sample.input, BINS)["bboxes"]) != 1 or sample.input.count("<") != 4:
+        if len(decode(OutputType.REGIONS, sample.input, BINS).bboxes) != 1 or sample.input.count("<") != 4:
             return False
     elif has_special_tokens(sample.input) or (task.is_custom and has_special_tokens(task.token)):
         return False
@@ -163,7 +163,7 @@ def _moved(sample: Sample, task: Task, view: CropWindow, keep: float) -> Sample 
     if not view.is_changed:
         return sample
     if task.input_type is InputType.REGION:
-        region = decode(OutputType.REGIONS, sample.input, BINS)["bboxes"][0]
+        region = decode(OutputType.REGIONS, sample.input, BINS).bboxes[0]
         box = transform_box(region, view, _WHOLE if "ocr" in task.name else keep)
         if box is None:
             return None
@@ -171,14 +171,10 @@ def _moved(sample: Sample, task: Task, view: CropWindow, keep: float) -> Sample 
     if task.output_type is OutputType.TEXT or not sample.target:
         return sample
     value = decode(task, sample.target, BINS)
-    moved = transform_objects(value, view, keep)
-    if _number(moved) == 0 < _number(value):
+    moved = value.transformed(view.transform_points, BINS, keep, view.flipped)
+    if value and not moved:
         return None
     return replace(sample, target=encode(task, moved, BINS))
-
-
-def _number(value: Mapping[str, Any]) -> int:
-    return sum(len(value[form]) for form in ("bboxes", "quad_boxes", "polygons") if form in value)
 
 
 def _in_order(sample: Sample, task: Task, rules: ImageAugmentation, view: CropWindow, chance: random.Random) -> Sample:
@@ -188,7 +184,7 @@ def _in_order(sample: Sample, task: Task, rules: ImageAugmentation, view: CropWi
     if rules.order == "reading" and not view.is_changed:
         return sample
     value = decode(task, sample.target or "", BINS)
-    ordered = shuffled(value, chance) if rules.order == "shuffle" else reading_order(value)
+    ordered = value.shuffled(chance) if rules.order == "shuffle" else value.in_reading_order()
     return replace(sample, target=encode(task, ordered, BINS))
 
 
