@@ -33,7 +33,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("scenes"), num=3, seed=6_000_001)
+    return make_dataset(tmp_path_factory.mktemp("scenes"), num_samples=3, seed=6_000_001)
 
 
 @pytest.fixture
