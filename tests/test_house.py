@@ -97,10 +97,34 @@ def test_data_and_the_door_know_no_torch() -> None:
             assert not {n.split(".")[0] for n in imports(path, lazy=False)} & {"torch", "transformers", "peft"}, path
 
 
-def test_results_know_no_model_and_the_engine_no_paths() -> None:
+def module_file(name: str) -> Path | None:
+    """Return the file of a module of the package, or of the module that defines the name."""
+    for parts in (name.split(".")[1:], name.split(".")[1:-1]):
+        for path in (SOURCE.joinpath(*parts).with_suffix(".py"), SOURCE.joinpath(*parts, "__init__.py")):
+            if parts and path.exists():
+                return path
+    return None
+
+
+def reachable(path: Path) -> set[Path]:
+    """Return all files of the package that a file imports, directly or through others."""
+    files, todo = {path}, [path]
+    while todo:
+        imported = {module_file(name) for name in imports(todo.pop()) if name.startswith("florence2.")}
+        todo += [file for file in imported if file and file not in files]
+        files |= set(todo)
+    return files
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room(p) in {"results", "metrics"}], ids=lambda p: p.stem)
+def test_results_and_metrics_import_no_weights(path: Path) -> None:
+    forbidden = {SOURCE / "model" / "load.py", *(p for p in FILES if room(p) in {"engine", "training"})}
+    forbidden |= set((SOURCE / "model" / "adapter").rglob("*.py"))
+    assert not reachable(path) & forbidden
+
+
+def test_engine_imports_no_paths() -> None:
     for path in FILES:
-        if room(path) == "results":
-            assert not {n for n in imports(path) if n.startswith("florence2.model.load")}, path
         if room(path) == "engine":
             assert "pathlib.Path" not in set(imports(path)), path
 
