@@ -1,15 +1,15 @@
-"""What is learnt in equal steps: `florence2 train` and its rivals, on the bundled model and a caption style new to it.
+"""Exact captions after equal numbers of training steps: `florence2 train` and its rivals, on a new caption style.
 
-    python benchmarks/learning.py                          5 seeds, the published learning rate and a higher one
-    python benchmarks/learning.py --seeds 1 --steps 40     to try the file itself
-    OMP_NUM_THREADS=1 python benchmarks/learning.py --jobs 2     two trainings at a time, of one thread each
+    python benchmarks/learning.py                               5 seeds, the published learning rate and a higher one
+    python benchmarks/learning.py --num_seeds 1 --steps 40      to test the script
+    OMP_NUM_THREADS=1 python benchmarks/learning.py --num_processes 2     two trainings in parallel, of one thread each
 
-Everybody gets the same 48 pictures, base, LoRA (rank, alpha, dropout, layers), learning rates, batch size, number of
-steps and seeds; the rest is each one's own. `transformers` is its Seq2SeqTrainer with peft as its documentation writes
-it: the model's own loss, padding masked with -100, a linear schedule. `published` is a faithful rendering of the
-trainer behind the published commands: prompt and labels padded to all positions, padding attended and learnt, OneCycle
-(with AdamW; by default it used Prodigy, at 1e-4 where Prodigy wants 1). All adapters are asked about the same
-held-out pictures by `florence2 predict`, in float32. The score is the share of captions that are right to the letter.
+All contestants have the same 48 images, base model, LoRA (rank, alpha, dropout, layers), learning rates, batch size,
+number of steps and seeds; everything else is their own. `transformers` is its Seq2SeqTrainer with peft as documented:
+the model's own loss, padding masked with -100, a linear schedule. `published` reproduces the trainer of the published
+commands: prompt and labels padded to all positions, padding attended to and trained on, OneCycle (with AdamW; its
+default was Prodigy at 1e-4, where Prodigy needs 1). `florence2 predict` captions the same held-out images with all
+adapters, in float32. The score is the fraction of captions that match exactly.
 """
 
 import argparse
@@ -34,21 +34,21 @@ from florence2.model.storage.checkpoint_files import find_folder
 from florence2.model.tasks import find_task
 
 RESULTS = Path(__file__).parent / "results"
-ENTRANTS = ("ours", "transformers", "published")
-LEARNT, HELD_OUT, BATCH = 48, 100, 8
+CONTESTANTS = ("ours", "transformers", "published")
+NUM_TRAIN_IMAGES, NUM_EVAL_IMAGES, BATCH_SIZE = 48, 100, 8
 TASK = find_task("caption")
 LORA = LoraSettings()
 COLOURS = {"ours": (38, 103, 178), "transformers": (214, 93, 14), "published": (120, 120, 120)}
 
 
 def main() -> None:
-    """Let everybody learn, print a table and one line of JSON, and write both down with a picture."""
-    given = parse()
-    if given.entrant:
-        learn_as_rival(given)
+    """Train all contestants, print a table and one line of JSON, and write both to a file with a chart on request."""
+    options = parse()
+    if options.contestant:
+        train_rival(options.contestant, options.job)
         return
-    with ThreadPoolExecutor(given.jobs) as pool:
-        rows = [row for each in pool.map(partial(compete, given), range(given.seeds)) for row in each]
+    with ThreadPoolExecutor(options.num_processes) as pool:
+        rows = [row for each in pool.map(partial(run_seed, options), range(options.num_seeds)) for row in each]
     report = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "python benchmarks/learning.py " + " ".join(sys.argv[1:]),
@@ -56,77 +56,76 @@ def main() -> None:
         "rows": rows,
     }
     print(text := table(report))
-    if given.write:
+    if options.write:
         name = f"{report['date'][:10]}-learning"  # type: ignore[index]
         (RESULTS / f"{name}.md").write_text(
-            f"{text}\n\n![Curves of the means over steps]({name}.png)\n\n```json\n{json.dumps(report)}\n```\n"
+            f"{text}\n\n![Mean scores by steps]({name}.png)\n\n```json\n{json.dumps(report)}\n```\n"
         )
         draw(rows).save(RESULTS / f"{name}.png")
     print(json.dumps(report))
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line; `--entrant` and what follows is how the script calls itself."""
+    """Read the command line; the script calls itself with `--contestant` and `--job`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--num_seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, nargs="+", default=[60, 120, 240])
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 2e-3])
-    parser.add_argument("--jobs", type=int, default=1, help="seeds to go through at a time")
-    parser.add_argument("--write", action="store_true", help="also write a dated file and a picture into results/")
-    parser.add_argument("--entrant", choices=ENTRANTS[1:])
+    parser.add_argument("--learning_rates", type=float, nargs="+", default=[1e-4, 2e-3])
+    parser.add_argument("--num_processes", type=int, default=1, help="number of seeds that run in parallel")
+    parser.add_argument("--write", action="store_true", help="also write a dated file and a chart into results/")
+    parser.add_argument("--contestant", choices=CONTESTANTS[1:])
     parser.add_argument("--job", type=json.loads)
     return parser.parse_args()
 
 
-def compete(given: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
-    """Teach everybody the same pictures at each rate and length, and count what is right afterwards."""
-    found: list[dict[str, Any]] = []
+def run_seed(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """Train all contestants on the same images at each learning rate and length, and score their captions."""
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        dataset = make_dataset(Path(folder) / "train", LEARNT, 1000 * seed, "tags")
-        held = make_dataset(Path(folder) / "held", HELD_OUT, 1000 * seed + LEARNT, "tags")
-        for rate in given.rates:
-            for steps in given.steps:
-                for entrant in ENTRANTS:
-                    out = Path(folder) / f"{entrant}-{rate}-{steps}"
-                    job = {"dataset": str(dataset), "out": str(out), "rate": rate, "steps": steps, "seed": seed}
-                    learn(entrant, job)
-                    right = exact(held, out)
-                    found.append({"entrant": entrant, "seed": seed, "rate": rate, "steps": steps, "exact": right})
-                    print(f"{entrant:13} seed {seed} rate {rate:g} steps {steps}: {right:.2f}", file=sys.stderr)
-    return found
+        dataset = make_dataset(Path(folder) / "train", NUM_TRAIN_IMAGES, 1000 * seed, "tags")
+        eval_folder = make_dataset(Path(folder) / "eval", NUM_EVAL_IMAGES, 1000 * seed + NUM_TRAIN_IMAGES, "tags")
+        for rate in options.learning_rates:
+            for steps in options.steps:
+                for name in CONTESTANTS:
+                    out = Path(folder) / f"{name}-{rate}-{steps}"
+                    train(name, {"dataset": str(dataset), "out": str(out), "rate": rate, "steps": steps, "seed": seed})
+                    score = exact_match(eval_folder, out)
+                    rows.append({"contestant": name, "seed": seed, "rate": rate, "steps": steps, "exact": score})
+                    print(f"{name:13} seed {seed} rate {rate:g} steps {steps}: {score:.2f}", file=sys.stderr)
+    return rows
 
 
-def learn(entrant: str, job: dict[str, Any]) -> None:
-    """Train one entrant, as a process of its own."""
-    if entrant == "ours":
+def train(contestant: str, job: dict[str, Any]) -> None:
+    """Train one contestant in its own process."""
+    if contestant == "ours":
         command = ["-m", "florence2", "train", "--dataset", job["dataset"], "--output_dir", job["out"]]
-        command += ["--model_id", "demo", "--task", TASK.name, "--batch_size", str(BATCH)]
+        command += ["--model_id", "demo", "--task", TASK.name, "--batch_size", str(BATCH_SIZE)]
         command += ["--learning_rate", str(job["rate"]), "--seed", str(job["seed"])]
         command += ["--trainer_args", f"max_steps={job['steps']}"]
     else:
-        command = [__file__, "--entrant", entrant, "--job", json.dumps(job)]
-    python(*command)
+        command = [__file__, "--contestant", contestant, "--job", json.dumps(job)]
+    run_python(*command)
 
 
-def exact(held: Path, adapter: Path) -> float:
-    """Ask a trained adapter about held-out pictures, and give the share of captions that are right to the letter."""
-    output = adapter / "said.jsonl"
-    asked = ["--model_path", str(adapter), "--input_path", str(held), "--output_path", str(output)]
-    python("-m", "florence2", "predict", *asked, "--task", TASK.name, "--dtype", "float32")
-    said = {row["file_name"]: row["text"] for row in map(json.loads, output.read_text().splitlines())}
-    right = [text == (held / name).with_suffix(".txt").read_text().strip() for name, text in said.items()]
-    return float(sum(right)) / len(right)
+def exact_match(eval_folder: Path, adapter: Path) -> float:
+    """Predict held-out images with a trained adapter, and return the fraction of captions that match exactly."""
+    output = adapter / "predictions.jsonl"
+    data = ["--model_path", str(adapter), "--input_path", str(eval_folder), "--output_path", str(output)]
+    run_python("-m", "florence2", "predict", *data, "--task", TASK.name, "--dtype", "float32")
+    captions = {row["file_name"]: row["text"] for row in map(json.loads, output.read_text().splitlines())}
+    matches = [text == (eval_folder / name).with_suffix(".txt").read_text().strip() for name, text in captions.items()]
+    return float(sum(matches)) / len(matches)
 
 
-def python(*words: str) -> None:
-    """Run Python as a process of its own, and stop with the end of what it said if it fails."""
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
+def run_python(*arguments: str) -> None:
+    """Run Python in its own process; if it fails, exit with the end of its stderr."""
+    process = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise SystemExit(process.stderr[-2000:])
 
 
-class Images(torch.utils.data.Dataset[dict[str, Any]]):
-    """A folder of pictures and captions as a rival's trainer takes them."""
+class CaptionDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """A folder of images and captions in the format of the rivals' trainers."""
 
     def __init__(self, folder: Path, processor: Any, pad_to: int | None) -> None:
         self.paths, self.processor, self.pad_to = sorted(folder.glob("*.png")), processor, pad_to
@@ -134,32 +133,32 @@ class Images(torch.utils.data.Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, at: int) -> dict[str, Any]:
-        path = self.paths[at]
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path = self.paths[index]
         text = path.with_suffix(".txt").read_text().strip()
-        item = self.processor(text=TASK.token, images=Image.open(path).convert("RGB"), return_tensors="pt")
-        found = {"pixel_values": item["pixel_values"][0], "input_ids": item["input_ids"][0]}
-        found["labels"] = self.processor.tokenizer(text, return_tensors="pt").input_ids[0]
+        inputs = self.processor(text=TASK.token, images=Image.open(path).convert("RGB"), return_tensors="pt")
+        item = {"pixel_values": inputs["pixel_values"][0], "input_ids": inputs["input_ids"][0]}
+        item["labels"] = self.processor.tokenizer(text, return_tensors="pt").input_ids[0]
         if self.pad_to:
             for name in ("input_ids", "labels"):
-                spare = self.pad_to - len(found[name])
-                found[name] = torch.nn.functional.pad(found[name], (0, spare), value=1)
-        return found
+                padding = self.pad_to - len(item[name])
+                item[name] = torch.nn.functional.pad(item[name], (0, padding), value=1)
+        return item
 
 
-def together(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Pad to the longest, as the documentation does: prompts masked, labels ignored."""
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Pad to the longest as documented, with masked prompts and ignored labels."""
     pad = torch.nn.utils.rnn.pad_sequence
     ids = pad([item["input_ids"] for item in items], batch_first=True, padding_value=1)
     labels = pad([item["labels"] for item in items], batch_first=True, padding_value=-100)
     pixels = torch.stack([item["pixel_values"] for item in items])
-    padded_is_attended = bool((items[0]["labels"] == 1).any())
-    mask = torch.ones_like(ids) if padded_is_attended else (ids != 1).long()
+    attends_to_padding = bool((items[0]["labels"] == 1).any())
+    mask = torch.ones_like(ids) if attends_to_padding else (ids != 1).long()
     return {"pixel_values": pixels, "input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
-def learn_as_rival(given: argparse.Namespace) -> None:
-    """Train as transformers' documentation writes it, or as the published trainer did."""
+def train_rival(contestant: str, job: dict[str, Any]) -> None:
+    """Train as in the documentation of transformers, or as the published trainer."""
     from peft import LoraConfig, get_peft_model
     from transformers import (
         Florence2ForConditionalGeneration,
@@ -169,7 +168,6 @@ def learn_as_rival(given: argparse.Namespace) -> None:
         set_seed,
     )
 
-    job = given.job
     set_seed(job["seed"])
     base = find_folder("demo", None, True)
     processor = Florence2Processor.from_pretrained(base)
@@ -177,13 +175,13 @@ def learn_as_rival(given: argparse.Namespace) -> None:
     lora = LoraConfig(
         r=LORA.rank, lora_alpha=LORA.alpha, lora_dropout=LORA.dropout, target_modules=list(LORA.target_modules)
     )
-    learner = get_peft_model(model, lora)
-    pad_to = model.config.text_config.max_position_embeddings if given.entrant == "published" else None
+    peft_model = get_peft_model(model, lora)
+    pad_to = model.config.text_config.max_position_embeddings if contestant == "published" else None
     trainer = Seq2SeqTrainer(
-        model=learner,
+        model=peft_model,
         args=Seq2SeqTrainingArguments(
             job["out"] + "-run",
-            per_device_train_batch_size=BATCH,
+            per_device_train_batch_size=BATCH_SIZE,
             max_steps=job["steps"],
             learning_rate=job["rate"],
             seed=job["seed"],
@@ -193,68 +191,68 @@ def learn_as_rival(given: argparse.Namespace) -> None:
             use_cpu=True,
             remove_unused_columns=False,
         ),
-        train_dataset=Images(Path(job["dataset"]), processor, pad_to),
-        data_collator=together,
+        train_dataset=CaptionDataset(Path(job["dataset"]), processor, pad_to),
+        data_collator=collate,
     )
-    if given.entrant == "published":
+    if contestant == "published":
         trainer.create_optimizer()
         trainer.lr_scheduler = torch.optim.lr_scheduler.OneCycleLR(
             trainer.optimizer, max_lr=job["rate"], total_steps=job["steps"] + 1
         )
     trainer.train()
-    learner.save_pretrained(job["out"])
+    peft_model.save_pretrained(job["out"])
     processor.save_pretrained(job["out"])
 
 
 def table(report: dict[str, Any]) -> str:
-    """Lay the means over the seeds out, with the least and the most."""
+    """Format the means over the seeds, with minimum and maximum, as Markdown."""
     rows = report["rows"]
     lines = [
-        "# Learning: captions right to the letter after equal steps",
+        "# Learning: exact captions after equal numbers of steps",
         "",
         f"{report['date']}, {report['machine']}: `{report['command']}`",
         "",
-        "| learning rate | steps | " + " | ".join(ENTRANTS) + " |",
-        "| --- | --- |" + " --- |" * len(ENTRANTS),
+        "| learning rate | steps | " + " | ".join(CONTESTANTS) + " |",
+        "| --- | --- |" + " --- |" * len(CONTESTANTS),
     ]
     for rate, steps in sorted({(row["rate"], row["steps"]) for row in rows}):
         cells = []
-        for entrant in ENTRANTS:
-            each = scores(rows, entrant, rate, steps)
-            cells.append(f"{statistics.mean(each):.3f} ({min(each):.2f} to {max(each):.2f})")
+        for name in CONTESTANTS:
+            scores = select_scores(rows, name, rate, steps)
+            cells.append(f"{statistics.mean(scores):.3f} ({min(scores):.2f} to {max(scores):.2f})")
         lines.append(f"| {rate:g} | {steps} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def scores(rows: list[dict[str, Any]], entrant: str, rate: float, steps: int) -> list[float]:
-    """Pick the scores of all seeds."""
-    return [r["exact"] for r in rows if (r["entrant"], r["rate"], r["steps"]) == (entrant, rate, steps)]
+def select_scores(rows: list[dict[str, Any]], contestant: str, rate: float, steps: int) -> list[float]:
+    """Return the scores of all seeds."""
+    return [r["exact"] for r in rows if (r["contestant"], r["rate"], r["steps"]) == (contestant, rate, steps)]
 
 
 def draw(rows: list[dict[str, Any]]) -> Image.Image:
-    """Draw the means over steps, one panel for each learning rate."""
+    """Draw the means by steps, one panel for each learning rate."""
     rates = sorted({row["rate"] for row in rows})
-    wide, high, edge = 460, 320, 50
-    image = Image.new("RGB", (wide * len(rates), high), (255, 255, 255))
+    width, height, margin = 460, 320, 50
+    image = Image.new("RGB", (width * len(rates), height), (255, 255, 255))
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(14)
-    most = max(row["steps"] for row in rows)
+    max_steps = max(row["steps"] for row in rows)
     for panel, rate in enumerate(rates):
-        left = panel * wide + edge
-        across, up = wide - 2 * edge, high - 2 * edge
+        left = panel * width + margin
+        plot_width, plot_height = width - 2 * margin, height - 2 * margin
         for tick in range(6):
-            y = edge + up * (1 - tick / 5)
-            pen.line((left, y, left + across, y), fill=(225, 225, 225))
+            y = margin + plot_height * (1 - tick / 5)
+            pen.line((left, y, left + plot_width, y), fill=(225, 225, 225))
             pen.text((left - 6, y), f"{tick / 5:.1f}", fill=(40, 40, 40), anchor="rm", font=font)
-        pen.text((left + across / 2, 20), f"learning rate {rate:g}", fill=(40, 40, 40), anchor="mm", font=font)
-        for number, entrant in enumerate(ENTRANTS):
-            points: list[tuple[float, float]] = [(left, edge + up)]
+        pen.text((left + plot_width / 2, 20), f"learning rate {rate:g}", fill=(40, 40, 40), anchor="mm", font=font)
+        for number, name in enumerate(CONTESTANTS):
+            points: list[tuple[float, float]] = [(left, margin + plot_height)]
             for steps in sorted({row["steps"] for row in rows}):
-                mean = statistics.mean(scores(rows, entrant, rate, steps))
-                points.append((left + across * steps / most, edge + up * (1 - mean)))
-                pen.text((points[-1][0], high - edge + 12), str(steps), fill=(40, 40, 40), anchor="mm", font=font)
-            pen.line(points, fill=COLOURS[entrant], width=3)
-            pen.text((left + 10, edge + 10 + 18 * number), entrant, fill=COLOURS[entrant], anchor="lm", font=font)
-        pen.text((left + across / 2, high - 16), "steps", fill=(40, 40, 40), anchor="mm", font=font)
+                mean = statistics.mean(select_scores(rows, name, rate, steps))
+                points.append((left + plot_width * steps / max_steps, margin + plot_height * (1 - mean)))
+                pen.text((points[-1][0], height - margin + 12), str(steps), fill=(40, 40, 40), anchor="mm", font=font)
+            pen.line(points, fill=COLOURS[name], width=3)
+            pen.text((left + 10, margin + 10 + 18 * number), name, fill=COLOURS[name], anchor="lm", font=font)
+        pen.text((left + plot_width / 2, height - 16), "steps", fill=(40, 40, 40), anchor="mm", font=font)
     return image
 
 

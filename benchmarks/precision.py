@@ -1,11 +1,11 @@
-"""What coarser arithmetic costs in answers: the bundled model in float32 and in another, on scenes it never saw.
+"""Scores of the bundled model in float32 and in a lower precision, on held-out scenes.
 
-    python -m benchmarks.precision --scenes 200
-    python -m benchmarks.precision --scenes 100 --against int8
+    python -m benchmarks.precision --num_scenes 200
+    python -m benchmarks.precision --num_scenes 100 --precision int8
 
-`bfloat16` is what the engine does in that type, whether the CPU has a unit for it or emulates it; `int8` quantises the
-linear layers of the float32 model when they run (torch's dynamic quantisation). Every scene is asked every task
-through the engine, greedily. A table for people comes first, one line of JSON last.
+`bfloat16` is the engine's dtype, natively or emulated. `int8` quantizes the linear layers of the float32 model at run
+time (torch's dynamic quantization). The engine predicts every task for every scene, greedily. Prints a table, and one
+line of JSON last.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,101 +33,109 @@ from florence2.model.load import load
 from florence2.model.tasks import TASKS, find_task
 from tools.demo_model.scores import ScenePrediction, compute_metrics
 
-FIRST_SCENE = 9_000_000
-CAPTIONS = ("caption", "detailed_caption", "more_detailed_caption")
-Question = tuple[Scene, SceneTarget, Sample]
+FIRST_SEED = 9_000_000
+CAPTION_TASKS = ("caption", "detailed_caption", "more_detailed_caption")
+Predictions = dict[SampleKey, Prediction]
+
+
+@dataclass(frozen=True)
+class SceneSample:
+    """A scene, its target for one task, and the sample for the engine."""
+
+    scene: Scene
+    target: SceneTarget
+    sample: Sample
 
 
 def main() -> None:
-    """Ask both, and print where they differ."""
+    """Predict in both precisions and print the differences."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=200)
-    parser.add_argument("--against", choices=("bfloat16", "int8"), default="bfloat16")
+    parser.add_argument("--num_scenes", type=int, default=200)
+    parser.add_argument("--precision", choices=("bfloat16", "int8"), default="bfloat16")
     parser.add_argument("--tasks", nargs="*", choices=[task.name for task in TASKS], default=[], help="default: all")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--num_threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    asked = [
-        each for number in range(FIRST_SCENE, FIRST_SCENE + options.scenes) for each in questions(number, options.tasks)
-    ]
-    told, seconds = {}, {}
-    for name in ("float32", options.against):
+    torch.set_num_threads(options.num_threads)
+    seeds = range(FIRST_SEED, FIRST_SEED + options.num_scenes)
+    samples = [sample for seed in seeds for sample in scene_samples(seed, options.tasks)]
+    predictions, seconds = {}, {}
+    for precision in ("float32", options.precision):
         start = time.perf_counter()
-        told[name] = answers(model_in(name), [sample for _, _, sample in asked])
-        seconds[name] = time.perf_counter() - start
-        print(f"{name}: {len(told[name])} answers in {seconds[name]:.0f} s", file=sys.stderr)
-    report = summary(options, asked, told, seconds)
+        predictions[precision] = predict(load_model(precision), [each.sample for each in samples])
+        seconds[precision] = time.perf_counter() - start
+        print(f"{precision}: {len(predictions[precision])} predictions in {seconds[precision]:.0f} s", file=sys.stderr)
+    report = summary(options, samples, predictions, seconds)
     print(table(report))
     print(json.dumps(report))
 
 
-def questions(number: int, tasks: Sequence[str]) -> Iterator[Question]:
-    """Ask the tasks named, or all, that have a true answer; about one picture, so that it is looked at once."""
-    made = make_scene(number)
-    image = made.render()
+def scene_samples(seed: int, tasks: Sequence[str]) -> Iterator[SceneSample]:
+    """Yield a sample for each of the tasks, or for all, that has a target; they share one image, encoded once."""
+    scene = make_scene(seed)
+    image = scene.render()
     for task in TASKS:
-        if (task.name in tasks or not tasks) and (told := scene_target(made, task.name, number)):
-            yield made, told, Sample(f"{number}.png", image, task.token, told.input)
+        if (task.name in tasks or not tasks) and (target := scene_target(scene, task.name, seed)):
+            yield SceneSample(scene, target, Sample(f"{seed}.png", image, task.token, target.input))
 
 
-def model_in(name: str) -> tuple[Any, Any]:
-    """Load the bundled model in an arithmetic."""
-    if name != "int8":
-        return load("demo", dtype=name, device="cpu")
+def load_model(precision: str) -> tuple[Any, Any]:
+    """Load the bundled model and its processor."""
+    if precision != "int8":
+        return load("demo", dtype=precision, device="cpu")
     model, processor = load("demo", dtype="float32", device="cpu")
-    return quantised(model), processor
+    return quantize(model), processor
 
 
-def quantised(model: Any) -> Any:
-    """Turn the linear layers of the tower and the encoder into int8; the decoder multiplies by bare weights."""
-    quantize: Any = torch.ao.quantization.quantize_dynamic
-    with warnings.catch_warnings():  # torch moves this to torchao, another package
+def quantize(model: Any) -> Any:
+    """Quantize the linear layers of vision tower and encoder to int8; the decoder uses its weights directly."""
+    quantize_dynamic: Any = torch.ao.quantization.quantize_dynamic
+    with warnings.catch_warnings():  # torch moves it to torchao, another package
         warnings.simplefilter("ignore")
-        for part in (model.model.vision_tower, model.get_encoder()):
-            quantize(part, {torch.nn.Linear}, torch.qint8, inplace=True)
+        for module in (model.model.vision_tower, model.get_encoder()):
+            quantize_dynamic(module, {torch.nn.Linear}, torch.qint8, inplace=True)
     return model
 
 
-def answers(loaded: tuple[Any, Any], samples: Sequence[Sample]) -> dict[SampleKey, Prediction]:
-    """Answer all samples."""
-    with Engine(*loaded) as engine:
+def predict(model_and_processor: tuple[Any, Any], samples: Sequence[Sample]) -> Predictions:
+    """Predict all samples."""
+    with Engine(*model_and_processor) as engine:
         return {prediction.key: prediction for prediction in engine.run(samples)}
 
 
 def summary(
     options: argparse.Namespace,
-    asked: Sequence[Question],
-    told: dict[str, dict[SampleKey, Prediction]],
+    samples: Sequence[SceneSample],
+    predictions: dict[str, Predictions],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """Compare texts, and score both against the truth."""
-    by_task: dict[str, list[Question]] = defaultdict(list)
-    for each in asked:
-        by_task[find_task(each[2].task).name].append(each)
-    one, other = told.values()
-    same = {
-        name: sum(one[sample.key].text == other[sample.key].text for _, _, sample in each) / len(each)
-        for name, each in by_task.items()
+    """Compare the texts, and score both precisions."""
+    by_task: dict[str, list[SceneSample]] = defaultdict(list)
+    for each in samples:
+        by_task[find_task(each.sample.task).name].append(each)
+    first, second = predictions.values()
+    same_text = {
+        task: sum(first[each.sample.key].text == second[each.sample.key].text for each in group) / len(group)
+        for task, group in by_task.items()
     }
     scores = {
-        name: {
-            f"{task}: {measure}": value
-            for task, each in by_task.items()
-            for measure, value in compute_metrics(
-                task, [ScenePrediction(made, t, _answer(said[s.key])) for made, t, s in each]
+        precision: {
+            f"{task}: {metric}": value
+            for task, group in by_task.items()
+            for metric, value in compute_metrics(
+                task, [ScenePrediction(each.scene, each.target, _answer(found[each.sample.key])) for each in group]
             ).items()
         }
-        for name, said in told.items()
+        for precision, found in predictions.items()
     }
     return {
         "command": "python -m benchmarks.precision " + " ".join(sys.argv[1:]),
         "device": processor_name(),
         "torch": torch.__version__,
         "seconds": seconds,
-        "captions_the_same": statistics.mean([same[name] for name in CAPTIONS if name in same] or [1.0]),
-        "answers_the_same": same,
+        "same_captions": statistics.mean([same_text[task] for task in CAPTION_TASKS if task in same_text] or [1.0]),
+        "same_texts": same_text,
         "scores": scores,
-        "most_points_lost": 100 * max(scores["float32"][n] - scores[options.against][n] for n in scores["float32"]),
+        "max_points_lost": 100 * max(scores["float32"][n] - scores[options.precision][n] for n in scores["float32"]),
     }
 
 
@@ -135,19 +144,19 @@ def _answer(prediction: Prediction) -> str | Answer:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Lay the report out for people, in Markdown."""
-    one, other = report["scores"]
+    """Format the report as Markdown."""
+    first, second = report["scores"]
     lines = [
-        f"# {other} beside {one}: captions the same {report['captions_the_same']:.2%}, "
-        f"most points lost {report['most_points_lost']:.2f}",
+        f"# {second} and {first}: same captions {report['same_captions']:.2%}, "
+        f"at most {report['max_points_lost']:.2f} points lost",
         "",
-        f"| score | {one} | {other} | points | answers the same |",
+        f"| score | {first} | {second} | points | same texts |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for name, value in report["scores"][one].items():
-        against = report["scores"][other][name]
-        same = report["answers_the_same"][name.split(":")[0]]
-        lines.append(f"| {name} | {value:.4f} | {against:.4f} | {100 * (against - value):+.2f} | {same:.1%} |")
+    for name, value in report["scores"][first].items():
+        other = report["scores"][second][name]
+        same_texts = report["same_texts"][name.split(":")[0]]
+        lines.append(f"| {name} | {value:.4f} | {other:.4f} | {100 * (other - value):+.2f} | {same_texts:.1%} |")
     return "\n".join(lines)
 
 

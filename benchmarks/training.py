@@ -1,16 +1,15 @@
 """Time and memory of one training step, ours beside its rivals: base architecture, random weights, 768 x 768.
 
-    python benchmarks/training.py                 all rows, each in a process of its own, as a table
-    python benchmarks/training.py --only speed    the rows of one question: speed, memory or features
-    python benchmarks/training.py --small         the same with a tiny model, to try the file itself
+    python benchmarks/training.py                   all tables; each row runs in its own process
+    python benchmarks/training.py --table speed     one table: speed, memory or features
+    python benchmarks/training.py --size tiny       the same with a tiny model, to test the script
 
-Rows of `memory` are of batch 4; `--batch 2` takes about half of their memory.
+The rows of `memory` have batch size 4; `--batch_size 2` needs about half of their memory.
 
-Rivals: `transformers` is its Seq2SeqTrainer with peft, as its documentation writes it (labels padded to the longest,
-its own gradient checkpointing where asked). `published` is a faithful rendering of the step behind the published
-commands: prompt and labels padded to 1024, padding trained on. Everybody computes in bfloat16 where the device has it
-(autocast), else in float32: half precision that is emulated would only make the rivals look slow.
-Weights are random, so the words mean nothing; the work does not depend on them.
+Rivals: `transformers` is its Seq2SeqTrainer with peft as documented (labels padded to the longest, its own gradient
+checkpointing). `published` reproduces the step of the published commands: prompt and labels padded to 1024, with a loss
+on padding. All compute in bfloat16 if the device has native support (autocast), else in float32, because emulated
+bfloat16 would only slow the rivals down. Weights are random; the work does not depend on them.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-ROWS = {
+TABLES = {
     "speed": [
         "transformers",
         "published",
@@ -32,72 +31,73 @@ ROWS = {
         "ours --compile",
     ],
     "memory": [
-        "transformers --recompute",
-        "ours --recompute",
+        "transformers --gradient_checkpointing",
+        "ours --gradient_checkpointing",
         "ours",
         "transformers",
     ],
-    "features": ["ours --frozen", "ours --frozen --features"],
+    "features": ["ours --freeze_vision", "ours --freeze_vision --cached_features"],
 }
-BATCHES = {"speed": 2, "memory": 4, "features": 2}
-LABELS = 64
+BATCH_SIZES = {"speed": 2, "memory": 4, "features": 2}
+NUM_LABELS = 64
 TARGETS = ("qkv", "proj", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one row measured: seconds of each step after the first, and the most memory of the process, or the GPU."""
+    """The measurements of one row: time of a step after the first, and peak memory of the process or the GPU."""
 
     row: str
-    step_s: float
-    spread_s: tuple[float, float]
+    median_step_s: float
+    step_range_s: tuple[float, float]
     images_per_s: float
     peak_gib: float
 
 
-class Images:
-    """Samples made of noise: the shapes of real ones, and no disk."""
+class NoiseDataset:
+    """Samples of noise with the shapes of real ones, without files."""
 
-    def __init__(self, given: argparse.Namespace, config: Any, pad_to: int | None = None) -> None:
+    def __init__(self, options: argparse.Namespace, config: Any, pad_to: int | None = None) -> None:
         import torch
 
-        self.given, self.config, self.pad_to = given, config, pad_to
-        self.size = 64 if given.small else 768
-        self.places = (self.size // 32) ** 2 + 1
-        self.noise = torch.Generator().manual_seed(0)
-        self.image = torch.randn(3, self.size, self.size, generator=self.noise)  # one for all: to draw it takes long
+        self.options, self.config, self.pad_to = options, config, pad_to
+        self.image_size = 64 if options.size == "tiny" else 768
+        self.num_image_tokens = (self.image_size // 32) ** 2 + 1
+        self.generator = torch.Generator().manual_seed(0)
+        self.image = torch.randn(3, self.image_size, self.image_size, generator=self.generator)  # shared by all samples
 
     def __len__(self) -> int:
-        return int(self.given.batch) * (int(self.given.steps) + 1)
+        return int(self.options.batch_size) * (int(self.options.steps) + 1)
 
-    def ids(self) -> tuple[list[int], list[int]]:
-        """Give a prompt of 16 words and a target, `<s>` and `</s>` included."""
+    def sample_ids(self) -> tuple[list[int], list[int]]:
+        """Return a prompt of 16 text tokens and a target, with `<s>` and `</s>`."""
         import torch
 
-        words = torch.randint(3, 200, (16 + LABELS,), generator=self.noise).tolist()
-        prompt = [self.config.image_token_id] * self.places + [0, *words[:14], 2]
-        return prompt, [0, *words[16 : 16 + LABELS - 2], 2]
+        ids = torch.randint(3, 200, (16 + NUM_LABELS,), generator=self.generator).tolist()
+        prompt = [self.config.image_token_id] * self.num_image_tokens + [0, *ids[:14], 2]
+        return prompt, [0, *ids[16 : 16 + NUM_LABELS - 2], 2]
 
 
-class OurImages(Images):
-    """As `Lessons` gives them: bytes, or features."""
+class OurDataset(NoiseDataset):
+    """Samples in the format of our training dataset: uint8 pixels, or features."""
 
-    def __getitem__(self, at: Any) -> dict[str, Any]:
-        prompt, labels = self.ids()
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        prompt, labels = self.sample_ids()
         item: dict[str, Any] = {"index": 0, "input_ids": prompt, "labels": labels}
-        if self.given.features:
-            wide = self.config.text_config.d_model
-            return item | {"features_ND": self.image.flatten()[: self.places * wide].view(-1, wide).half().numpy()}
+        if self.options.cached_features:
+            width = self.config.text_config.d_model
+            features_ND = self.image.flatten()[: self.num_image_tokens * width].view(-1, width)
+            return item | {"features_ND": features_ND.half().numpy()}
         return item | {"pixels_HWC": self.image.mul(60).add(128).clamp(0, 255).byte().permute(1, 2, 0).numpy()}
 
 
-class TheirImages(Images):
-    """As transformers' processor gives them; with `pad_to`, as the published trainer pads them."""
+class TransformersDataset(NoiseDataset):
+    """Samples in the format of transformers' processor; `pad_to` pads them as the published trainer does."""
 
-    def __getitem__(self, at: Any) -> dict[str, Any]:
+    def __getitem__(self, index: Any) -> dict[str, Any]:
         import torch
 
-        prompt, labels = self.ids()
+        prompt, labels = self.sample_ids()
         if self.pad_to is not None:  # padding is attended and trained on
             prompt += [1] * (self.pad_to - len(prompt))
             labels += [1] * (self.pad_to - len(labels))
@@ -109,32 +109,33 @@ class TheirImages(Images):
         }
 
 
-def build(small: bool) -> Any:
-    """Make the base architecture, or a tiny one, with random weights."""
+def create_model(size: str) -> Any:
+    """Create the base architecture, or a tiny one, with random weights."""
     import torch
     from transformers import BartConfig, Florence2Config, Florence2ForConditionalGeneration
     from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 
-    vision = {"embed_dim": (16, 32, 32, 32), "num_heads": (1, 2, 2, 2), "num_groups": (1, 2, 2, 2)} if small else {}
-    depths = (1, 1, 1, 1) if small else (1, 1, 9, 1)
-    wide = 64 if small else 768
-    layers = 1 if small else 6
+    is_tiny = size == "tiny"
+    vision = {"embed_dim": (16, 32, 32, 32), "num_heads": (1, 2, 2, 2), "num_groups": (1, 2, 2, 2)} if is_tiny else {}
+    depths = (1, 1, 1, 1) if is_tiny else (1, 1, 9, 1)
+    width = 64 if is_tiny else 768
+    layers = 1 if is_tiny else 6
     text = BartConfig(
         vocab_size=51290,
-        d_model=wide,
+        d_model=width,
         encoder_layers=layers,
         decoder_layers=layers,
-        encoder_attention_heads=wide // 64,
-        decoder_attention_heads=wide // 64,
-        encoder_ffn_dim=4 * wide,
-        decoder_ffn_dim=4 * wide,
+        encoder_attention_heads=width // 64,
+        decoder_attention_heads=width // 64,
+        encoder_ffn_dim=4 * width,
+        decoder_ffn_dim=4 * width,
         max_position_embeddings=1024,
         dropout=0.1,
         attention_dropout=0.1,
         activation_dropout=0.1,
     )
     config = Florence2Config(
-        vision_config=Florence2VisionConfig(depths=depths, projection_dim=wide, drop_path_rate=0.1, **vision),
+        vision_config=Florence2VisionConfig(depths=depths, projection_dim=width, drop_path_rate=0.1, **vision),
         text_config=text,
         image_token_id=51289,
     )
@@ -142,29 +143,29 @@ def build(small: bool) -> Any:
     return Florence2ForConditionalGeneration(config)
 
 
-def arguments(given: argparse.Namespace, folder: str, **more: Any) -> Any:
-    """Word what all rivals share."""
+def training_arguments(options: argparse.Namespace, folder: str, **values: Any) -> Any:
+    """Return the training arguments that all contestants share."""
     import torch
     from transformers import Seq2SeqTrainingArguments
 
     return Seq2SeqTrainingArguments(
         folder,
-        per_device_train_batch_size=given.batch,
-        max_steps=given.steps + 1,
+        per_device_train_batch_size=options.batch_size,
+        max_steps=options.steps + 1,
         learning_rate=1e-4,
-        bf16=given.dtype == "bfloat16",
+        bf16=options.dtype == "bfloat16",
         report_to=[],
         save_strategy="no",
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
-        **more,
+        **values,
     )
 
 
-def ours(given: argparse.Namespace, folder: str) -> Any:
-    """Make our trainer as `florence2 train` would."""
+def create_our_trainer(options: argparse.Namespace, folder: str) -> Any:
+    """Create our trainer as `florence2 train` does."""
     import torch
     from PIL import Image
 
@@ -180,136 +181,143 @@ def ours(given: argparse.Namespace, folder: str) -> Any:
     from florence2.training.trainer import Florence2Trainer
     from florence2.training.trainer_config import TrainerConfig
 
-    if not given.recompute:
-        tune_allocator()  # as the command does
-    model = build(given.small).to(pick_device(None), getattr(torch, given.dtype))
-    learner = prepare_model_for_training(
-        model, ModelSettings(freeze="vision" if given.frozen else "none"), LoraSettings()
-    )
-    if given.recompute:
-        checkpoint_activations(learner)
-    if given.compile:
-        compile_model(learner)
-    images = OurImages(given, model.config)
+    if not options.gradient_checkpointing:
+        tune_allocator()  # like the command
+    model = create_model(options.size).to(pick_device(None), getattr(torch, options.dtype))
+    model_settings = ModelSettings(freeze="vision" if options.freeze_vision else "none")
+    peft_model = prepare_model_for_training(model, model_settings, LoraSettings())
+    if options.gradient_checkpointing:
+        checkpoint_activations(peft_model)
+    if options.compile:
+        compile_model(peft_model)
+    dataset = OurDataset(options, model.config)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    side = (images.size, images.size)
-    preprocessor = Preprocessor(side, mean, std, 1 / 255, Image.Resampling.BICUBIC, images.places, 51289, None)
-    args = arguments(given, folder, label_names=["labels"])
-    learning = TrainingSettings(gradient_checkpointing=given.recompute, compile=given.compile)
-    records = can_use_cuda_graphs(learner, learning)
-    method = TrainerConfig(
-        *(preprocessor, 51289, 2, 1, lambda *_: None, learning.optim),
-        frozen_modules=frozen_modules(learner),
-        use_cuda_graphs=records,
+    side = (dataset.image_size, dataset.image_size)
+    preprocessor = Preprocessor(
+        side, mean, std, 1 / 255, Image.Resampling.BICUBIC, dataset.num_image_tokens, 51289, None
+    )
+    args = training_arguments(options, folder, label_names=["labels"])
+    training = TrainingSettings(gradient_checkpointing=options.gradient_checkpointing, compile=options.compile)
+    use_cuda_graphs = can_use_cuda_graphs(peft_model, training)
+    trainer_config = TrainerConfig(
+        *(preprocessor, 51289, 2, 1, lambda *_: None, training.optim),
+        frozen_modules=frozen_modules(peft_model),
+        use_cuda_graphs=use_cuda_graphs,
     )
     return Florence2Trainer(
-        method,
-        model=learner,
+        trainer_config,
+        model=peft_model,
         args=args,
-        train_dataset=images,
-        data_collator=Florence2Collator(1, PAD_TO, len(images.ids()[0])) if records else Florence2Collator(1),
+        train_dataset=dataset,
+        data_collator=Florence2Collator(1, PAD_TO, len(dataset.sample_ids()[0]))
+        if use_cuda_graphs
+        else Florence2Collator(1),
     )
 
 
-def theirs(given: argparse.Namespace, folder: str) -> Any:
-    """Make transformers' trainer with peft, as documented; with the published row, its data."""
+def create_rival_trainer(options: argparse.Namespace, folder: str) -> Any:
+    """Create transformers' trainer with peft, as documented; the row `published` pads the data."""
     from peft import LoraConfig, get_peft_model
     from transformers import Seq2SeqTrainer
 
-    model = build(given.small)
+    model = create_model(options.size)
     config = LoraConfig(r=4, lora_alpha=4, lora_dropout=0.25, target_modules=list(TARGETS))
-    recompute = {"activation_checkpointing": True} if given.recompute else {}
+    checkpointing = {"activation_checkpointing": True} if options.gradient_checkpointing else {}
     return Seq2SeqTrainer(
         model=get_peft_model(model, config),
-        args=arguments(given, folder, **recompute),
-        train_dataset=TheirImages(given, model.config, 1024 if given.who == "published" else None),
+        args=training_arguments(options, folder, **checkpointing),
+        train_dataset=TransformersDataset(options, model.config, 1024 if options.row == "published" else None),
     )
 
 
-def measure(given: argparse.Namespace) -> Result:
-    """Take the steps and note when each ended; the first, which warms up and compiles, is left out."""
+def measure(options: argparse.Namespace) -> Result:
+    """Run the steps and measure all but the first, which compiles and warms up."""
     import torch
     from transformers import TrainerCallback
 
-    ends: list[float] = []
+    step_ends: list[float] = []
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class StepTimer(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, **__: Any) -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            ends.append(time.perf_counter())
+            step_ends.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = (ours if given.who == "ours" else theirs)(given, folder)
-        if hasattr(trainer, "_get_train_sampler") and given.who == "ours":
+        create_trainer = create_our_trainer if options.row == "ours" else create_rival_trainer
+        trainer = create_trainer(options, folder)
+        if hasattr(trainer, "_get_train_sampler") and options.row == "ours":
             trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
-        trainer.add_callback(Clock())
+        trainer.add_callback(StepTimer())
         trainer.train()
-    steps = sorted(b - a for a, b in pairwise(ends))
-    middle = steps[len(steps) // 2]
-    on_gpu = torch.cuda.is_available()
+    steps = sorted(b - a for a, b in pairwise(step_ends))
+    median = steps[len(steps) // 2]
     peak = (
         torch.cuda.max_memory_allocated() / 2**30
-        if on_gpu
+        if torch.cuda.is_available()
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     )
-    row = " ".join(sys.argv[sys.argv.index("--row") + 1 :]) if "--row" in sys.argv else given.who
-    return Result(row, middle, (steps[0], steps[-1]), given.batch / middle, peak)
+    row = " ".join(sys.argv[sys.argv.index("--row") + 1 :])
+    return Result(row, median, (steps[0], steps[-1]), options.batch_size / median, peak)
 
 
-def table(rows: list[str], extra: list[str]) -> None:
-    """Run each row in a process of its own and print what came out, compared with the first."""
-    print("| row | step s | least to most | pictures/s | peak GiB | time / first | memory / first |")
+def print_table(rows: list[str], arguments: list[str]) -> None:
+    """Run each row in its own process and print its result, also relative to the first row."""
+    print("| row | step s | min to max | images/s | peak GiB | time / first | memory / first |")
     print("|---|---|---|---|---|---|---|")
     first: dict[str, Any] = {}
     for row in rows:
-        command = [sys.executable, __file__, *extra, "--row", *row.split()]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = done.stderr.strip().splitlines()[-1:] or ["?"]
-            print(f"| {row} | failed: {last[0]} |")
+        command = [sys.executable, __file__, *arguments, "--row", *row.split()]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        if process.returncode:
+            error = process.stderr.strip().splitlines()[-1:] or ["?"]
+            print(f"| {row} | failed: {error[0]} |")
             continue
-        result = json.loads(done.stdout.splitlines()[-1])
+        result = json.loads(process.stdout.splitlines()[-1])
         first = first or result
-        low, high = result["spread_s"]
+        low, high = result["step_range_s"]
         print(
-            f"| {row} | {result['step_s']:.3f} | {low:.3f} to {high:.3f} | {result['pictures_per_s']:.3f} "
-            f"| {result['peak_gib']:.2f} | {result['step_s'] / first['step_s']:.2f} "
+            f"| {row} | {result['median_step_s']:.3f} | {low:.3f} to {high:.3f} | {result['images_per_s']:.3f} "
+            f"| {result['peak_gib']:.2f} | {result['median_step_s'] / first['median_step_s']:.2f} "
             f"| {result['peak_gib'] / first['peak_gib']:.2f} |",
             flush=True,
         )
 
 
-def arithmetic(asked: str) -> str:
-    """Choose what everybody computes in."""
+def resolve_dtype(dtype: str) -> str:
+    """Return the dtype that all contestants compute in."""
     from florence2.devices import inference_dtype, pick_device
 
-    return asked if asked != "auto" else str(inference_dtype("auto", pick_device(None))).removeprefix("torch.")
+    return dtype if dtype != "auto" else str(inference_dtype("auto", pick_device(None))).removeprefix("torch.")
 
 
 def main() -> None:
-    """Read the words and run the table, or one row of it."""
+    """Parse the command line and run the tables, or one row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=list(ROWS))
-    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--table", choices=list(TABLES))
+    parser.add_argument("--size", choices=["base", "tiny"], default="base")
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--row", dest="who", choices=["ours", "transformers", "published"])
-    parser.add_argument("--batch", type=int, help="pictures of a step (2; where memory is compared 4)")
+    parser.add_argument(
+        "--row", choices=["ours", "transformers", "published"], help="run only this one, without a table"
+    )
+    parser.add_argument("--batch_size", type=int, help="default: 2; 4 in the table `memory`")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
-    for flag in ("--recompute", "--compile", "--frozen", "--features"):
+    for flag in ("--gradient_checkpointing", "--compile", "--freeze_vision", "--cached_features"):
         parser.add_argument(flag, action="store_true")
-    given = parser.parse_args()
-    if given.who:
-        given.dtype, given.batch = arithmetic(given.dtype), given.batch or BATCHES["speed"]
-        print(json.dumps(asdict(measure(given))))
+    options = parser.parse_args()
+    if options.row:
+        options.dtype = resolve_dtype(options.dtype)
+        options.batch_size = options.batch_size or BATCH_SIZES["speed"]
+        print(json.dumps(asdict(measure(options))))
         return
-    extra = ["--steps", str(given.steps), "--dtype", arithmetic(given.dtype), *(["--small"] if given.small else [])]
-    print(f"{arithmetic(given.dtype)}, {given.steps} steps after the first")
-    for name, rows in ROWS.items():
-        if given.only in (None, name):
-            batch = given.batch or BATCHES[name]
-            print(f"\n{name}, batch {batch}\n", flush=True)
-            table(rows, [*extra, "--batch", str(batch)])
+    dtype = resolve_dtype(options.dtype)
+    arguments = ["--steps", str(options.steps), "--dtype", dtype, "--size", options.size]
+    print(f"{dtype}, {options.steps} steps after the first")
+    for name, rows in TABLES.items():
+        if options.table in (None, name):
+            batch_size = options.batch_size or BATCH_SIZES[name]
+            print(f"\n{name}, batch size {batch_size}\n", flush=True)
+            print_table(rows, [*arguments, "--batch_size", str(batch_size)])
 
 
 if __name__ == "__main__":

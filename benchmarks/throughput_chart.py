@@ -1,0 +1,70 @@
+"""Draw a result of `throughput`: a bar of seconds per image for each contestant, ours split by the engine's parts.
+
+python benchmarks/throughput_chart.py benchmarks/results/DATE-throughput-....md docs/images/throughput.png
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+WIDTH, BAR_HEIGHT, LEFT, RIGHT, TOP = 900, 44, 210, 90, 60
+COLOURS = {
+    "read": (148, 103, 189),
+    "vision": (38, 103, 178),
+    "encode": (44, 160, 120),
+    "decode": (214, 93, 14),
+    "write": (127, 127, 127),
+}
+RIVAL, INK = (190, 196, 204), (40, 40, 40)
+
+
+def main() -> None:
+    """Read a result, draw it, and save the image."""
+    source, target = map(Path, sys.argv[1:3])
+    block = re.search(r"```json\n(.*?)\n```", source.read_text(encoding="utf-8"), re.DOTALL)
+    if block is None:
+        raise SystemExit(f"{source} has no block of JSON")
+    draw(json.loads(block[1])).save(target)
+
+
+def draw(report: dict[str, Any]) -> Image.Image:
+    """Draw one bar for each contestant, the fastest at the top."""
+    bars = sorted(report["seconds_per_image"].items(), key=lambda bar: bar[1])
+    image = Image.new("RGB", (WIDTH, TOP + BAR_HEIGHT * len(bars) + 50), (255, 255, 255))
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(15)
+    options = report["options"]
+    title = f"seconds per image: {options['size']}, {options['num_beams']} beams, {report['device']}"
+    pen.text((20, 28), title, fill=INK, anchor="lm", font=ImageFont.load_default(17))
+    scale = (WIDTH - LEFT - RIGHT) / bars[-1][1]
+    for row, (name, seconds) in enumerate(bars):
+        y = TOP + BAR_HEIGHT * row
+        pen.text((LEFT - 12, y + BAR_HEIGHT / 2), name, fill=INK, anchor="rm", font=font)
+        start: float = LEFT
+        for part, part_seconds in split_by_part(report, name, seconds):
+            end = start + part_seconds * scale
+            pen.rectangle((start, y + 7, end, y + BAR_HEIGHT - 7), fill=COLOURS.get(part, RIVAL))
+            start = end
+        pen.text((start + 10, y + BAR_HEIGHT / 2), f"{seconds:.2f} s", fill=INK, anchor="lm", font=font)
+    x: float = LEFT
+    for part, colour in COLOURS.items():
+        y = TOP + BAR_HEIGHT * len(bars) + 22
+        pen.rectangle((x, y - 7, x + 14, y + 7), fill=colour)
+        pen.text((x + 20, y), part, fill=INK, anchor="lm", font=font)
+        x += 110
+    return image
+
+
+def split_by_part(report: dict[str, Any], name: str, seconds: float) -> list[tuple[str, float]]:
+    """Split our median by the engine's measurements in the last round; a rival has one part."""
+    if name != "ours":
+        return [("", seconds)]
+    spent = report["rounds"]["ours"][-1]["stats"]["seconds"]
+    return [(part, seconds * spent.get(part, 0) / sum(spent.values())) for part in COLOURS]
+
+
+if __name__ == "__main__":
+    main()
