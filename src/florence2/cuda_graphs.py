@@ -1,7 +1,4 @@
-"""Work that a GPU has learnt by heart: recorded as a graph, and started with one call instead of hundreds.
-
-Knows nothing of what the work is.
-"""
+"""A cache of CUDA graphs: a recorded step starts with one call instead of hundreds."""
 
 from __future__ import annotations
 
@@ -13,20 +10,20 @@ import torch
 
 
 class CudaGraphCache:
-    """Runs a step; on a GPU as a recorded graph, once it has been run in the same shape a few times.
+    """Runs a step; on a GPU as a CUDA graph, once it has run in the same shape a few times.
 
-    The times before are steps like any other: they warm up what recording may not meet cold, and shapes that come
-    seldom are not worth a recording. All graphs work in the same memory, for only one runs at a time.
+    The first calls run as usual: they warm up what a recording may not initialize, and rare shapes are not worth a
+    recording. All graphs share one memory pool, for only one of them runs at a time.
     """
 
     def __init__(
         self, step: Callable[..., None], enabled: bool, min_calls: int = 8, max_graphs: int | None = None
     ) -> None:
-        """Take the step, how often a shape must have come to be worth a recording, and how many may be recorded."""
-        self._step, self._records, self._pays_from, self._most = step, enabled, min_calls, max_graphs
+        """Take the step, the calls of a shape after which it is recorded, and the most graphs that are recorded."""
+        self._step, self._enabled, self._min_calls, self._max_graphs = step, enabled, min_calls, max_graphs
         self._graphs: dict[tuple[int, ...], Any] = {}
-        self._seen: Counter[tuple[int, ...]] = Counter()
-        self._memory = torch.cuda.graph_pool_handle() if enabled else None
+        self._calls: Counter[tuple[int, ...]] = Counter()
+        self._memory_pool = torch.cuda.graph_pool_handle() if enabled else None
 
     @property
     def num_graphs(self) -> int:
@@ -34,8 +31,7 @@ class CudaGraphCache:
         return len(self._graphs)
 
     def __call__(self, *shape: int) -> None:
-        """Do the step for a shape; whatever lies elsewhere in memory must show in the shape."""
-        self._seen[shape] += 1
+        """Run the step for a shape; a change of any address that the step reads or writes must change the shape."""
         if shape not in self._graphs and self._is_due(shape):
             self._record(shape)
         if shape in self._graphs:
@@ -44,21 +40,26 @@ class CudaGraphCache:
             self._step(*shape)
 
     def clear(self) -> None:
-        """Drop what is recorded, and give back its memory."""
+        """Drop all graphs, and free their memory."""
         self._graphs.clear()
         torch.cuda.empty_cache()
 
+    def reset(self) -> None:
+        """Drop all graphs, and count calls anew."""
+        self._calls.clear()
+        self.clear()
+
     def disable(self) -> None:
-        """Record nothing any more."""
-        self._records = False
+        """Drop all graphs, and record none any more."""
+        self._enabled = False
         self.clear()
 
     def _record(self, shape: tuple[int, ...]) -> None:
         graph: Any = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, self._memory, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self._memory_pool, capture_error_mode="thread_local"):
                 self._step(*shape)
-        except RuntimeError:  # no room, or work that cannot be recorded: what it was is seen when it is done plainly
+        except RuntimeError:  # no memory, or an operation that cannot be recorded: the plain step reports its errors
             graph = None
         if graph is None:
             self.disable()
@@ -66,5 +67,8 @@ class CudaGraphCache:
             self._graphs[shape] = graph
 
     def _is_due(self, shape: tuple[int, ...]) -> bool:
-        has_room = self._most is None or self.num_graphs < self._most
-        return self._records and has_room and self._seen[shape] >= self._pays_from
+        """Count a call that is not recorded, and return whether its shape is worth a recording now."""
+        if not self._enabled or (self._max_graphs is not None and self.num_graphs >= self._max_graphs):
+            return False
+        self._calls[shape] += 1
+        return self._calls[shape] >= self._min_calls

@@ -1,4 +1,4 @@
-"""Samples for the engine's tests: noise with a coarse pattern, so that pictures differ for a tiny model."""
+"""Samples of the engine's tests: coarse random patterns, which a tiny model can tell apart."""
 
 from pathlib import Path
 
@@ -19,16 +19,16 @@ TASKS = (
 
 
 def image(seed: int, size: tuple[int, int] = (70, 50)) -> Image.Image:
-    """Draw a few coloured squares."""
+    """Make an image of a few random colours."""
     squares = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return Image.fromarray(squares).resize(size, Image.Resampling.NEAREST)
 
 
 def samples(count: int, tasks: tuple[str, ...] = TASKS, first: int = 0) -> list[Sample]:
-    """Ask the tasks in turn, each about a picture of its own."""
+    """Make samples of the tasks in turn, each with an image of its own."""
     return [Sample(id=f"{n}.png", image=image(n), task=tasks[n % len(tasks)]) for n in range(first, first + count)]
 
 
 def missing(name: str = "gone.jpg") -> Sample:
-    """Ask about a picture that is not there."""
+    """Make a sample whose image does not exist."""
     return Sample(id=name, image=Path("/nowhere") / name, task="caption")

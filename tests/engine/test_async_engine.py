@@ -10,7 +10,7 @@ from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
 from florence2.errors import UserError
 from tests.engine.images import image, missing, samples
-from tests.engine.test_engine import answers, texts
+from tests.engine.test_engine import predict_all, texts
 from tests.tiny import tiny_model
 
 
@@ -19,43 +19,60 @@ def tiny():
     return tiny_model(1)
 
 
-def hosted(tiny, slots: int = 3, limit: int = 256, **generation) -> AsyncEngine:
+def async_engine(tiny, slots: int = 3, limit: int = 256, **generation) -> AsyncEngine:
     generation = {"max_length": 20} | generation
     return AsyncEngine(*tiny, EngineConfig(GenerationConfig(**generation), batch_size=slots), max_pending=limit)
 
 
-def test_requests_that_come_at_any_time_get_what_one_run_gives(tiny):
-    asked = [*samples(12), missing()]
+def test_requests_at_any_time_equal_one_run(tiny):
+    requests = [*samples(12), missing()]
 
     async def one(engine: AsyncEngine, number: int, sample: Sample):
         await asyncio.sleep(number % 5 / 50)
         return await engine.generate(sample)
 
     async def all_of_them():
-        async with hosted(tiny, num_beams=2) as engine:
-            return await asyncio.gather(*(one(engine, n, sample) for n, sample in enumerate(asked)))
+        async with async_engine(tiny, num_beams=2) as engine:
+            return await asyncio.gather(*(one(engine, n, sample) for n, sample in enumerate(requests)))
 
-    found = sorted(asyncio.run(all_of_them()), key=lambda prediction: prediction.file_name)
-    assert texts(found) == texts(answers(tiny, asked, num_beams=2))
+    predictions = sorted(asyncio.run(all_of_them()), key=lambda prediction: prediction.file_name)
+    assert texts(predictions) == texts(predict_all(tiny, requests, num_beams=2))
 
 
-def test_requests_of_one_name_are_told_apart(tiny):
-    asked = [Sample("upload.png", image(n), "caption") for n in range(6)]
-    same = asked[0]
+def test_every_request_may_bring_its_config(tiny):
+    configs = [GenerationConfig(max_length=20, **each) for each in ({}, {"num_beams": 2}, {"do_sample": True})]
+
+    async def run():
+        async with async_engine(tiny, num_beams=2) as engine:
+            with pytest.raises(UserError, match="`num_beams` 3 of a request is above the 2"):
+                await engine.generate(samples(1)[0], GenerationConfig(max_length=20, num_beams=3))
+            several = await asyncio.gather(*(engine.generate(s, configs[n % 3]) for n, s in enumerate(samples(6))))
+            return several, [each async for each in engine.stream(samples(3), configs[0])]
+
+    several, greedy = asyncio.run(run())
+    for number, prediction in enumerate(several):
+        search = {key: getattr(configs[number % 3], key) for key in ("num_beams", "do_sample")}
+        assert texts([prediction]) == texts(predict_all(tiny, samples(1, first=number), **search))
+    assert texts(sorted(greedy, key=lambda each: each.file_name)) == texts(predict_all(tiny, samples(3)))
+
+
+def test_requests_of_one_file_name_get_their_own_predictions(tiny):
+    requests = [Sample("upload.png", image(n), "caption") for n in range(6)]
+    same = requests[0]
 
     async def ask():
-        async with hosted(tiny) as engine:
-            return await asyncio.gather(*(engine.generate(sample) for sample in [*asked, same]))
+        async with async_engine(tiny) as engine:
+            return await asyncio.gather(*(engine.generate(sample) for sample in [*requests, same]))
 
-    found = asyncio.run(ask())
-    alone = [answers(tiny, [sample])[0].text for sample in asked]
-    assert [prediction.text for prediction in found] == [*alone, alone[0]]
+    predictions = asyncio.run(ask())
+    alone = [predict_all(tiny, [sample])[0].text for sample in requests]
+    assert [prediction.text for prediction in predictions] == [*alone, alone[0]]
     assert len(set(alone)) > 3
 
 
-def test_a_cancelled_request_leaves_its_slot_to_others(tiny):
+def test_cancelled_request_frees_its_slot(tiny):
     async def ask():
-        async with hosted(tiny, slots=1, max_length=120, min_length=118) as engine:
+        async with async_engine(tiny, slots=1, max_length=120, min_length=118) as engine:
             long = [asyncio.create_task(engine.generate(sample)) for sample in samples(4)]
             await asyncio.sleep(0.05)
             for task in long:
@@ -68,11 +85,11 @@ def test_a_cancelled_request_leaves_its_slot_to_others(tiny):
     assert all(isinstance(each, asyncio.CancelledError) for each in done)
     assert last.file_name == "9.png"
     assert still_open == 0
-    assert stats.images == 1, "nobody waited for the others"
+    assert stats.images == 1, "the cancelled requests have no prediction"
     assert stats.steps < 2 * 120
 
 
-def test_no_more_than_the_limit_are_taken_ahead(tiny):
+def test_stream_reads_no_further_than_max_pending(tiny):
     taken = 0
 
     def source() -> Iterator[Sample]:
@@ -82,21 +99,21 @@ def test_no_more_than_the_limit_are_taken_ahead(tiny):
             yield sample
 
     async def stream():
-        async with hosted(tiny, limit=2) as engine:
-            found = []
+        async with async_engine(tiny, limit=2) as engine:
+            predictions = []
             async for prediction in engine.stream(source()):
-                found.append(prediction)
+                predictions.append(prediction)
                 assert engine.num_pending <= 2
-                assert taken <= len(found) + 2
-            return found
+                assert taken <= len(predictions) + 2
+            return predictions
 
-    found = sorted(asyncio.run(stream()), key=lambda prediction: prediction.file_name)
-    assert texts(found) == texts(answers(tiny, samples(9)))
+    predictions = sorted(asyncio.run(stream()), key=lambda prediction: prediction.file_name)
+    assert texts(predictions) == texts(predict_all(tiny, samples(9)))
 
 
-def test_whoever_waits_hears_of_an_engine_that_stops(tiny):
+def test_pending_requests_raise_when_the_engine_stops(tiny):
     async def broken():
-        async with hosted(tiny) as engine:
+        async with async_engine(tiny) as engine:
             await engine.generate(samples(1)[0])
             engine.engine.decode_step = None
             with pytest.raises(TypeError):
@@ -105,13 +122,21 @@ def test_whoever_waits_hears_of_an_engine_that_stops(tiny):
                 await engine.generate(samples(1)[0])
 
     async def closed():
-        async with hosted(tiny, max_length=120, min_length=118) as engine:
+        async with async_engine(tiny, max_length=120, min_length=118) as engine:
             task = asyncio.create_task(engine.generate(samples(1)[0]))
             await asyncio.sleep(0)
         with pytest.raises(UserError, match="closed"):
             await task
+        with pytest.raises(UserError, match="has stopped"):
+            await engine.generate(samples(1)[0])
+
+    async def never_used():
+        engine = async_engine(tiny)
+        await engine.close()
+        assert engine.engine.is_closed
 
     asyncio.run(broken())
     start = time.monotonic()
     asyncio.run(closed())
+    asyncio.run(never_used())
     assert time.monotonic() - start < 60

@@ -1,4 +1,4 @@
-"""The engine's law on a GPU, where there is one: recorded graphs, answers heard late, half precision."""
+"""The engine on a GPU, where there is one: CUDA graphs, delayed polling, half precision."""
 
 import pytest
 import torch
@@ -8,43 +8,58 @@ from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generate_engine import GenerateEngine
 from florence2.engine.generation_config import GenerationConfig
+from florence2.engine.requests import EngineInput
 from florence2.model.load import load
-from tests.engine.test_equivalence import places, questions
+from tests.engine.test_equivalence import scene_samples, without_scores
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.fixture(autouse=True)
-def _whole_float32(monkeypatch: pytest.MonkeyPatch):
+def _full_float32(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-def answers(kind: type[Engine] | type[GenerateEngine], slots: int, dtype: str = "float32", **how) -> list[Prediction]:
-    asked = questions(30)
+def predict_all(
+    kind: type[Engine] | type[GenerateEngine], slots: int, dtype: str = "float32", **how
+) -> list[Prediction]:
+    requests = scene_samples(30)
     model, processor = load("demo", dtype=dtype, device="cuda")
     with kind(model, processor, EngineConfig(generation=GenerationConfig(**how), batch_size=slots)) as engine:
-        found = sorted(engine.run(asked), key=lambda prediction: prediction.file_name)
+        predictions = sorted(engine.run(requests), key=lambda prediction: prediction.file_name)
         assert kind is GenerateEngine or engine.decode_step.num_graphs, "no graph was recorded"
-    return found
+    return predictions
 
 
 @pytest.mark.parametrize("how", [{"num_beams": 1}, {"num_beams": 3}, {"num_beams": 3, "repetition_penalty": 1.2}])
-def test_token_for_token(how: dict):
-    wanted = answers(GenerateEngine, 1, **how)
+def test_engine_equals_generate_token_for_token(how: dict):
+    expected = predict_all(GenerateEngine, 1, **how)
     for slots in (3, 16):
-        for one, other in zip(answers(Engine, slots, **how), wanted, strict=True):
+        for one, other in zip(predict_all(Engine, slots, **how), expected, strict=True):
             assert (one.file_name, one.text, one.num_tokens) == (other.file_name, other.text, other.num_tokens)
-            assert places(one.answer) == places(other.answer)
+            assert without_scores(one.answer) == without_scores(other.answer)
             assert one.score == pytest.approx(other.score, rel=1e-3)
 
 
-def test_sampling_does_not_depend_on_company():
+def test_samples_do_not_depend_on_the_batch():
     how = {"do_sample": True, "temperature": 1.3, "top_p": 0.95}
-    few, many = answers(Engine, 3, **how), answers(Engine, 16, **how)
+    few, many = predict_all(Engine, 3, **how), predict_all(Engine, 16, **how)
     assert [one.text for one in few] == [one.text for one in many]
 
 
-def test_half_precision_says_nearly_the_same():
-    exact, half = answers(Engine, 16), answers(Engine, 16, dtype="bfloat16")
-    same = [one.text == other.text for one, other in zip(exact, half, strict=True)]
+def test_half_precision_gives_nearly_the_same_text():
+    full, half = predict_all(Engine, 16), predict_all(Engine, 16, dtype="bfloat16")
+    same = [one.text == other.text for one, other in zip(full, half, strict=True)]
     assert sum(same) >= len(same) // 2  # boxes move by a bin
+
+
+def test_mixed_configs_equal_each_alone():
+    configs = [{"num_beams": 1}, {"num_beams": 3}, {"num_beams": 2, "repetition_penalty": 1.2}, {"max_length": 9}]
+    model, processor = load("demo", dtype="float32", device="cuda")
+    inputs = [EngineInput(s, GenerationConfig(**configs[n % 4])) for n, s in enumerate(scene_samples(30))]
+    with Engine(model, processor, EngineConfig(GenerationConfig(num_beams=3), batch_size=16)) as engine:
+        together = sorted(engine.run(inputs), key=lambda prediction: prediction.file_name)
+        assert engine.decode_step.num_graphs, "no graph was recorded"
+    for number, how in enumerate(configs):
+        alone = predict_all(Engine, 16, **how)
+        assert [each.text for each in together[number::4]] == [each.text for each in alone[number::4]]

@@ -12,7 +12,7 @@ from florence2.engine.generation_config import GenerationConfig
 from florence2.engine.requests import EngineInput
 from florence2.errors import UserError
 from tests.engine.images import samples
-from tests.engine.test_engine import answers, late_engine, texts
+from tests.engine.test_engine import late_engine, predict_all, texts
 from tests.tiny import tiny_model
 
 GREEDY = {
@@ -70,10 +70,10 @@ def test_mixed_requests_equal_each_config_alone(tiny, num_beams: int, searches: 
     for number, (name, search) in enumerate(searches.items()):
         mine = {sample.id for sample in requests[number :: len(configs)]}
         own = [sample for sample in requests if sample.id in mine]
-        expected = texts(answers(tiny, own, slots=2, **search))
+        expected = texts(predict_all(tiny, own, slots=2, **search))
         assert texts([each for each in together if each.file_name in mine]) == expected, name
         if not search.get("do_sample"):
-            assert texts(answers(tiny, own, GenerateEngine, 1, **search)) == expected, name
+            assert texts(predict_all(tiny, own, GenerateEngine, 1, **search)) == expected, name
 
 
 def test_generate_engine_takes_a_config_per_request(tiny):
@@ -82,7 +82,7 @@ def test_generate_engine_takes_a_config_per_request(tiny):
     with GenerateEngine(*tiny, EngineConfig(batch_size=8)) as engine:
         together = list(engine.run(mixed(requests, configs)))
     for sample, prediction, search in zip(requests, together, itertools.cycle(searches.values()), strict=False):
-        assert texts([prediction]) == texts(answers(tiny, [sample], GenerateEngine, 1, **search))
+        assert texts([prediction]) == texts(predict_all(tiny, [sample], GenerateEngine, 1, **search))
 
 
 @pytest.mark.parametrize("kind", [Engine, GenerateEngine])
@@ -90,18 +90,18 @@ def test_config_of_a_call_replaces_the_default(tiny, kind):
     with kind(*tiny, EngineConfig(config(num_beams=3), batch_size=3)) as engine:
         first = by_name(engine.run(samples(5), config(max_length=6)))
         second = by_name(engine.run(samples(5)))
-    assert texts(first) == texts(answers(tiny, samples(5), max_length=6))
-    assert texts(second) == texts(answers(tiny, samples(5), num_beams=3))
+    assert texts(first) == texts(predict_all(tiny, samples(5), max_length=6))
+    assert texts(second) == texts(predict_all(tiny, samples(5), num_beams=3))
 
 
-def test_equal_searches_share_a_number_and_idle_ones_are_forgotten(tiny, monkeypatch):
+def test_equal_searches_are_shared_and_idle_searches_are_dropped(tiny, monkeypatch):
     monkeypatch.setattr("florence2.engine.engine.MAX_SEARCHES", 2)
     with Engine(*tiny, EngineConfig(config(), batch_size=2)) as engine:
         list(engine.run(mixed(samples(4), [config(), config(max_length=9, min_length=3, seed=4), config(top_p=0.5)])))
         assert len(engine.searches) == 1, "lengths, seeds and top_p without sampling need no search of their own"
         for penalty in (1.1, 1.2, 1.3, 1.4, 1.5):
             found = by_name(engine.run(samples(2), config(repetition_penalty=penalty)))
-            assert texts(found) == texts(answers(tiny, samples(2), repetition_penalty=penalty))
+            assert texts(found) == texts(predict_all(tiny, samples(2), repetition_penalty=penalty))
         assert len(engine.searches) <= 3
 
 
@@ -119,4 +119,4 @@ def test_request_that_needs_more_than_a_slot_is_refused(tiny, wrong: dict, messa
             engine.run(samples(1), config(**wrong))
         first, second = by_name(engine.run(mixed(samples(2), [config(**wrong), config()])))
     assert message in first.error
-    assert texts([second]) == texts(answers(tiny, samples(1, first=1)))
+    assert texts([second]) == texts(predict_all(tiny, samples(1, first=1)))

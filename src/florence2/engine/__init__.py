@@ -1,1 +1,1 @@
-"""How it answers, fast. Knows no paths and no files to write."""
+"""Inference: continuous batching with `Engine`, or transformers' `generate`. Opens no paths and writes no files."""

@@ -206,7 +206,7 @@ class Engine:
         """Forget searches that no request uses, and the graphs that hold them, where many were needed by now."""
         if len(self.searches) > MAX_SEARCHES:
             self.searches.drop_all_but(self.scheduler.searches)
-            self.decode_step.clear()
+            self.decode_step.reset()
 
     def _require_open(self) -> None:
         if self.is_closed:

@@ -7,23 +7,23 @@ from florence2.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected", "device", "compiler", "wanted"),
+    ("mode", "expected", "device", "compiler", "result"),
     [
         ("auto", MIN_IMAGES_TO_COMPILE["cpu"], "cpu", sys.executable, True),
         ("auto", MIN_IMAGES_TO_COMPILE["cpu"] - 1, "cpu", sys.executable, False),
         ("auto", MIN_IMAGES_TO_COMPILE["cpu"], "cuda", sys.executable, False),
-        ("auto", 10**9, "mps", sys.executable, False),  # where nobody has tried
+        ("auto", 10**9, "mps", sys.executable, False),  # not measured there
         ("auto", 10**9, "cpu", "no-such-compiler", False),
         ("on", 1, "cpu", sys.executable, True),
         ("off", 10**9, "cpu", sys.executable, False),
     ],
 )
-def test_compiling_is_for_long_runs(monkeypatch, asked: str, expected: int, device: str, compiler: str, wanted: bool):
+def test_auto_compiles_long_runs_only(monkeypatch, mode: str, expected: int, device: str, compiler: str, result: bool):
     monkeypatch.setenv("CXX", compiler)
-    assert should_compile(asked, expected, device) is wanted
+    assert should_compile(mode, expected, device) is result
 
 
-def test_compiling_on_request_needs_a_compiler(monkeypatch):
+def test_compile_on_requires_a_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="no-such-compiler"):
         should_compile("on", 1, "cpu")

@@ -1,4 +1,4 @@
-"""Several engines as one. Here each works in a thread at the end of a real connection; tests/recipes has processes."""
+"""Several engines as one. Here each runs in a thread behind a real connection; tests/recipes starts processes."""
 
 import threading
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from florence2.engine.workers.multi_engine import MultiEngine
 from florence2.engine.workers.worker import WorkerConfig, WorkerOutput, WorkerReady, run_worker
 from florence2.errors import UserError
 from tests.engine.images import image, missing, samples
-from tests.engine.test_engine import answers, texts
+from tests.engine.test_engine import predict_all, texts
 from tests.tiny import tiny_model
 
-SETTINGS = EngineConfig(GenerationConfig(max_length=20), batch_size=2, num_workers=1)
-LOADED: list[str | None] = []
+CONFIG = EngineConfig(GenerationConfig(max_length=20), batch_size=2, num_workers=1)
+loaded: list[str | None] = []
 ONE_SEED = threading.Lock()
 
 
@@ -32,12 +32,12 @@ def load_tiny(device: str | None):
     if device == "tpu":
         raise UserError("device `tpu` cannot be used", "give another")
     with ONE_SEED:  # threads share torch's random numbers
-        LOADED.append(device)
+        loaded.append(device)
         return tiny_model(1)
 
 
 def dies(connection: Connection, _device: str) -> None:
-    """Take some samples, answer none, and be gone, as a killed process is."""
+    """Receive some samples, send no prediction, and close the connection, like a killed process."""
     connection.recv()
     connection.recv()
     connection.send(WorkerReady(2))
@@ -46,13 +46,14 @@ def dies(connection: Connection, _device: str) -> None:
     connection.close()
 
 
-def answered_by(
+def predict_with(
     devices: dict[str, Callable[[Connection, str], None]],
-    asked: list[Sample],
+    requests: list[Sample],
+    generation: GenerationConfig | None = None,
 ) -> tuple[list[Prediction], list[str]]:
-    """Let a fleet of threads answer; give the predictions in order, and what the fleet told."""
-    LOADED.clear()
-    told: list[str] = []
+    """Predict samples with workers in threads; return the sorted predictions, and the warnings."""
+    loaded.clear()
+    warnings: list[str] = []
     ends = [Pipe() for _ in devices]
     threads = [
         threading.Thread(target=task, args=(theirs, device), daemon=True)
@@ -61,62 +62,77 @@ def answered_by(
     for thread in threads:
         thread.start()
     try:
-        with MultiEngine(WorkerConfig(load_tiny, SETTINGS), [], [ours for ours, _ in ends], told.append) as fleet:
-            found = list(fleet.run(asked))
-            assert told or fleet.stats.images == len(asked)
-    finally:  # a thread left behind would share its random numbers with the next test
+        with MultiEngine(WorkerConfig(load_tiny, CONFIG), [], [ours for ours, _ in ends], warnings.append) as engine:
+            predictions = list(engine.run(requests, generation))
+            assert warnings or engine.stats.images == len(requests)
+    finally:  # a thread that runs on would share its random numbers with the next test
         for thread in threads:
             thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
-    return sorted(found, key=lambda prediction: prediction.file_name), told
+    return sorted(predictions, key=lambda prediction: prediction.file_name), warnings
 
 
-def test_several_engines_say_what_one_says_and_each_thing_once(tiny):
-    asked = [*samples(12), missing()]
-    found, told = answered_by({"a": run_worker, "b": run_worker, "c": run_worker}, asked)
-    assert texts(found) == texts(answers(tiny, asked))
-    assert len(LOADED) == 3, "all of them had something to do"
-    assert not told
+def test_several_engines_equal_one(tiny):
+    requests = [*samples(12), missing()]
+    predictions, warnings = predict_with({"a": run_worker, "b": run_worker, "c": run_worker}, requests)
+    assert texts(predictions) == texts(predict_all(tiny, requests))
+    assert len(loaded) == 3, "every worker had samples"
+    assert not warnings
 
 
-def test_questions_about_one_image_stay_together():
+def test_config_of_a_call_reaches_every_worker(tiny):
+    shorter = GenerationConfig(max_length=6, do_sample=True)
+    predictions, _ = predict_with({"a": run_worker, "b": run_worker}, samples(6), shorter)
+    assert texts(predictions) == texts(predict_all(tiny, samples(6), max_length=6, do_sample=True))
+    with pytest.raises(UserError, match="`num_beams` 2 of a request"):
+        predict_with({"a": run_worker}, samples(1), GenerationConfig(max_length=6, num_beams=2))
+
+
+def test_closed_engine_refuses_to_run():
+    with MultiEngine(WorkerConfig(load_tiny, CONFIG), []) as engine:
+        pass
+    with pytest.raises(UserError, match="the engine is closed"):
+        engine.run(samples(1))
+
+
+def test_samples_of_one_image_go_to_one_worker():
     images = [(f"{n}.png", image(n)) for n in range(4)]
-    asked = [Sample(name, shared, task) for name, shared in images for task in ("od", "caption", "ocr")]
-    places: dict[str, set[str]] = {name: set() for name, _ in images}
+    requests = [Sample(name, shared, task) for name, shared in images for task in ("od", "caption", "ocr")]
+    devices_of: dict[str, set[str]] = {name: set() for name, _ in images}
 
     def echo(connection: Connection, device: str) -> None:
         connection.recv()
         connection.send(WorkerReady(1))
         for entry in iter(connection.recv, None):
             sample = entry.sample
-            places[sample.id].add(device)
+            devices_of[sample.id].add(device)
             connection.send(WorkerOutput(Prediction(sample.id, sample.task), 1))
-        connection.send(Stats(images=len(asked) // 2))
+        connection.send(Stats(images=len(requests) // 2))
 
-    found, _ = answered_by({"a": echo, "b": echo}, asked)
-    assert sorted(each.key for each in found) == sorted(each.key for each in asked)
-    assert all(len(devices) == 1 for devices in places.values())
-    assert set.union(*places.values()) == {"a", "b"}
-
-
-def test_what_a_dead_engine_leaves_is_answered_by_the_others(tiny):
-    asked = samples(10)
-    found, told = answered_by({"a": run_worker, "b": dies, "c": run_worker}, asked)
-    assert texts(found) == texts(answers(tiny, asked))
-    assert told == ["the engine on process 2 ended; the others continue"]
+    predictions, _ = predict_with({"a": echo, "b": echo}, requests)
+    assert sorted(each.key for each in predictions) == sorted(each.key for each in requests)
+    assert all(len(names) == 1 for names in devices_of.values())
+    assert set.union(*devices_of.values()) == {"a", "b"}
 
 
-def test_when_all_engines_are_dead_that_is_an_error():
+def test_samples_of_a_dead_worker_go_to_the_others(tiny):
+    requests = samples(10)
+    predictions, warnings = predict_with({"a": run_worker, "b": dies, "c": run_worker}, requests)
+    assert texts(predictions) == texts(predict_all(tiny, requests))
+    assert warnings == ["the engine on process 2 ended; the others continue"]
+
+
+def test_death_of_all_workers_is_an_error():
     with pytest.raises(UserError, match="no other engine is left") as error:
-        answered_by({"a": dies, "b": dies}, samples(10))
+        predict_with({"a": dies, "b": dies}, samples(10))
     assert "run it again" in error.value.hint
 
 
-def test_an_engine_that_cannot_start_says_why():
+def test_worker_that_cannot_start_reports_its_error():
     with pytest.raises(UserError, match="`tpu` cannot be used"):
-        answered_by({"a": run_worker, "tpu": run_worker}, samples(4))
+        predict_with({"a": run_worker, "tpu": run_worker}, samples(4))
 
 
 def test_without_samples_no_model_is_loaded():
-    assert answered_by({"a": run_worker, "b": run_worker}, []) == ([], [])
-    assert LOADED == []
+    assert predict_with({"a": run_worker, "b": run_worker}, []) == ([], [])
+    assert loaded == []

@@ -1,12 +1,12 @@
-"""Channel attention of the vision tower by way of one small matrix, in half precision: fewer products, far fewer bytes.
+"""Channel attention of the vision tower by way of the Gram matrix, in half precision: fewer products and bytes.
 
-DaViT lets channels attend to each other: each of E channels of a group looks at the others' values over all places.
-Queries and keys are linear in the input x, so their products come from the Gram matrix x'x alone; values, attention
-and projection are linear in x, too, so together they are one matrix for each picture. So x is multiplied by itself and
-by that matrix, 4 N C^2 multiplications instead of 8, and nothing as wide as 3 C is ever written. Exact but for
-rounding; float32, where every bit counts, keeps transformers' own order of operations.
+In DaViT each of the E channels of a group attends to the group's other channels over all N positions. Queries and keys
+are linear in the input x, and so their products follow from the Gram matrix x'x alone. Values, attention and projection
+are linear in x, too, and so together are one matrix for each image. The input is multiplied by itself and by that
+matrix: 4 N C^2 multiplications instead of 8, and no tensor of 3 C channels is written. The result is exact but for
+rounding; float32 keeps transformers' own order of operations.
 
-Shapes: B pictures, N places, C channels, G groups of E channels.
+Shapes: B images, N positions, C channels, G groups of E channels.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from transformers.models.florence2.modeling_florence2 import Florence2VisionChan
 
 
 def use_gram_attention(tower: Any) -> None:
-    """Let the channel attention of a vision tower take the short way, where it is one."""
+    """Patch the channel attention of a vision tower with the Gram matrix form."""
     for module in _attentions(tower):
         module.forward = GramChannelAttention(module)
 
 
 def restore_attention(tower: Any) -> None:
-    """Give the tower its own ways back."""
+    """Remove the patch: the tower runs its own attention again."""
     for module in _attentions(tower):
         module.__dict__.pop("forward", None)
 
@@ -37,44 +37,44 @@ def _attentions(tower: Any) -> Iterator[Any]:
 
 
 class GramChannelAttention:
-    """The forward of one channel attention: (B, N, C) to (B, N, C)."""
+    """The forward method of one channel attention: (B, N, C) to (B, N, C)."""
 
     def __init__(self, attention: Any) -> None:
         self._plain = type(attention).forward.__get__(attention)
         self._attention = attention
 
-    def __call__(self, seen_BNC: Tensor) -> Tensor:
-        """Attend; with few places for its channels, the plain way is the shorter."""
-        places, channels = seen_BNC.shape[1:]
-        return self._plain(seen_BNC) if places <= 2 * channels else self._attend(seen_BNC)
+    def __call__(self, input_BNC: Tensor) -> Tensor:
+        """Compute attention; with few positions for its channels the plain form needs fewer products."""
+        positions, channels = input_BNC.shape[1:]
+        return self._plain(input_BNC) if positions <= 2 * channels else self._attend(input_BNC)
 
-    def _attend(self, seen_BNC: Tensor) -> Tensor:
+    def _attend(self, input_BNC: Tensor) -> Tensor:
         attention = self._attention
-        places, channels = seen_BNC.shape[1:]
-        by_group = (attention.groups, channels // attention.groups)
+        positions, channels = input_BNC.shape[1:]
+        group_shape = (attention.groups, channels // attention.groups)
         query_CC, key_CC, value_CC = attention.qkv.weight.chunk(3)
-        gram_BCC = seen_BNC.mT @ seen_BNC
-        keyed_BGCE = (gram_BCC @ key_CC.T).view(-1, channels, *by_group).transpose(1, 2)
-        scores_BGEE = (query_CC.view(*by_group, channels) @ keyed_BGCE).float()
-        bias_b = attention.qkv.bias
-        if bias_b is not None:
-            scores_BGEE = scores_BGEE + self._biased(seen_BNC.sum(1, dtype=torch.float32), places, by_group)
-        odds_BGEE = (scores_BGEE * places**-0.5).softmax(-1).to(seen_BNC.dtype)
-        whole_BCC = attention.proj.weight @ (odds_BGEE @ value_CC.view(*by_group, channels)).flatten(1, 2)
-        shift_BC = attention.proj.bias
-        if bias_b is not None:
-            mixed_BC = (odds_BGEE @ bias_b[2 * channels :].view(*by_group, 1)).flatten(1)
-            shift_BC = F.linear(mixed_BC, attention.proj.weight, attention.proj.bias)
-        return torch.baddbmm(shift_BC.view(-1, 1, channels), seen_BNC, whole_BCC.mT)
+        gram_BCC = input_BNC.mT @ input_BNC
+        key_gram_BGCE = (gram_BCC @ key_CC.T).view(-1, channels, *group_shape).transpose(1, 2)
+        scores_BGEE = (query_CC.view(*group_shape, channels) @ key_gram_BGCE).float()
+        qkv_bias = attention.qkv.bias
+        if qkv_bias is not None:
+            scores_BGEE = scores_BGEE + self._bias_scores(input_BNC.sum(1, dtype=torch.float32), positions, group_shape)
+        weights_BGEE = (scores_BGEE * positions**-0.5).softmax(-1).to(input_BNC.dtype)
+        combined_BCC = attention.proj.weight @ (weights_BGEE @ value_CC.view(*group_shape, channels)).flatten(1, 2)
+        bias_BC = attention.proj.bias
+        if qkv_bias is not None:
+            value_bias_BC = (weights_BGEE @ qkv_bias[2 * channels :].view(*group_shape, 1)).flatten(1)
+            bias_BC = F.linear(value_bias_BC, attention.proj.weight, attention.proj.bias)
+        return torch.baddbmm(bias_BC.view(-1, 1, channels), input_BNC, combined_BCC.mT)
 
-    def _biased(self, sum_BC: Tensor, places: int, by_group: tuple[int, int]) -> Tensor:
-        """Give what the biases of queries and keys add to their products, in float32."""
+    def _bias_scores(self, sum_BC: Tensor, positions: int, group_shape: tuple[int, int]) -> Tensor:
+        """Compute what the biases of queries and keys add to their products, in float32."""
         weight, bias = self._attention.qkv.weight.float(), self._attention.qkv.bias.float()
         query_CC, key_CC, _ = weight.chunk(3)
-        query_GE, key_GE, _ = bias.view(3, *by_group)
-        queried_BGE = F.linear(sum_BC, query_CC).view(-1, *by_group)
-        keyed_BGE = F.linear(sum_BC, key_CC).view(-1, *by_group) + places * key_GE
-        added_BGEE: Tensor = queried_BGE.unsqueeze(3) * key_GE.unsqueeze(1) + query_GE.unsqueeze(
+        query_GE, key_GE, _ = bias.view(3, *group_shape)
+        query_sum_BGE = F.linear(sum_BC, query_CC).view(-1, *group_shape)
+        key_sum_BGE = F.linear(sum_BC, key_CC).view(-1, *group_shape) + positions * key_GE
+        added_BGEE: Tensor = query_sum_BGE.unsqueeze(3) * key_GE.unsqueeze(1) + query_GE.unsqueeze(
             2
-        ) * keyed_BGE.unsqueeze(2)
+        ) * key_sum_BGE.unsqueeze(2)
         return added_BGEE
