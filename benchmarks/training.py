@@ -169,41 +169,50 @@ def create_our_trainer(options: argparse.Namespace, folder: str) -> Any:
     import torch
     from PIL import Image
 
-    from florence2.config import LoraSettings, ModelSettings, TrainingSettings
+    from florence2.config import LoraSettings, TrainingSettings
     from florence2.devices import pick_device
     from florence2.model.processing import Preprocessor
     from florence2.system import tune_allocator
     from florence2.training.dataset.florence2_dataset import Florence2Collator
+    from florence2.training.optimizer.optimizer_config import OptimizerConfig
     from florence2.training.performance.compile import compile_model
     from florence2.training.performance.cuda_graph_step import PAD_TO, can_use_cuda_graphs
     from florence2.training.performance.memory import checkpoint_activations
-    from florence2.training.prepare_model import frozen_modules, prepare_model_for_training
+    from florence2.training.prepare_model import LoraOptions, prepare_model_for_training
     from florence2.training.trainer import Florence2Trainer
-    from florence2.training.trainer_config import TrainerConfig
+    from florence2.training.trainer_config import TargetTokens, TrainerConfig
 
     if not options.gradient_checkpointing:
         tune_allocator()  # like the command
-    model = create_model(options.size).to(pick_device(None), getattr(torch, options.dtype))
-    model_settings = ModelSettings(freeze="vision" if options.freeze_vision else "none")
-    peft_model = prepare_model_for_training(model, model_settings, LoraSettings())
+    dtype, lora = getattr(torch, options.dtype), LoraSettings()
+    model = create_model(options.size).to(pick_device(None), dtype)
+    dataset = OurDataset(options, model.config)
+    peft_model = prepare_model_for_training(
+        model,
+        lora=LoraOptions(lora.rank, lora.alpha, lora.dropout, lora.target_modules),
+        freeze="vision" if options.freeze_vision else "none",
+        dtype=dtype,
+        num_image_tokens=dataset.num_image_tokens,
+    )
     if options.gradient_checkpointing:
         checkpoint_activations(peft_model)
     if options.compile:
         compile_model(peft_model)
-    dataset = OurDataset(options, model.config)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     side = (dataset.image_size, dataset.image_size)
     preprocessor = Preprocessor(
         side, mean, std, 1 / 255, Image.Resampling.BICUBIC, dataset.num_image_tokens, 51289, None
     )
     args = training_arguments(options, folder, label_names=["labels"])
-    training = TrainingSettings(gradient_checkpointing=options.gradient_checkpointing, compile=options.compile)
-    use_cuda_graphs = can_use_cuda_graphs(peft_model, training)
-    trainer_config = TrainerConfig(
-        *(preprocessor, 51289, 2, 1, lambda *_: None, training.optim),
-        frozen_modules=frozen_modules(peft_model),
-        use_cuda_graphs=use_cuda_graphs,
+    optimizer = OptimizerConfig(TrainingSettings().optim, args.learning_rate, "constant")
+    use_cuda_graphs = can_use_cuda_graphs(
+        peft_model,
+        optimizer.name,
+        checkpoints_activations=options.gradient_checkpointing,
+        is_compiled=options.compile,
     )
+    tokens = TargetTokens(51289, 2, 1)
+    trainer_config = TrainerConfig(preprocessor, tokens, optimizer, lambda *_: None, use_cuda_graphs)
     return Florence2Trainer(
         trainer_config,
         model=peft_model,

@@ -21,7 +21,7 @@ from florence2.engine.generate_engine import GenerateEngine
 from florence2.errors import UserError
 from florence2.model.load import load
 from florence2.model.storage.run_metadata import read_run_metadata
-from florence2.training.callbacks.stopping import TrainingInterrupted
+from florence2.training.callbacks.signals import TrainingInterrupted
 from florence2.training.trainer import Florence2Trainer
 from tests.training.images import CAPTIONS, run, save_calm, save_photos
 
@@ -227,7 +227,7 @@ def test_weights_that_break_leave_the_state_from_before(room: Path, monkeypatch:
         run(room, "broken", epochs=20, batch_size=4, save_every_n_steps=1, trainer_args=["save_total_limit=2"])
     monkeypatch.undo()
     good = room / "broken" / "checkpoint-1"
-    assert f"`--model_id {good}` goes on" in (raised.value.hint or "")
+    assert f"`--model_id {good}` starts from the last finite" in (raised.value.hint or "")
     assert sorted(path.name for path in good.parent.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
     out = run(room, "mended", model_id=str(good), epochs=1, batch_size=4, trainer_args=["logging_steps=1"])
     assert all(0 < row["grad_norm"] < 1e3 for row in rows(out) if "grad_norm" in row)
@@ -266,18 +266,18 @@ def test_preview_prints_targets_and_trains_nothing(room: Path, capsys: pytest.Ca
         ({"optimizer_args": ["beta=1"]}, "`adamw_torch_fused` has no argument `beta`"),
         ({"lr_scheduler_type": "cosin"}, "`--lr_scheduler_type cosin` is not known"),
         ({"trainer_args": ["warmup=3"]}, "`--trainer_args` has no `warmup`"),
-        ({"trainer_args": ["learning_rate=3"]}, "`--trainer_args learning_rate` has a flag of its own"),
+        ({"trainer_args": ["learning_rate=3"]}, "`--trainer_args learning_rate` has its own flag"),
         ({"lora_args": ["rsloraa=true"]}, "`--lora_args` has no `rsloraa`"),
         (
             {"trainer_args": ['accelerator_config={"dispatch_batches": true}']},
             "batches are made by each process for itself",
         ),
-        ({"lora_args": ["r=8"]}, "`--lora_args r` has a flag of its own"),
+        ({"lora_args": ["r=8"]}, "`--lora_args r` has its own flag"),
         ({"target_modules": ["nothing"]}, "target modules that match no layer: `nothing`"),
-        ({"target_modules": ["vision"], "freeze": "vision"}, "all `--target_modules` are in the half that is frozen"),
+        ({"target_modules": ["vision"], "freeze": "vision"}, "all `--target_modules` are in the frozen component"),
         ({"val_dataset": "2"}, "`--val_dataset 2` is no fraction"),
         ({"log_with": "tensorbord"}, "`--log_with tensorbord` is not known"),
-        ({"resume": "/nowhere"}, "`--resume /nowhere` is not there"),
+        ({"resume": "/nowhere"}, "`--resume /nowhere` does not exist"),
         ({"learn_rate": 1}, "`learn_rate` is not a setting of TrainSettings"),
         ({"caption_args": ["shuffle=true"]}, "`--caption_args` has no `shuffle`"),
     ],
@@ -293,7 +293,7 @@ def test_refused_before_anything_is_written(room: Path, values: dict[str, Any], 
 
 def test_an_earlier_training_is_not_overwritten(room: Path) -> None:
     before = (room / "whole" / "adapter_model.safetensors").read_bytes()
-    with pytest.raises(UserError, match="holds a training already") as caught:
+    with pytest.raises(UserError, match="holds a run already") as caught:
         run(room, "whole")
     assert "--resume auto" in caught.value.hint
     assert (room / "whole" / "adapter_model.safetensors").read_bytes() == before

@@ -92,7 +92,7 @@ def test_patience_ends_and_is_resumed(room: Path, caplog: pytest.LogCaptureFixtu
     caplog.set_level("INFO", logger="florence2")
     still: dict[str, Any] = held(room, learning_rate=0.0, epochs=9, early_stopping=2, save_every_n_epochs=1)
     out = run(room, "still", **still)
-    assert "stopped at step 6: 2 measurements without a better eval rouge l" in caplog.text
+    assert "stopped at step 6: 2 evaluations without a better eval rouge l" in caplog.text
     assert sorted(measured(out, "eval_rouge_l")) == [2, 4, 6]
     assert read_run_metadata(out).scores["best"] == "checkpoint-2"
     for start, steps in ((4, [6]), (6, [])):  # half of the patience gone, and all of it
@@ -115,7 +115,7 @@ def test_patience_ends_and_is_resumed(room: Path, caplog: pytest.LogCaptureFixtu
         ({"eval_metrics": ["cider"], "val_dataset": "0.1"}, "`cider` cannot be computed on a validation set of size 1"),
         (
             {"trainer_args": ["metric_for_best_model=loss"]},
-            "`--trainer_args metric_for_best_model` has a flag of its own",
+            "`--trainer_args metric_for_best_model` has its own flag",
         ),
     ],
 )

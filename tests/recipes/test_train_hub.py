@@ -40,5 +40,5 @@ def test_the_whole_result_is_sent_once_with_its_card(tmp_path: Path, monkeypatch
 def test_a_token_is_no_setting(tmp_path: Path) -> None:
     save_photos(tmp_path / "photos")
     save_calm(tmp_path / "model")
-    with pytest.raises(UserError, match="a token is no setting to be kept"):
+    with pytest.raises(UserError, match="a token must not be saved with the settings"):
         run(tmp_path, "out", trainer_args=["push_to_hub=true", "hub_token=hidden"])

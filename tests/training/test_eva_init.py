@@ -24,12 +24,12 @@ def begun(folder: Path, *words: str, colour: str = "") -> Bench:
     if colour:
         samples = [replace(s, image=Image.new("RGB", (64, 64), colour)) for s in bench.dataset.samples]
         bench.dataset = replace(bench.dataset, samples=samples)
-    eva.initialize_eva(bench.learner, bench.dataset, bench.trainer.data_collator, bench.trainer._forward_batch)
+    eva.initialize_eva(bench.model, bench.dataset, bench.trainer.data_collator, bench.trainer._forward_batch)
     return bench
 
 
 def layers(bench: Bench) -> dict[str, Any]:
-    return {name: module for name, module in bench.learner.named_modules() if isinstance(module, LoraLayer)}
+    return {name: module for name, module in bench.model.named_modules() if isinstance(module, LoraLayer)}
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ def test_directions_are_those_of_the_inputs(bench: Bench) -> None:
     layer = layers(bench)[name]
     batch = bench.batch(0, 1, 2, 3)
     hook = layer.register_forward_hook(lambda _, given, __: seen.append(_places(given, batch, name)))
-    bench.learner.eval()
+    bench.model.eval()
     with torch.no_grad():
-        bench.trainer._forward_batch(bench.learner, batch)
+        bench.trainer._forward_batch(bench.model, batch)
     hook.remove()
     directions = layer.lora_A["default"].weight.detach()
     torch.testing.assert_close(directions @ directions.T, torch.eye(len(directions)), atol=1e-4, rtol=0)
@@ -61,7 +61,7 @@ def test_ranks_go_where_the_variance_is(bench: Bench) -> None:
     assert max(ranks.values()) <= 4
     before = layers(Bench(Path(bench.args.output_dir), rank=2))
     assert sum(ranks.values()) == 2 * len(before)
-    weights = [(n, w) for n, w in bench.learner.named_parameters() if w.requires_grad]
+    weights = [(n, w) for n, w in bench.model.named_parameters() if w.requires_grad]
     assert all(weight.dtype == torch.float32 for _, weight in weights)
     assert not any(weight.any() for name, weight in weights if ".lora_B." in name)
 

@@ -12,26 +12,19 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.models.bart.modeling_bart import BartDecoderLayer, BartEncoderLayer
 
-from florence2.config import LoraSettings, ModelSettings, TrainSettings
 from florence2.errors import UserError
 from florence2.model.load import load
-from florence2.settings_io import settings_from_dict
 from florence2.training.performance.cpu_dropout import ATTENTION
 from florence2.training.performance.lora_linear import FusedLoraLinear
-from florence2.training.prepare_model import (
-    check_quantize,
-    count_parameters,
-    parse_dropout_rates,
-    prepare_model_for_training,
-)
+from florence2.training.prepare_model import check_can_quantize, parse_dropout_rates
+from florence2.training.summary import count_parameters
 from tests.tiny import save_tiny, tiny_model
+from tests.training.models import trainable_model
 
 
-def learner(*words: str, freeze: Any = "none", **lora: Any) -> nn.Module:
+def seeded_model(*words: str, **lora: Any) -> nn.Module:
     torch.manual_seed(0)
-    return prepare_model_for_training(
-        tiny_model()[0], ModelSettings(freeze=freeze), LoraSettings(**lora, lora_args=words)
-    )
+    return trainable_model(*words, **lora)
 
 
 def layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -46,7 +39,7 @@ def base_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_rank_alpha_and_dropout() -> None:
-    for _, layer in layers(learner(rank=3, alpha=6, dropout=0.5)):
+    for _, layer in layers(seeded_model(rank=3, alpha=6, dropout=0.5)):
         assert layer.r["default"] == 3
         assert layer.scaling["default"] == 2
         assert layer.lora_dropout["default"].p == 0.5
@@ -55,7 +48,7 @@ def test_rank_alpha_and_dropout() -> None:
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_on_a_cpu_the_language_half_drops_the_quick_way(rank: int) -> None:
-    halves = [m for m in learner(rank=rank).modules() if isinstance(m, (BartEncoderLayer, BartDecoderLayer))]
+    halves = [m for m in seeded_model(rank=rank).modules() if isinstance(m, (BartEncoderLayer, BartDecoderLayer))]
     assert halves
     assert {half.self_attn.config._attn_implementation for half in halves} == {ATTENTION}
     assert {half.dropout for half in halves} == {0.0}
@@ -63,24 +56,24 @@ def test_on_a_cpu_the_language_half_drops_the_quick_way(rank: int) -> None:
 
 
 def test_rank_zero_trains_all_weights() -> None:
-    model = learner(rank=0)
+    model = seeded_model(rank=0)
     assert not isinstance(model, PeftModel)
     assert len({*count_parameters(model)}) == 1
 
 
 def test_rslora_scales_by_the_root_of_the_rank() -> None:
-    scalings = {layer.scaling["default"] for _, layer in layers(learner("use_rslora=true", rank=4, alpha=4))}
+    scalings = {layer.scaling["default"] for _, layer in layers(seeded_model("use_rslora=true", rank=4, alpha=4))}
     assert scalings == {4 / math.sqrt(4)}
 
 
 def test_dora_learns_magnitudes() -> None:
-    names = [name for name, weight in learner("use_dora=true").named_parameters() if weight.requires_grad]
+    names = [name for name, weight in seeded_model("use_dora=true").named_parameters() if weight.requires_grad]
     assert sum("lora_magnitude_vector" in name for name in names) == len(names) / 3
 
 
 def test_gaussian_begins_narrower_than_kaiming() -> None:
     for (name, gauss), (_, plain) in zip(
-        layers(learner("init_lora_weights=gaussian", rank=8)), layers(learner(rank=8)), strict=True
+        layers(seeded_model("init_lora_weights=gaussian", rank=8)), layers(seeded_model(rank=8)), strict=True
     ):
         a, b = gauss.lora_A["default"].weight, gauss.lora_B["default"].weight
         assert not torch.equal(a, plain.lora_A["default"].weight), name
@@ -90,7 +83,10 @@ def test_gaussian_begins_narrower_than_kaiming() -> None:
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
 def test_what_begins_from_the_base_takes_its_part_out_of_it(init: str) -> None:
-    before, model = base_weights(tiny_model()[0]), learner(f"init_lora_weights={init}", target_modules=("fc1", "fc2"))
+    before, model = (
+        base_weights(tiny_model()[0]),
+        seeded_model(f"init_lora_weights={init}", target_modules=("fc1", "fc2")),
+    )
     left = base_weights(model)
     for name, layer in layers(model):
         name = f"{name.removeprefix('base_model.model.')}.weight"
@@ -103,7 +99,9 @@ def test_what_begins_from_the_base_takes_its_part_out_of_it(init: str) -> None:
 
 
 def test_patterns_give_layers_ranks_and_alphas_of_their_own() -> None:
-    model = learner('rank_pattern={"fc1": 8, "decoder.layers.0.fc2": 1}', 'alpha_pattern={"fc1": 32}', rank=2, alpha=2)
+    model = seeded_model(
+        'rank_pattern={"fc1": 8, "decoder.layers.0.fc2": 1}', 'alpha_pattern={"fc1": 32}', rank=2, alpha=2
+    )
     for name, layer in layers(model):
         rank = 8 if name.endswith("fc1") else 1 if name.endswith("decoder.layers.0.fc2") else 2
         assert layer.lora_A["default"].weight.shape[0] == rank
@@ -121,7 +119,7 @@ def test_patterns_give_layers_ranks_and_alphas_of_their_own() -> None:
     ],
 )
 def test_targets(targets: tuple[str, ...], freeze: str, inside: str, outside: str) -> None:
-    names = [name for name, _ in layers(learner(target_modules=targets, freeze=freeze))]
+    names = [name for name, _ in layers(seeded_model(target_modules=targets, freeze=freeze))]
     assert any(inside in name for name in names)
     assert not any(outside in name for name in names)
 
@@ -137,21 +135,18 @@ def test_targets(targets: tuple[str, ...], freeze: str, inside: str, outside: st
 )  # fmt: skip
 def test_refused(words: tuple[str, ...], what: str) -> None:
     with pytest.raises(UserError) as caught:
-        learner(*words)
+        seeded_model(*words)
     assert what in caught.value.what
 
 
 def test_four_bits_do_not_go_with_all_weights() -> None:
-    settings = settings_from_dict(TrainSettings, {"dataset": "", "output_dir": "", "quantize": True, "rank": 0})
-    with pytest.raises(UserError, match="`--quantize` does not go with `--rank 0`"):
-        check_quantize(settings)
+    with pytest.raises(UserError, match="`--quantize` does not work with `--rank 0`"):
+        check_can_quantize(None, torch.device("cpu"))
 
 
 def test_dropout_of_the_model_is_set_by_name(tmp_path: Path) -> None:
     words = ("drop_path_rate=0.3", "attention_dropout=0.25", "dropout=0")
-    model, _ = load(
-        save_tiny(tmp_path), device="cpu", dropout=parse_dropout_rates(ModelSettings(model_dropout_args=words))
-    )
+    model, _ = load(save_tiny(tmp_path), device="cpu", dropout=parse_dropout_rates(words))
     assert model.model.vision_tower.config.drop_path_rate == 0.3
     assert any(type(module).__name__ == "Florence2DropPath" for module in model.modules())
     layer = model.model.language_model.encoder.layers[0]
@@ -161,4 +156,4 @@ def test_dropout_of_the_model_is_set_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("word", ["drop_path=0.1", "dropout=1", "dropout=true", "dropout=much"])
 def test_dropout_that_cannot_be_is_refused(word: str) -> None:
     with pytest.raises(UserError, match="`--model_dropout_args"):
-        parse_dropout_rates(ModelSettings(model_dropout_args=(word,)))
+        parse_dropout_rates((word,))

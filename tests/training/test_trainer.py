@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +8,18 @@ from PIL import Image
 from torch import nn
 from transformers import Seq2SeqTrainingArguments, TrainerCallback
 
-from florence2.config import LoraSettings, ModelSettings, TrainingSettings
+from florence2.config import TrainingSettings
 from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model.processing import Preprocessor
-from florence2.training.callbacks.stopping import NonFiniteGradientGuard
+from florence2.training.callbacks.nan_guard import NonFiniteGradientGuard
 from florence2.training.dataset.caption_augmentation import CaptionAugmentation
 from florence2.training.dataset.florence2_dataset import Florence2Collator, Florence2Dataset
-from florence2.training.prepare_model import frozen_modules, prepare_model_for_training
+from florence2.training.optimizer.optimizer_config import OptimizerConfig
 from florence2.training.trainer import Florence2Trainer
-from florence2.training.trainer_config import TrainerConfig
+from florence2.training.trainer_config import TargetTokens, TrainerConfig
 from tests.tiny import tiny_model
+from tests.training.models import trainable_model
 
 TARGETS = ("a red sun", "sea", "one long caption of many words, longer than all the others", "cat")
 
@@ -39,33 +40,28 @@ class Bench:
         rank: int = 0,
         lora_args: tuple[str, ...] = (),
         freeze: str = "none",
-        records: bool = False,
+        use_cuda_graphs: bool = False,
         pad_to: int = 1,
         callbacks: Sequence[Any] = (),
+        optimizer: Mapping[str, Any] | None = None,
         **args: Any,
     ) -> None:
         model, processor = tiny_model()
-        text = model.config.text_config
         for module in model.modules():
             for name in ("dropout", "attention_dropout", "activation_dropout", "drop_prob"):
                 if isinstance(getattr(module, name, None), float):
                     setattr(module, name, 0.0)
         self.base = model
         self.preprocessor = Preprocessor.from_processor(processor)
-        chosen = ModelSettings(freeze=freeze)
         torch.manual_seed(0)
-        lora = LoraSettings(rank=rank, dropout=0.0, lora_args=lora_args)
-        self.learner = prepare_model_for_training(model, chosen, lora)
-        optim = args.pop("method", {"optim": "torch.optim.SGD"})
-        method = TrainerConfig(
+        self.model = trainable_model(*lora_args, freeze=freeze, model=model, rank=rank, dropout=0.0)
+        rates = {"learning_rate": args.get("learning_rate", 0.1), "lr_scheduler_type": "constant"}
+        config = TrainerConfig(
             self.preprocessor,
-            self.preprocessor.image_token_id,
-            text.decoder_start_token_id,
-            text.pad_token_id,
+            TargetTokens.from_model(model, self.preprocessor),
+            OptimizerConfig(**({"name": "torch.optim.SGD"} | rates | dict(optimizer or {}))),
             save_fn=lambda *_: None,
-            frozen_modules=frozen_modules(self.learner),
-            use_cuda_graphs=records,
-            **optim,
+            use_cuda_graphs=use_cuda_graphs,
         )
         plain = {
             "per_device_train_batch_size": 4,
@@ -87,8 +83,8 @@ class Bench:
         )
         self.dataset = dataset(self.preprocessor)
         self.trainer = Florence2Trainer(
-            method,
-            model=self.learner,
+            config,
+            model=self.model,
             args=self.args,
             data_collator=Florence2Collator(1, pad_to),
             train_dataset=self.dataset,
@@ -99,16 +95,16 @@ class Bench:
         return Florence2Collator(1)([self.dataset[n] for n in which])
 
     def loss(self, *which: int, **more: Any) -> torch.Tensor:
-        return self.trainer.compute_loss(self.learner, self.batch(*which), **more)
+        return self.trainer.compute_loss(self.model, self.batch(*which), **more)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return {name: weight.detach().clone() for name, weight in self.learner.named_parameters()}
+        return {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     made = Bench(tmp_path_factory.mktemp("bench"))
-    made.learner.eval()
+    made.model.eval()
     return made
 
 
@@ -134,7 +130,7 @@ def test_padding_does_not_change_the_loss(bench: Bench) -> None:
 
 def test_nor_does_padding_to_a_multiple(bench: Bench) -> None:
     which = [bench.dataset[n] for n in (0, 2, 3)]
-    loss = bench.trainer.compute_loss(bench.learner, Florence2Collator(1, 16)(which))
+    loss = bench.trainer.compute_loss(bench.model, Florence2Collator(1, 16)(which))
     torch.testing.assert_close(loss, bench.loss(0, 2, 3), rtol=1e-5, atol=1e-6)
 
 
@@ -175,7 +171,7 @@ def test_what_is_frozen_stays_and_the_rest_moves(
     bench.trainer.train()
     moved = {name for name, weight in bench.weights().items() if not torch.equal(weight, before[name])}
     assert not [name for name in moved if name.removeprefix("base_model.model.").startswith(still)] or not still
-    trained = {name for name, weight in bench.learner.named_parameters() if weight.requires_grad}
+    trained = {name for name, weight in bench.model.named_parameters() if weight.requires_grad}
     assert moved <= trained
     if rank:
         assert moved == trained
@@ -194,12 +190,12 @@ def test_the_frozen_half_drops_nothing(tmp_path: Path) -> None:
 
 def test_a_broken_step_moves_nothing_and_many_end_the_training(tmp_path: Path) -> None:
     broken = NonFiniteGradientGuard(limit=3)
-    bench = Bench(tmp_path, num_train_epochs=9, callbacks=[broken], method={"optim": "adamw_torch"}, weight_decay=0.1)
+    bench = Bench(tmp_path, num_train_epochs=9, callbacks=[broken], optimizer={"name": "adamw_torch"}, weight_decay=0.1)
     nn.Module.register_forward_hook(bench.base.lm_head, lambda _, __, out: out * float("nan"))
     before = bench.weights()
     bench.trainer.train()
     assert all(torch.equal(before[name], weight) for name, weight in bench.weights().items())
-    assert (broken.skipped, bench.trainer.state.global_step, broken.too_many) == (3, 3, True)
+    assert (broken.skipped, bench.trainer.state.global_step, broken.is_exceeded) == (3, 3, True)
 
 
 class Rates(TrainerCallback):
@@ -229,10 +225,10 @@ def test_by_default_the_rate_falls_in_the_last_fifth(tmp_path: Path, given: Any,
     assert rates.taken == pytest.approx([0.1] * (9 - len(wanted)) + wanted, rel=1e-2)
 
 
-@pytest.mark.parametrize("records", [False, True])
-def test_one_broken_step_is_passed_over(tmp_path: Path, records: bool) -> None:
+@pytest.mark.parametrize("use_cuda_graphs", [False, True])
+def test_one_broken_step_is_passed_over(tmp_path: Path, use_cuda_graphs: bool) -> None:
     broken, saves = NonFiniteGradientGuard(limit=3), {"save_strategy": "steps", "save_steps": 2}
-    bench = Bench(tmp_path, records=records, num_train_epochs=4, callbacks=[broken], **saves)
+    bench = Bench(tmp_path, use_cuda_graphs=use_cuda_graphs, num_train_epochs=4, callbacks=[broken], **saves)
     calls: list[int] = []
 
     def break_the_second(_: nn.Module, __: Any, out: torch.Tensor) -> torch.Tensor:
@@ -241,16 +237,15 @@ def test_one_broken_step_is_passed_over(tmp_path: Path, records: bool) -> None:
 
     bench.base.lm_head.register_forward_hook(break_the_second)
     bench.trainer.train()
-    assert (broken.skipped, broken.in_a_row, bench.trainer.state.global_step) == (1, 0, 4)
+    assert (broken.skipped, broken.consecutive, bench.trainer.state.global_step) == (1, 0, 4)
     # What falls on it is kept behind the next whole step.
     assert sorted(path.name for path in tmp_path.rglob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
     assert all(torch.isfinite(weight).all() for weight in bench.weights().values())
 
 
 def test_nothing_left_to_train(tmp_path: Path) -> None:
-    model, _ = tiny_model()
-    with pytest.raises(UserError, match="half that is frozen"):
-        prepare_model_for_training(model, ModelSettings(freeze="vision"), LoraSettings(target_modules=("qkv",)))
+    with pytest.raises(UserError, match="all `--target_modules` are in the frozen component"):
+        trainable_model(freeze="vision", target_modules=("qkv",))
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -266,5 +261,5 @@ def test_copies_are_refused_where_weights_are_parted(tmp_path: Path) -> None:
     trainer = Bench(tmp_path).trainer
     trainer.require_unsharded("--eval_metrics")  # all weights are here
     trainer.is_fsdp_enabled = True
-    with pytest.raises(UserError, match="`--sample_every_n_steps` asks a copy of the model"):
+    with pytest.raises(UserError, match="`--sample_every_n_steps` needs a copy of the model"):
         trainer.require_unsharded("--sample_every_n_steps")

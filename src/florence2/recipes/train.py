@@ -23,51 +23,52 @@ from florence2.distributed import is_main_process
 from florence2.log import logger
 from florence2.metrics.eval_set import EvalSet
 from florence2.model.load import load
-from florence2.model.storage.run_metadata import (
-    RunMetadata,
-    build_metadata,
-    check_resume_compatible,
-    train_command,
-    write_model_card,
-)
-from florence2.model.tasks import find_task
-from florence2.recipes.dataset_config import check_streaming_settings, dataset_builder, parse_data_config
+from florence2.model.storage.run_metadata import RunMetadata
 from florence2.recipes.train_evaluation import add_sample_callback, best_metric, build_eval_set, build_metrics_fn
+from florence2.recipes.train_options import (
+    check_options,
+    dataset_builder,
+    lora_options,
+    parse_data_config,
+    resume_command,
+    run_config,
+)
 from florence2.results.html.dataset_preview import preview_page
 from florence2.results.render import draw_answer
 from florence2.system import tune_allocator
-from florence2.training.arguments import count_steps, resolve_trackers, training_arguments
-from florence2.training.callbacks import loss_plot as curve
+from florence2.training.arguments import count_steps, training_arguments
+from florence2.training.auto_batch_size import auto_batch_size
 from florence2.training.callbacks.bundle import TrainingCallbacks
-from florence2.training.callbacks.reporting import count_progress
-from florence2.training.callbacks.stopping import TrainingInterrupted
-from florence2.training.callbacks.trackers import open_trackers
+from florence2.training.callbacks.metrics_logger import save_plot
+from florence2.training.callbacks.training_progress import count_progress
+from florence2.training.callbacks.signals import TrainingInterrupted
 from florence2.training.dataset.florence2_dataset import (
     Florence2Collator,
     Florence2Dataset,
     preview_examples,
     preview_text,
 )
-from florence2.training.dataset.image_augmentation import parse_image_augmentation
 from florence2.training.dataset.streaming import StreamingDataset
 from florence2.training.dataset.training_data import DatasetBuilder, find_training_data
-from florence2.training.optimizer.registry import check_name
 from florence2.training.performance import memory
-from florence2.training.performance.auto_batch_size import auto_batch_size
-from florence2.training.performance.compile import check_can_compile, compile_model
-from florence2.training.performance.cuda_graph_step import PAD_TO
+from florence2.training.performance.compile import compile_model
+from florence2.training.performance.cuda_graph_step import PAD_TO, can_use_cuda_graphs
 from florence2.training.performance.feature_cache import clear_features, use_cached_features
 from florence2.training.prepare_model import (
-    ModelSaver,
-    check_quantize,
+    TrainableModel,
     is_frozen,
     parse_dropout_rates,
     prepare_model_for_training,
-    training_summary,
 )
-from florence2.training.saving.checkpoints import remove_staging, resolve_resume
+from florence2.training.saving.build_metadata import build_metadata
+from florence2.training.saving.checkpoints import remove_staging
+from florence2.training.saving.model_card import write_model_card
+from florence2.training.saving.model_saver import ModelSaver
+from florence2.training.saving.resume import check_resume_compatible, resolve_resume
+from florence2.training.summary import training_summary
+from florence2.training.trackers import open_trackers, resolve_trackers
 from florence2.training.trainer import Florence2Trainer
-from florence2.training.trainer_config import TrainerConfig
+from florence2.training.trainer_config import TargetTokens, TrainerConfig
 
 PREVIEW = "preview.html"
 
@@ -101,11 +102,17 @@ def run_train(settings: TrainSettings) -> Path:
 
     exam = build_eval_set(settings, builder.eval_dataset())
     set_seed(settings.training.seed)
-    learner = prepare_model_for_training(model, settings.model, settings.lora)
+    learner = prepare_model_for_training(
+        model,
+        lora=lora_options(settings),
+        freeze=settings.model.freeze,
+        dtype=training_dtype(settings.model.dtype, pick_device(settings.model.device)),
+        num_image_tokens=builder.preprocessor.num_image_tokens,
+    )
     if settings.training.gradient_checkpointing:
         memory.checkpoint_activations(learner)
     settings = _fitted(settings, learner, builder.train_dataset(), checkpoint)
-    record = build_metadata(settings, str(model.config.name_or_path), found.train, found.eval)
+    record = build_metadata(by_name.settings_to_dict(settings), str(model.config.name_or_path), found.train, found.eval)
     with (
         TrainingCallbacks(output, settings.saving.save_every_n_epochs, settings.saving.early_stopping) as watch,
         open_trackers(resolve_trackers(settings.saving.log_with), output, by_name.settings_to_dict(settings)),
@@ -114,11 +121,11 @@ def run_train(settings: TrainSettings) -> Path:
         trainer = _trainer(settings, learner, builder, exam, ModelSaver(processor, record), watch)
         add_sample_callback(settings, trainer, found.eval or found.train, processor)
         began = time.monotonic()
-        if checkpoint and watch.early_stopped_at(checkpoint):
+        if checkpoint and watch.early_stopped_at(checkpoint, trainer.args):
             trainer.load_finished(checkpoint)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    watch.raise_if_stopped(trainer.state, train_command(settings, resume="auto"))
+    watch.raise_if_stopped(trainer.state, resume_command(settings))
     weights = trainer.full_state_dict()  # by all processes
     if trainer.is_world_process_zero():
         _finish(trainer, output, replace(record, scores=trainer.scores(began) | watch.scores()), processor, weights)
@@ -142,16 +149,10 @@ def _preview(dataset: Florence2Dataset, number: int, output: Path) -> None:
 
 def _begin(settings: TrainSettings, output: Path) -> Path | None:
     """Check what can be checked before anything is read, and find the checkpoint to go on from."""
-    find_task(settings.data.task)
-    parse_image_augmentation(settings.captions.augment)
-    check_streaming_settings(settings)
-    check_name(settings.training.optim)
-    check_quantize(settings)
-    check_can_compile(settings)
-    parse_dropout_rates(settings.model)
+    check_options(settings)
     checkpoint = resolve_resume(settings.saving.resume, output)
     if checkpoint is not None:
-        check_resume_compatible(checkpoint, settings)
+        check_resume_compatible(checkpoint, by_name.settings_to_dict(settings))
         logger.info(f"going on from {checkpoint}")
     if is_main_process():
         remove_staging(output)
@@ -173,21 +174,26 @@ def _load(settings: TrainSettings) -> tuple[Any, Any]:
         offline=chosen.offline,
         merge=False,
         quantize=chosen.quantize,
-        dropout=parse_dropout_rates(chosen),
+        dropout=parse_dropout_rates(chosen.model_dropout_args),
     )
     if chosen.dtype == "auto" and (note := dtype_hint(dtype, device, model.num_parameters())):
         logger.info(note)
     return model, processor
 
 
-def _fitted(settings: TrainSettings, learner: Any, dataset: Florence2Dataset, checkpoint: Path | None) -> TrainSettings:
+def _fitted(
+    settings: TrainSettings, learner: TrainableModel, dataset: Florence2Dataset, checkpoint: Path | None
+) -> TrainSettings:
+    if not settings.training.auto_batch:
+        return settings
     dtype = training_dtype(settings.model.dtype, pick_device(settings.model.device))
-    return replace(settings, training=auto_batch_size(settings.training, learner, dataset, dtype, checkpoint))
+    batch = auto_batch_size(run_config(settings).batch, learner, dataset, dtype, checkpoint)
+    return replace(settings, training=replace(settings.training, **vars(batch)))
 
 
 def _trainer(
     settings: TrainSettings,
-    learner: Any,
+    learner: TrainableModel,
     builder: DatasetBuilder,
     exam: EvalSet | None,
     keeper: ModelSaver,
@@ -196,11 +202,11 @@ def _trainer(
     device = pick_device(settings.model.device)
     dtype = training_dtype(settings.model.dtype, device)
     best = best_metric(settings, exam)
-    data = builder.data
+    data, run = builder.data, run_config(settings)
     args = training_arguments(
-        settings, data.samples_per_epoch, has_eval=bool(data.eval), device=device, dtype=dtype, best_metric=best
+        run, data.samples_per_epoch, has_eval=bool(data.eval), device=device, dtype=dtype, best_metric=best
     )
-    length = count_steps(settings.training, data.samples_per_epoch, args.world_size, args.max_steps)
+    length = count_steps(run, data.samples_per_epoch, args.world_size)
     repeats_images = args.num_train_epochs > 1 and not builder.image_augmentation.changes_images and data.stream is None
     train_features, eval_features = None, None
     if is_frozen(learner, "vision") and repeats_images:
@@ -214,22 +220,29 @@ def _trainer(
                 for samples in (data.train, data.eval)
             )
     dataset = builder.train_dataset(length.steps, length.samples_per_step, train_features)
-    for line in training_summary(settings, learner, dataset, length, dtype):
+    for line in training_summary(run, learner, dataset, length, dtype):
         logger.info(line)
     if settings.training.compile:
         compile_model(learner)
     examine = build_metrics_fn(settings, exam, keeper.processor)
-    method = TrainerConfig.of(settings.training, learner, dataset.preprocessor, keeper, examine)
+    records = can_use_cuda_graphs(
+        learner,
+        run.optimizer.name,
+        checkpoints_activations=settings.training.gradient_checkpointing,
+        is_compiled=settings.training.compile,
+    )
+    tokens = TargetTokens.from_model(learner, dataset.preprocessor)
+    method = TrainerConfig(dataset.preprocessor, tokens, run.optimizer, keeper, records, examine)
     return Florence2Trainer(
         method,
         model=learner,
         args=args,
-        data_collator=Florence2Collator(method.pad_token_id, PAD_TO, dataset.common_prompt_length())
-        if method.use_cuda_graphs
-        else Florence2Collator(method.pad_token_id),
+        data_collator=Florence2Collator(tokens.pad_token_id, PAD_TO, dataset.common_prompt_length())
+        if records
+        else Florence2Collator(tokens.pad_token_id),
         train_dataset=dataset if data.stream is None else StreamingDataset.for_process(dataset, data.stream, args),
         eval_dataset=builder.eval_dataset(length.steps, eval_features) if data.eval else None,
-        callbacks=watch.callbacks(length.samples_per_step, *best),
+        callbacks=watch.callbacks,
     )
 
 
@@ -237,7 +250,7 @@ def _finish(trainer: Florence2Trainer, output: Path, record: RunMetadata, proces
     """Write the result and tell how it went."""
     ModelSaver(processor, record)(trainer.trainable_model, output, weights)
     write_model_card(output, record)
-    curve.save_plot(output)
+    save_plot(output)
     clear_features(output)
     if trainer.args.push_to_hub:
         upload_folder(

@@ -24,12 +24,13 @@ from florence2.engine.generate_engine import GenerateEngine
 from florence2.errors import UserError
 from florence2.metrics.eval_set import EvalSet, make_eval_set
 from florence2.results.annotated_images import AnnotatedImageWriter
+from florence2.training.arguments import Interval
 from florence2.training.callbacks.samples import SampleCallback, SampleOutput
-from florence2.training.callbacks.trackers import log_samples
 from florence2.training.dataset.florence2_dataset import Florence2Dataset
 from florence2.training.dataset.sampler import SampleDraw
 from florence2.training.optimizer.schedule_free import eval_weights
 from florence2.training.prepare_model import inference_copy
+from florence2.training.trackers import log_samples
 from florence2.training.trainer import Florence2Trainer
 from florence2.training.trainer_config import MetricsFn
 
@@ -96,11 +97,12 @@ def add_sample_callback(
         due = trainer.control.should_log
         trainer.log({f"samples/{name}": text for name, text in words.items()})
         trainer.control.should_log = due  # of this step, which a report in between takes as done
-        drawn = {each.file_name: each.drawing for each in said if each.drawing}
+        drawn = {each.file_name: each.annotated_image for each in said if each.annotated_image}
         log_samples(trainer.callback_handler.callbacks, step, drawn, words)
 
     folder = Path(saving.output_dir).expanduser()
-    trainer.add_callback(SampleCallback(say, tell, folder, saving.sample_every_n_epochs, saving.sample_every_n_steps))
+    interval = Interval(saving.sample_every_n_epochs, saving.sample_every_n_steps)
+    trainer.add_callback(SampleCallback(say, tell, folder, interval))
 
 
 def _answers(

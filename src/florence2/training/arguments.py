@@ -1,28 +1,24 @@
-"""From our settings to transformers' own: one table of what a flag is called there, and the open door for the rest.
-
-Knows names and values; the model is handed in only where an optimizer asks for its parameters.
-"""
+"""Configuration of a run, and transformers' training arguments made of it."""
 
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Seq2SeqTrainingArguments
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_utils import SchedulerType
 
-from florence2.config import SavingSettings, TrainingSettings, TrainSettings
 from florence2.errors import UserError
 from florence2.settings_io import closest_name_hint, parse_options
+from florence2.training.optimizer.optimizer_config import ONECYCLE, OptimizerConfig
 
-WARMUP_FRACTION = 0.03  # share of the training in which the learning rate grows
+WARMUP_FRACTION = 0.03  # of the steps
 MAX_GRAD_NORM = 1.0
-STREAM_SAVES = 5  # checkpoints of a training on a stream, which has no epochs to be saved after
-ONECYCLE = "onecycle"
+STREAM_SAVES = 5  # checkpoints of a run on a stream, which has no epochs
 
-# What transformers calls our flags; `--trainer_args` refuses these names, because a knob has one home.
+# A flag sets each of these training arguments, so `--trainer_args` does not.
 FLAG_OF_ARGUMENT = {
     "output_dir": "--output_dir",
     "num_train_epochs": "--epochs",
@@ -45,7 +41,7 @@ FLAG_OF_ARGUMENT = {
     "metric_for_best_model": "--eval_metrics",
     "greater_is_better": "--eval_metrics",
 }
-# What the trainer counts on.
+# The trainer depends on the values of these.
 RESERVED_ARGUMENTS = (
     "remove_unused_columns",
     "label_names",
@@ -56,63 +52,115 @@ RESERVED_ARGUMENTS = (
 
 
 @dataclass(frozen=True)
+class Interval:
+    """How often something happens: every so many epochs, every so many optimizer steps, both or neither."""
+
+    epochs: int | None = None
+    steps: int | None = None
+
+    @property
+    def is_set(self) -> bool:
+        """Return whether there is an interval at all."""
+        return self.epochs is not None or self.steps is not None
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Samples of one forward pass on one device, and how many of those make an optimizer step."""
+
+    batch_size: int
+    gradient_accumulation_steps: int = 1
+
+    @property
+    def samples_per_step(self) -> int:
+        """Count the samples of an optimizer step on one device."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What transformers' training arguments are made of.
+
+    `trackers` are names of transformers' integrations, `trainer_args` further fields of `Seq2SeqTrainingArguments`.
+    """
+
+    output_dir: str
+    epochs: float
+    seed: int
+    batch: BatchConfig
+    optimizer: OptimizerConfig
+    save_interval: Interval = field(default_factory=Interval)
+    trackers: Sequence[str] = ()
+    num_workers: int = 0
+    is_streaming: bool = False
+    trainer_args: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def max_steps(self) -> int:
+        """Return the number of steps that ends the run, or -1 if its epochs end it."""
+        return int(self.trainer_args.get("max_steps", -1))
+
+
+@dataclass(frozen=True)
 class StepCount:
-    """How long the training is: steps of the optimizer, all processes together."""
+    """Length of a run in optimizer steps, over all processes."""
 
     num_samples: int
     num_processes: int
-    batch_size: int
-    gradient_accumulation_steps: int
+    batch: BatchConfig
     steps_per_epoch: int
     steps: int
 
     @property
     def samples_per_step(self) -> int:
-        """Count the samples of one step."""
-        return self.batch_size * self.gradient_accumulation_steps * self.num_processes
+        """Count the samples of an optimizer step on all devices."""
+        return self.batch.samples_per_step * self.num_processes
 
 
-def count_steps(learning: TrainingSettings, images: int, processes: int, max_steps: int = -1) -> StepCount:
-    """Count the steps of a training over so many samples."""
-    batches = math.ceil(images / (learning.batch_size * processes))
-    each = max(math.ceil(batches / learning.gradient_accumulation_steps), 1)
-    steps = max_steps if max_steps > 0 else math.ceil(each * learning.epochs)
-    return StepCount(images, processes, learning.batch_size, learning.gradient_accumulation_steps, each, steps)
+def count_steps(run: RunConfig, num_samples: int, num_processes: int = 1) -> StepCount:
+    """Count the steps of a run over so many samples an epoch."""
+    batches = math.ceil(num_samples / (run.batch.batch_size * num_processes))
+    steps_per_epoch = max(math.ceil(batches / run.batch.gradient_accumulation_steps), 1)
+    steps = run.max_steps if run.max_steps > 0 else math.ceil(steps_per_epoch * run.epochs)
+    return StepCount(num_samples, num_processes, run.batch, steps_per_epoch, steps)
 
 
 def training_arguments(
-    settings: TrainSettings,
-    images: int,
+    run: RunConfig,
+    num_samples: int,
     *,
     has_eval: bool,
     device: torch.device,
     dtype: torch.dtype,
     best_metric: tuple[str, bool] = ("loss", False),
 ) -> Seq2SeqTrainingArguments:
-    """Word the settings as transformers' training arguments.
+    """Make transformers' training arguments of a run over so many samples an epoch.
 
-    `measured` says whether there is something to measure, `best_by` which score tells the best and whether it rises.
+    `has_eval` is whether there are samples to evaluate on. `best_metric` names the metric of the best checkpoint and
+    whether higher is better.
     """
-    learning, saving = settings.training, settings.saving
-    door = _extra_args(saving)
+    _check_first_gpu(device)
+    save_interval = run.save_interval
+    if run.is_streaming and save_interval.steps is None:
+        save_interval = replace(save_interval, steps=max(int(run.trainer_args.get("max_steps", 1)) // STREAM_SAVES, 1))
     values: dict[str, Any] = {
-        "output_dir": saving.output_dir,
-        "num_train_epochs": learning.epochs,
-        "per_device_train_batch_size": learning.batch_size,
-        "per_device_eval_batch_size": learning.batch_size,
-        "gradient_accumulation_steps": learning.gradient_accumulation_steps,
-        "learning_rate": learning.learning_rate,
-        "lr_scheduler_type": _scheduler(learning.lr_scheduler_type),
+        "output_dir": run.output_dir,
+        "num_train_epochs": run.epochs,
+        "per_device_train_batch_size": run.batch.batch_size,
+        "per_device_eval_batch_size": run.batch.batch_size,
+        "gradient_accumulation_steps": run.batch.gradient_accumulation_steps,
+        "learning_rate": run.optimizer.learning_rate,
+        "lr_scheduler_type": _scheduler(run.optimizer),
         "warmup_steps": WARMUP_FRACTION,
         "max_grad_norm": MAX_GRAD_NORM,
-        "seed": learning.seed,
+        "seed": run.seed,
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,
         "use_cpu": device.type == "cpu",
-        "dataloader_num_workers": settings.data.num_workers,
+        "dataloader_num_workers": run.num_workers,
         "dataloader_pin_memory": device.type == "cuda",
-        "report_to": resolve_trackers(saving.log_with),
-        "run_name": Path(saving.output_dir).name,
+        "report_to": list(run.trackers),
+        "run_name": Path(run.output_dir).name,
         "remove_unused_columns": False,
         "label_names": ["labels"],
         "prediction_loss_only": True,
@@ -121,76 +169,60 @@ def training_arguments(
         "metric_for_best_model": f"eval_{best_metric[0]}",
         "greater_is_better": best_metric[1],
         "ddp_find_unused_parameters": False,
-    }
-    if device.index:
-        raise UserError(
-            f"training runs on the first GPU that it sees, not on `{device}`",
-            f"set CUDA_VISIBLE_DEVICES={device.index} and pass `--device cuda`",
-        )
-    if settings.data.streaming and saving.save_every_n_steps is None:
-        saving = replace(saving, save_every_n_steps=max(int(door.get("max_steps", 1)) // STREAM_SAVES, 1))
-    values |= _save_strategy(saving, count_steps(learning, images, 1, int(door.get("max_steps", -1))), has_eval)
+    } | _save_strategy(save_interval, count_steps(run, num_samples), has_eval)
     try:
-        made = Seq2SeqTrainingArguments(**(values | door))
+        args = Seq2SeqTrainingArguments(**(values | dict(run.trainer_args)))
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"transformers refuses these settings: {reason}", "see `--trainer_args`") from error
-    if made.accelerator_config.dispatch_batches or made.accelerator_config.split_batches:
-        what = "batches are made by each process for itself, and are not cut (`accelerator_config`)"
-        raise UserError(what, "leave `dispatch_batches` and `split_batches` out of `--trainer_args`")
-    made._n_gpu = min(made.n_gpu, 1)  # more GPUs are more processes, never threads of one
-    return made
+        raise UserError(f"transformers rejects these settings: {reason}", "see `--trainer_args`") from error
+    if args.accelerator_config.dispatch_batches or args.accelerator_config.split_batches:
+        what = "each process makes its own batches (`accelerator_config`)"
+        raise UserError(what, "remove `dispatch_batches` and `split_batches` from `--trainer_args`")
+    args._n_gpu = min(args.n_gpu, 1)  # several GPUs need a process each, not a thread each
+    return args
 
 
-def resolve_trackers(log_with: str) -> list[str]:
-    """Name the trackers that are meant by `--log_with`; refuse what is unknown or not installed."""
-    if log_with == "none":
-        return []
-    if log_with == "all":
-        return list(get_available_reporting_integrations())
-    names = log_with.split(",")
-    for name in names:
-        if name not in INTEGRATION_TO_CALLBACK:
-            known = ["all", "none", *INTEGRATION_TO_CALLBACK]
-            raise UserError(f"`--log_with {name}` is not known", closest_name_hint(name, known))
-        if name not in get_available_reporting_integrations():
-            package = {"comet_ml": "comet_ml", "azure_ml": "azureml-sdk"}.get(name, name)
-            raise UserError(f"`--log_with {name}` needs the package {package}", f"run `pip install {package}`")
-    return names
-
-
-def _extra_args(saving: SavingSettings) -> dict[str, Any]:
-    known = [field.name for field in fields(Seq2SeqTrainingArguments)]
-    given = parse_options("--trainer_args", saving.trainer_args, known)
-    for name in given:
+def parse_trainer_args(words: Sequence[str]) -> dict[str, Any]:
+    """Parse the `key=value` words of `--trainer_args`."""
+    args = parse_options("--trainer_args", tuple(words), [item.name for item in fields(Seq2SeqTrainingArguments)])
+    for name in args:
         if name in FLAG_OF_ARGUMENT:
-            raise UserError(f"`--trainer_args {name}` has a flag of its own", f"use `{FLAG_OF_ARGUMENT[name]}`")
-        if name == "hub_token":  # settings are kept, and sent along
-            raise UserError("a token is no setting to be kept", "run `hf auth login`, or set HF_TOKEN")
+            raise UserError(f"`--trainer_args {name}` has its own flag", f"use `{FLAG_OF_ARGUMENT[name]}`")
+        if name == "hub_token":  # settings are saved and sent to trackers
+            raise UserError("a token must not be saved with the settings", "run `hf auth login`, or set HF_TOKEN")
         if name in RESERVED_ARGUMENTS:
-            raise UserError(f"`--trainer_args {name}` cannot be changed here", "leave it out")
-    return given
+            raise UserError(f"`--trainer_args {name}` is set by florence2", "remove it")
+    return args
 
 
-def _scheduler(name: str) -> str:
+def _check_first_gpu(device: torch.device) -> None:
+    if device.index:
+        raise UserError(
+            f"training runs on the first visible GPU, not on `{device}`",
+            f"set CUDA_VISIBLE_DEVICES={device.index} and pass `--device cuda`",
+        )
+
+
+def _scheduler(optimizer: OptimizerConfig) -> str:
+    """Return the schedule that transformers makes; `onecycle` is made by the trainer."""
+    name = optimizer.lr_scheduler_type
     known = [ONECYCLE, *(kind.value for kind in SchedulerType)]
     if name.lower() not in known:
         raise UserError(f"`--lr_scheduler_type {name}` is not known", closest_name_hint(name.lower(), known))
-    return "constant" if name.lower() == ONECYCLE else name.lower()
+    return "constant" if optimizer.uses_one_cycle else name.lower()
 
 
-def _save_strategy(saving: SavingSettings, length: StepCount, measured: bool) -> dict[str, Any]:
-    """Say how often to log, save and measure; epochs are counted by `Rhythm`."""
-    by_steps = saving.save_every_n_steps is not None
-    asked = by_steps or saving.save_every_n_epochs is not None
+def _save_strategy(interval: Interval, length: StepCount, has_eval: bool) -> dict[str, Any]:
+    """Choose when to log, save and evaluate; the callback `SaveEveryNEpochs` counts epochs."""
+    unit = "epoch" if interval.steps is None else "steps"
     values: dict[str, Any] = {
         "logging_strategy": "steps",
         "logging_steps": max(length.steps // 200, 1),
-        "save_strategy": "steps" if by_steps else "epoch",
-        "save_total_limit": None if asked else 2,
-        "eval_strategy": ("steps" if by_steps else "epoch") if measured else "no",
-        "load_best_model_at_end": measured,
+        "save_strategy": unit,
+        "save_total_limit": None if interval.is_set else 2,
+        "eval_strategy": unit if has_eval else "no",
+        "load_best_model_at_end": has_eval,
     }
-    if by_steps:
-        values |= {"save_steps": saving.save_every_n_steps, "eval_steps": saving.save_every_n_steps}
+    if interval.steps is not None:
+        values |= {"save_steps": interval.steps, "eval_steps": interval.steps}
     return values

@@ -10,7 +10,7 @@ from florence2.model.adapter import lora, quantized
 from florence2.model.load import load
 from florence2.training.performance.memory import estimate_memory
 from florence2.training.performance.memory_estimate import BatchShapes
-from florence2.training.prepare_model import count_parameters
+from florence2.training.summary import count_parameters
 from tests.tiny import save_tiny
 
 CPU = torch.device("cpu")

@@ -1,15 +1,11 @@
-from pathlib import Path
-
 from florence2.training.callbacks.loss_plot import (
     COLOURS,
-    COURSE,
     HEIGHT,
     LOSS_HEIGHT,
-    SCORE,
+    METRIC_COLOUR,
+    TRAINING_COLOUR,
     WIDTH,
-    MetricsFile,
     draw_plot,
-    save_plot,
 )
 
 ROWS = [{"step": n, "loss": 1 / n} for n in range(1, 9)] + [
@@ -43,9 +39,9 @@ def test_what_else_is_measured_stands_below_the_losses() -> None:
         {colour for _, colour in two.crop((x, LOSS_HEIGHT, x + WIDTH // 2, two.height)).getcolors(1 << 20)}
         for x in (0, WIDTH // 2)
     )
-    assert SCORE in left
-    assert SCORE in right
-    assert COURSE in {colour for _, colour in three.getcolors(1 << 20)}
+    assert METRIC_COLOUR in left
+    assert METRIC_COLOUR in right
+    assert TRAINING_COLOUR in {colour for _, colour in three.getcolors(1 << 20)}
 
 
 def test_what_cannot_be_drawn_is_left_out() -> None:
@@ -53,15 +49,3 @@ def test_what_cannot_be_drawn_is_left_out() -> None:
     assert draw_plot([{"step": 1, "loss": 2.0}]) is None
     assert draw_plot([{"step": 1, "loss": float("nan")}, {"step": 2, "loss": float("inf")}, {"loss": 1.0}]) is None
     assert draw_plot([{"step": 1, "loss": 2.0}, {"step": 1, "loss": 2.0}]) is not None
-
-
-def test_going_on_forgets_what_came_later(tmp_path: Path) -> None:
-    metrics = MetricsFile(tmp_path / "metrics.jsonl")
-    for row in ROWS[:8]:
-        metrics.add(row)
-    with metrics.path.open("a") as file:
-        file.write('{"step": 9, "lo')  # killed while writing
-    metrics.cut(5)
-    assert [row["step"] for row in metrics.rows()] == [1, 2, 3, 4, 5]
-    save_plot(tmp_path)
-    assert (tmp_path / "training_curve.png").exists()

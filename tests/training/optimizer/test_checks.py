@@ -1,18 +1,19 @@
 import pytest
 
 from florence2.training.optimizer.checks import check_learning_rate
+from florence2.training.optimizer.optimizer_config import OptimizerConfig
 
 
 @pytest.mark.parametrize(
-    ("optim", "rate", "scheduler", "given", "words"),
+    ("optim", "rate", "scheduler", "args", "hints"),
     [
         ("prodigy", 1e-4, "cosine", {}, ["pass `--learning_rate 1`"]),
         ("prodigy", 1.0, "cosine", {}, []),
         ("prodigy", 1e-4, "cosine", {"lr": 1.0}, []),
         ("DAdaptAdam", 1e-4, "cosine", {}, ["pass `--learning_rate 1`"]),
         ("prodigyplus.ProdigyPlusScheduleFree", 1e-4, "constant", {}, ["pass `--learning_rate 1`"]),
-        ("lion", 1e-4, "cosine", {}, ["`--learning_rate 1e-05` to 3e-05"]),
-        ("lion_8bit", 1e-3, "cosine", {}, ["`--learning_rate 0.0001` to 0.0003"]),
+        ("lion", 1e-4, "cosine", {}, ["`--learning_rate` 1e-05 to 3e-05"]),
+        ("lion_8bit", 1e-3, "cosine", {}, ["`--learning_rate` 0.0001 to 0.0003"]),
         ("lion", 3e-5, "cosine", {}, []),
         ("torch.optim.SGD", 1e-4, "cosine", {}, ["pass `--learning_rate 0.01` or more"]),
         ("adamw_torch", 1.0, "cosine", {}, ["pass `--learning_rate 1e-4`"]),
@@ -29,9 +30,9 @@ from florence2.training.optimizer.checks import check_learning_rate
         ("package.OfMine", 7.0, "cosine", {}, []),
     ],
 )
-def test_what_cannot_be_right(
-    optim: str, rate: float, scheduler: str, given: dict[str, float], words: list[str]
+def test_unsuitable_learning_rates_and_schedules_get_hints(
+    optim: str, rate: float, scheduler: str, args: dict[str, float], hints: list[str]
 ) -> None:
-    said = list(check_learning_rate(optim, rate, scheduler, given))
-    assert len(said) == len(words)
-    assert all(word in line for word, line in zip(words, said, strict=True))
+    lines = list(check_learning_rate(OptimizerConfig(optim, rate, scheduler, args)))
+    assert len(lines) == len(hints)
+    assert all(hint in line for hint, line in zip(hints, lines, strict=True))

@@ -12,13 +12,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from florence2.api import train
-from florence2.config import LoraSettings, ModelSettings, TrainingSettings
 from florence2.cuda_graphs import CudaGraphCache
 from florence2.training import trainer as room
 from florence2.training.performance import cuda_graph_step as recorded
 from florence2.training.performance.cuda_graph_step import PAD_TO, GraphedStep, can_use_cuda_graphs
-from florence2.training.prepare_model import prepare_model_for_training
 from tests.tiny import tiny_model
+from tests.training.models import trainable_model
 from tests.training.test_trainer import Bench
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -28,7 +27,9 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 @pytest.mark.parametrize("parts", [{}, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}])
 def test_what_is_learnt_is_the_same(tmp_path: Path, rank: int, parts: dict[str, int]) -> None:
     how: dict[str, Any] = {"rank": rank, "num_train_epochs": 3, "weight_decay": 0.1, "max_grad_norm": 0.5, **parts}
-    plain, through = (Bench(tmp_path, records=records, pad_to=PAD_TO, **how) for records in (False, True))
+    plain, through = (
+        Bench(tmp_path, use_cuda_graphs=use_cuda_graphs, pad_to=PAD_TO, **how) for use_cuda_graphs in (False, True)
+    )
     plain.trainer.train()
     through.trainer.train()
     assert through.trainer.graphed_step is not None
@@ -59,13 +60,13 @@ def test_batches_lie_where_the_first_of_their_shape_lay() -> None:
 def test_schedule_free_learns_between_measurements(tmp_path: Path) -> None:
     """Measuring switches such an optimizer to its averages; a recorded step must switch it back itself."""
     pytest.importorskip("schedulefree")
-    bench = Bench(tmp_path, records=True, method={"optim": "schedulefree.AdamWScheduleFree"})
+    bench = Bench(tmp_path, use_cuda_graphs=True, optimizer={"name": "schedulefree.AdamWScheduleFree"})
     trainer = bench.trainer
     modes: list[str] = []
     trainer.graphed_step = lambda _, items: modes.append(trainer.optimizer.param_groups[0]["train_mode"]) or items
     trainer.create_optimizer_and_scheduler(4)
     trainer.optimizer.eval()
-    trainer.training_step(bench.learner, bench.batch(0, 1), 7)
+    trainer.training_step(bench.model, bench.batch(0, 1), 7)
     assert modes == [True]
 
 
@@ -89,26 +90,28 @@ def test_weights_that_were_moved_are_looked_for() -> None:
 
 
 def test_a_cpu_records_nothing() -> None:
-    learner = prepare_model_for_training(tiny_model()[0], ModelSettings(), LoraSettings())
-    assert not can_use_cuda_graphs(learner, TrainingSettings())
+    assert not can_use_cuda_graphs(trainable_model(), "adamw_torch", checkpoints_activations=False, is_compiled=False)
 
 
 @needs_gpu
 @pytest.mark.parametrize(
-    ("lora", "learning", "wanted"),
+    ("lora_args", "options", "expected"),
     [
         ((), {}, True),
         (("use_rslora=true",), {"optim": "schedule_free_adamw"}, True),
         (("use_dora=true",), {}, False),
         ((), {"optim": "galore_adamw_layerwise"}, False),
         ((), {"optim": "lomo"}, False),
-        ((), {"gradient_checkpointing": True}, False),
-        ((), {"compile": True}, False),
+        ((), {"checkpoints_activations": True}, False),
+        ((), {"is_compiled": True}, False),
     ],
 )
-def test_what_is_recorded(lora: tuple[str, ...], learning: dict[str, Any], wanted: bool) -> None:
-    learner = prepare_model_for_training(tiny_model()[0].cuda(), ModelSettings(), LoraSettings(lora_args=lora))
-    assert can_use_cuda_graphs(learner, TrainingSettings(**learning)) == wanted
+def test_cuda_graphs_are_used_for_plain_lora_only(
+    lora_args: tuple[str, ...], options: dict[str, Any], expected: bool
+) -> None:
+    model = trainable_model(*lora_args, model=tiny_model()[0].cuda())
+    default = {"optim": "adamw_torch_fused", "checkpoints_activations": False, "is_compiled": False}
+    assert can_use_cuda_graphs(model, **(default | options)) == expected
 
 
 @needs_gpu

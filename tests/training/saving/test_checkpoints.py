@@ -13,9 +13,9 @@ from florence2.training.saving.checkpoints import (
     last_checkpoint,
     list_checkpoints,
     remove_staging,
-    resolve_resume,
     staging_dir,
 )
+from florence2.training.saving.resume import resolve_resume
 
 
 def save(folder: Path, step: int) -> Path:
@@ -89,5 +89,5 @@ def test_settling_replaces_a_damaged_one(tmp_path: Path) -> None:
 def test_never_refuses_what_is_there(tmp_path: Path) -> None:
     assert resolve_resume("never", tmp_path) is None
     save(tmp_path, 1)
-    with pytest.raises(UserError, match="holds a training already"):
+    with pytest.raises(UserError, match="holds a run already"):
         resolve_resume("never", tmp_path)

@@ -1,7 +1,4 @@
-"""Everything around one training in one hand: the rhythm of saving, what is shown, what ends it.
-
-Knows neither model nor settings.
-"""
+"""The callbacks of a training run, and how it ended."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -10,17 +7,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from florence2.errors import UserError
 from florence2.log import logger
-from florence2.training.callbacks.reporting import MetricsLogger, TrainingProgressBar
-from florence2.training.callbacks.stopping import (
-    EarlyStopping,
-    NonFiniteGradientGuard,
-    StopOnSignal,
-    TrainingInterrupted,
-)
+from florence2.training.callbacks.early_stopping import EarlyStopping
+from florence2.training.callbacks.metrics_logger import MetricsLogger
+from florence2.training.callbacks.nan_guard import NonFiniteGradientGuard
+from florence2.training.callbacks.training_progress import TrainingProgressBar
+from florence2.training.callbacks.signals import StopOnSignal, TrainingInterrupted
 
 
 class SaveEveryNEpochs(TrainerCallback):  # type: ignore[misc]
-    """Save every so many epochs, beside or instead of transformers' own rhythm; the last epoch is always saved."""
+    """Saves every so many epochs, beside or instead of transformers' strategy; the last epoch is always saved."""
 
     def __init__(self, epochs: int | None) -> None:
         self.epochs = epochs
@@ -28,70 +23,66 @@ class SaveEveryNEpochs(TrainerCallback):  # type: ignore[misc]
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Let an epoch pass without saving and measuring, where it is not its turn."""
+        """Skip saving and evaluation after epochs in between."""
         if self.epochs is None:
             return control
-        due = round(state.epoch or 0) % self.epochs == 0
+        is_due = round(state.epoch or 0) % self.epochs == 0
         if args.save_strategy == "epoch":
-            control.should_save &= due or state.global_step >= state.max_steps
+            control.should_save &= is_due or state.global_step >= state.max_steps
             control.should_evaluate &= control.should_save
-        elif due:
+        elif is_due:
             control.should_save = True
         return control
 
 
 class TrainingCallbacks:
-    """All of it around one training; a context manager, because signals and the bar must be given back."""
+    """Callbacks of one run; a context manager that handles signals and removes the progress bar at its end."""
 
-    def __init__(self, folder: Path, epochs: int | None, patience: int | None) -> None:
+    def __init__(self, folder: Path, save_epochs: int | None, patience: int | None) -> None:
         self.folder = folder
-        self.limit = patience
-        self.patience: EarlyStopping | None = None
-        self.broken = NonFiniteGradientGuard()
-        self.stop = StopOnSignal()
-        self.rhythm = SaveEveryNEpochs(epochs)
-        self.bar: TrainingProgressBar | None = None
+        self.gradient_guard = NonFiniteGradientGuard()
+        self.stop_on_signal = StopOnSignal()
+        self.progress_bar = TrainingProgressBar()
+        self.early_stopping = None if patience is None else EarlyStopping(patience)
+        self.callbacks: list[TrainerCallback] = [
+            SaveEveryNEpochs(save_epochs),
+            self.gradient_guard,
+            self.stop_on_signal,
+            self.progress_bar,
+            MetricsLogger(folder),
+            *([] if self.early_stopping is None else [self.early_stopping]),
+        ]
 
     def __enter__(self) -> Self:
-        self.stop.__enter__()
+        self.stop_on_signal.__enter__()
         return self
 
-    def __exit__(self, *problem: object) -> None:
-        self.stop.__exit__(*problem)
-        if self.bar is not None:
-            self.bar.close()
+    def __exit__(self, *error: object) -> None:
+        self.stop_on_signal.__exit__(*error)
+        self.progress_bar.close()
 
-    def callbacks(self, per_step: int, best_by: str, rises: bool) -> list[TrainerCallback]:
-        """Give the callbacks for a training whose steps take so many pictures, the best of it told by a score."""
-        self.bar = TrainingProgressBar(per_step)
-        found = [self.rhythm, self.broken, self.stop, self.bar, MetricsLogger(self.folder)]
-        if self.limit is not None:
-            self.patience = EarlyStopping(self.limit, best_by, rises)
-            found.append(self.patience)
-        return found
-
-    def early_stopped_at(self, checkpoint: Path) -> bool:
-        """Tell whether a training had lost its patience at a checkpoint."""
-        return self.patience is not None and self.patience.stopped_at(checkpoint)
+    def early_stopped_at(self, checkpoint: Path, args: TrainingArguments) -> bool:
+        """Return whether the run had stopped early when it wrote a checkpoint."""
+        return self.early_stopping is not None and self.early_stopping.stopped_at(checkpoint, args)
 
     def scores(self) -> dict[str, Any]:
-        """Say what went wrong on the way."""
-        return {"skipped_steps": self.broken.skipped}
+        """Return how many steps were skipped."""
+        return {"skipped_steps": self.gradient_guard.skipped}
 
-    def raise_if_stopped(self, state: TrainerState, command: str) -> None:
-        """Raise where training ended before its time, if it did; `command` goes on from there. Warn of a broken end."""
-        broken = self.broken.in_a_row
-        if self.broken.too_many:
-            good = self.broken.last_finite_checkpoint(self.folder, state)
-            further = f"; `--model_id {good}` goes on from the last good state" if good else ""
+    def raise_if_stopped(self, state: TrainerState, resume_command: str) -> None:
+        """Raise UserError if the run ended before its last step; warn if its last steps were skipped."""
+        consecutive = self.gradient_guard.consecutive
+        if self.gradient_guard.is_exceeded:
+            checkpoint = self.gradient_guard.last_finite_checkpoint(self.folder, state)
+            restart = f"; `--model_id {checkpoint}` starts from the last finite checkpoint" if checkpoint else ""
             raise UserError(
-                f"steps {state.global_step - broken + 1} to {state.global_step} had no finite gradient",
-                f"lower `--learning_rate` or pass `--dtype float32`, with another `--output_dir`{further}",
+                f"steps {state.global_step - consecutive + 1} to {state.global_step} had no finite gradient",
+                f"lower `--learning_rate` or pass `--dtype float32`, with another `--output_dir`{restart}",
             )
-        if self.stop.asked and state.global_step < state.max_steps:
+        if self.stop_on_signal.is_requested and state.global_step < state.max_steps:
             raise TrainingInterrupted(
-                f"stopped at step {state.global_step} of {state.max_steps}", f"go on with: {command}"
+                f"stopped at step {state.global_step} of {state.max_steps}", f"resume with: {resume_command}"
             )
-        if broken and state.is_world_process_zero:
-            some = "step" if broken == 1 else f"{broken} steps"
-            logger.warning(f"the last {some} had no finite gradient: see what it answers before you rely on it")
+        if consecutive and state.is_world_process_zero:
+            steps = "step" if consecutive == 1 else f"{consecutive} steps"
+            logger.warning(f"the last {steps} had no finite gradient: evaluate the model before you use it")

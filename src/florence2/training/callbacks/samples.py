@@ -1,7 +1,4 @@
-"""What the model says about the same few pictures, again and again as it learns: words, drawings, and trackers told.
-
-A callback of transformers' trainer. Knows neither model nor settings.
-"""
+"""Predictions for the same few images during training: rows of `samples.jsonl`, annotated images, trackers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,61 +7,60 @@ from typing import Any, NamedTuple
 import torch
 from transformers import TrainerCallback, TrainerState
 
-from florence2.training.callbacks.loss_plot import MetricsFile
+from florence2.training.arguments import Interval
+from florence2.training.callbacks.metrics_logger import MetricsFile
 
-ROWS = "samples.jsonl"
-DRAWN = "samples"
+SAMPLES_FILE = "samples.jsonl"
+IMAGES_FOLDER = "samples"
 
 
 class SampleOutput(NamedTuple):
-    """An answer, and the file of the picture with the answer drawn on it, if there is one."""
+    """A predicted text, and the path of the annotated image, if there is one."""
 
     file_name: str
     text: str
-    drawing: Path | None
+    annotated_image: Path | None
 
 
 class SampleCallback(TrainerCallback):  # type: ignore[misc]
-    """Write what the model says every so many epochs or steps, and tell the trackers.
+    """Predicts at an interval, writes the texts to a file and logs them to trackers.
 
-    `say` draws into the folder it is given; `tell` hears the step and what was said.
+    `predict` writes annotated images into a folder; `log` takes the step and its outputs.
     """
 
     def __init__(
         self,
-        say: Callable[[Path], list[SampleOutput]],
-        tell: Callable[[int, list[SampleOutput]], None],
+        predict: Callable[[Path], list[SampleOutput]],
+        log: Callable[[int, list[SampleOutput]], None],
         folder: Path,
-        epochs: int | None,
-        steps: int | None,
+        interval: Interval,
     ) -> None:
-        self.say = say
-        self.tell = tell
+        self.predict = predict
+        self.log = log
         self.folder = folder
-        self.rows = MetricsFile(folder / ROWS)
-        self.epochs = epochs
-        self.steps = steps
+        self.rows = MetricsFile(folder / SAMPLES_FILE)
+        self.interval = interval
 
     def on_train_begin(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
-        """Forget what was said behind the step that is resumed."""
+        """Remove the rows after the step of the checkpoint."""
         if state.is_world_process_zero:
-            self.rows.cut(state.global_step)
+            self.rows.truncate(state.global_step)
 
     def on_step_end(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
-        """Ask at every so many steps."""
-        if self.steps and state.global_step % self.steps == 0:
-            self._ask(state)
+        """Predict after every so many steps."""
+        if self.interval.steps and state.global_step % self.interval.steps == 0:
+            self._predict(state)
 
     def on_epoch_end(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
-        """Ask at every so many epochs."""
-        if self.epochs and round(state.epoch or 0) % self.epochs == 0:
-            self._ask(state)
+        """Predict after every so many epochs."""
+        if self.interval.epochs and round(state.epoch or 0) % self.interval.epochs == 0:
+            self._predict(state)
 
-    def _ask(self, state: TrainerState) -> None:
+    def _predict(self, state: TrainerState) -> None:
         if not state.is_world_process_zero:
             return
         with torch.random.fork_rng():
-            said = self.say(self.folder / DRAWN / f"step-{state.global_step:06}")
-        for each in said:
-            self.rows.add({"step": state.global_step, "file_name": each.file_name, "text": each.text})
-        self.tell(state.global_step, said)
+            outputs = self.predict(self.folder / IMAGES_FOLDER / f"step-{state.global_step:06}")
+        for output in outputs:
+            self.rows.add({"step": state.global_step, "file_name": output.file_name, "text": output.text})
+        self.log(state.global_step, outputs)

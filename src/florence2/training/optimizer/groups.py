@@ -1,4 +1,4 @@
-"""Which weights move how fast: groups of weights that share a learning rate and a decay."""
+"""Parameter groups: trainable weights by learning rate and weight decay."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,70 +13,72 @@ Group = dict[str, Any]
 
 @dataclass(frozen=True)
 class GroupRates:
-    """The learning rate and the decay, and who departs from them.
+    """Learning rate and weight decay, and the groups that differ.
 
-    `vision` is the learning rate of the picture half; LoRA's B matrices learn `lora_plus` times faster than their A.
+    `vision` replaces the learning rate in the vision component; `lora_plus_ratio` multiplies that of LoRA's B matrices.
     """
 
-    learning: float
-    decay: float = 0.0
-    lora_plus: float | None = None
+    learning_rate: float
+    weight_decay: float = 0.0
+    lora_plus_ratio: float | None = None
     vision: float | None = None
 
     @property
     def has_custom_rates(self) -> bool:
-        """Tell whether some weights learn faster than others."""
-        return self.lora_plus is not None or self.vision is not None
+        """Return whether groups differ in their learning rate."""
+        return self.lora_plus_ratio is not None or self.vision is not None
 
 
-class _Part(NamedTuple):
+class _GroupKey(NamedTuple):
     is_vision: bool
     is_lora_b: bool
-    undecayed: bool
-    by_muon: bool
+    has_no_decay: bool
+    uses_muon: bool
 
 
 def parameter_groups(model: nn.Module, rates: GroupRates, muon: bool = False) -> list[Group]:
-    """Part the trained weights; norms and biases do not decay.
+    """Group the trainable weights; norms and biases have no weight decay.
 
-    With `muon` each group says whether it holds the matrices that Muon and its kin turn, or what they leave to Adam.
+    With `muon` each group has `use_muon`: true for the matrices that Muon orthogonalizes, false for Adam's weights.
     """
-    plain, matrices = _undecayed(model), _matrices(model) if muon else set()
-    parts: dict[_Part, list[nn.Parameter]] = {}
+    no_decay, matrices = _names_without_decay(model), _matrix_names(model) if muon else set()
+    groups: dict[_GroupKey, list[nn.Parameter]] = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            sees = rates.vision is not None and is_in_component(name, "vision")
-            fast = rates.lora_plus is not None and ".lora_B." in name
-            parts.setdefault(_Part(sees, fast, name in plain, name in matrices), []).append(weight)
-    if rates.vision is not None and not any(part.is_vision for part in parts):
-        raise UserError("`--vision_learning_rate` finds no weight that learns", "leave it out, or `--freeze vision`")
-    return [_group(part, weights, rates, muon) for part, weights in sorted(parts.items(), key=lambda item: item[0])]
+            is_vision = rates.vision is not None and is_in_component(name, "vision")
+            is_lora_b = rates.lora_plus_ratio is not None and ".lora_B." in name
+            groups.setdefault(_GroupKey(is_vision, is_lora_b, name in no_decay, name in matrices), []).append(weight)
+    if rates.vision is not None and not any(key.is_vision for key in groups):
+        raise UserError(
+            "`--vision_learning_rate` applies to no trainable weight", "remove it, or remove `--freeze vision`"
+        )
+    return [_group(key, weights, rates, muon) for key, weights in sorted(groups.items(), key=lambda item: item[0])]
 
 
-def _group(part: _Part, weights: list[nn.Parameter], rates: GroupRates, muon: bool) -> Group:
-    rate = rates.vision if part.is_vision and rates.vision is not None else rates.learning
+def _group(key: _GroupKey, weights: list[nn.Parameter], rates: GroupRates, muon: bool) -> Group:
+    rate = rates.vision if key.is_vision and rates.vision is not None else rates.learning_rate
     group: Group = {
         "params": weights,
-        "lr": rate * (rates.lora_plus if part.is_lora_b and rates.lora_plus is not None else 1),
-        "weight_decay": 0.0 if part.undecayed else rates.decay,
+        "lr": rate * (rates.lora_plus_ratio if key.is_lora_b and rates.lora_plus_ratio is not None else 1),
+        "weight_decay": 0.0 if key.has_no_decay else rates.weight_decay,
     }
-    return group | ({"use_muon": part.by_muon} if muon else {})
+    return group | ({"use_muon": key.uses_muon} if muon else {})
 
 
-def _undecayed(model: nn.Module) -> set[str]:
-    found = set()
+def _names_without_decay(model: nn.Module) -> set[str]:
+    names = set()
     for prefix, module in model.named_modules():
         for name, _ in module.named_parameters(prefix, recurse=False):
-            # DoRA's magnitudes are the norms of a matrix's columns.
+            # The magnitudes of DoRA are the norms of a matrix's columns.
             if isinstance(module, nn.LayerNorm) or name.endswith("bias") or ".lora_magnitude_vector." in name:
-                found.add(name)
-    return found
+                names.add(name)
+    return names
 
 
-def _matrices(model: nn.Module) -> set[str]:
-    """Name the matrices between features: not the tables of tokens and places, and not the output layer."""
-    found = set()
+def _matrix_names(model: nn.Module) -> set[str]:
+    """Return the names of hidden matrices: neither embeddings nor the output layer."""
+    names = set()
     for prefix, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and not prefix.endswith("lm_head"):
-            found |= {name for name, weight in module.named_parameters(prefix, recurse=False) if weight.dim() > 1}
-    return found
+            names |= {name for name, weight in module.named_parameters(prefix, recurse=False) if weight.dim() > 1}
+    return names

@@ -1,7 +1,7 @@
-"""Optimizers that train at other weights than they keep: Schedule-Free and its kin average as they go.
+"""Switch of Schedule-Free optimizers between training weights and evaluation weights.
 
-Such an optimizer has `train()` and `eval()`, which move the weights there and back. transformers calls them around
-steps and measuring, not around saving and showing.
+Such an optimizer averages weights. Its `train()` and `eval()` move the model's weights between both. transformers
+calls them around steps and evaluation, but neither before a checkpoint is saved nor around other inference.
 """
 
 from collections.abc import Iterator
@@ -12,15 +12,19 @@ import torch
 
 
 def to_eval_weights(optimizer: Any) -> None:
-    """Put the weights where they are kept; the next step takes them back. Harmless for any other optimizer."""
+    """Move the weights to their averages until the next step; other optimizers ignore it."""
     if hasattr(optimizer, "eval"):
         optimizer.eval()
 
 
 @contextmanager
 def eval_weights(optimizer: Any) -> Iterator[None]:
-    """Put the weights where they are kept for a while, and give them back as they were, to the bit."""
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]] if _averages(optimizer) else []
+    """Move the weights to their averages inside the context, and restore them exactly."""
+    weights = (
+        [weight for group in optimizer.param_groups for weight in group["params"]]
+        if _is_schedule_free(optimizer)
+        else []
+    )
     before = [weight.detach().clone() for weight in weights]
     to_eval_weights(optimizer)
     moved = any(not torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
@@ -34,6 +38,6 @@ def eval_weights(optimizer: Any) -> Iterator[None]:
                     weight.copy_(old)
 
 
-def _averages(optimizer: Any) -> bool:
-    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's has these methods, whatever is in it
+def _is_schedule_free(optimizer: Any) -> bool:
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper always has these methods
     return optimizer is not None and hasattr(inner, "eval")

@@ -14,7 +14,6 @@ from accelerate.utils import DistributedType
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from florence2.config import TrainingSettings
 from florence2.cuda_graphs import CudaGraphCache
 from florence2.training.performance.lora_linear import FusedLoraLinear
 from florence2.training.performance.memory import allocated_memory, free_device_memory, peak_memory
@@ -26,19 +25,19 @@ MAX_GRAPHS = 32  # graphs of some thousand kernels, and some ten megabytes, each
 Step = Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
 
 
-def can_use_cuda_graphs(learner: nn.Module, learning: TrainingSettings) -> bool:
+def can_use_cuda_graphs(model: nn.Module, optim: str, *, checkpoints_activations: bool, is_compiled: bool) -> bool:
     """Tell whether every step of a shape is the same work, on one GPU, and nothing in it waits for a value.
 
     Recomputing asks for the state of the random numbers, several processes talk to each other, some optimizers step
     within the backward pass, skipped layers are other work; what is compiled, or more than plain LoRA, was not tried.
     """
-    optim = learning.optim.lower()
-    if learning.gradient_checkpointing or learning.compile or "lomo" in optim or "layerwise" in optim:
+    name = optim.lower()
+    if checkpoints_activations or is_compiled or "lomo" in name or "layerwise" in name:
         return False
-    on_gpu = next(learner.parameters()).device.type == "cuda" and torch.version.hip is None
+    on_gpu = next(model.parameters()).device.type == "cuda" and torch.version.hip is None
     alone = PartialState().distributed_type == DistributedType.NO
-    plain = all(type(layer) is FusedLoraLinear and not layer.lora_variant for layer in _adapted(learner))
-    skips = any(getattr(module, "layerdrop", 0) for module in learner.modules())
+    plain = all(type(layer) is FusedLoraLinear and not layer.lora_variant for layer in _adapted(model))
+    skips = any(getattr(module, "layerdrop", 0) for module in model.modules())
     return on_gpu and alone and plain and not skips
 
 

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from florence2.errors import UserError
 from florence2.training.dataset.florence2_dataset import Florence2Dataset
+from florence2.training.performance.feature_forward import inner_model
 
 FOLDER = ".features"
 LIMIT = 64 * 2**30  # bytes
@@ -188,57 +188,12 @@ def feature_fn(learner: Any, dataset: Florence2Dataset, dtype: torch.dtype) -> C
         learner.eval()
         pixels = dataset.preprocessor.normalize(pixels_BHWC.to(device))
         with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            features: torch.Tensor = _inner(learner).get_image_features(pixels).pooler_output
+            features: torch.Tensor = inner_model(learner).get_image_features(pixels).pooler_output
         return features
 
     return see
 
 
-def patch_forward(learner: Any) -> None:
-    """Let the model put features in front of the words without a look at them: every prompt begins with its picture.
-
-    transformers looks for the picture's places and counts them, at which a GPU must be waited for. What comes in the
-    place of pixels and has the shape of features is taken for them.
-    """
-    inner = _inner(learner)
-    inner.forward = FeatureForward(inner)
-
-
-class FeatureForward:
-    """The forward of a `Florence2Model`; what is no step of learning goes transformers' way."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-        self._counted = False
-
-    def __call__(self, input_ids: Any = None, pixel_values: Any = None, **given: Any) -> Any:
-        """Take ids (B, S) and pixels (B, 3, H, W) or features (B, N, D), and whatever else it takes."""
-        inner, plain = self._inner, type(self._inner).forward
-        if input_ids is None or pixel_values is None or given.get("encoder_outputs") is not None:
-            return plain(inner, input_ids=input_ids, pixel_values=pixel_values, **given)
-        are_features = pixel_values.ndim == 3
-        seen_BND = pixel_values if are_features else inner.get_image_features(pixel_values).pooler_output
-        if not self._counted:  # once, for a GPU is waited for
-            self._count(input_ids, seen_BND)
-        words_BSD = inner.get_input_embeddings()(input_ids[:, seen_BND.shape[1] :])
-        embeds_BSD = torch.cat((seen_BND.to(words_BSD.dtype), words_BSD), 1)
-        return plain(inner, **(given | {"inputs_embeds": embeds_BSD}))
-
-    def _count(self, input_ids: torch.Tensor, seen_BND: torch.Tensor) -> None:
-        places = int((input_ids[0] == self._inner.config.image_token_id).sum())
-        if places != seen_BND.shape[1]:
-            raise UserError(
-                f"the model sees a picture in {seen_BND.shape[1]} places, and its processor leaves {places} for it",
-                "mend `size` or `image_seq_length` in its preprocessor_config.json",
-            )
-        self._counted = True
-
-
 def clear_features(folder: Path) -> None:
     """Remove the features of a training that is finished."""
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
-
-
-def _inner(learner: Any) -> Any:
-    whole = learner.get_base_model() if hasattr(learner, "get_base_model") else learner
-    return whole.model

@@ -1,7 +1,4 @@
-"""How a training is kept: transformers' `Seq2SeqTrainer` with our way of writing checkpoints and going on from them.
-
-A checkpoint is written aside and moved to its place when it is whole. Knows nothing of how a step is taken.
-"""
+"""Trainer with atomic checkpoints: transformers' `Seq2SeqTrainer` that writes to a staging folder and renames."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +11,7 @@ from transformers import Seq2SeqTrainer, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
 from florence2.errors import UserError
-from florence2.training.optimizer import schedule_free as averages
+from florence2.training.optimizer.schedule_free import to_eval_weights
 from florence2.training.saving.checkpoints import STATE, commit_checkpoint, remove_staging, staging_dir
 
 TRAINED_WEIGHTS_FILE = "trained_weights.safetensors"
@@ -23,71 +20,71 @@ SaveFn = Callable[[nn.Module, Path, Mapping[str, torch.Tensor] | None], None]
 
 
 def check_zero3_config(config: Mapping[str, Any]) -> None:
-    """Refuse a config of DeepSpeed that parts the weights and, at the end, would not bring them together."""
+    """Raise UserError for a DeepSpeed config that shards the weights and does not gather them when it saves."""
     zero = config.get("zero_optimization", {})
     if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
         raise UserError(
-            "DeepSpeed's ZeRO 3 parts the weights, and its config does not let them be saved",
+            "ZeRO 3 of DeepSpeed shards the weights, and its config does not gather them to save them",
             "add `zero3_save_16bit_model: true` to the `deepspeed_config` of accelerate's file",
         )
 
 
 class CheckpointTrainer(Seq2SeqTrainer):  # type: ignore[misc]
-    """Writes what it learns so that no kill can harm it; `keep` writes model and processor into a folder."""
+    """Writes checkpoints that a kill cannot damage; `save_fn` writes model and processor into a folder."""
 
     optimizer: Any
-    _staging_dir: Path | None = None
 
-    def __init__(self, keep: SaveFn, **given: Any) -> None:
-        super().__init__(**given)
-        self.save_fn = keep
+    def __init__(self, save_fn: SaveFn, **kwargs: Any) -> None:
+        self._staging_dir: Path | None = None  # the constructor of transformers asks for the output folder
+        super().__init__(**kwargs)
+        self.save_fn = save_fn
         if self.is_fsdp_enabled:
-            self._leave_the_embedding_whole()
+            self._exclude_embedding_from_fsdp()
         if self.is_deepspeed_enabled:
             check_zero3_config(self.accelerator.state.deepspeed_plugin.deepspeed_config)
 
-    def _leave_the_embedding_whole(self) -> None:
-        """Let every process hold the matrix that four modules share: FSDP parts what belongs to one module alone."""
-        shared = self.model.get_input_embeddings().weight
-        if shared.requires_grad:
-            raise UserError("FSDP parts no embedding that learns", "train LoRA, or let DeepSpeed part the weights")
-        holders = [m for m in self.model.modules() if getattr(m, "weight", None) is shared]
-        self.accelerator.state.fsdp_plugin.ignored_modules = holders
+    def _exclude_embedding_from_fsdp(self) -> None:
+        """Keep the full embedding in every process: FSDP does not shard a weight that four modules share."""
+        embedding = self.model.get_input_embeddings().weight
+        if embedding.requires_grad:
+            raise UserError("FSDP cannot shard a trainable embedding", "train LoRA, or use DeepSpeed")
+        owners = [module for module in self.model.modules() if getattr(module, "weight", None) is embedding]
+        self.accelerator.state.fsdp_plugin.ignored_modules = owners
 
-    def train(self, *given: Any, **named: Any) -> Any:
-        """Train, and leave the weights as they are to be kept."""
-        result = super().train(*given, **named)
-        averages.to_eval_weights(self.optimizer)
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and end with the evaluation weights of a Schedule-Free optimizer."""
+        result = super().train(*args, **kwargs)
+        to_eval_weights(self.optimizer)
         return result
 
     @property
     def trainable_model(self) -> nn.Module:
-        """Give the model that learns, without what processes and compilers wrap it in."""
-        inner: nn.Module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return inner
+        """The model without the wrappers of distributed training and of the compiler."""
+        unwrapped: nn.Module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return unwrapped
 
     def load_finished(self, checkpoint: Path) -> None:
-        """Take the result of a training that was over at a checkpoint, without a further step."""
+        """Load the result of a run that was finished at a checkpoint, without a further step."""
         self.state = TrainerState.load_from_json(str(checkpoint / STATE))
         self._load_best_model()
 
     def full_state_dict(self) -> dict[str, torch.Tensor] | None:
-        """Bring together what learns, where each process holds a part; all of them must ask.
+        """Gather the trainable weights of a sharded model; every process must call this.
 
-        None means that this process holds everything.
+        None means that the weights are not sharded.
         """
         if self.is_deepspeed_enabled:
-            whole: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.deepspeed)
-            return whole
+            state_dict: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.deepspeed)
+            return state_dict
         if not self.is_fsdp_enabled:
             return None
         if self.accelerator.state.fsdp_plugin.fsdp_version == 1:
             return dict(self.accelerator.get_state_dict(self.model))
-        learning = ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
-        return {name: _whole(weight.detach()).cpu() for name, weight in learning}
+        trainable = ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
+        return {name: _full_tensor(weight.detach()).cpu() for name, weight in trainable}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write model and processor, also where a checkpoint keeps the weights in parts beside them."""
+        """Write model and processor, also beside the sharded weights of an FSDP checkpoint."""
         if self.is_fsdp_enabled:
             self._save(output_dir, self.full_state_dict())
         else:
@@ -101,34 +98,34 @@ class CheckpointTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         model = self.trainable_model
         self.save_fn(model, folder, state_dict)
         if hasattr(model, "initial_lora") and state_dict is None:
-            # What is kept for prediction is the difference to the start; going on needs the weights as they are.
+            # The adapter on disk is the difference to its initialization; resuming needs the raw weights.
             trained = {name: w.detach().contiguous() for name, w in model.named_parameters() if w.requires_grad}
             save_file(trained, folder / TRAINED_WEIGHTS_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        raw = Path(resume_from_checkpoint) / TRAINED_WEIGHTS_FILE
-        if raw.exists():
-            (self.model if model is None else model).load_state_dict(load_file(raw), strict=False)
+        raw_weights = Path(resume_from_checkpoint) / TRAINED_WEIGHTS_FILE
+        if raw_weights.exists():
+            (self.model if model is None else model).load_state_dict(load_file(raw_weights), strict=False)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        averages.to_eval_weights(self.optimizer)
+        to_eval_weights(self.optimizer)
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint aside and move it to its place when it is whole."""
+        """Write a checkpoint into a staging folder and rename it when it is complete."""
         output = Path(self.args.output_dir)
         final = output / f"checkpoint-{self.state.global_step}"
         self._staging_dir = staging_dir(output)
-        averages.to_eval_weights(self.optimizer)
+        to_eval_weights(self.optimizer)
         try:
             super()._save_checkpoint(model, trial)
         finally:
             written, self._staging_dir = self._staging_dir / final.name, None
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(output / f"checkpoint-{self.state.best_global_step}")
-        self.accelerator.wait_for_everyone()  # all processes write into it
+        self.accelerator.wait_for_everyone()  # every process writes into it
         if self.args.should_save:
             self.state.save_to_json(str(written / STATE))
             commit_checkpoint(written, final)
@@ -141,6 +138,6 @@ class CheckpointTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         return str(self._staging_dir or super()._get_output_dir(trial))
 
 
-def _whole(weight: Any) -> torch.Tensor:
-    whole: torch.Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-    return whole
+def _full_tensor(weight: Any) -> torch.Tensor:
+    full: torch.Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+    return full

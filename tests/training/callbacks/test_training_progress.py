@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from florence2.training.callbacks import reporting
+from florence2.training.callbacks import training_progress
 
 
 def test_progress_without_a_terminal_is_logged(
@@ -12,8 +12,8 @@ def test_progress_without_a_terminal_is_logged(
 ) -> None:
     caplog.set_level(logging.INFO, logger="florence2")
     now = iter(range(0, 1000, 6))
-    monkeypatch.setattr(reporting.time, "monotonic", lambda: next(now))
-    with reporting.count_progress("looking at pictures", 2_000, 400) as advance:
+    monkeypatch.setattr(training_progress.time, "monotonic", lambda: next(now))
+    with training_progress.count_progress("looking at pictures", 2_000, 400) as advance:
         for _ in range(4):
             advance(8)
     lines = caplog.messages
@@ -28,6 +28,6 @@ def test_progress_in_a_terminal_is_a_bar(
         monkeypatch.setenv(name, value)
     for level, has_bar in ((logging.INFO, True), (logging.WARNING, False)):
         caplog.set_level(level, logger="florence2")
-        with reporting.count_progress("looking at pictures", 20, 0) as advance:
+        with training_progress.count_progress("looking at pictures", 20, 0) as advance:
             advance(20)
         assert ("20/20" in capsys.readouterr().err) is has_bar

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from florence2.model.storage.run_metadata import read_run_metadata
-from florence2.training.performance import auto_batch_size as fitting
-from florence2.training.performance.auto_batch_size import fits_by_trial, largest_fitting_divisor
+from florence2.training import auto_batch_size as fitting
+from florence2.training.auto_batch_size import fits_by_trial, largest_fitting_divisor
 from florence2.training.performance.memory_estimate import BatchShapes
 from tests.tiny import PIXELS, tiny_model
 from tests.training.images import run, save_calm, save_photos
@@ -61,11 +61,11 @@ def test_a_step_sees_as_many_images(
     assert 1 <= chosen["batch_size"] < 8
     assert chosen["batch_size"] * chosen["gradient_accumulation_steps"] == 8
     said = caplog.text
-    assert f"batches of {chosen['batch_size']}: the largest that part a step of 8 and fit into 0.0 GiB" in said
+    assert f"batch size {chosen['batch_size']}: the largest that divides 8 and fits into 0.0 GiB" in said
     assert "2 steps of 8" in said
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "checkpoint-1").symlink_to(out / "checkpoint-1")
     monkeypatch.undo()  # there is room now, and yet the choice is kept
     again = run(tmp_path, "again", **given, resume="auto")
     assert read_run_metadata(again).settings["batch_size"] == chosen["batch_size"]
-    assert "as before" in caplog.text
+    assert "as in the checkpoint" in caplog.text

@@ -1,0 +1,46 @@
+"""Run metadata from the settings and samples of a run."""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from florence2.data.sample import Sample
+from florence2.model.storage.run_metadata import RunMetadata
+from florence2.model.tasks import find_task
+
+PACKAGES = ("florence2", "torch", "transformers", "peft", "accelerate")
+
+
+def build_metadata(
+    settings: Mapping[str, Any], base: str, train: Sequence[Sample], evaluation: Sequence[Sample]
+) -> RunMetadata:
+    """Describe a run from its settings by flat name, its base model and its samples."""
+    tasks = sorted({sample.task for sample in train})
+    # Rows may name their task. The model gets the prompt of that task if all rows name the same one.
+    task = find_task(tasks[0] if len(tasks) == 1 else settings["task"])
+    return RunMetadata(
+        base=base,
+        revision=settings["revision"],
+        task=task.token,
+        prompt=task.prompt,
+        settings=dict(settings),
+        data={
+            "dataset": " ".join(settings["dataset"]),
+            "pictures": "streamed" if settings["streaming"] else len({sample.id for sample in train}),
+            "captions": "streamed" if settings["streaming"] else len(train),
+            "held_out": len(evaluation),
+            "tasks": tasks,
+        },
+        versions=package_versions(),
+    )
+
+
+def package_versions() -> dict[str, str]:
+    """Return the installed versions of the packages that decide a result."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

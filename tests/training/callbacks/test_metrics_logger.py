@@ -1,0 +1,15 @@
+from pathlib import Path
+
+from florence2.training.callbacks.metrics_logger import MetricsFile, save_plot
+
+
+def test_truncated_metrics_file_ends_at_the_step(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    for step in range(1, 9):
+        metrics.add({"step": step, "loss": 1 / step})
+    with metrics.path.open("a") as file:
+        file.write('{"step": 9, "lo')  # killed while writing
+    metrics.truncate(5)
+    assert [row["step"] for row in metrics.rows()] == [1, 2, 3, 4, 5]
+    save_plot(tmp_path)
+    assert (tmp_path / "training_curve.png").exists()
