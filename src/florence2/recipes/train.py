@@ -40,8 +40,8 @@ from florence2.training.arguments import count_steps, training_arguments
 from florence2.training.auto_batch_size import auto_batch_size
 from florence2.training.callbacks.bundle import TrainingCallbacks
 from florence2.training.callbacks.metrics_logger import save_plot
-from florence2.training.callbacks.training_progress import count_progress
 from florence2.training.callbacks.signals import TrainingInterrupted
+from florence2.training.callbacks.training_progress import count_progress
 from florence2.training.dataset.florence2_dataset import (
     Florence2Collator,
     Florence2Dataset,

@@ -10,8 +10,8 @@ from florence2.log import logger
 from florence2.training.callbacks.early_stopping import EarlyStopping
 from florence2.training.callbacks.metrics_logger import MetricsLogger
 from florence2.training.callbacks.nan_guard import NonFiniteGradientGuard
-from florence2.training.callbacks.training_progress import TrainingProgressBar
 from florence2.training.callbacks.signals import StopOnSignal, TrainingInterrupted
+from florence2.training.callbacks.training_progress import TrainingProgressBar
 
 
 class SaveEveryNEpochs(TrainerCallback):  # type: ignore[misc]
