@@ -96,13 +96,13 @@ CASES = {
     ),
     # the data
     "a dataset that is not there": (TRAIN.replace("photos", "./fotos"), nothing, "fotos does not exist", "photos"),
-    "a missing caption": (TRAIN, delete("photos/b.txt"), "1 of 3 pictures", "b.txt, or pass --on_missing skip"),
-    "an empty caption": (TRAIN, edit("photos/b.txt", lambda _: b" \n"), "1 of 3 pictures", "--on_missing skip"),
+    "a missing caption": (TRAIN, delete("photos/b.txt"), "1 of 3 images", "b.txt, or pass --on_missing skip"),
+    "an empty caption": (TRAIN, edit("photos/b.txt", lambda _: b" \n"), "1 of 3 images", "--on_missing skip"),
     "a caption that is not UTF-8": (TRAIN, edit("photos/b.txt", lambda _: b"caf\xe9"), "b.txt is not UTF-8", "UTF-8"),
-    "no captions at all": (TRAIN, delete("photos/*.txt"), "all 3 pictures", "a.txt"),
+    "no captions at all": (TRAIN, delete("photos/*.txt"), "all 3 images", "a.txt"),
     "a damaged picture": (TRAIN, edit("photos/b.jpg", lambda old: old[: len(old) // 2]), "b.jpg", "--on_missing skip"),
-    "no pictures": (TRAIN, delete("photos/*.jpg"), "holds no pictures", "jpg"),
-    "pictures further down": (TRAIN, nest, "holds no pictures itself", "--recursive"),
+    "no pictures": (TRAIN, delete("photos/*.jpg"), "contains no images", "jpg"),
+    "pictures further down": (TRAIN, nest, "contains no images itself", "--recursive"),
     "a path that leaves its folder": (TRAIN, climbing, "secret.jpg", ""),
     "a damaged list": (
         f"{TRAIN.replace('photos', 'list.jsonl')}",
@@ -121,7 +121,7 @@ CASES = {
     "a damaged config": (TRAIN, edit("tiny/config.json", lambda old: old[:40]), "config.json", "again"),
     # prediction
     "pictures that are not there": (PREDICT.replace("photos", "fotos"), nothing, "fotos does not exist", "photos"),
-    "a pattern without a match": (PREDICT.replace("photos", "photos/*.webp"), nothing, "no picture matches", "quotes"),
+    "a pattern without a match": (PREDICT.replace("photos", "photos/*.webp"), nothing, "no image matches", "quotes"),
     "a task without its words": (f"{PREDICT} --task open_vocabulary_detection", nothing, "needs words", "--task_input"),
     "an output that is a folder": (f"{PREDICT} --output_path photos", nothing, "is a folder", "--output_path"),
     "somebody's file as output": (

@@ -20,9 +20,9 @@ def test_a_sample_opens_whatever_holds_its_image(tmp_path):
 def test_a_sample_names_what_cannot_be_read(tmp_path):
     with pytest.raises(ImageError, match=rf"^{tmp_path}/none\.jpg does not exist"):
         Sample("none.jpg", tmp_path / "none.jpg", "prompt").open()
-    with pytest.raises(ImageError, match=r"^rows/7 is not a picture"):
+    with pytest.raises(ImageError, match=r"^rows/7 is not an image"):
         Sample("rows/7", b"junk", "prompt").open()
-    with pytest.raises(ImageError, match=r"^rows/7 is not a picture"):
+    with pytest.raises(ImageError, match=r"^rows/7 is not an image"):
         Sample("rows/7", lambda: b"junk", "prompt").size()
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from florence2.data.resolve import resolve_dataset
+from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.data.sample import ResolvedDataset, Sample, Skipped, SkipReason
 from florence2.data.validate import check_images, raise_on_skipped, train_val_split
 from florence2.errors import UserError
@@ -14,16 +14,16 @@ def photos(tmp_path):
     return tmp_path
 
 
-def found(spec) -> ResolvedDataset:
-    return resolve_dataset(spec, task="caption")
+def resolve(spec) -> ResolvedDataset:
+    return resolve_dataset(spec, DatasetOptions("caption"))
 
 
 def damage(path):
     path.write_bytes(path.read_bytes()[:-40])
 
 
-def test_sound_images_pass(photos):
-    before = found(photos)
+def test_readable_images_pass(photos):
+    before = resolve(photos)
     assert [s.id for s in check_images(before).samples] == [s.id for s in before.samples]
 
 
@@ -31,10 +31,10 @@ def test_unreadable_images_are_counted_and_named(photos):
     damage(photos / "1.jpg")
     (photos / "3.jpg").write_bytes(b"junk")
     with pytest.raises(UserError) as caught:
-        check_images(found(photos))
-    assert caught.value.what.startswith(f"2 of 5 pictures in {photos}/ cannot be read, the first: {photos / '1.jpg'} ")
-    assert caught.value.hint == "pass --on_missing skip to leave it out"
-    rest = check_images(found(photos), missing="skip")
+        check_images(resolve(photos))
+    assert caught.value.what.startswith(f"2 of 5 images in {photos}/ cannot be read, the first: {photos / '1.jpg'} ")
+    assert caught.value.hint == "pass --on_missing skip to skip such images"
+    rest = check_images(resolve(photos), on_missing="skip")
     assert [s.id for s in rest.samples] == ["0.jpg", "2.jpg", "4.jpg"]
     assert [(s.id, s.reason) for s in rest.skipped] == [
         ("1.jpg", SkipReason.UNREADABLE),
@@ -42,37 +42,37 @@ def test_unreadable_images_are_counted_and_named(photos):
     ]
 
 
-def test_no_image_that_can_be_read(tmp_path):
+def test_dataset_of_unreadable_images(tmp_path):
     captioned(tmp_path / "a.jpg", "a boat")
     (tmp_path / "a.jpg").write_bytes(b"")
     with pytest.raises(UserError) as caught:
-        check_images(found(tmp_path), missing="skip")
-    assert caught.value.what == f"{tmp_path / 'a.jpg'} is not a picture that can be read"
+        check_images(resolve(tmp_path), on_missing="skip")
+    assert caught.value.what == f"{tmp_path / 'a.jpg'} is not an image that can be read"
 
 
 def test_each_image_is_opened_once(tmp_path):
     image(tmp_path / "a.jpg")
     (tmp_path / "bad.jpg").write_bytes(b"junk")
     rows = [{"file_name": name, "task": t, "text": "x"} for name in ("bad.jpg", "a.jpg") for t in ("ocr", "caption")]
-    seen = []
-    rest = check_images(found(jsonl(tmp_path / "list.jsonl", rows)), missing="skip", progress=seen.append)
-    assert seen == [1, 2]
+    progress = []
+    rest = check_images(resolve(jsonl(tmp_path / "list.jsonl", rows)), on_missing="skip", progress=progress.append)
+    assert progress == [1, 2]
     assert [s.key for s in rest.samples] == [("a.jpg", "<OCR>", ""), ("a.jpg", "<CAPTION>", "")]
     assert [s.id for s in rest.skipped] == ["bad.jpg"]
     assert rest.num_images == 2
 
 
-def test_more_images_than_threads_take_at_once(photos, monkeypatch):
+def test_images_are_checked_in_chunks(photos, monkeypatch):
     monkeypatch.setattr("florence2.data.validate._CHUNK", 2)
-    seen = []
-    assert len(check_images(found(photos), workers=2, progress=seen.append).samples) == 5
-    assert seen == [1, 2, 3, 4, 5]
+    progress = []
+    assert len(check_images(resolve(photos), workers=2, progress=progress.append).samples) == 5
+    assert progress == [1, 2, 3, 4, 5]
 
 
-def test_what_was_left_out_before_stays_so(photos):
+def test_skipped_rows_remain_skipped(photos):
     image(photos / "5.jpg")
     damage(photos / "0.jpg")
-    rest = check_images(resolve_dataset(photos, task="caption", missing="skip"), missing="skip")
+    rest = check_images(resolve_dataset(photos, DatasetOptions("caption", on_missing="skip")), on_missing="skip")
     assert [(s.id, s.reason) for s in rest.skipped] == [
         ("5.jpg", SkipReason.NO_CAPTION),
         ("0.jpg", SkipReason.UNREADABLE),
@@ -80,18 +80,18 @@ def test_what_was_left_out_before_stays_so(photos):
     assert rest.num_images == 6
 
 
-def test_failed_predictions_are_no_error(photos):
-    sample = found(photos).samples[0]
-    kept = ResolvedDataset("x", None, [sample], [Skipped("9.jpg", SkipReason.FAILED, "9.jpg")])
-    assert raise_on_skipped(kept, "error") is kept
+def test_failed_predictions_do_not_raise(photos):
+    sample = resolve(photos).samples[0]
+    dataset = ResolvedDataset("x", None, [sample], [Skipped("9.jpg", SkipReason.FAILED, "9.jpg")])
+    assert raise_on_skipped(dataset, "error") is dataset
 
 
-def test_nothing_at_all():
-    with pytest.raises(UserError, match="list holds no samples"):
+def test_empty_dataset_is_an_error():
+    with pytest.raises(UserError, match="list contains no samples"):
         raise_on_skipped(ResolvedDataset("list", None, []), "skip")
 
 
-# --- held out ----------------------------------------------------------------------------------------------------
+# --- train/validation split ------------------------------------------------------------------------------------------
 
 
 def many(images: int, each: int = 1) -> list[Sample]:
@@ -99,27 +99,27 @@ def many(images: int, each: int = 1) -> list[Sample]:
 
 
 @pytest.mark.parametrize(
-    ("images", "fraction", "held"),
+    ("images", "fraction", "num_validation"),
     [(100, 0.1, 10), (10, 0.01, 1), (10, 0.99, 9), (2, 0.5, 1), (1, 0.5, 0), (10, 0, 0)],
 )
-def test_how_many_are_held_out(images, fraction, held):
+def test_size_of_the_validation_split(images, fraction, num_validation):
     training, validation = train_val_split(many(images), fraction, seed=0)
-    assert (len(training), len(validation)) == (images - held, held)
+    assert (len(training), len(validation)) == (images - num_validation, num_validation)
 
 
-def test_an_image_is_on_one_side_only():
+def test_image_is_on_one_side_only():
     training, validation = train_val_split(many(20, each=3), 0.25, seed=1)
     assert len(validation) == 15
     assert not {s.id for s in training} & {s.id for s in validation}
 
 
-def test_the_seed_decides():
-    def held(samples, seed):
+def test_split_depends_on_the_seed_only():
+    def validation_ids(samples, seed):
         return [s.id for s in train_val_split(samples, 0.3, seed)[1]]
 
-    assert held(many(50), 1) == held(many(50), 1)
-    assert held(many(50), 1) != held(many(50), 2)
-    assert sorted(held(many(50), 1)) == sorted(held(many(50)[::-1], 1))  # whatever the order on disk
+    assert validation_ids(many(50), 1) == validation_ids(many(50), 1)
+    assert validation_ids(many(50), 1) != validation_ids(many(50), 2)
+    assert sorted(validation_ids(many(50), 1)) == sorted(validation_ids(many(50)[::-1], 1))  # in any order of samples
     assert [s.id for s in train_val_split(many(50), 0.3, 1)[0]] == [
-        s.id for s in many(50) if s.id not in held(many(50), 1)
+        s.id for s in many(50) if s.id not in validation_ids(many(50), 1)
     ]

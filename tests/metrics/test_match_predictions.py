@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from florence2.data.resolve import resolve_dataset
+from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.errors import UserError
 from florence2.metrics.match_predictions import match_predictions, most_common_task, read_predictions, remove_missing
 
@@ -27,7 +27,9 @@ def photos(tmp_path: Path) -> Path:
 
 
 def match(predictions: str, references: Path | str, task: str = "caption"):
-    return match_predictions(read_predictions(predictions), resolve_dataset(references, task=task, missing="skip"))
+    return match_predictions(
+        read_predictions(predictions), resolve_dataset(references, DatasetOptions(task, on_missing="skip"))
+    )
 
 
 def row(name: str, text: str = "x", task: str = "<CAPTION>", **more) -> dict:

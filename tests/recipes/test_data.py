@@ -12,7 +12,7 @@ from PIL import Image
 
 from florence2.api import check_dataset, convert_dataset, preview_dataset
 from florence2.cli import main
-from florence2.data.resolve import resolve_dataset
+from florence2.data.resolve import DatasetOptions, resolve_dataset
 from tests.data.formats.lists import SIZE, coco, yolo
 from tests.data.images import captioned, image, jsonl
 from tests.strategies import locs
@@ -33,50 +33,52 @@ def od(*boxes, labels=None):
 @pytest.mark.parametrize(
     ("row", "kind", "what"),
     [
-        (od([0, 0, 202, 50]), "outside", "`cat` at [0, 0, 202, 50] in a picture of 200 x 100"),
-        (od([50, 0, 20, 50]), "swapped", "`cat` at [50, 0, 20, 50] in a picture of 200 x 100"),
-        (od([20, 0, 20, 50]), "zero", "`cat` at [20, 0, 20, 50] in a picture of 200 x 100"),
+        (od([0, 0, 202, 50]), "outside", "`cat` at [0, 0, 202, 50] in an image of 200 x 100"),
+        (od([50, 0, 20, 50]), "swapped", "`cat` at [50, 0, 20, 50] in an image of 200 x 100"),
+        (od([20, 0, 20, 50]), "zero", "`cat` at [20, 0, 20, 50] in an image of 200 x 100"),
         (od([0, 0, 9, 9], labels=[" "]), "label", "the object at [0, 0, 9, 9] has no label"),
-        (od([0, 0, 9, 9], [0, 0, 9.1, 9]), "repeated", "`cat` at [0, 0, 9.1, 9] is there twice"),
+        (od([0, 0, 9, 9], [0, 0, 9.1, 9]), "repeated", "`cat` at [0, 0, 9.1, 9] occurs twice"),
         (od([0, 0, 9, 9], labels=["a", "b"]), "malformed", "2 labels for 1 `bboxes`"),
-        ({"task": "<ODD>", "text": "cat"}, "task", "`<ODD>` is no task and would be learnt as a prompt"),
+        ({"task": "<ODD>", "text": "cat"}, "task", "`<ODD>` is not a task and would be a custom prompt"),
         ({"task": "region_to_category", "text": "cat"}, "input", "`region_to_category` needs region as its input"),
         ({"task": "region_to_ocr", "input": [0, 0, 300, 9], "text": "x"}, "outside", "input at [0, 0, 300, 9]"),
         ({"task": "od", "input": "cat", "text": "cat" + locs(1, 2, 3, 4)}, "input", "takes no input"),
-        ({"task": "od", "text": "a cat on a mat"}, "text", "`a cat on a mat` says no object"),
+        ({"task": "od", "text": "a cat on a mat"}, "text", "`a cat on a mat` has no object"),
         ({"task": "od"}, "empty", "neither `text` nor `answer`"),
         ({"file_name": "b.png", "text": "x"}, "absent", "`b.png` does not exist"),
-        ({"width": 100, "height": 200, "text": "x"}, "size", "the picture is 200 x 100, the list says 100 x 200"),
+        ({"width": 100, "height": 200, "text": "x"}, "size", "the image is 200 x 100, the annotation has 100 x 200"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, row, kind, what):
     found = checked(tmp_path, row)
-    assert found["wrong"] == {kind: 1}
-    assert what in found["findings"][0]["what"]
-    assert found["findings"][0]["where"].endswith("list.jsonl line 1")
+    assert found["issue_counts"] == {kind: 1}
+    assert what in found["issues"][0]["what"]
+    assert found["issues"][0]["where"].endswith("list.jsonl line 1")
 
 
 def test_long_answers(tmp_path):
     boxes = [[n, 0, n + 0.4, 9] for n in range(200)]
     found = checked(tmp_path, od(*boxes, labels=[f"cat {n}" for n in range(200)]))
-    assert found["wrong"] == {"long": 1}
-    assert found["longest"] == 2 + 200 * (4 + 2)
-    assert found["findings"][0]["what"].endswith("is cut behind its last whole object")
+    assert found["issue_counts"] == {"long": 1}
+    assert found["max_target_tokens"] == 2 + 200 * (4 + 2)
+    assert found["issues"][0]["what"].endswith("objects that do not fit are dropped")
 
 
 def test_duplicates_and_images_under_two_names(tmp_path):
     image(tmp_path / "b.png", SIZE)
     row = {"text": "a cat"}
     found = checked(tmp_path, row, row, {"text": "another"}, {"file_name": "b.png", "text": "a cat"})
-    assert found["wrong"] == {"duplicate": 1, "same": 1}
-    assert (found["pictures"], found["samples"]) == (2, 4)
+    assert found["issue_counts"] == {"duplicate": 1, "same": 1}
+    assert (found["images"], found["samples"]) == (2, 4)
 
 
 def test_a_sound_dataset(tmp_path, capsys):
     captioned(tmp_path / "in" / "a.png", "a boat")
     assert main(["data", "check", str(tmp_path / "in")]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "nothing is wrong"
-    assert checked(tmp_path, od([0, 0, 200.9, 100]), od())["wrong"] == {}  # a rounding, and a picture without objects
+    assert capsys.readouterr().out.splitlines()[-1] == "no issues"
+    assert (
+        checked(tmp_path, od([0, 0, 200.9, 100]), od())["issue_counts"] == {}
+    )  # a rounding, and a picture without objects
 
 
 def test_exit_codes_and_json(tmp_path, capsys):
@@ -84,9 +86,9 @@ def test_exit_codes_and_json(tmp_path, capsys):
     made = coco(tmp_path / "list.json", [{"bbox": [0, 0, 300, 10]}])
     assert main(["data", "check", str(made), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert (found["wrong"], found["objects"], found["tasks"]) == ({"outside": 1}, {"cat": 1}, {"od": 1})
+    assert (found["issue_counts"], found["objects"], found["tasks"]) == ({"outside": 1}, {"cat": 1}, {"od": 1})
     assert main(["data", "check", str(made)]) == 1
-    assert "wrong: 1 objects outside the picture" in capsys.readouterr().out
+    assert "issue: 1 objects outside the image" in capsys.readouterr().out
     assert main(["data", "check", str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     with pytest.raises(SystemExit) as caught:
@@ -106,12 +108,12 @@ def test_each_data_action_has_its_own_flags(capsys):
 
 def test_broken_images_and_lists_are_findings(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
-    assert checked(tmp_path, {"text": "a cat"})["wrong"] == {"unreadable": 1}
+    assert checked(tmp_path, {"text": "a cat"})["issue_counts"] == {"unreadable": 1}
     image(tmp_path / "b.png")
     with (tmp_path / "list.jsonl").open("a") as lines:
         lines.write('{"file_name": "b.png", "text": "x"}\nnot json\n')
     found = check_dataset(dataset=str(tmp_path / "list.jsonl")).to_json()
-    assert found["wrong"] == {"unreadable": 1, "malformed": 1}
+    assert found["issue_counts"] == {"unreadable": 1, "malformed": 1}
 
 
 def test_the_page_says_what_is_learnt(tmp_path):
@@ -133,7 +135,7 @@ def test_the_page_says_what_is_learnt(tmp_path):
 
 
 def boxes(spec, task="od"):
-    found = resolve_dataset(spec, task=task)
+    found = resolve_dataset(spec, DatasetOptions(task))
     return sorted((sample.id.rpartition("/")[2], sample.target) for sample in found.samples)
 
 
@@ -215,7 +217,7 @@ def test_captions_go_through_tars_into_a_folder(tmp_path):
     captioned(tmp_path / "a" / "x.png", "a boat")
     convert_dataset(dataset=str(tmp_path / "a"), output=str(tmp_path / "tars"), to="shards")
     done = convert_dataset(dataset=str(tmp_path / "tars"), output=str(tmp_path / "folder"), to="folder")
-    assert (done.num_images, done.num_rows, dict(done.left_out)) == (1, 1, {})
+    assert (done.num_images, done.num_rows, dict(done.skipped)) == (1, 1, {})
     assert (tmp_path / "folder" / "00000000.txt").read_text() == "a boat\n"
 
 
@@ -231,10 +233,10 @@ def test_images_are_linked_or_copied_and_never_moved(tmp_path):
 def test_a_folder_that_holds_something_is_left_alone(tmp_path, capsys):
     captioned(tmp_path / "x.png", "a boat")
     assert main(["data", "convert", str(tmp_path), str(tmp_path)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_captions_are_no_coco_list(tmp_path, capsys):
     captioned(tmp_path / "a" / "x.png", "a boat")
     assert main(["data", "convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", "coco"]) == 2
-    assert "nothing of it can be written as coco" in capsys.readouterr().err
+    assert "the dataset has no target that coco can store" in capsys.readouterr().err

@@ -110,11 +110,11 @@ def test_the_question_is_the_users_or_the_trainings_or_a_caption(tiny: Path, tmp
 
 
 def test_a_journal_is_a_dataset_wherever_it_lies(tiny: Path, tmp_path: Path) -> None:
-    from florence2.data.resolve import resolve_dataset
+    from florence2.data.resolve import DatasetOptions, resolve_dataset
 
     folder = draw(tmp_path / "photos" / "mine", "a.png", "b.png")
     said = run(tiny, folder, tmp_path / "elsewhere" / "captions.jsonl", prefix="x")
-    found = resolve_dataset(tmp_path / "elsewhere" / "captions.jsonl", task="caption")
+    found = resolve_dataset(tmp_path / "elsewhere" / "captions.jsonl", DatasetOptions("caption"))
     assert {sample.id: sample.target for sample in found.samples} == said
     assert all(sample.open().size == (80, 60) for sample in found.samples)
 

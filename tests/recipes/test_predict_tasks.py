@@ -266,7 +266,7 @@ def test_captions_are_exported_to_a_folder(tiny: Path, tmp_path: Path) -> None:
 
 def test_what_could_not_be_exported_is_refused_at_the_start(tiny: Path, tmp_path: Path) -> None:
     folder, output = draw(tmp_path / "photos", "a.png", "a.jpg"), tmp_path / "o.jsonl"
-    with pytest.raises(UserError, match="would share one text file"):
+    with pytest.raises(UserError, match="would have the same text file"):
         run(tiny, folder, output, export="folder", max_length=3)
     assert not output.exists()
     (folder / "a.jpg").unlink()

@@ -1,1 +1,1 @@
-"""Where samples come from: pictures, folders, lists, datasets. Knows no torch and no model weights."""
+"""Data sources: image folders, tables, annotation formats and datasets, read as samples. Imports no torch."""

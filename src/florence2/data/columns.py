@@ -1,27 +1,23 @@
-"""What the columns of a row mean: which picture, what is asked, what shall be answered.
+"""Columns of a dataset row: the image, the task, its input and the target.
 
-    picture   file_name | image | image_path      inside the row's folder, never outside it
-    asked     task | prompt | prefix              a task by name, any words, or `<TASK>some input`
-    input     input                               words, or a region: location tokens, or [x1, y1, x2, y2] in pixels,
+    image     file_name | image | image_path      a file inside the row's folder
+    task      task | prompt | prefix              a task by name, a custom prompt, or `<TASK>some input`
+    input     input                               text, or a region: location tokens, or [x1, y1, x2, y2] in pixels,
                                                   which a CSV writes as x1,y1,x2,y2
-    answer    text | caption | suffix             words, or a list of several answers
+    target    text | caption | suffix             text, or a list of several targets
               answer                              boxes, quads or polygons in pixels, keys as in `model/locations.py`
 
-Where a row has `text` and `answer`, the text is learnt: it is what `answer` was read from. Where a text is to be read,
-an `answer` of "" says that there is none; elsewhere nothing said is no answer. A row with `error` is a
-prediction that failed and is left out; `image_dir` leads from a list to its pictures, as predictions write it.
+Where a row has `text` and `answer`, the text is the target: `answer` was decoded from it. For the OCR tasks an `answer`
+of "" means an image without text; for other tasks an empty target is a missing target. A row with `error` is a failed
+prediction and is skipped. `image_dir` is the path from a table to its images, as predictions have it.
 """
-# ruff: noqa: PTH118 - pathlib costs too much where a million rows each name a picture
 
-import os
-import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from florence2.data.folder import display_path
+from florence2.data.folders.image_locator import ImageLocator, LocatedImage
 from florence2.data.image import IMAGE_EXTENSIONS, ImageError, Size, is_image_name
 from florence2.data.sample import Sample, Skipped, SkipReason
 from florence2.data.tables import NamedRow, Row
@@ -36,12 +32,12 @@ TEXT_COLUMNS = ("text", "caption", "suffix")
 OTHER_COLUMNS = ("input", "answer", "error")
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "annotations.jsonl")
 
-_PLACES = ("bboxes", "quad_boxes", "polygons")
+_GEOMETRY_KEYS = ("bboxes", "quad_boxes", "polygons")
 
 
 @dataclass(frozen=True)
 class ColumnMapping:
-    """What is asked where a row does not say, and columns that the user named."""
+    """The columns that the user named, and the task and input of rows that have none."""
 
     task: str
     input: str = ""
@@ -49,187 +45,165 @@ class ColumnMapping:
     text: str | None = None
     with_targets: bool = True
 
-    def image_of(self, row: Row, where: str) -> str:
-        """Give the name of the picture, as the row has it."""
+    def image_name(self, row: Row, where: str) -> str:
+        """Return the name of the image as the row has it."""
         names = (self.image,) if self.image else IMAGE_COLUMNS
-        name = _first(row, names)
+        name = _first_value(row, names)
         if not isinstance(name, str):
-            raise UserError(f"{where} names no picture", f"its columns are {_listed(row)}; it needs `{names[0]}`")
+            columns = ", ".join(f"`{name}`" for name in row) or "none"
+            raise UserError(f"{where} names no image", f"add `{names[0]}`; its columns are {columns}")
         return name
 
     def texts(self, row: Row, where: str) -> list[str]:
-        """Give the answers in words; none if there are only blanks."""
-        value = _first(row, (self.text,) if self.text else TEXT_COLUMNS)
-        texts = [_words(each, where) for each in (value if isinstance(value, list) else [value])]
+        """Return the targets that are text, without blank ones."""
+        value = _first_value(row, (self.text,) if self.text else TEXT_COLUMNS)
+        texts = [_to_text(each, where) for each in (value if isinstance(value, list) else [value])]
         return [text for text in texts if text]
 
     def task_and_input(self, row: Row, where: str) -> tuple[Task, Any]:
-        """Give the task and its input; the input may still be a region in pixels."""
-        said, given = _first(row, TASK_COLUMNS), row.get("input")
-        if said is not None and not isinstance(said, str):
-            raise UserError(f"{where} asks `{said}`, which is no task and no prompt", "write a task's name or a prompt")
-        task, rest = split_prompt(self.task if said is None else said)
-        if given is None or given == "":
-            given = rest or (self.input if said is None else "")
-        return task, given
+        """Return the task and its input; the input may still be a region in pixels."""
+        prompt, task_input = _first_value(row, TASK_COLUMNS), row.get("input")
+        if prompt is not None and not isinstance(prompt, str):
+            raise UserError(
+                f"{where} has the task `{prompt}`, which is not a string", "write a task's name or a prompt"
+            )
+        task, prompt_input = split_prompt(self.task if prompt is None else prompt)
+        if task_input is None or task_input == "":
+            task_input = prompt_input or (self.input if prompt is None else "")
+        return task, task_input
 
 
-def _first(row: Row, names: Sequence[str]) -> Any:
+def _first_value(row: Row, names: Sequence[str]) -> Any:
     return next((row[name] for name in names if row.get(name) not in (None, "")), None)
 
 
-def _listed(row: Row) -> str:
-    return ", ".join(f"`{name}`" for name in row) or "none"
-
-
-def _words(value: Any, where: str) -> str:
+def _to_text(value: Any, where: str) -> str:
     if isinstance(value, dict | list):
-        raise UserError(f"{where} has no plain words as its text", "put boxes and polygons under `answer`")
+        raise UserError(f"{where} has a text that is not a string", "put boxes and polygons under `answer`")
     return "" if value is None else str(value).strip()
 
 
-def samples_from_row(row: Row, where: str, columns: ColumnMapping, image: Sample) -> list[Sample]:
-    """Make the samples of one row about a picture: one for each answer, none if it has no answer."""
-    task, said = columns.task_and_input(row, where)
-    if task.input_type is InputType.REGION and isinstance(said, str):
-        said = parse_box(said) or said
-    region = said if isinstance(said, str) else _region(said, where, image.size)
-    _refuse_unasked(task, region, where)
-    asked = replace(image, task=task.token, input=region)
-    if not columns.with_targets:
-        return [asked]
-    texts = columns.texts(row, where)
-    if not texts and row.get("answer") not in (None, ""):
-        texts = [answer_text(task, row["answer"], where, image.size)]
-    elif not texts and row.get("answer") == "" and "ocr" in task.name:
-        texts = [""]
-    return [replace(asked, target=text) for text in texts]
+class DatasetRow(NamedTuple):
+    """A row with its name for errors and its image; an image that does not exist is known by its path alone."""
+
+    where: str
+    row: Row
+    image: Sample
+    exists: bool = True
 
 
-def _refuse_unasked(task: Task, said: str, where: str) -> None:
-    if task.input_type is InputType.NOTHING:
-        try:
-            task.format_prompt(said)
-        except UserError as error:
-            raise UserError(f"{where}: {error.what}", error.hint) from None
-    elif not said.strip():
-        raise UserError(
-            f"{where} asks `{task.name}` of no {task.input_type}", f"give it an `input`, the {task.input_type}"
-        )
-
-
-def _region(box: Any, where: str, size: Callable[[], Size]) -> str:
-    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box)):
-        raise UserError(f"{where} has an input that is neither words nor a box", "write a box as [x1, y1, x2, y2]")
-    return encode_region(box, size())
-
-
-def answer_text(task: Task, answer: Any, where: str, size: Callable[[], Size]) -> str:
-    """Write a structured answer as the text to be learnt, its objects in reading order (phrases in their own)."""
-    if isinstance(answer, str):
-        return answer.strip()
-    if task.output_type is OutputType.TEXT or not (isinstance(answer, dict) and any(key in answer for key in _PLACES)):
-        raise UserError(
-            f"{where} has an `answer` that `{task.token}` does not give",
-            "name the task in `task`, and give " + " or ".join(f"`{key}`" for key in _PLACES) + " with `labels`",
-        )
-    whole = size()
-    try:
-        value = Answer.from_dict(answer, task.output_type)
-        return encode(task, value if task.output_type is OutputType.PHRASES else value.in_reading_order(), whole)
-    except UserError as error:
-        raise UserError(f"{where} has an `answer` that cannot be written: {error.what}", error.hint) from None
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise UserError(f"{where} has an `answer` that cannot be written: {error}") from None
-
-
-class LocatedImage(NamedTuple):
-    """A picture that a row names: its id, where it lies, whether it is there."""
-
-    id: str
-    path: Path
-    exists: bool
-
-
-ImageLocator = Callable[
-    [Row, str, str], LocatedImage
-]  # of a row, the picture it names, and the words that name the row
-
-
-def confine_to(root: Path, mend: str) -> Callable[[str, str], LocatedImage]:
-    """Return a function that finds a named picture inside `root`.
-
-    Names that lead out of `root`, by `..`, as an absolute path or through a link, are refused.
-    """
-    plain_root, real_root = os.path.abspath(root), os.path.realpath(root)  # noqa: PTH100
-    real_folder = cache(os.path.realpath)
-
-    def locate(name: str, where: str) -> LocatedImage:
-        if os.sep == "/" and "\\" in name and not _kind(os.path.join(plain_root, name)):
-            name = name.replace("\\", "/")
-        plain = os.path.normpath(os.path.join(plain_root, name))
-        kind = _kind(plain)
-        folder, last = os.path.split(plain)
-        real = os.path.realpath(plain) if stat.S_ISLNK(kind) else os.path.join(real_folder(folder), last)
-        if not _within(real, real_root) or "\0" in name:
-            raise UserError(f"{where}: `{name}` leads out of {display_path(root)}", mend)
-        inside = plain[len(plain_root) :] if _within(plain, plain_root) else real[len(real_root) :]
-        inside = inside.lstrip(os.sep)
-        return LocatedImage(Path(inside).as_posix(), root / inside, kind != 0)
-
-    return locate
-
-
-def _within(path: str, root: str) -> bool:
-    return path.startswith(root.rstrip(os.sep) + os.sep)
-
-
-def _kind(path: str) -> int:
-    """Give the mode of a file or link, 0 if there is none."""
-    try:
-        return os.lstat(path).st_mode
-    except (OSError, ValueError):
-        return 0
-
-
-def samples_from_table(
-    rows: Iterator[NamedRow], columns: ColumnMapping, locate: ImageLocator, absent: str
-) -> Iterator[Sample | Skipped]:
-    """Turn rows into samples; rows without an answer, without a picture, or that failed before are skipped.
-
-    Without targets nothing is skipped: what is wrong with a picture shows when it is opened.
-    """
+def locate_rows(rows: Iterable[NamedRow], columns: ColumnMapping, locate: ImageLocator) -> Iterator[DatasetRow]:
+    """Locate the image of each row of a table."""
     for where, row in rows:
-        found = _found(columns.image_of(row, where), where, row, locate)
+        located = _locate_image(columns.image_name(row, where), where, row, locate)
+        yield DatasetRow(where, row, Sample(located.id, located.path, ""), located.exists)
+
+
+def _locate_image(name: str, where: str, row: Row, locate: ImageLocator) -> LocatedImage:
+    located = locate(row, name, where)
+    if located.exists or is_image_name(name):
+        return located
+    # kohya's metadata has file names without their extension
+    candidates = (locate(row, name + extension, where) for extension in sorted(IMAGE_EXTENSIONS))
+    return next((candidate for candidate in candidates if candidate.exists), located)
+
+
+def samples_from_rows(
+    rows: Iterable[DatasetRow], columns: ColumnMapping, absent_hint: str
+) -> Iterator[Sample | Skipped]:
+    """Turn rows into samples; a failed prediction, a missing image and a missing target are skipped.
+
+    Without targets no row is skipped: an image that cannot be read raises when it is opened.
+    """
+    for where, row, image, exists in rows:
         if columns.with_targets and row.get("error") not in (None, ""):
-            yield Skipped(found.id, SkipReason.FAILED, str(found.path), "caption it again")
-        elif columns.with_targets and not found.exists:
-            yield Skipped(found.id, SkipReason.ABSENT, str(found.path), absent)
+            yield Skipped(image.id, SkipReason.FAILED, str(image.image), "caption it again")
+        elif columns.with_targets and not exists:
+            yield Skipped(image.id, SkipReason.ABSENT, str(image.image), absent_hint)
         else:
-            yield from samples_or_skipped(row, where, columns, Sample(found.id, found.path, ""))
-
-
-def _found(name: str, where: str, row: Row, locate: ImageLocator) -> LocatedImage:
-    found = locate(row, name, where)
-    if found.exists or is_image_name(name):
-        return found
-    # kohya leaves the extension out
-    more = (locate(row, name + extension, where) for extension in sorted(IMAGE_EXTENSIONS))
-    return next((other for other in more if other.exists), found)
+            yield from samples_or_skipped(row, where, columns, image)
 
 
 def samples_or_skipped(row: Row, where: str, columns: ColumnMapping, image: Sample) -> Iterator[Sample | Skipped]:
-    """Make the samples of one row, or say why there is none."""
-    named = str(image.image) if isinstance(image.image, Path) else where
+    """Make the samples of one row, or the reason why it has none."""
+    name = str(image.image) if isinstance(image.image, Path) else where
     try:
         samples = samples_from_row(row, where, columns, image)
     except ImageError as error:
         if not columns.with_targets:
-            task, said = columns.task_and_input(row, where)
-            yield replace(image, task=task.token, input=str(said))
+            task, task_input = columns.task_and_input(row, where)
+            yield replace(image, task=task.token, input=str(task_input))
         else:
             yield Skipped(image.id, SkipReason.UNREADABLE, error.what, error.hint)
         return
     yield from samples
     if not samples:
-        yield Skipped(image.id, SkipReason.NO_CAPTION, named, f"give {where} a `{columns.text or TEXT_COLUMNS[0]}`")
+        yield Skipped(image.id, SkipReason.NO_CAPTION, name, f"add `{columns.text or TEXT_COLUMNS[0]}` to {where}")
+
+
+def partition_samples(items: Iterable[Sample | Skipped]) -> tuple[list[Sample], list[Skipped]]:
+    """Separate samples from skipped rows."""
+    samples: list[Sample] = []
+    skipped: list[Skipped] = []
+    for item in items:
+        if isinstance(item, Sample):
+            samples.append(item)
+        else:
+            skipped.append(item)
+    return samples, skipped
+
+
+def samples_from_row(row: Row, where: str, columns: ColumnMapping, image: Sample) -> list[Sample]:
+    """Make one sample for each target of a row; none if the row has no target."""
+    task, task_input = columns.task_and_input(row, where)
+    if task.input_type is InputType.REGION and isinstance(task_input, str):
+        task_input = parse_box(task_input) or task_input
+    input_text = task_input if isinstance(task_input, str) else _region_tokens(task_input, where, image.size)
+    _check_input(task, input_text, where)
+    sample = replace(image, task=task.token, input=input_text)
+    if not columns.with_targets:
+        return [sample]
+    texts = columns.texts(row, where)
+    if not texts and row.get("answer") not in (None, ""):
+        texts = [answer_text(task, row["answer"], where, image.size)]
+    elif not texts and row.get("answer") == "" and "ocr" in task.name:
+        texts = [""]
+    return [replace(sample, target=text) for text in texts]
+
+
+def _check_input(task: Task, input_text: str, where: str) -> None:
+    if task.input_type is InputType.NOTHING:
+        try:
+            task.format_prompt(input_text)
+        except UserError as error:
+            raise UserError(f"{where}: {error.what}", error.hint) from None
+    elif not input_text.strip():
+        raise UserError(
+            f"{where} has the task `{task.name}` without {task.input_type}", f"add `input` with the {task.input_type}"
+        )
+
+
+def _region_tokens(box: Any, where: str, size: Callable[[], Size]) -> str:
+    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box)):
+        raise UserError(f"{where} has an `input` that is neither text nor a box", "write a box as [x1, y1, x2, y2]")
+    return encode_region(box, size())
+
+
+def answer_text(task: Task, answer: Any, where: str, size: Callable[[], Size]) -> str:
+    """Encode a structured answer as target text, its objects in reading order (phrases in their own order)."""
+    if isinstance(answer, str):
+        return answer.strip()
+    is_structured = isinstance(answer, dict) and any(key in answer for key in _GEOMETRY_KEYS)
+    if task.output_type is OutputType.TEXT or not is_structured:
+        raise UserError(
+            f"{where} has an `answer` that does not fit `{task.token}`",
+            "set `task`, and write " + " or ".join(f"`{key}`" for key in _GEOMETRY_KEYS) + " with `labels`",
+        )
+    image_size = size()
+    try:
+        value = Answer.from_dict(answer, task.output_type)
+        return encode(task, value if task.output_type is OutputType.PHRASES else value.in_reading_order(), image_size)
+    except UserError as error:
+        raise UserError(f"{where} has an `answer` that cannot be encoded: {error.what}", error.hint) from None
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise UserError(f"{where} has an `answer` that cannot be encoded: {error}") from None

@@ -1,83 +1,69 @@
-"""Here is a path or a name: find the pictures it means, or say what it might have meant."""
+"""Resolution of a path or name to samples: image folders, tables, annotation formats, tars and `datasets`."""
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
 from florence2.data import hub
-from florence2.data.columns import (
-    METADATA_NAMES,
-    ColumnMapping,
-    ImageLocator,
-    LocatedImage,
-    confine_to,
-    samples_from_table,
-)
-from florence2.data.folder import (
-    Listing,
-    Sidecars,
-    captioned_images,
-    display_path,
-    folder_images,
-    no_images_error,
-    walk,
-)
+from florence2.data.columns import METADATA_NAMES, ColumnMapping, partition_samples, samples_from_rows
+from florence2.data.folders.image_locator import DATASET_DIR_HINT
+from florence2.data.folders.listing import Listing, display_path, no_images_error, walk
+from florence2.data.folders.sidecars import Sidecars, captioned_images
+from florence2.data.folders.table_rows import metadata_rows, table_rows
 from florence2.data.formats.annotations import split_aliases
 from florence2.data.formats.detect import find_source, resolve_source
-from florence2.data.formats.foreign_jsonl import translate_rows
 from florence2.data.formats.shards import find_shards
 from florence2.data.image import is_image_name
-from florence2.data.sample import ResolvedDataset, Sample, SampleKey, Skipped
-from florence2.data.tables import Row, is_table_name, read_rows
+from florence2.data.sample import ResolvedDataset, Sample, SampleKey
+from florence2.data.tables import is_table_name
 from florence2.data.validate import OnMissing, raise_on_skipped
 from florence2.errors import UserError
 from florence2.model.tasks import split_prompt
 
-_NAME_FOLDER = "name the folder of the pictures with --dataset_dir"
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """Options of reading a dataset, named as the flags are; `task` applies to rows without a task of their own."""
+
+    task: str
+    dataset_dir: str | Path | None = None
+    recursive: bool = False
+    caption_extension: str = ".txt"
+    keep_lines: bool = False
+    on_missing: OnMissing = "error"
+    image_column: str | None = None
+    text_column: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    offline: bool = False
 
 
-def resolve_dataset(
-    spec: str | Path,
-    *,
-    task: str,
-    dataset_dir: str | Path | None = None,
-    recursive: bool = False,
-    caption_extension: str = ".txt",
-    keep_lines: bool = False,
-    missing: OnMissing = "error",
-    image_column: str | None = None,
-    text_column: str | None = None,
-    split: str | None = None,
-    revision: str | None = None,
-    offline: bool = False,
-) -> ResolvedDataset:
-    """Find samples with targets: in a folder, a table of rows, COCO, YOLO, VOC, LabelMe, tars, or `datasets`.
+def resolve_dataset(spec: str | Path, options: DatasetOptions) -> ResolvedDataset:
+    """Read samples with targets from a folder, a table, COCO, YOLO, VOC, LabelMe, tars or `datasets`.
 
-    `spec` may end in `:split`. `task` is asked where a row names none. What cannot be learnt from is an error, or with
-    `missing="skip"` is left out and listed; rows whose prediction failed are always left out.
+    `spec` may end in `:split`. An image or target that is missing raises UserError, or is skipped and listed with
+    `on_missing="skip"`; rows whose prediction failed are always skipped.
     """
-    name, split = split_spec(os.fspath(spec), split)
+    name, split = split_spec(os.fspath(spec), options.split)
     path = Path(name).expanduser()
-    columns = ColumnMapping(task, image=image_column, text=text_column)
+    columns = ColumnMapping(options.task, image=options.image_column, text=options.text_column)
     if path.is_dir() and hub.is_saved_dataset(path):
-        found = hub.saved_samples(path, columns, split)
-    elif source := find_source(name, split, dataset_dir):
-        found = resolve_source(source, columns)
+        dataset = hub.saved_samples(path, columns, split)
+    elif source := find_source(name, split, options.dataset_dir):
+        dataset = resolve_source(source, columns)
     elif path.is_dir():
-        sidecars = Sidecars.of(caption_extension, keep_lines)
-        found = _folder(_split_folder(path, split), columns, sidecars, recursive)
+        sidecars = Sidecars.from_extension(options.caption_extension, options.keep_lines)
+        dataset = _read_folder(_split_folder(path, split), columns, sidecars, options.recursive)
     elif path.is_file():
-        found = _table(path, columns, dataset_dir)
+        dataset = _read_table(path, columns, options.dataset_dir)
     elif _may_be_on_hub(name):
-        found = hub.hub_samples(name, columns, split, revision=revision, offline=offline)
+        dataset = hub.hub_samples(name, columns, split, revision=options.revision, offline=options.offline)
     else:
-        raise _nothing_there(path)
-    return raise_on_skipped(found, missing)
+        raise _absent_path_error(path)
+    return raise_on_skipped(dataset, options.on_missing)
 
 
 def resolve_images(
@@ -88,36 +74,35 @@ def resolve_images(
     recursive: bool = False,
     dataset_dir: str | Path | None = None,
 ) -> ResolvedDataset:
-    """Find pictures to ask about: one picture, a folder, a glob pattern, tars, or a table that lists pictures.
+    """Find the images to predict: one image, a folder, a glob pattern, tars, or a table that lists images.
 
-    A row of a table may name its own task and input. A question that is listed twice is asked once.
+    A row of a table may have its own task and input. Rows with the same image, task and input become one sample.
     """
-    asked, said = split_prompt(task)
-    said = said or input
+    parsed_task, prompt_input = split_prompt(task)
+    columns = ColumnMapping(parsed_task.token, prompt_input or input, with_targets=False)
     path = Path(spec).expanduser()
     if path.is_dir():
-        return folder_images(path, task=asked.token, input=said, recursive=recursive)
+        return _folder_images(path, columns, recursive)
     if path.is_file() and is_image_name(path.name):
-        return ResolvedDataset(str(path), path.parent, [Sample(path.name, path, asked.token, said)])
-    columns = ColumnMapping(asked.token, said, with_targets=False)
+        return ResolvedDataset(str(path), path.parent, [Sample(path.name, path, columns.task, columns.input)])
     if tars := find_shards(str(path)) if path.suffix == ".tar" else None:
-        return _once(resolve_source(tars, columns))
+        return _without_duplicates(resolve_source(tars, columns))
     if path.is_file():
-        return _once(_table(path, columns, dataset_dir))
+        return _without_duplicates(_read_table(path, columns, dataset_dir))
     if glob.has_magic(str(path)):
-        return _matching(str(path), asked.token, said)
-    raise _nothing_there(path)
+        return _glob_images(str(path), columns)
+    raise _absent_path_error(path)
 
 
-def _once(found: ResolvedDataset) -> ResolvedDataset:
-    once: dict[SampleKey, Sample] = {}
-    for sample in found.samples:
-        once.setdefault(sample.key, sample)
-    return ResolvedDataset(found.source, found.root, list(once.values()))
+def _without_duplicates(dataset: ResolvedDataset) -> ResolvedDataset:
+    by_key: dict[SampleKey, Sample] = {}
+    for sample in dataset.samples:
+        by_key.setdefault(sample.key, sample)
+    return ResolvedDataset(dataset.source, dataset.root, list(by_key.values()))
 
 
 def split_spec(spec: str, split: str | None) -> tuple[str, str | None]:
-    """Part `folder:split` or `user/name:split`, unless there is a file of that very name."""
+    """Separate `folder:split` or `user/name:split` into name and split, unless a file has that exact name."""
     if ":" not in spec or Path(spec).expanduser().exists():
         return spec, split
     before, _, after = spec.rpartition(":")
@@ -133,131 +118,94 @@ def _split_folder(folder: Path, split: str | None) -> Path:
     for name in split_aliases(split):
         if (folder / name).is_dir():
             return folder / name
-    raise UserError(f"{display_path(folder)} has no folder `{split}`", "name the folder that holds the pictures")
+    raise UserError(f"{display_path(folder)} has no folder `{split}`", "pass the folder that contains the images")
 
 
 def _may_be_on_hub(name: str) -> bool:
-    local = is_image_name(name) or is_table_name(name) or ("/" in name and Path(name).parent.is_dir())
-    return hub.is_hub_id(name) and not local
+    is_local = is_image_name(name) or is_table_name(name) or ("/" in name and Path(name).parent.is_dir())
+    return hub.is_hub_id(name) and not is_local
 
 
-def _nothing_there(path: Path) -> UserError:
+def _absent_path_error(path: Path) -> UserError:
     names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     close = get_close_matches(path.name, names, n=1)
     return UserError(f"{path} does not exist", f"did you mean {path.parent / close[0]}" if close else "")
 
 
-def _folder(folder: Path, columns: ColumnMapping, sidecars: Sidecars, recursive: bool) -> ResolvedDataset:
-    """Read the tables that describe a folder, then the sidecars of the pictures that no table names."""
+def _read_folder(folder: Path, columns: ColumnMapping, sidecars: Sidecars, recursive: bool) -> ResolvedDataset:
+    """Read the metadata tables of a folder, then the sidecars of the images that no table names."""
     listings = list(walk(folder, recursive))
-    samples: list[Sample] = []
-    skipped: list[Skipped] = []
-    for listing in listings:
-        for name in METADATA_NAMES:
-            if name in listing.names:
-                _sort_out(_described(folder, listing, name, columns), samples, skipped)
-    known = {sample.id for sample in samples} | {each.id for each in skipped}
+    rows = metadata_rows(folder, listings, columns)
+    samples, skipped = partition_samples(samples_from_rows(rows, columns, "fix its row, or put the image at this path"))
+    known = {sample.id for sample in samples} | {row.id for row in skipped}
     if not known and not any(listing.images() for listing in listings):
         raise no_images_error(folder, recursive)
-    more, without = captioned_images(listings, task=columns.task, sidecars=sidecars, known=known)
-    mend = _unread_table(listings[0])
-    without = [replace(each, hint=mend or each.hint) for each in without]
-    return ResolvedDataset(display_path(folder), folder, samples + more, skipped + without)
+    captioned, uncaptioned = captioned_images(listings, task=columns.task, sidecars=sidecars, known=known)
+    hint = _unread_table_hint(listings[0])
+    uncaptioned = [replace(image, hint=hint or image.hint) for image in uncaptioned]
+    return ResolvedDataset(display_path(folder), folder, samples + captioned, skipped + uncaptioned)
 
 
-def _described(folder: Path, listing: Listing, name: str, columns: ColumnMapping) -> Iterator[Sample | Skipped]:
-    inside = confine_to(folder, "a table names pictures in its own folder")
-
-    def locate(_: Row, image: str, where: str) -> LocatedImage:
-        return inside(os.path.join(listing.subpath, image), where)  # noqa: PTH118 - relative on purpose
-
-    rows = translate_rows(read_rows(listing.path / name), columns, locate)
-    return samples_from_table(rows, columns, locate, "mend its row, or put the picture there")
-
-
-def _unread_table(listing: Listing) -> str:
-    """Guess at a table that lies in the folder under a name nobody looks for."""
+def _unread_table_hint(listing: Listing) -> str:
+    """Return a hint about a table in the folder whose name is not one of the metadata names."""
     for name in listing.names:
         path = listing.path / name
         if name.lower().startswith("metadata.j") and name not in METADATA_NAMES and name != "metadata.json":
             return f"rename {path} to metadata.jsonl"
         if is_table_name(name) and name not in METADATA_NAMES:
-            return f"name {path} itself as the dataset"
+            return f"pass {path} itself as the dataset"
     return ""
 
 
-def _sort_out(found: Iterable[Sample | Skipped], samples: list[Sample], skipped: list[Skipped]) -> None:
-    for each in found:
-        if isinstance(each, Sample):
-            samples.append(each)
-        else:
-            skipped.append(each)
-
-
-def _table(path: Path, columns: ColumnMapping, dataset_dir: str | Path | None) -> ResolvedDataset:
+def _read_table(path: Path, columns: ColumnMapping, dataset_dir: str | Path | None) -> ResolvedDataset:
     if not is_table_name(path.name):
-        raise _no_list(path, columns)
+        raise _not_a_table_error(path, columns)
     if path.suffix.lower() == ".parquet" and hub.parquet_has_images(path):
         return hub.parquet_samples(path, columns)
-    samples: list[Sample] = []
-    skipped: list[Skipped] = []
-    locate = _beside(path.parent) if dataset_dir is None else _within(Path(dataset_dir).expanduser())
-    rows = translate_rows(read_rows(path), columns, locate)
-    _sort_out(samples_from_table(rows, columns, locate, _NAME_FOLDER), samples, skipped)
+    rows = table_rows(path, columns, dataset_dir)
+    samples, skipped = partition_samples(samples_from_rows(rows, columns, DATASET_DIR_HINT))
     if not samples and not skipped:
-        raise UserError(f"{path} holds no rows")
-    root, samples = _rooted(samples, path.parent)
+        raise UserError(f"{path} contains no rows")
+    root, samples = _with_common_root(samples, path.parent)
     return ResolvedDataset(str(path), root, samples, skipped)
 
 
-def _no_list(path: Path, columns: ColumnMapping) -> UserError:
+def _not_a_table_error(path: Path, columns: ColumnMapping) -> UserError:
     if columns.with_targets and is_image_name(path.name):
-        return UserError(f"{path} is one picture, not a dataset", f"name its folder, {display_path(path.parent)}")
-    kind = "a dataset" if columns.with_targets else "a picture, nor a list of pictures"
-    return UserError(f"{path} is not {kind}", "lists end in .jsonl, .csv, .parquet or .json")
+        return UserError(f"{path} is one image, not a dataset", f"pass its folder, {display_path(path.parent)}")
+    expected = "a dataset" if columns.with_targets else "an image or a table of images"
+    return UserError(f"{path} is not {expected}", "pass a table that ends in .jsonl, .csv, .parquet or .json")
 
 
-def _within(folder: Path) -> ImageLocator:
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder", "--dataset_dir names the folder of the pictures")
-    inside = confine_to(folder, _NAME_FOLDER)
-    return lambda _, image, where: inside(image, where)
-
-
-def _beside(folder: Path) -> ImageLocator:
-    """Look where a row's `image_dir` leads, as predictions write it, then beside the list itself."""
-    beside = confine_to(folder, _NAME_FOLDER)
-
-    @cache
-    def led(lead: str) -> Callable[[str, str], LocatedImage] | None:
-        root = Path(os.path.normpath(folder.resolve() / lead))
-        return confine_to(root, _NAME_FOLDER) if root.is_dir() else None
-
-    def locate(row: Row, image: str, where: str) -> LocatedImage:
-        lead = row.get("image_dir")
-        if isinstance(lead, str) and lead and (inside := led(lead)):
-            located = inside(image, where)
-            if located.exists:
-                return located
-        return beside(image, where)
-
-    return locate
-
-
-def _rooted(samples: list[Sample], beside: Path) -> tuple[Path, list[Sample]]:
-    """Find the one folder that all ids are relative to; where there are several, the one that holds them all."""
+def _with_common_root(samples: list[Sample], table_folder: Path) -> tuple[Path, list[Sample]]:
+    """Return the folder that all ids are relative to; where rows have several, their common parent with new ids."""
     paths = [(sample, sample.image) for sample in samples if isinstance(sample.image, Path)]
     roots = {path.parents[sample.id.count("/")] for sample, path in paths}
     if len(roots) <= 1:
-        return next(iter(roots), beside), samples
+        return next(iter(roots), table_folder), samples
     root = Path(os.path.commonpath([root.absolute() for root in roots]))
     return root, [replace(sample, id=path.absolute().relative_to(root).as_posix()) for sample, path in paths]
 
 
-def _matching(pattern: str, task: str, said: str) -> ResolvedDataset:
-    steady = Path(*takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
-    paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if is_image_name(name)]  # noqa: PTH207
-    samples = [Sample(path.relative_to(steady).as_posix(), path, task, said) for path in paths if path.is_file()]
+def _folder_images(folder: Path, columns: ColumnMapping, recursive: bool) -> ResolvedDataset:
+    samples = [
+        Sample(listing.id(name), listing.path / name, columns.task, columns.input)
+        for listing in walk(folder, recursive)
+        for name in listing.images()
+    ]
     if not samples:
-        raise UserError(f"no picture matches {pattern}", "put the pattern in quotes, so that the shell leaves it alone")
-    return ResolvedDataset(pattern, steady, samples)
+        raise no_images_error(folder, recursive)
+    return ResolvedDataset(display_path(folder), folder, samples)
+
+
+def _glob_images(pattern: str, columns: ColumnMapping) -> ResolvedDataset:
+    root = Path(*takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
+    paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if is_image_name(name)]  # noqa: PTH207
+    samples = [
+        Sample(path.relative_to(root).as_posix(), path, columns.task, columns.input) for path in paths if path.is_file()
+    ]
+    if not samples:
+        raise UserError(
+            f"no image matches {pattern}", "put the pattern in quotes, so that the shell does not expand it"
+        )
+    return ResolvedDataset(pattern, root, samples)

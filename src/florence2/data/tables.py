@@ -1,6 +1,6 @@
-"""Rows of a table, whatever file holds it: JSONL, CSV, parquet, or JSON as kohya's trainers write it.
+"""Rows of table files: JSONL, CSV, parquet, and JSON as kohya's trainers write it.
 
-A row comes with the words that name it in an error. Knows nothing of what the columns mean.
+Each row comes with its name for errors. The meaning of the columns is defined in `columns.py`.
 """
 
 import csv
@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from florence2.data.folder import read_text
+from florence2.data.folders.listing import read_text
 from florence2.errors import UserError
 
 Row = dict[str, Any]
@@ -18,12 +18,12 @@ NamedRow = tuple[str, Row]  # "list.jsonl line 3", {...}
 
 
 def is_table_name(name: str) -> bool:
-    """Tell whether a file name ends like a table that can be read."""
+    """Return whether a file name has the extension of a table that can be read."""
     return Path(name).suffix.lower() in _READERS
 
 
 def read_rows(path: Path) -> Iterator[NamedRow]:
-    """Read the rows of a table; empty lines are left out."""
+    """Read the rows of a table; empty lines are skipped."""
     try:
         yield from _READERS[path.suffix.lower()](path)
     except OSError as error:
@@ -33,53 +33,53 @@ def read_rows(path: Path) -> Iterator[NamedRow]:
 def _read_jsonl(path: Path) -> Iterator[NamedRow]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            named = f"{path} line {number}"
-            text = _decoded(line, named)
+            where = f"{path} line {number}"
+            text = _decode_utf8(line, where)
             if text.strip():
-                yield named, _as_object(text, named)
+                yield where, _parse_object(text, where)
 
 
-def _decoded(line: bytes, named: str) -> str:
+def _decode_utf8(line: bytes, where: str) -> str:
     try:
         return line.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"{named} is not UTF-8 text", "save the file as UTF-8") from None
+        raise UserError(f"{where} is not UTF-8 text", "save the file as UTF-8") from None
 
 
-def _as_object(text: str, named: str) -> Row:
-    row = _parsed(text, named)
+def _parse_object(text: str, where: str) -> Row:
+    row = _parse_json(text, where)
     if not isinstance(row, dict):
-        raise UserError(f"{named} is not a JSON object", 'write for example {"file_name": "a.jpg", "text": "a boat"}')
+        raise UserError(f"{where} is not a JSON object", 'write for example {"file_name": "a.jpg", "text": "a boat"}')
     return row
 
 
-def _parsed(text: str, named: str) -> Any:
+def _parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        said = getattr(error, "msg", "nested too deeply")
-        raise UserError(f"{named} is not JSON: {said}", "write one JSON object in each line") from None
+        message = getattr(error, "msg", "nested too deeply")
+        raise UserError(f"{where} is not JSON: {message}", "write one JSON object in each line") from None
 
 
 def _read_json(path: Path) -> Iterator[NamedRow]:
-    """Read a list of rows, or kohya's object that maps pictures to rows."""
-    whole = _parsed(read_text(path), str(path))
-    if isinstance(whole, dict):
-        named = {f"{path}, `{key}`": (key, row) for key, row in whole.items()}
-        for name, (key, row) in named.items():
-            yield name, {"file_name": key, **_kohya(row, name)}
+    """Read a list of rows, or kohya's object that maps images to rows."""
+    content = _parse_json(read_text(path), str(path))
+    if isinstance(content, dict):
+        for key, row in content.items():
+            where = f"{path}, `{key}`"
+            yield where, {"file_name": key, **_kohya_row(row, where)}
     else:
-        for number, row in enumerate(whole if isinstance(whole, list) else [whole], start=1):
+        for number, row in enumerate(content if isinstance(content, list) else [content], start=1):
             if not isinstance(row, dict):
                 raise UserError(f"{path} item {number} is not a JSON object")
             yield f"{path} item {number}", row
 
 
-def _kohya(row: Any, named: str) -> Row:
+def _kohya_row(row: Any, where: str) -> Row:
     if not isinstance(row, dict):
         raise UserError(
-            f"{named} is not a JSON object",
-            'a .json file maps pictures to {"caption": "..."}; call a file with one object in each line .jsonl',
+            f"{where} is not a JSON object",
+            'map each image to {"caption": "..."}; rename a file with one object in each line to .jsonl',
         )
     return {"text": row.get("caption") or row.get("tags"), **row}
 
@@ -89,12 +89,12 @@ def _read_csv(path: Path) -> Iterator[NamedRow]:
         reader = csv.DictReader(lines)
         try:
             for row in reader:
-                named = f"{path} line {reader.line_num}"
+                where = f"{path} line {reader.line_num}"
                 if None in row:
-                    raise UserError(f"{named} has more fields than the first line", "put text with commas in quotes")
-                yield named, dict(row)
+                    raise UserError(f"{where} has more fields than the first line", "put text with commas in quotes")
+                yield where, dict(row)
         except csv.Error as error:
-            raise UserError(f"{path} is not CSV behind line {reader.line_num}: {error}") from None
+            raise UserError(f"{path} is not CSV after line {reader.line_num}: {error}") from None
         except UnicodeDecodeError:
             raise UserError(f"{path} is not UTF-8 text", "save the file as UTF-8") from None
 

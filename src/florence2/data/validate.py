@@ -1,7 +1,4 @@
-"""What is settled before training starts: which pictures can be learnt from, and which are held out.
-
-Knows nothing of where samples come from.
-"""
+"""Checks before training: skipped rows, undecodable images, and the train/validation split."""
 
 import os
 import random
@@ -16,36 +13,39 @@ from florence2.errors import UserError
 OnMissing = Literal["error", "skip"]
 
 _ALWAYS_SKIPPED = (SkipReason.FAILED,)
-_CHUNK = 1024  # pictures that are handed to the threads at a time
+_CHUNK = 1024  # images submitted to the threads at a time
 
 
-def raise_on_skipped(found: ResolvedDataset, missing: OnMissing) -> ResolvedDataset:
-    """Return what was found, or raise the UserError that counts and names the pictures nothing can be learnt from.
+def raise_on_skipped(dataset: ResolvedDataset, on_missing: OnMissing) -> ResolvedDataset:
+    """Return the dataset, or raise the UserError that counts and names the skipped images.
 
-    With `missing="skip"` it is an error only if nothing is left.
+    With `on_missing="skip"` it raises only if no sample is left.
     """
-    for why in SkipReason:
-        named = [skipped for skipped in found.skipped if skipped.reason is why]
-        if named and ((missing == "error" and why not in _ALWAYS_SKIPPED) or not found.samples):
-            raise _refusal(found, why, named)
-    if not found.samples:
-        raise UserError(f"{found.source} holds no samples")
-    return found
+    for reason in SkipReason:
+        skipped = [row for row in dataset.skipped if row.reason is reason]
+        if skipped and ((on_missing == "error" and reason not in _ALWAYS_SKIPPED) or not dataset.samples):
+            raise _skipped_error(dataset, reason, skipped)
+    if not dataset.samples:
+        raise UserError(f"{dataset.source} contains no samples")
+    return dataset
 
 
-def _refusal(found: ResolvedDataset, why: SkipReason, named: Sequence[Skipped]) -> UserError:
-    first, total = named[0], found.num_images
-    number = len({skipped.id for skipped in named})
-    mend = first.hint
-    if why not in _ALWAYS_SKIPPED and found.samples:
-        mend = f"{mend}, or pass --on_missing skip" if mend else "pass --on_missing skip to leave it out"
-    unreadable = why is SkipReason.UNREADABLE  # then `where` already says what is wrong
+def skip_hint(hint: str) -> str:
+    """Add `--on_missing skip` to a hint."""
+    return f"{hint}, or pass --on_missing skip" if hint else "pass --on_missing skip to skip such images"
+
+
+def _skipped_error(dataset: ResolvedDataset, reason: SkipReason, skipped: Sequence[Skipped]) -> UserError:
+    first, total = skipped[0], dataset.num_images
+    number = len({row.id for row in skipped})
+    hint = first.hint if reason in _ALWAYS_SKIPPED or not dataset.samples else skip_hint(first.hint)
+    is_unreadable = reason is SkipReason.UNREADABLE  # then `where` is already a sentence about the image
     if total == 1:
-        return UserError(first.where if unreadable else f"{first.where} {_SINGULAR[why]}", mend)
-    many = "all" if number == total else f"{number:,} of"
-    verb = _SINGULAR[why] if number == 1 else why.value
-    such = f", the first: {first.where}" if unreadable else f", the first is {first.where}"
-    return UserError(f"{many} {total:,} pictures in {found.source} {verb}{such}", mend)
+        return UserError(first.where if is_unreadable else f"{first.where} {_SINGULAR[reason]}", hint)
+    count = "all" if number == total else f"{number:,} of"
+    verb = _SINGULAR[reason] if number == 1 else reason.value
+    example = f", the first: {first.where}" if is_unreadable else f", the first is {first.where}"
+    return UserError(f"{count} {total:,} images in {dataset.source} {verb}{example}", hint)
 
 
 _SINGULAR = {
@@ -57,36 +57,37 @@ _SINGULAR = {
 
 
 def check_images(
-    found: ResolvedDataset,
+    dataset: ResolvedDataset,
     *,
-    missing: OnMissing = "error",
+    on_missing: OnMissing = "error",
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> ResolvedDataset:
-    """Decode every picture once, on threads, and settle those that cannot be read like missing captions.
+    """Decode every image once, on threads, and treat those that cannot be read like missing captions.
 
     JPEGs are decoded at an eighth of their size, which still reads all their bytes. `progress` is called with the
-    number of pictures done, from the calling thread.
+    number of checked images, from the calling thread.
     """
-    first_of = {sample.id: sample for sample in reversed(found.samples)}
-    bad: dict[str, Skipped] = {}
-    for done, skipped in enumerate(_unreadable(list(first_of.values()), workers), start=1):
+    first_sample = {sample.id: sample for sample in reversed(dataset.samples)}
+    unreadable: dict[str, Skipped] = {}
+    for checked, skipped in enumerate(_decode_all(list(first_sample.values()), workers), start=1):
         if skipped is not None:
-            bad[skipped.id] = skipped
+            unreadable[skipped.id] = skipped
         if progress is not None:
-            progress(done)
-    kept = [sample for sample in found.samples if sample.id not in bad]
-    in_order = [bad[sample_id] for sample_id in dict.fromkeys(s.id for s in found.samples) if sample_id in bad]
-    return raise_on_skipped(ResolvedDataset(found.source, found.root, kept, [*found.skipped, *in_order]), missing)
+            progress(checked)
+    samples = [sample for sample in dataset.samples if sample.id not in unreadable]
+    in_order = [unreadable[id_] for id_ in dict.fromkeys(s.id for s in dataset.samples) if id_ in unreadable]
+    checked_dataset = ResolvedDataset(dataset.source, dataset.root, samples, [*dataset.skipped, *in_order])
+    return raise_on_skipped(checked_dataset, on_missing)
 
 
-def _unreadable(samples: Sequence[Sample], workers: int | None) -> Iterator[Skipped | None]:
+def _decode_all(samples: Sequence[Sample], workers: int | None) -> Iterator[Skipped | None]:
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as threads:
         for start in range(0, len(samples), _CHUNK):
-            yield from threads.map(_tried, samples[start : start + _CHUNK])
+            yield from threads.map(_decode, samples[start : start + _CHUNK])
 
 
-def _tried(sample: Sample) -> Skipped | None:
+def _decode(sample: Sample) -> Skipped | None:
     try:
         sample.open(min_size=(1, 1))
     except ImageError as error:
@@ -95,12 +96,12 @@ def _tried(sample: Sample) -> Skipped | None:
 
 
 def train_val_split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Part samples into (training, validation), all of one picture on one side, alike for alike seeds.
+    """Split samples into (train, validation) by image; equal seeds give equal splits.
 
-    At least one picture goes to each side where there are two; the order of samples is kept.
+    Where there are two images or more, each side has at least one. The order of samples is preserved.
     """
     ids = sorted({sample.id for sample in samples})
     if fraction <= 0 or len(ids) < 2:
         return list(samples), []
-    held = set(random.Random(seed).sample(ids, min(max(round(len(ids) * fraction), 1), len(ids) - 1)))
-    return [s for s in samples if s.id not in held], [s for s in samples if s.id in held]
+    validation = set(random.Random(seed).sample(ids, min(max(round(len(ids) * fraction), 1), len(ids) - 1)))
+    return [s for s in samples if s.id not in validation], [s for s in samples if s.id in validation]

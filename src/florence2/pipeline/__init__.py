@@ -1,1 +1,1 @@
-"""The task pipeline: which tasks are asked about each image, in which order. It knows no model and no answers."""
+"""Task pipelines: the tasks to run on each image, cascades of tasks, several classes, and regions in pixels."""

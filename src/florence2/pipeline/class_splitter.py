@@ -1,6 +1,6 @@
-"""Several classes for open-vocabulary detection, `cat, dog`: asked one by one, told in one line.
+"""Open-vocabulary detection of several classes, `cat, dog`: one sample for each class, merged into one prediction.
 
-The model was taught to be asked of one thing at a time; several joined by `<and>` are one question, and stay one.
+The model was trained on one class in a prompt. Classes joined by `<and>` remain one prompt.
 """
 
 import math
@@ -15,8 +15,8 @@ from florence2.model.tasks import OutputType
 from florence2.pipeline.task_pipeline import TaskPipeline, TaskStep
 
 
-def classes_of(step: TaskStep) -> list[str]:
-    """Part the input of open-vocabulary detection at its commas; fewer than two classes are none."""
+def parse_classes(step: TaskStep) -> list[str]:
+    """Split the input of open-vocabulary detection at its commas; return an empty list for fewer than two classes."""
     if step.task.output_type is not OutputType.BOXES_OR_POLYGONS:
         return []
     classes = list(dict.fromkeys(part.strip() for part in step.input.split(",") if part.strip()))
@@ -25,62 +25,63 @@ def classes_of(step: TaskStep) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class MultiClassQuery:
-    """A question about several classes, and the answers about each that have come."""
+    """A sample with several classes, and the prediction of each class once it is available."""
 
     sample: Sample
     parts: dict[SampleKey, Prediction | None]
 
 
 class ClassSplitter:
-    """Asks about several classes one by one, and puts the answers together."""
+    """Splits samples with several classes into one sample for each class, and merges their predictions."""
 
-    def __init__(self, plan: TaskPipeline) -> None:
-        self._classes = {(step.task.token, step.input): classes_of(step) for step in plan.steps}
-        self._wholes: dict[SampleKey, list[MultiClassQuery]] = {}
-        self._asked: set[SampleKey] = set()
+    def __init__(self, pipeline: TaskPipeline) -> None:
+        self._classes = {(step.task.token, step.input): parse_classes(step) for step in pipeline.steps}
+        self._queries: dict[SampleKey, list[MultiClassQuery]] = {}
+        self._unsplit_keys: set[SampleKey] = set()
 
     def split(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """Give the questions to ask in place of the samples."""
+        """Yield the samples to predict; a class that several samples share is yielded once."""
         for sample in samples:
             if classes := self._classes.get((sample.task, sample.input)):
                 parts = [replace(sample, input=name) for name in classes]
-                whole = MultiClassQuery(sample, dict.fromkeys(part.key for part in parts))
-                new = [part for part in parts if part.key not in self._wholes]
+                query = MultiClassQuery(sample, dict.fromkeys(part.key for part in parts))
+                new = [part for part in parts if part.key not in self._queries]
                 for part in parts:
-                    self._wholes.setdefault(part.key, []).append(whole)
+                    self._queries.setdefault(part.key, []).append(query)
                 yield from new
             else:
-                self._asked.add(sample.key)
+                self._unsplit_keys.add(sample.key)
                 yield sample
 
     def merge(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-        """Pass answers on; those about parts are held until the whole is there."""
+        """Yield the predictions; those of single classes are collected until their query is complete."""
         for prediction in predictions:
-            wholes = self._wholes.pop(prediction.key, [])
-            if not wholes or prediction.key in self._asked:
+            queries = self._queries.pop(prediction.key, [])
+            if not queries or prediction.key in self._unsplit_keys:
                 yield prediction
-            for whole in wholes:
-                whole.parts[prediction.key] = prediction
-                told = [part for part in whole.parts.values() if part is not None]
-                if len(told) == len(whole.parts):
-                    yield merge_predictions(whole.sample, told)
+            for query in queries:
+                query.parts[prediction.key] = prediction
+                available = [part for part in query.parts.values() if part is not None]
+                if len(available) == len(query.parts):
+                    yield merge_predictions(query.sample, available)
 
 
 def merge_predictions(sample: Sample, parts: Sequence[Prediction]) -> Prediction:
-    """Put the answers about the classes of one question together; one that failed fails the whole.
+    """Merge the predictions of a sample's classes into one; a failed part makes the merged prediction fail.
 
-    The text is that of the objects alone, `score` the geometric mean of the parts' scores.
+    The text contains the objects only. `score` is the geometric mean of the parts' scores.
     """
     failed = next((part for part in parts if part.error is not None), None)
     if failed:
         return replace(failed, input=sample.input)
-    kind = OutputType.BOXES_OR_POLYGONS
+    output_type = OutputType.BOXES_OR_POLYGONS
     scores = [part.score for part in parts if part.score]
+    objects = chain.from_iterable(decode_objects(output_type, part.text) for part in parts)
     return Prediction(
         sample.id,
         sample.task,
         sample.input,
-        text=encode_objects(kind, chain.from_iterable(decode_objects(kind, part.text) for part in parts)),
+        text=encode_objects(output_type, objects),
         answer=Answer.merged([part.answer for part in parts if part.answer is not None]),
         num_tokens=sum(part.num_tokens for part in parts),
         score=math.exp(sum(map(math.log, scores)) / len(scores)) if scores else None,

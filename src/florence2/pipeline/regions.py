@@ -1,6 +1,6 @@
-"""A region as people write it, `x1,y1,x2,y2` in pixels, to what the model is asked: location tokens.
+"""Regions in pixels, `x1,y1,x2,y2`, converted to location tokens.
 
-A thousandth of one picture is not that of another, so pixels wait until the picture is known.
+A location token is a thousandth of an image's side, so the conversion needs the size of each image.
 """
 
 import re
@@ -13,34 +13,34 @@ from florence2.model.locations import encode_region, parse_box
 from florence2.model.tasks import NUM_BINS
 
 
-def check_region(words: str) -> str:
-    """Check a region: location tokens, or a box in pixels."""
-    box = parse_box(words)
+def check_region(text: str) -> str:
+    """Return a region unchanged; raise a UserError unless it is location tokens or a box in pixels."""
+    box = parse_box(text)
     if box is None:
-        bins = re.fullmatch(r"(?:<loc_\d+>){4,}", words)
-        if not bins or any(int(bin) >= NUM_BINS for bin in re.findall(r"\d+", words)):  # noqa: A001
+        is_tokens = re.fullmatch(r"(?:<loc_\d+>){4,}", text)
+        if not is_tokens or any(int(number) >= NUM_BINS for number in re.findall(r"\d+", text)):
             raise UserError(
-                f"`{words}` is no region",
-                "pass pixels as `x1,y1,x2,y2`, or four location tokens, which count thousandths of the picture",
+                f"`{text}` is not a region",
+                "pass pixels as `x1,y1,x2,y2`, or four location tokens, in thousandths of the image's sides",
             )
     elif box[0] >= box[2] or box[1] >= box[3]:
-        raise UserError(f"the region `{words}` holds nothing", "x1,y1 is its top left corner, x2,y2 its bottom right")
-    return words
+        raise UserError(f"the region `{text}` is empty", "pass the top left corner as x1,y1, the bottom right as x2,y2")
+    return text
 
 
 @dataclass(frozen=True)
 class RegionOutsideImage:
-    """What a picture is replaced by where the region is not on it: opening it says so."""
+    """The image of a sample whose region is outside its image; opening it raises a UserError."""
 
     what: str
 
     def __call__(self) -> ImageSource:
-        """Say what is wrong, in place of a picture."""
+        """Raise the error."""
         raise UserError(self.what)
 
 
 def region_to_tokens(sample: Sample) -> Sample:
-    """Write a sample's region in pixels as location tokens; what cannot be done shows when the picture is opened."""
+    """Convert a sample's region in pixels to location tokens; an error is raised later, when the image is opened."""
     box = parse_box(sample.input)
     if box is None:
         return sample

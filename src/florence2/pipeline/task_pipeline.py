@@ -1,11 +1,11 @@
-"""The words of `--task` and `--task_input` as the questions about each picture.
+"""The task pipeline: the steps of `--task` and `--task_input` for each image, and the follow-ups of cascades.
 
-    caption od ocr                                 three questions about each picture
-    more_detailed_caption+caption_to_phrase_grounding  a cascade: the words of the first are the input of the second
-    od+region_to_description                       a cascade: each box of the first is a question of the second
+    caption od ocr                                 three tasks for each image
+    more_detailed_caption+caption_to_phrase_grounding  a cascade: the text of the first is the input of the second
+    od+region_to_description                       a cascade: each box of the first is an input of the second
 
-In a cascade words go to a task that takes words, places to a task that takes a region. Every question is a line of its
-own. Knows no model; what finds the pictures is handed in.
+In a cascade, text is the input of a task with a text input, a position that of a task with a region input. Every task
+and input has its own prediction.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,108 +25,109 @@ CASCADE_SEPARATOR = "+"
 
 @dataclass(frozen=True)
 class TaskStep:
-    """One question, and what its answer leads to."""
+    """One task with its input, and the steps that its answer leads to."""
 
     task: Task
     input: str = ""
     next_steps: tuple["TaskStep", ...] = ()
 
     def attach_to(self, sample: Sample) -> Sample:
-        """Let a sample that asks this question lead on."""
+        """Add this step's follow-ups to a sample of the step."""
         return replace(sample, follow_up=FollowUp(sample, self)) if self.next_steps else sample
 
 
 @dataclass(frozen=True, eq=False)
 class FollowUp:
-    """Makes the questions that the answer to a step leads to, about the same picture."""
+    """Makes the samples that follow the prediction of a step, with the same image."""
 
     sample: Sample
     step: TaskStep
 
     def __call__(self, prediction: Prediction) -> Iterator[Sample]:
-        """Ask the next steps about the words that were said, or about each place."""
+        """Yield a sample of each next step for each input in the prediction."""
         for step in self.step.next_steps:
-            for words in next_inputs(self.step.task, prediction.text):
-                yield step.attach_to(replace(self.sample, task=step.task.token, input=words))
+            for task_input in next_inputs(self.step.task, prediction.text):
+                yield step.attach_to(replace(self.sample, task=step.task.token, input=task_input))
 
 
 def next_inputs(task: Task, text: str) -> list[str]:
-    """Give the inputs that an answer is for the next task: its words, or each place once, as location tokens."""
+    """Return the inputs that an answer has for the next task: its text, or each distinct box as location tokens."""
     if task.output_type is OutputType.TEXT:
         return [text.strip()] if text.strip() else []
-    places = (list(chain.from_iterable(placed.bins)) for placed in decode_objects(task.output_type, text))
-    boxes = ((min(run[0::2]), min(run[1::2]), max(run[0::2]), max(run[1::2])) for run in places)
+    rings = (list(chain.from_iterable(item.bins)) for item in decode_objects(task.output_type, text))
+    boxes = ((min(ring[0::2]), min(ring[1::2]), max(ring[0::2]), max(ring[1::2])) for ring in rings)
     return list(dict.fromkeys(map(bins_to_tokens, boxes)))
 
 
 @dataclass(frozen=True)
 class TaskPipeline:
-    """All that is asked about each picture, and the cascades that rows of a table name for theirs."""
+    """The steps for each image, and the cascades that rows of a table have for their own image."""
 
     steps: tuple[TaskStep, ...]
     row_steps: tuple[TaskStep, ...] = ()
 
     @classmethod
-    def parse(cls, tasks: Sequence[str], words: str = "") -> "TaskPipeline":
-        """Read tasks and cascades; `words` go to each that takes an input and names none."""
-        chains = [_chain(each, words.strip()) for each in tasks]
-        if words.strip() and not any(_takes_input(links[0][0]) for links in chains):
+    def parse(cls, tasks: Sequence[str], task_input: str = "") -> "TaskPipeline":
+        """Parse tasks and cascades; `task_input` is for each task that takes an input and has none of its own."""
+        task_input = task_input.strip()
+        chains = [_parse_chain(each, task_input) for each in tasks]
+        if task_input and not any(_takes_input(links[0][0]) for links in chains):
             names = " and ".join(f"`{links[0][0].name}`" for links in chains)
-            raise UserError(f"there is the input `{words.strip()}`, and none is taken by {names}", "leave it out")
-        return cls(_steps(chains))
+            raise UserError(f"the input `{task_input}` is not used, because {names} takes none", "remove it")
+        return cls(_merge_chains(chains))
 
     @property
     def is_multi_task(self) -> bool:
-        """Tell whether a picture may be asked more than one question."""
+        """Return whether an image may have more than one prediction."""
         return len(self.steps) > 1 or self.has_follow_ups
 
     @property
     def has_follow_ups(self) -> bool:
-        """Tell whether answers lead to more questions, as many as they like."""
+        """Return whether predictions lead to more samples, in any number."""
         return any(step.next_steps for step in self.steps + self.row_steps)
 
     @property
     def tasks(self) -> list[Task]:
-        """List the tasks of all questions, later ones of cascades too."""
+        """Return the distinct tasks of all steps, those of follow-ups too."""
 
-        def below(steps: Iterable[TaskStep]) -> Iterator[Task]:
+        def walk(steps: Iterable[TaskStep]) -> Iterator[Task]:
             for step in steps:
                 yield step.task
-                yield from below(step.next_steps)
+                yield from walk(step.next_steps)
 
-        return list(dict.fromkeys(below(self.steps + self.row_steps)))
+        return list(dict.fromkeys(walk(self.steps + self.row_steps)))
 
-    def apply_to(self, find: Callable[[str, str], ResolvedDataset]) -> tuple["TaskPipeline", ResolvedDataset]:
-        """Ask about all pictures that `find` finds for a task and an input; questions about one stand together.
+    def apply_to(self, resolve: Callable[[str, str], ResolvedDataset]) -> tuple["TaskPipeline", ResolvedDataset]:
+        """Make the samples of every step, those of one image in a row; `resolve` maps a task and input to samples.
 
-        The plan that is given back knows the cascades of rows, too.
+        The returned pipeline includes the cascades of rows.
         """
-        found = [find(step.task.token, step.input) for step in self.steps]
-        asked: dict[str, dict[SampleKey, Sample]] = {}
-        images: dict[str, Any] = {}  # one object for each, so that it is opened once
-        cascades: dict[TaskStep, None] = {}
-        for step, each in zip(self.steps, found, strict=True):
-            for sample in each.samples:
-                mine = replace(sample, image=images.setdefault(sample.id, sample.image))
-                own = step if sample.task == step.task.token else _cascade(sample)
-                if own and own is not step:
-                    cascades[own] = None
-                if own:
-                    mine = replace(mine, task=own.task.token, input=sample.input or own.input)
-                    mine = own.attach_to(_complete(mine, own.task))
-                asked.setdefault(sample.id, {}).setdefault(mine.key, mine)
-        samples = [sample for beside in asked.values() for sample in beside.values()]
-        return replace(self, row_steps=tuple(cascades)), replace(found[0], samples=samples)
+        datasets = [resolve(step.task.token, step.input) for step in self.steps]
+        by_image: dict[str, dict[SampleKey, Sample]] = {}
+        images: dict[str, Any] = {}  # one object for each image, so that it is opened once
+        row_steps: dict[TaskStep, None] = {}
+        for step, dataset in zip(self.steps, datasets, strict=True):
+            for row in dataset.samples:
+                sample = replace(row, image=images.setdefault(row.id, row.image))
+                own_step = step if row.task == step.task.token else _row_step(row)
+                if own_step and own_step is not step:
+                    row_steps[own_step] = None
+                if own_step:
+                    sample = replace(sample, task=own_step.task.token, input=row.input or own_step.input)
+                    sample = own_step.attach_to(_complete_input(sample, own_step.task))
+                by_image.setdefault(row.id, {}).setdefault(sample.key, sample)
+        samples = [sample for by_key in by_image.values() for sample in by_key.values()]
+        return replace(self, row_steps=tuple(row_steps)), replace(datasets[0], samples=samples)
 
 
-def _cascade(sample: Sample) -> TaskStep | None:
-    """Read the task of a row as a cascade, if it is one."""
-    links = _chain(sample.task, sample.input)
-    return _steps([links])[0] if len(links) > 1 else None
+def _row_step(sample: Sample) -> TaskStep | None:
+    """Parse the task of a row as a cascade; return None if it is a single task."""
+    links = _parse_chain(sample.task, sample.input)
+    return _merge_chains([links])[0] if len(links) > 1 else None
 
 
-def _complete(sample: Sample, task: Task) -> Sample:
-    """Bring an input in pixels into location tokens; refuse a question without the input that it needs."""
+def _complete_input(sample: Sample, task: Task) -> Sample:
+    """Convert a region in pixels to location tokens; raise a UserError where a required input is missing."""
     if task.input_type is not InputType.NOTHING and not sample.input.strip():
         raise UserError(
             f"the task {task.name} needs {task.input_type}", f"pass `--task_input` with the {task.input_type}"
@@ -137,18 +138,22 @@ def _complete(sample: Sample, task: Task) -> Sample:
 Link = tuple[Task, str]
 
 
-def _chain(text: str, words: str) -> list[Link]:
-    """Read a task, a prompt or a cascade, with the input of its first task."""
-    first, *rest = _parts(text)
-    task, own = split_prompt(first)
-    given = own or (words if _takes_input(task) else "")
-    links = [(task, check_region(given) if task.input_type is InputType.REGION and given else given)]
+def _parse_chain(text: str, task_input: str) -> list[Link]:
+    """Parse a task, a prompt or a cascade, with the input of its first task."""
+    first, *rest = _split_cascade(text)
+    task, prompt_input = split_prompt(first)
+    first_input = prompt_input or (task_input if _takes_input(task) else "")
+    if task.input_type is InputType.REGION and first_input:
+        check_region(first_input)
+    links = [(task, first_input)]
     for part in rest:
-        following, own = split_prompt(part)
-        if own:
-            raise UserError(f"`{part}` names its own input in a cascade", "it takes what the task before it answers")
-        _refuse_unlike(links[-1][0], following)
-        links.append((following, ""))
+        next_task, prompt_input = split_prompt(part)
+        if prompt_input:
+            raise UserError(
+                f"`{part}` has its own input in a cascade", "remove it; the input is the answer of the task before"
+            )
+        _check_compatible(links[-1][0], next_task)
+        links.append((next_task, ""))
     return links
 
 
@@ -156,34 +161,36 @@ def _takes_input(task: Task) -> bool:
     return task.input_type is not InputType.NOTHING or task.is_custom
 
 
-def _parts(text: str) -> list[str]:
-    """Part a cascade; a `+` in a prompt of the user's own is a plus, unless tasks alone stand behind it."""
+def _split_cascade(text: str) -> list[str]:
+    """Split a cascade at `+`; in a custom prompt `+` is a plus sign, unless only tasks follow it."""
     parts = text.split(CASCADE_SEPARATOR)
     tail: list[str] = []
     while len(parts) > 1 and not split_prompt(parts[-1])[0].is_custom:
         tail.insert(0, parts.pop())
     if len(parts) > 1 and not split_prompt(parts[0])[0].is_custom and "<" not in parts[0]:
-        wrong = next(part for part in parts if split_prompt(part)[0].is_custom).strip()
-        raise UserError(f"`{wrong}` in `{text}` is no task", closest_name_hint(wrong, [task.name for task in TASKS]))
+        unknown = next(part for part in parts if split_prompt(part)[0].is_custom).strip()
+        hint = closest_name_hint(unknown, [task.name for task in TASKS])
+        raise UserError(f"`{unknown}` in `{text}` is not a task", hint)
     return [CASCADE_SEPARATOR.join(parts), *tail]
 
 
-def _refuse_unlike(task: Task, following: Task) -> None:
-    if following.input_type is InputType.NOTHING:
+def _check_compatible(task: Task, next_task: Task) -> None:
+    if next_task.input_type is InputType.NOTHING:
         raise UserError(
-            f"`{following.name}` takes no input, so `{task.name}` cannot lead to it",
-            f"pass `--task {task.name} {following.name}` to ask both",
+            f"`{next_task.name}` takes no input, so it cannot follow `{task.name}`",
+            f"pass `--task {task.name} {next_task.name}` to run both",
         )
-    if (task.output_type is OutputType.TEXT) is not (following.input_type is InputType.WORDS):
+    if (task.output_type is OutputType.TEXT) is not (next_task.input_type is InputType.WORDS):
         raise UserError(
-            f"`{task.name}` answers {task.output_type}, and `{following.name}` takes {following.input_type}",
-            "words lead to a task that takes words, places to one that takes a region",
+            f"`{task.name}` answers {task.output_type}, and `{next_task.name}` takes {next_task.input_type}",
+            "let a task with a text input follow a task that answers text, and one with a region input any other",
         )
 
 
-def _steps(chains: Sequence[Sequence[Link]]) -> tuple[TaskStep, ...]:
-    """Put cascades that begin alike together, so that nothing is asked twice."""
+def _merge_chains(chains: Sequence[Sequence[Link]]) -> tuple[TaskStep, ...]:
+    """Merge cascades with the same first steps, so that no step runs twice."""
     firsts = dict.fromkeys(links[0] for links in chains if links)
     return tuple(
-        TaskStep(*first, _steps([links[1:] for links in chains if links and links[0] == first])) for first in firsts
+        TaskStep(*first, _merge_chains([links[1:] for links in chains if links and links[0] == first]))
+        for first in firsts
     )

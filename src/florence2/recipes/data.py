@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from florence2.config import CheckSettings, ConvertSettings, InspectedSettings, PreviewSettings, SourceSettings
-from florence2.data.columns import ColumnMapping
-from florence2.data.formats.annotations import DatasetRow
+from florence2.data.columns import ColumnMapping, DatasetRow
 from florence2.data.inspection.convert import ConversionResult, convert
-from florence2.data.inspection.dataset_report import DatasetReport
+from florence2.data.inspection.dataset_report import DatasetReport, report_dataset
 from florence2.data.inspection.dataset_rows import dataset_rows
 from florence2.data.inspection.issues import LengthLimit, check_row, min_token_count
 from florence2.data.resolve import split_spec
@@ -50,7 +49,7 @@ def main_convert(settings: ConvertSettings) -> int:
 def run_check(settings: CheckSettings) -> DatasetReport:
     """Count the samples of a dataset and list its errors."""
     rows, columns = _rows(settings.data, settings.source), _columns(settings.data, settings.source)
-    return DatasetReport.of(settings.data.dataset, rows, columns, _length_limit(settings))
+    return report_dataset(settings.data.dataset, rows, columns, _length_limit(settings))
 
 
 def run_preview(settings: PreviewSettings) -> Path:
@@ -75,7 +74,7 @@ def run_convert(settings: ConvertSettings) -> ConversionResult:
 def _rows(data: InspectedSettings, source: SourceSettings) -> Iterator[DatasetRow]:
     spec, split = split_spec(data.dataset, None)
     columns = _columns(data, source)
-    return dataset_rows(spec, columns, split=split, images=source.dataset_dir, recursive=source.recursive)
+    return dataset_rows(spec, columns, split=split, dataset_dir=source.dataset_dir, recursive=source.recursive)
 
 
 def _columns(data: InspectedSettings, source: SourceSettings) -> ColumnMapping:

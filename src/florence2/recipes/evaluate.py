@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2.config import EvaluateSettings, InputSettings, OutputSettings, PredictSettings, WeightsSettings
-from florence2.data.resolve import resolve_dataset
+from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.data.sample import ResolvedDataset
 from florence2.distributed import is_main_process
 from florence2.errors import OptionError
@@ -112,17 +112,17 @@ def _predict_references(settings: EvaluateSettings, model_path: str) -> str:
 
 def _read_references(settings: EvaluateSettings, predictions: list[PredictionRow]) -> ResolvedDataset:
     reference, source, hub = settings.reference, settings.source, settings.hub
-    return resolve_dataset(
-        reference.references,
+    options = DatasetOptions(
         task=reference.task or most_common_task(predictions),
         dataset_dir=source.dataset_dir,
         recursive=source.recursive,
         image_column=source.image_column,
         text_column=source.text_column,
-        missing="skip",
+        on_missing="skip",
         revision=None if settings.prediction.model_path else hub.revision,  # else it is the model's
         offline=hub.offline,
     )
+    return resolve_dataset(reference.references, options)
 
 
 def _score(settings: EvaluateSettings, matches: list[MatchResult]) -> list[TaskScores] | list[ScoreDifference]:

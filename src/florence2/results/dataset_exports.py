@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from florence2.data.columns import ColumnMapping
-from florence2.data.formats.annotations import DatasetRow
-from florence2.data.inspection.convert import OutputFormat, convert, refuse_shared_stems
+from florence2.data.columns import ColumnMapping, DatasetRow
+from florence2.data.inspection.convert import OutputFormat, check_distinct_stems, convert
 from florence2.data.sample import Sample
 from florence2.data.tables import Row
 from florence2.errors import UserError
@@ -61,7 +60,7 @@ class DatasetExport:
 
     def check_samples(self, samples: Iterable[Sample]) -> None:
         """Raise before prediction if the samples' predictions could not be exported."""
-        refuse_shared_stems(self.format, (sample.id for sample in samples))
+        check_distinct_stems(self.format, (sample.id for sample in samples))
         if self.is_done:
             raise UserError(
                 f"{self.folder} exists, and there are more samples to predict",

@@ -1,4 +1,4 @@
-"""Small lists of objects in other people's formats, for the tests of this room."""
+"""Small annotation files in the formats of other tools, for the tests of `data/`."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ SIZE = (200, 100)
 
 
 def coco(path: Path, annotations: list[dict[str, Any]], images: int = 1) -> Path:
-    """Write a COCO list of pictures 200 x 100, with categories 1 cat and 2 stop-sign."""
+    """Write a COCO file about images of 200 x 100, with the categories 1 cat and 2 stop-sign."""
     path.parent.mkdir(parents=True, exist_ok=True)
     named = [{"id": n, "file_name": f"{n}.png", "width": SIZE[0], "height": SIZE[1]} for n in range(images)]
     rows = [{"id": n, "image_id": 0, "category_id": 1, **row} for n, row in enumerate(annotations)]
@@ -19,17 +19,17 @@ def coco(path: Path, annotations: list[dict[str, Any]], images: int = 1) -> Path
     return path
 
 
-def yolo(folder: Path, lines: str, told: str = "train: images\nnames: [cat, stop-sign]\n") -> Path:
-    """Write one picture 200 x 100 and its labels; return `data.yaml`."""
+def yolo(folder: Path, lines: str, content: str = "train: images\nnames: [cat, stop-sign]\n") -> Path:
+    """Write one image of 200 x 100 and its labels; return the path of `data.yaml`."""
     image(folder / "images" / "0.png", SIZE)
     (folder / "labels").mkdir()
     (folder / "labels" / "0.txt").write_text(lines)
-    (folder / "data.yaml").write_text(told)
+    (folder / "data.yaml").write_text(content)
     return folder / "data.yaml"
 
 
 def voc(folder: Path, objects: str) -> Path:
-    """Write one picture 200 x 100 and its XML in VOC's own folders."""
+    """Write one image of 200 x 100 and its XML in VOC's folders."""
     image(folder / "JPEGImages" / "0.jpg", SIZE)
     (folder / "Annotations").mkdir()
     size = "<size><width>200</width><height>100</height></size>"
@@ -39,8 +39,8 @@ def voc(folder: Path, objects: str) -> Path:
 
 
 def labelme(folder: Path, shapes: list[dict[str, Any]]) -> Path:
-    """Write one picture 200 x 100 with LabelMe's JSON beside it."""
+    """Write one image of 200 x 100 with LabelMe's JSON beside it."""
     image(folder / "0.png", SIZE)
-    told = {"shapes": shapes, "imagePath": "..\\elsewhere\\0.png", "imageWidth": 200, "imageHeight": 100}
-    (folder / "0.json").write_text(json.dumps(told))
+    content = {"shapes": shapes, "imagePath": "..\\elsewhere\\0.png", "imageWidth": 200, "imageHeight": 100}
+    (folder / "0.json").write_text(json.dumps(content))
     return folder

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from florence2.data.formats.shards import find_shards, write_shards
-from florence2.data.resolve import resolve_dataset, resolve_images
+from florence2.data.resolve import DatasetOptions, resolve_dataset, resolve_images
 from florence2.errors import UserError
 from tests.strategies import locs
 
@@ -28,73 +28,71 @@ def tar(path, files, mode="w"):
     return path
 
 
-def said(spec, task="caption"):
-    return [(s.id, s.task, s.input, s.target) for s in resolve_dataset(spec, task=task).samples]
+def read_samples(spec, task="caption"):
+    return [(s.id, s.task, s.input, s.target) for s in resolve_dataset(spec, DatasetOptions(task)).samples]
 
 
-def test_captions_and_rows(tmp_path):
+def test_records_have_captions_or_rows(tmp_path):
     rows = [{"task": "od", "answer": {"bboxes": [[0, 0, 10, 5]], "labels": ["cat"]}}, {"text": "a cat"}]
     files = {
         "0001.png": encoded(),
         "0001.txt": "a\nboat ",
         "in/2.txt": "a tree",
-        "in/2.seg.png": b"other words of this name",
+        "in/2.seg.png": b"another file of this record",
         "in/2.PNG": encoded((30, 10)),
         "3.png": encoded(),
         "3.json": json.dumps(rows),
-        "notes.md": "no picture",
+        "notes.md": "not an image",
     }
-    made = tar(tmp_path / "a.tar", files)
-    assert said(made) == [
+    path = tar(tmp_path / "a.tar", files)
+    assert read_samples(path) == [
         ("0001.png", "<CAPTION>", "", "a boat"),
         ("in/2.png", "<CAPTION>", "", "a tree"),
         ("3.png", "<OD>", "", "cat" + locs(0, 0, 500, 500)),
         ("3.png", "<CAPTION>", "", "a cat"),
     ]
-    samples = resolve_dataset(made, task="caption").samples
+    samples = resolve_dataset(path, DatasetOptions("caption")).samples
     assert [sample.open().size for sample in samples] == [(20, 10), (30, 10), (20, 10), (20, 10)]
-    assert pickle.loads(pickle.dumps(samples[1])).open().size == (30, 10)  # as it goes to workers
+    assert pickle.loads(pickle.dumps(samples[1])).open().size == (30, 10)  # as it is sent to workers
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]  # nothing is unpacked
 
 
-def test_images_to_ask_about(tmp_path):
-    made = tar(tmp_path / "a.tar", {"1.png": encoded(), "2.png": encoded()})
-    assert [(s.id, s.task, s.target) for s in resolve_images(made, task="od").samples] == [
+def test_images_without_targets(tmp_path):
+    path = tar(tmp_path / "a.tar", {"1.png": encoded(), "2.png": encoded()})
+    assert [(s.id, s.task, s.target) for s in resolve_images(path, task="od").samples] == [
         ("1.png", "<OD>", None),
         ("2.png", "<OD>", None),
     ]
     with pytest.raises(UserError, match="have no caption"):
-        said(made)
+        read_samples(path)
 
 
-def test_patterns(tmp_path):
+def test_tars_by_pattern(tmp_path):
     for name in ("s-08", "s-09", "s-10"):
         tar(tmp_path / f"{name}.tar", {"1.png": encoded(), "1.txt": name})
     for pattern in ("s-{08..10}.tar", "s-{08,09,10}.tar", "s-*.tar", ""):
-        assert [row[3] for row in said(tmp_path / pattern)] == ["s-08", "s-09", "s-10"]
-    assert [row[0] for row in said(tmp_path / "s-{08..09}.tar")] == ["s-08.tar/1.png", "s-09.tar/1.png"]
+        assert [row[3] for row in read_samples(tmp_path / pattern)] == ["s-08", "s-09", "s-10"]
+    assert [row[0] for row in read_samples(tmp_path / "s-{08..09}.tar")] == ["s-08.tar/1.png", "s-09.tar/1.png"]
     with pytest.raises(UserError, match=r"s-11\.tar does not exist"):
         find_shards(f"{tmp_path}/s-{{10..11}}.tar")
 
 
-def test_tars_that_cannot_be_read(tmp_path):
-    whole = tar(tmp_path / "a.tar", {"1.png": encoded(), "1.txt": "a cat"}).read_bytes()
+def test_unreadable_tars_are_named(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"no tar" * 200)
     with pytest.raises(UserError, match="is not a tar that can be read"):
-        said(tmp_path / "a.tar")
+        read_samples(tmp_path / "a.tar")
     tar(tmp_path / "b.tar.gz", {"1.png": encoded()}, "w:gz")
     with pytest.raises(UserError, match="is compressed"):
-        said(tmp_path / "b.tar.gz")
-    assert whole
+        read_samples(tmp_path / "b.tar.gz")
 
 
-def test_written_tars_are_read(tmp_path):
+def test_written_tars_are_read_back(tmp_path):
     rows = [{"task": "<OD>", "text": "cat" + locs(1, 2, 3, 4)}]
     images = [(f"a.b/{n}.x.PNG", encoded(), rows * (n + 1)) for n in range(3)]
     assert write_shards(tmp_path, images, per_shard=2) == 2
-    assert [row[0] for row in said(tmp_path)] == [
+    assert [row[0] for row in read_samples(tmp_path)] == [
         "000000.tar/00000000.png",
         *["000000.tar/00000001.png"] * 2,
         *["000001.tar/00000002.png"] * 3,
     ]
-    assert {row[1:] for row in said(tmp_path)} == {("<OD>", "", "cat" + locs(1, 2, 3, 4))}
+    assert {row[1:] for row in read_samples(tmp_path)} == {("<OD>", "", "cat" + locs(1, 2, 3, 4))}

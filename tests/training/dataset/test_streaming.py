@@ -92,10 +92,10 @@ def test_a_problem_in_a_worker_is_one_line(room: Path, tmp_path: Path) -> None:
     of = StreamingDataset(
         Florence2Dataset((), Preprocessor.from_processor(tiny_processor()), CaptionAugmentation()), stream
     )
-    with pytest.raises(UserError, match="is not a picture that can be read"):
+    with pytest.raises(UserError, match="is not an image that can be read"):
         next(iter(of))
     batch = next(iter(ResumableDataLoader(of, lambda: 0, {"collate_fn": Florence2Collator(1), "num_workers": 1})))
-    assert batch["problem"][0].endswith("is not a picture that can be read")
+    assert batch["problem"][0].endswith("is not an image that can be read")
 
 
 def test_training_on_a_stream_resumed_is_never_stopped(room: Path) -> None:

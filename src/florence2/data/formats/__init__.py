@@ -1,1 +1,1 @@
-"""Other people's formats, each read as rows of the one JSONL. Knows no torch, and not what is done with the samples."""
+"""Dataset formats of other tools, each read as rows of the common JSONL. Imports no torch."""

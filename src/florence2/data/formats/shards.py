@@ -1,10 +1,10 @@
-"""Tars as webdataset has them: files of one name up to its first dot belong together, a picture and its words.
+"""Tar shards as webdataset has them: files with one name up to the first dot are one record, an image and its rows.
 
     0001.jpg  0001.txt            the caption
-    0001.jpg  0001.json           a row of the one JSONL, without `file_name`; or a list of such rows
+    0001.jpg  0001.json           a row of the common JSONL without `file_name`, or a list of such rows
 
-A tar is read in place: one pass finds where each picture lies, and it is read from there when it is opened. Nothing is
-unpacked. Compressed tars cannot be read in the middle and are refused.
+A tar is read in place: one pass finds the position of each image, which is read from there when it is opened. Nothing
+is unpacked. Compressed tars have no random access and are rejected.
 """
 
 import glob
@@ -17,21 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from florence2.data.columns import ColumnMapping
-from florence2.data.formats.annotations import DatasetRow
+from florence2.data.columns import ColumnMapping, DatasetRow
 from florence2.data.image import is_image_name
 from florence2.data.sample import Sample
 from florence2.data.tables import Row
 from florence2.errors import UserError
 
-PER_SHARD = 1000  # pictures in a tar that is written
+PER_SHARD = 1000  # images in each tar that is written
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_WORDS = (".txt", ".caption")
+_CAPTION_EXTENSIONS = (".txt", ".caption")
 
 
 @dataclass(frozen=True, slots=True)
 class TarImage:
-    """Where a file lies within a tar; called, it gives the bytes."""
+    """The position of an image file within a tar; a call returns its bytes."""
 
     path: Path
     offset: int
@@ -45,7 +44,7 @@ class TarImage:
 
 
 class TarRecord(NamedTuple):
-    """What lies under one name: the picture's file name, where it is, and the rows about it."""
+    """One record of a tar: the image's file name, its position, and its rows."""
 
     name: str
     image: TarImage
@@ -54,43 +53,43 @@ class TarRecord(NamedTuple):
 
 @dataclass(frozen=True)
 class TarSource:
-    """Tars, in order."""
+    """A list of tars."""
 
     name: str
     paths: tuple[Path, ...]
     root: None = None
 
     def rows(self, columns: ColumnMapping) -> Iterator[DatasetRow]:
-        """Give the rows of all tars, each with its picture; a row that names no task is asked `columns.task`."""
+        """Read the rows of all tars with their images; a row without a task has `columns.task`."""
         del columns
-        many = len(self.paths) > 1
+        has_several = len(self.paths) > 1
         for path in self.paths:
-            for told in read_tar(path):
-                image = Sample(f"{path.name}/{told.name}" if many else told.name, told.image, "")
-                for row in told.rows:
-                    yield DatasetRow(f"{path}: {told.name}", {**row, "file_name": image.id}, image)
+            for record in read_tar(path):
+                image = Sample(f"{path.name}/{record.name}" if has_several else record.name, record.image, "")
+                for row in record.rows:
+                    yield DatasetRow(f"{path}: {record.name}", {**row, "file_name": image.id}, image)
 
 
 def find_shards(spec: str) -> TarSource | None:
-    """Find the tars that are named: one, a pattern like `data-{000..009}.tar` or `data-*.tar`, or a folder of tars."""
+    """Find tars: one file, a pattern like `data-{000..009}.tar` or `data-*.tar`, or a folder of tars."""
     path = Path(spec).expanduser()
     if path.is_dir():
         tars = sorted(path.glob("*.tar"))
         return TarSource(spec, tuple(tars)) if tars else None
     if re.search(r"\.(tar\.\w+|tgz)$", spec):
-        raise UserError(f"{spec} is compressed, so its pictures cannot be read one by one", "unpack it to a .tar")
+        raise UserError(f"{spec} is compressed, so its images cannot be read one by one", "decompress it to a .tar")
     if not spec.endswith(".tar"):
         return None
-    names = list(_expanded(str(path)))
-    found = [Path(each) for name in names for each in (sorted(glob.glob(name)) if glob.has_magic(name) else [name])]  # noqa: PTH207
-    absent = [each for each in found if not each.is_file()]
-    if absent or not found:
+    names = list(_expand_braces(str(path)))
+    paths = [Path(each) for name in names for each in (sorted(glob.glob(name)) if glob.has_magic(name) else [name])]  # noqa: PTH207
+    absent = [each for each in paths if not each.is_file()]
+    if absent or not paths:
         raise UserError(f"{absent[0] if absent else spec} does not exist", "check the pattern, and put it in quotes")
-    return TarSource(spec, tuple(found))
+    return TarSource(spec, tuple(paths))
 
 
-def _expanded(name: str) -> Iterator[str]:
-    """Write out `{000..009}`, and `{a,b}`."""
+def _expand_braces(name: str) -> Iterator[str]:
+    """Expand `{000..009}` and `{a,b}`."""
     if match := _RANGE.search(name):
         first, last = match.groups()
         parts = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
@@ -100,74 +99,76 @@ def _expanded(name: str) -> Iterator[str]:
         yield name
         return
     for part in parts:
-        yield from _expanded(name[: match.start()] + part + name[match.end() :])
+        yield from _expand_braces(name[: match.start()] + part + name[match.end() :])
 
 
 def read_tar(path: Path) -> Iterator[TarRecord]:
-    """Read what a tar holds, name by name."""
+    """Read the records of a tar."""
     try:
         with tarfile.open(path, "r:") as tar:
-            group: dict[str, tarfile.TarInfo] = {}
+            members: dict[str, tarfile.TarInfo] = {}
             last = ""
             for member in tar:
-                key, extension = _split(member.name)
+                key, extension = _split_name(member.name)
                 if not member.isfile() or not extension or Path(key).name.startswith("."):
                     continue
-                if key != last and group:
-                    yield from _told(path, tar, last, group)
-                    group = {}
+                if key != last and members:
+                    yield from _read_record(path, tar, last, members)
+                    members = {}
                 last = key
-                group[extension] = member
-            yield from _told(path, tar, last, group)
+                members[extension] = member
+            yield from _read_record(path, tar, last, members)
     except (tarfile.TarError, OSError) as error:
-        said = getattr(error, "strerror", None) or str(error) or "it is cut short"
-        raise UserError(f"{path} is not a tar that can be read: {said}") from None
+        message = getattr(error, "strerror", None) or str(error) or "it is truncated"
+        raise UserError(f"{path} is not a tar that can be read: {message}") from None
 
 
-def _split(name: str) -> tuple[str, str]:
+def _split_name(name: str) -> tuple[str, str]:
     folder, slash, last = name.removeprefix("./").rpartition("/")
     stem, dot, extension = last.partition(".")
     return folder + slash + stem, f"{dot}{extension}".lower()
 
 
-def _told(path: Path, tar: tarfile.TarFile, key: str, group: dict[str, tarfile.TarInfo]) -> Iterator[TarRecord]:
-    images = [extension for extension in group if is_image_name(f"a{extension}")]
+def _read_record(
+    path: Path, tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo]
+) -> Iterator[TarRecord]:
+    images = [extension for extension in members if is_image_name(f"a{extension}")]
     if not images:
         return
-    image = min(images, key=lambda extension: extension.count("."))  # `.jpg` before a mask in `.seg.png`
+    image = min(images, key=lambda extension: extension.count("."))  # `.jpg` rather than a mask in `.seg.png`
     rows: list[Row] = [{}]
-    if ".json" in group:
-        rows = _rows(_text(path, tar, group[".json"]), f"{path}: {key}.json")
-    words = next((group[extension] for extension in _WORDS if extension in group), None)
-    if words is not None and not any(row.get("text") or row.get("answer") for row in rows):
-        rows = [{**row, "text": " ".join(_text(path, tar, words).split())} for row in rows]
-    member = group[image]
+    if ".json" in members:
+        rows = _parse_rows(_read_text(path, tar, members[".json"]), f"{path}: {key}.json")
+    caption = next((members[extension] for extension in _CAPTION_EXTENSIONS if extension in members), None)
+    if caption is not None and not any(row.get("text") or row.get("answer") for row in rows):
+        rows = [{**row, "text": " ".join(_read_text(path, tar, caption).split())} for row in rows]
+    member = members[image]
     yield TarRecord(key + image, TarImage(path, member.offset_data, member.size), rows)
 
 
-def _text(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
-    stored = tar.extractfile(member)  # a reader of the tar; nothing is written
+def _read_text(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    stored = tar.extractfile(member)  # returns a reader of the tar and writes nothing
     try:
         return stored.read().decode("utf-8-sig") if stored else ""
     except UnicodeDecodeError:
         raise UserError(f"{path}: {member.name} is not UTF-8 text") from None
 
 
-def _rows(text: str, where: str) -> list[Row]:
+def _parse_rows(text: str, where: str) -> list[Row]:
     try:
-        told = json.loads(text)
+        content = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {getattr(error, 'msg', 'nested too deeply')}") from None
-    rows = told if isinstance(told, list) else [told]
+    rows = content if isinstance(content, list) else [content]
     if not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{where} is neither a row nor a list of rows")
     return rows
 
 
 def write_shards(folder: Path, images: Iterable[tuple[str, bytes, list[Row]]], per_shard: int = PER_SHARD) -> int:
-    """Write tars `000000.tar`, ... of (file name, encoded picture, rows); return how many.
+    """Write tars `000000.tar`, ... of (file name, encoded image, rows); return the number of tars.
 
-    Names within the tars are numbers, so that no dot and no folder of a file's name can part what belongs together.
+    Record names are numbers, because a dot or a folder in a file name could split a record.
     """
     number = -1
     tar: tarfile.TarFile | None = None
@@ -178,16 +179,16 @@ def write_shards(folder: Path, images: Iterable[tuple[str, bytes, list[Row]]], p
                     tar.close()
                 tar = tarfile.open(folder / f"{number // per_shard:06d}.tar", "w")  # noqa: SIM115
             assert tar is not None
-            _add(tar, f"{number:08d}{Path(name).suffix.lower()}", encoded)
-            said: Any = rows[0] if len(rows) == 1 else rows
-            _add(tar, f"{number:08d}.json", json.dumps(said, ensure_ascii=False).encode())
+            _add_file(tar, f"{number:08d}{Path(name).suffix.lower()}", encoded)
+            content: Any = rows[0] if len(rows) == 1 else rows
+            _add_file(tar, f"{number:08d}.json", json.dumps(content, ensure_ascii=False).encode())
     finally:
         if tar:
             tar.close()
     return number // per_shard + 1
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+def _add_file(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))

@@ -1,1 +1,1 @@
-"""A dataset looked at before it is learnt from: checked, shown, rewritten. Knows no torch and no model weights."""
+"""Dataset inspection before training: a report of issues, and conversion to other formats. Imports no torch."""

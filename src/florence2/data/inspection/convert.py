@@ -1,12 +1,12 @@
-"""A dataset written anew in another format; the source is only read.
+"""Conversion of a dataset to another format; the source is not changed.
 
-    jsonl    metadata.jsonl beside the pictures: every task, boxes in pixels
-    coco     _annotations.coco.json beside the pictures: boxes and outlines
-    yolo     data.yaml, images/, labels/: boxes, or outlines where every object has one
-    folder   a text file beside each picture: captions
-    shards   tars of pictures and rows: every task
+    jsonl    metadata.jsonl beside the images: every task, boxes in pixels
+    coco     _annotations.coco.json beside the images: boxes and polygons
+    yolo     data.yaml, images/, labels/: boxes, or polygons where every object has one
+    folder   a text file beside each image: captions
+    shards   tars of images and rows: every task
 
-Pictures are linked (a second name for the same bytes on disk) or copied, never moved; what cannot be linked is copied.
+Images are hard-linked or copied, never moved; a file that cannot be linked is copied.
 """
 
 import io
@@ -15,17 +15,18 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from PIL import Image
 
-from florence2.data.columns import METADATA_NAMES, ColumnMapping
-from florence2.data.formats.annotations import AnnotatedImage, Annotation, DatasetRow, annotations_from_row
-from florence2.data.formats.coco import LIST_NAME, write_coco
+from florence2.data.columns import METADATA_NAMES, ColumnMapping, DatasetRow
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, annotations_from_row
+from florence2.data.formats.coco import ANNOTATIONS_NAME, write_coco
 from florence2.data.formats.shards import write_shards
 from florence2.data.formats.yolo import write_yolo
+from florence2.data.image import Size
 from florence2.data.sample import Sample
 from florence2.data.tables import Row
 from florence2.errors import UserError
@@ -35,101 +36,105 @@ OutputFormat = Literal["jsonl", "coco", "yolo", "folder", "shards"]
 LinkMode = Literal["link", "copy"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class ImageRecord:
-    """All that is known about one picture, in the words of our own rows."""
+    """One image with all its rows, and the annotations and captions in them."""
 
     image: Sample
     name: str
     rows: list[Row] = field(default_factory=list)
     annotations: list[Annotation] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
-    about_objects: bool = False
+    has_located_rows: bool = False
 
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """What was written, and how many rows were left out for which reason."""
+    """The number of images and rows that were written, and of items that were skipped by reason."""
 
     num_images: int
     num_rows: int
-    left_out: Counter[str]
+    skipped: Counter[str]
 
     def lines(self) -> Iterator[str]:
-        """Say it."""
-        yield f"{self.num_images:,} pictures with {self.num_rows:,} answers are written"
-        yield from (f"left out: {number:,} {why}" for why, number in self.left_out.items())
+        """Yield the lines of a summary."""
+        yield f"wrote {self.num_images:,} images with {self.num_rows:,} targets"
+        yield from (f"skipped: {number:,} {reason}" for reason, number in self.skipped.items())
 
 
 def convert(
-    entries: Iterable[DatasetRow], columns: ColumnMapping, folder: Path, to: OutputFormat, how: LinkMode = "link"
+    rows: Iterable[DatasetRow], columns: ColumnMapping, folder: Path, to: OutputFormat, link_mode: LinkMode = "link"
 ) -> ConversionResult:
     """Write a dataset into a folder that is new or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already", "name a new folder")
-    left_out: Counter[str] = Counter()
-    told = list(_collected(entries, columns, left_out).values())
-    kept = [each for each in told if to != "folder" or each.captions]
-    if to in ("coco", "yolo") and not any(each.about_objects for each in kept):
-        kept = []
-    if not kept:
-        raise UserError(f"nothing of it can be written as {to}", "choose another --to, or another --task")
-    refuse_shared_stems(to, (each.name for each in kept))
+        raise UserError(f"{folder} exists already", "pass a new folder")
+    skipped: Counter[str] = Counter()
+    records = _collect_records(rows, columns, skipped)
+    if to == "folder":
+        records = [record for record in records if record.captions]
+    if to in ("coco", "yolo") and not any(record.has_located_rows for record in records):
+        records = []
+    if not records:
+        raise UserError(f"the dataset has no target that {to} can store", "pass another --to, or another --task")
+    check_distinct_stems(to, (record.name for record in records))
     folder.mkdir(parents=True, exist_ok=True)
-    rows = _WRITERS[to](kept, folder, how, left_out)
-    return ConversionResult(len(kept), rows, +left_out)
+    num_rows = _WRITERS[to](records, folder, link_mode, skipped)
+    return ConversionResult(len(records), num_rows, +skipped)
 
 
-def _collected(entries: Iterable[DatasetRow], columns: ColumnMapping, left_out: Counter[str]) -> dict[str, ImageRecord]:
-    told: dict[str, ImageRecord] = {}
-    for entry in entries:
+def _collect_records(rows: Iterable[DatasetRow], columns: ColumnMapping, skipped: Counter[str]) -> list[ImageRecord]:
+    records: dict[str, ImageRecord] = {}
+    for row in rows:
         try:
-            if not entry.exists:
-                raise UserError("a picture does not exist")
-            size = entry.image.size()
-            one = told.get(entry.image.id) or ImageRecord(entry.image, _named(entry.image))
-            _add(one, entry, columns, lambda size=size: size)  # type: ignore[misc]
-            told[entry.image.id] = one
+            if not row.exists:
+                raise UserError("the image does not exist")
+            size = row.image.size()
+            record = records.get(row.image.id) or ImageRecord(row.image, _file_name(row.image))
+            records[row.image.id] = _with_row(record, row, columns, size)
         except UserError:
-            left_out["rows that `florence2 data check` finds wrong"] += 1
-    return told
+            skipped["rows that are issues of `florence2 data check`"] += 1
+    return list(records.values())
 
 
-def _add(told: ImageRecord, entry: DatasetRow, columns: ColumnMapping, size: Callable[[], tuple[int, int]]) -> None:
-    task, asked = columns.task_and_input(entry.row, entry.where)
-    texts, answer = columns.texts(entry.row, entry.where), entry.row.get("answer")
+def _with_row(record: ImageRecord, dataset_row: DatasetRow, columns: ColumnMapping, size: Size) -> ImageRecord:
+    task, task_input = columns.task_and_input(dataset_row.row, dataset_row.where)
+    texts, answer = columns.texts(dataset_row.row, dataset_row.where), dataset_row.row.get("answer")
     if not texts and not isinstance(answer, dict | str):
-        raise UserError(f"{entry.where} has no answer")
+        raise UserError(f"{dataset_row.where} has no target")
     if isinstance(answer, str):
         texts, answer = texts or [answer.strip()], None
-    row: Row = {"file_name": told.name, "task": task.token}
-    if asked:
-        row["input"] = asked
+    row: Row = {"file_name": record.name, "task": task.token}
+    if task_input:
+        row["input"] = task_input
     if texts:
         row["text"] = texts[0] if len(texts) == 1 else texts
     if answer is not None:
         row["answer"] = answer
-    things = annotations_from_row(task, asked, answer, texts[0] if texts else "", size)
-    if things is None and task.input_type is InputType.NOTHING:
-        told.captions += texts
-    told.about_objects |= things is not None
-    told.annotations += [thing for thing in things or [] if thing not in told.annotations]
-    told.rows.append(row)
+    annotations = annotations_from_row(task, task_input, answer, texts[0] if texts else "", lambda: size)
+    is_caption = annotations is None and task.input_type is InputType.NOTHING
+    new = [annotation for annotation in annotations or [] if annotation not in record.annotations]
+    return replace(
+        record,
+        rows=[*record.rows, row],
+        annotations=[*record.annotations, *new],
+        captions=[*record.captions, *(texts if is_caption else [])],
+        has_located_rows=record.has_located_rows or annotations is not None,
+    )
 
 
-def _named(picture: Sample) -> str:
-    """Name the file that is written: the id, with an extension where a dataset gives none."""
-    source = picture.source()
-    if isinstance(source, Path) or Path(picture.id).suffix:
-        return picture.id
+def _file_name(image: Sample) -> str:
+    """Return the name of the written file: the id, with an extension where the id has none."""
+    source = image.source()
+    if isinstance(source, Path) or Path(image.id).suffix:
+        return image.id
     if isinstance(source, Image.Image):
-        return f"{picture.id}.png"
-    with Image.open(io.BytesIO(source)) as image:
-        return f"{picture.id}.{(image.format or 'png').lower()}"
+        return f"{image.id}.png"
+    with Image.open(io.BytesIO(source)) as opened:
+        return f"{image.id}.{(opened.format or 'png').lower()}"
 
 
-def _encoded(picture: Sample) -> bytes:
-    source = picture.source()
+def _encode_image(image: Sample) -> bytes:
+    source = image.source()
     if isinstance(source, Path):
         return source.read_bytes()
     if isinstance(source, bytes):
@@ -139,82 +144,84 @@ def _encoded(picture: Sample) -> bytes:
     return encoded.getvalue()
 
 
-def _put(picture: Sample, path: Path, how: LinkMode) -> None:
+def _write_image(image: Sample, path: Path, link_mode: LinkMode) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    source = picture.source()
+    source = image.source()
     if not isinstance(source, Path):
-        path.write_bytes(_encoded(picture))
+        path.write_bytes(_encode_image(image))
         return
-    if how == "link":
+    if link_mode == "link":
         try:
             os.link(source.resolve(), path)
-        except OSError:  # another disk, or a file system without links
+        except OSError:  # another disk, or a file system without hard links
             shutil.copy2(source, path)
     else:
         shutil.copy2(source, path)
 
 
-def _jsonl(told: list[ImageRecord], folder: Path, how: LinkMode, _: Counter[str]) -> int:
-    rows = [row for each in told for row in each.rows]
+def _write_images(records: Iterable[ImageRecord], folder: Path, link_mode: LinkMode) -> None:
+    for record in records:
+        _write_image(record.image, folder / record.name, link_mode)
+
+
+def _write_jsonl(records: list[ImageRecord], folder: Path, link_mode: LinkMode, _: Counter[str]) -> int:
+    rows = [row for record in records for row in record.rows]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / METADATA_NAMES[0]).write_text(text, encoding="utf-8")
-    for each in told:
-        _put(each.image, folder / each.name, how)
+    _write_images(records, folder, link_mode)
     return len(rows)
 
 
-def _annotated(told: ImageRecord, left_out: Counter[str]) -> AnnotatedImage:
-    words = len([row for row in told.rows if split_prompt(row["task"])[0].output_type is OutputType.TEXT])
-    left_out["answers in words"] += words if not told.annotations else 0
-    return AnnotatedImage(told.name, told.annotations, told.image.size())
+def _annotated_image(record: ImageRecord, skipped: Counter[str]) -> AnnotatedImage:
+    num_texts = len([row for row in record.rows if split_prompt(row["task"])[0].output_type is OutputType.TEXT])
+    skipped["text targets"] += num_texts if not record.annotations else 0
+    return AnnotatedImage(record.name, record.annotations, record.image.size())
 
 
-def _coco(told: list[ImageRecord], folder: Path, how: LinkMode, left_out: Counter[str]) -> int:
-    write_coco(folder / LIST_NAME, [_annotated(each, left_out) for each in told])
-    for each in told:
-        _put(each.image, folder / each.name, how)
-    return sum(len(each.annotations) for each in told)
+def _write_coco(records: list[ImageRecord], folder: Path, link_mode: LinkMode, skipped: Counter[str]) -> int:
+    write_coco(folder / ANNOTATIONS_NAME, [_annotated_image(record, skipped) for record in records])
+    _write_images(records, folder, link_mode)
+    return sum(len(record.annotations) for record in records)
 
 
-def _yolo(told: list[ImageRecord], folder: Path, how: LinkMode, left_out: Counter[str]) -> int:
-    for each in told:
-        each.name = f"images/{each.name.removeprefix('images/')}"
-        _put(each.image, folder / each.name, how)
-    left_out["parts of outlines, since a line of YOLO holds one"] += write_yolo(
-        folder, [_annotated(each, left_out) for each in told]
-    )
-    return sum(len(each.annotations) for each in told)
+def _write_yolo(records: list[ImageRecord], folder: Path, link_mode: LinkMode, skipped: Counter[str]) -> int:
+    records = [replace(record, name=f"images/{record.name.removeprefix('images/')}") for record in records]
+    _write_images(records, folder, link_mode)
+    images = [_annotated_image(record, skipped) for record in records]
+    skipped["polygons beyond the one that a YOLO line stores"] += write_yolo(folder, images)
+    return sum(len(record.annotations) for record in records)
 
 
-def _folder(told: list[ImageRecord], folder: Path, how: LinkMode, left_out: Counter[str]) -> int:
-    for each in told:
-        _put(each.image, folder / each.name, how)
-        (folder / each.name).with_suffix(".txt").write_text(each.captions[0] + "\n", encoding="utf-8")
-        left_out["answers that are no caption, or a second one"] += len(each.rows) - 1
-    return len(told)
+def _write_folder(records: list[ImageRecord], folder: Path, link_mode: LinkMode, skipped: Counter[str]) -> int:
+    _write_images(records, folder, link_mode)
+    for record in records:
+        (folder / record.name).with_suffix(".txt").write_text(record.captions[0] + "\n", encoding="utf-8")
+        skipped["targets that are not the first caption of an image"] += len(record.rows) - 1
+    return len(records)
 
 
-def _shards(told: list[ImageRecord], folder: Path, _: LinkMode, __: Counter[str]) -> int:
-    def bare(rows: list[Row]) -> list[Row]:
+def _write_shards(records: list[ImageRecord], folder: Path, _: LinkMode, __: Counter[str]) -> int:
+    def without_file_names(rows: list[Row]) -> list[Row]:
         return [{key: value for key, value in row.items() if key != "file_name"} for row in rows]
 
-    write_shards(folder, ((each.name, _encoded(each.image), bare(each.rows)) for each in told))
-    return sum(len(each.rows) for each in told)
+    images = ((record.name, _encode_image(record.image), without_file_names(record.rows)) for record in records)
+    write_shards(folder, images)
+    return sum(len(record.rows) for record in records)
 
 
-def refuse_shared_stems(to: OutputFormat, names: Iterable[str]) -> None:
-    """Refuse pictures whose text files would be one, in the formats that have one beside each picture."""
+def check_distinct_stems(to: OutputFormat, names: Iterable[str]) -> None:
+    """Raise a UserError for images with the same stem, in the formats that have a text file beside each image."""
     stems: dict[str, str] = {}
     for name in names if to in ("yolo", "folder") else ():
         before = stems.setdefault(str(Path(name).with_suffix("")), name)
         if before != name:
-            raise UserError(f"{before} and {name} would share one text file", "rename one of them")
+            raise UserError(f"{before} and {name} would have the same text file", "rename one of them")
 
 
 _WRITERS: dict[str, Callable[[list[ImageRecord], Path, LinkMode, Counter[str]], int]] = {
-    "jsonl": _jsonl,
-    "coco": _coco,
-    "yolo": _yolo,
-    "folder": _folder,
-    "shards": _shards,
+    "jsonl": _write_jsonl,
+    "coco": _write_coco,
+    "yolo": _write_yolo,
+    "folder": _write_folder,
+    "shards": _write_shards,
 }

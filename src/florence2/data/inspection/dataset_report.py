@@ -1,112 +1,145 @@
-"""All rows looked at: counts of pictures, tasks and labels, and findings by kind, for people and for programs."""
+"""The report on a dataset: counts of images, tasks and labels, and its issues, as text and as JSON."""
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from florence2.data.columns import ColumnMapping
-from florence2.data.formats.annotations import NO_LABEL, DatasetRow
-from florence2.data.inspection.issues import Issue, IssueKind, LengthLimit, check_row
+from florence2.data.columns import ColumnMapping, DatasetRow
+from florence2.data.formats.annotations import NO_LABEL
+from florence2.data.inspection.issues import Issue, IssueKind, LengthLimit, RowReport, check_row
 from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model.location_grammar import decode_objects
 from florence2.model.tasks import InputType, find_task
 
-_SHOWN = 3  # findings of a kind that are named one by one
+_EXAMPLES = 3  # issues of a kind that the text names one by one
+_LABELS = 12  # labels that the text counts one by one
 
 
-@dataclass
+@dataclass(frozen=True)
 class DatasetReport:
-    """What a dataset holds and what is wrong with it; filled row by row."""
+    """The contents and the issues of a dataset; `tasks` counts samples, `objects` counts objects by label."""
 
     source: str
-    num_images: dict[str, Sample] = field(default_factory=dict)
-    tasks: Counter[str] = field(default_factory=Counter)
-    objects: Counter[str] = field(default_factory=Counter)
-    empty_targets: int = 0
-    max_target_tokens: int = 0
-    issues: list[Issue] = field(default_factory=list)
-    _asked: dict[tuple[str, str, str, str], str] = field(default_factory=dict)
+    num_images: int
+    tasks: Mapping[str, int]
+    objects: Mapping[str, int]
+    empty_targets: int
+    max_target_tokens: int
+    issues: tuple[Issue, ...]
 
-    @classmethod
-    def of(
-        cls, source: str, entries: Iterable[DatasetRow], columns: ColumnMapping, length: LengthLimit
-    ) -> "DatasetReport":
-        """Look at every row; a source that cannot be read on is a finding, unless it gives no row at all."""
-        inventory = cls(source)
-        try:
-            for entry in entries:
-                inventory._add(entry, columns, length)
-        except UserError as error:
-            if not inventory.num_images:
-                raise
-            inventory.issues.append(Issue(IssueKind.MALFORMED, source, f"{error.what}; what follows was not read"))
-        inventory.issues += _same(inventory.num_images)
-        return inventory
+    @property
+    def num_samples(self) -> int:
+        """Return the number of samples."""
+        return sum(self.tasks.values())
 
-    def _add(self, entry: DatasetRow, columns: ColumnMapping, length: LengthLimit) -> None:
-        looked = check_row(entry, columns, length)
-        self.num_images.setdefault(entry.image.id, entry.image)
-        self.issues += looked.issues
-        for sample in looked.samples:
-            task = find_task(sample.task)
-            target = sample.target or ""
-            self.tasks[task.name] += 1
-            name = sample.input if task.input_type is InputType.WORDS else NO_LABEL
-            self.objects.update(placed.label or name for placed in decode_objects(task.output_type, target))
-            self.empty_targets += not target
-            self.max_target_tokens = max(self.max_target_tokens, length.count(target))
-            before = self._asked.setdefault((*sample.key, target), entry.where)
-            if before != entry.where:
-                self.issues.append(Issue(IssueKind.DUPLICATE, entry.where, f"it asks and answers what {before} does"))
-
-    def counts(self) -> dict[IssueKind, int]:
-        """Count the findings of each kind."""
-        found = Counter(finding.kind for finding in self.issues)
-        return {kind: found[kind] for kind in IssueKind if found[kind]}
+    def issue_counts(self) -> dict[IssueKind, int]:
+        """Count the issues of each kind."""
+        counts = Counter(issue.kind for issue in self.issues)
+        return {kind: counts[kind] for kind in IssueKind if counts[kind]}
 
     def to_json(self) -> dict[str, Any]:
-        """Give everything in one object."""
+        """Return the report as one JSON object."""
         return {
             "dataset": self.source,
-            "pictures": len(self.num_images),
-            "samples": self.tasks.total(),
+            "images": self.num_images,
+            "samples": self.num_samples,
             "tasks": dict(self.tasks),
-            "objects": dict(self.objects.most_common()),
-            "without_objects": self.empty_targets,
-            "longest": self.max_target_tokens,
-            "wrong": {kind.name.lower(): number for kind, number in self.counts().items()},
-            "findings": [{"kind": f.kind.name.lower(), "where": f.where, "what": f.what} for f in self.issues],
+            "objects": dict(self.objects),
+            "empty_targets": self.empty_targets,
+            "max_target_tokens": self.max_target_tokens,
+            "issue_counts": {kind.name.lower(): number for kind, number in self.issue_counts().items()},
+            "issues": [
+                {"kind": issue.kind.name.lower(), "where": issue.where, "what": issue.what} for issue in self.issues
+            ],
         }
 
     def lines(self) -> Iterator[str]:
-        """Say it for people: what there is, then what is wrong."""
-        yield f"{self.source}: {len(self.num_images):,} pictures, {self.tasks.total():,} samples"
-        for task, number in self.tasks.most_common():
+        """Yield the lines of the text: the counts, then the issues."""
+        yield f"{self.source}: {self.num_images:,} images, {self.num_samples:,} samples"
+        for task, number in sorted(self.tasks.items(), key=lambda item: -item[1]):
             yield f"  {number:8,}  {task}"
         if self.objects:
-            labels = ", ".join(f"{label} {number:,}" for label, number in self.objects.most_common(12))
-            more = f", and {len(self.objects) - 12:,} more" if len(self.objects) > 12 else ""
-            yield f"  {self.objects.total():8,}  objects: {labels}{more}"
+            labels = ", ".join(f"{label} {number:,}" for label, number in list(self.objects.items())[:_LABELS])
+            more = f", and {len(self.objects) - _LABELS:,} more" if len(self.objects) > _LABELS else ""
+            yield f"  {sum(self.objects.values()):8,}  objects: {labels}{more}"
         if self.empty_targets:
-            yield f"  {self.empty_targets:8,}  without objects: there the model learns to say nothing"
-        yield f"  the longest answer has at least {self.max_target_tokens:,} tokens"
-        named: defaultdict[IssueKind, list[Issue]] = defaultdict(list)
-        for finding in self.issues:
-            named[finding.kind].append(finding)
-        for kind, number in self.counts().items():
-            yield f"wrong: {number:,} {kind}"
-            yield from (f"  {each.where}: {each.what}" for each in named[kind][:_SHOWN])
-        yield "nothing is wrong" if not self.issues else f"{len(self.issues):,} things are wrong"
+            yield f"  {self.empty_targets:8,}  empty targets: samples without objects or text"
+        yield f"  the longest target has at least {self.max_target_tokens:,} tokens"
+        examples: defaultdict[IssueKind, list[Issue]] = defaultdict(list)
+        for issue in self.issues:
+            examples[issue.kind].append(issue)
+        for kind, number in self.issue_counts().items():
+            yield f"issue: {number:,} {kind}"
+            yield from (f"  {issue.where}: {issue.what}" for issue in examples[kind][:_EXAMPLES])
+        yield f"{len(self.issues):,} issues" if self.issues else "no issues"
 
 
-def _same(images: dict[str, Sample]) -> Iterator[Issue]:
+def report_dataset(
+    source: str, rows: Iterable[DatasetRow], columns: ColumnMapping, length: LengthLimit
+) -> DatasetReport:
+    """Check every row; an error that ends the rows is an issue, unless it comes before the first row."""
+    builder = _ReportBuilder(length)
+    try:
+        for row in rows:
+            builder.add(row, check_row(row, columns, length))
+    except UserError as error:
+        if not builder.images:
+            raise
+        builder.issues.append(Issue(IssueKind.MALFORMED, source, f"{error.what}; the rest was not read"))
+    builder.issues += _duplicate_images(builder.images.values())
+    return builder.build(source)
+
+
+class _ReportBuilder:
+    """The counts and issues of the rows that were added so far."""
+
+    def __init__(self, length: LengthLimit) -> None:
+        self.images: dict[str, Sample] = {}
+        self.issues: list[Issue] = []
+        self._length = length
+        self._tasks: Counter[str] = Counter()
+        self._objects: Counter[str] = Counter()
+        self._empty_targets = 0
+        self._max_target_tokens = 0
+        self._first_row: dict[tuple[str, str, str, str], str] = {}
+
+    def add(self, row: DatasetRow, report: RowReport) -> None:
+        """Count a row's samples and objects, and collect its issues."""
+        self.images.setdefault(row.image.id, row.image)
+        self.issues += report.issues
+        for sample in report.samples:
+            task, target = find_task(sample.task), sample.target or ""
+            self._tasks[task.name] += 1
+            default = sample.input if task.input_type is InputType.WORDS else NO_LABEL
+            self._objects.update(item.label or default for item in decode_objects(task.output_type, target))
+            self._empty_targets += not target
+            self._max_target_tokens = max(self._max_target_tokens, self._length.count(target))
+            first = self._first_row.setdefault((*sample.key, target), row.where)
+            if first != row.where:
+                what = f"its image, task, input and target are those of {first}"
+                self.issues.append(Issue(IssueKind.DUPLICATE, row.where, what))
+
+    def build(self, source: str) -> DatasetReport:
+        """Return the report."""
+        return DatasetReport(
+            source,
+            num_images=len(self.images),
+            tasks=dict(self._tasks),
+            objects=dict(self._objects.most_common()),
+            empty_targets=self._empty_targets,
+            max_target_tokens=self._max_target_tokens,
+            issues=tuple(self.issues),
+        )
+
+
+def _duplicate_images(images: Iterable[Sample]) -> Iterator[Issue]:
     """Find files with the same bytes; only files of the same length are read."""
     by_length: defaultdict[int, list[Path]] = defaultdict(list)
-    for sample in images.values():
+    for sample in images:
         if isinstance(sample.image, Path) and sample.image.is_file():
             by_length[sample.image.stat().st_size].append(sample.image)
     for paths in by_length.values():
@@ -114,4 +147,4 @@ def _same(images: dict[str, Sample]) -> Iterator[Issue]:
         for path in paths if len(paths) > 1 else []:
             before = first.setdefault(hashlib.sha256(path.read_bytes()).digest(), path)
             if before != path:
-                yield Issue(IssueKind.SAME, str(path), f"its bytes are those of {before}")
+                yield Issue(IssueKind.SAME, str(path), f"its bytes equal those of {before}")

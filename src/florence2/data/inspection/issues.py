@@ -1,7 +1,7 @@
-"""What is wrong with a dataset, counted by kind and named.
+"""Issues of dataset rows: what can be wrong with a row, and the check that finds it.
 
-A box may reach over the picture's edge by a pixel, as roundings do; what is further out, turned around or empty is a
-finding. Knows rows and tasks; how long a text is for a model is told from outside.
+A box may extend one pixel beyond the image, as rounding does; one farther outside, with swapped corners or without area
+is an issue. The token count of a text comes from the caller.
 """
 
 import difflib
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from florence2.data.columns import ColumnMapping, samples_from_row
-from florence2.data.formats.annotations import DatasetRow
+from florence2.data.columns import ColumnMapping, DatasetRow, samples_from_row
 from florence2.data.image import ImageError, Size
 from florence2.data.sample import Sample
 from florence2.errors import UserError
@@ -21,35 +20,35 @@ from florence2.model.location_grammar import decode_objects
 from florence2.model.locations import encode
 from florence2.model.tasks import TASKS, InputType, OutputType, Task, split_prompt
 
-SLACK = 1.0  # pixels
-_LOCATION = re.compile(r"<loc_\d+>")
-_FORMS = ("bboxes", "quad_boxes", "polygons")
+TOLERANCE = 1.0  # pixels that a box may extend beyond the image
+_LOCATION_TOKEN = re.compile(r"<loc_\d+>")
+_GEOMETRY_KEYS = ("bboxes", "quad_boxes", "polygons")
 
 
 class IssueKind(StrEnum):
-    """What can be wrong; the value is how a report counts it, and the key in JSON is the name."""
+    """A kind of issue; the value is its plural in reports, the lower-case name its key in JSON."""
 
-    ABSENT = "pictures that do not exist"
-    UNREADABLE = "pictures that cannot be read"
-    SIZE = "pictures whose size is not what the list says"
+    ABSENT = "images that do not exist"
+    UNREADABLE = "images that cannot be read"
+    SIZE = "images whose size differs from the annotation"
     MALFORMED = "rows that cannot be read"
     TASK = "unknown tasks"
     INPUT = "inputs that do not fit the task"
-    EMPTY = "rows without an answer"
+    EMPTY = "rows without a target"
     LABEL = "objects without a label"
-    OUTSIDE = "objects outside the picture"
+    OUTSIDE = "objects outside the image"
     SWAPPED = "boxes with swapped corners"
     ZERO = "objects without area"
-    TEXT = "texts that hold no object where the task asks for objects"
-    LONG = "answers too long for the model"
-    REPEATED = "objects that are there twice"
-    DUPLICATE = "questions that are there twice"
-    SAME = "pictures that are there twice under two names"
+    TEXT = "texts without an object where the task needs objects"
+    LONG = "targets too long for the model"
+    REPEATED = "duplicate objects"
+    DUPLICATE = "duplicate samples"
+    SAME = "duplicate images under two names"
 
 
 @dataclass(frozen=True)
 class Issue:
-    """One thing that is wrong, and where."""
+    """One issue: its kind, the row or file, and a description."""
 
     kind: IssueKind
     where: str
@@ -58,146 +57,150 @@ class Issue:
 
 @dataclass(frozen=True)
 class LengthLimit:
-    """How long a text may be: `count` gives its tokens, `<s>` and `</s>` included, or a number that is never more."""
+    """The model's maximum target length; `count` returns the tokens of a text, `<s>` and `</s>` included.
+
+    `count` may return a lower bound.
+    """
 
     count: Callable[[str], int]
     limit: int
 
 
 def min_token_count(text: str) -> int:
-    """Count tokens without a tokenizer, never too many: one for each location and for each word between them."""
-    words, places = _LOCATION.subn(" ", text)
-    return 2 + places + len(words.split())
+    """Return a lower bound on the tokens of a text: one for each location token and for each word."""
+    text_without_locations, num_locations = _LOCATION_TOKEN.subn(" ", text)
+    return 2 + num_locations + len(text_without_locations.split())
 
 
 @dataclass(frozen=True)
 class RowReport:
-    """What a row turned out to be: its samples, and what is wrong with it."""
+    """The samples of a row and its issues."""
 
     samples: list[Sample]
     issues: list[Issue]
-    size: Size | None = None
 
 
-def check_row(entry: DatasetRow, columns: ColumnMapping, length: LengthLimit) -> RowReport:
-    """Try one row: read its picture's size, its answer as training would, and name what is wrong."""
-    where = entry.where
-    if not entry.exists:
-        return RowReport([], [Issue(IssueKind.ABSENT, where, f"`{entry.image.id}` does not exist")])
+def check_row(dataset_row: DatasetRow, columns: ColumnMapping, length: LengthLimit) -> RowReport:
+    """Check one row: read its image's size and make its samples as training does, and collect its issues."""
+    where = dataset_row.where
+    if not dataset_row.exists:
+        return RowReport([], [Issue(IssueKind.ABSENT, where, f"`{dataset_row.image.id}` does not exist")])
     try:
-        size = entry.image.size()
-        task, asked = columns.task_and_input(entry.row, where)
-        misfits = [Issue(IssueKind.INPUT, where, what) for what in _misfits(task, asked)]
-        samples = [] if misfits else samples_from_row(entry.row, where, columns, entry.image)
+        size = dataset_row.image.size()
+        task, task_input = columns.task_and_input(dataset_row.row, where)
+        if input_issues := [Issue(IssueKind.INPUT, where, what) for what in _input_issues(task, task_input)]:
+            return RowReport([], input_issues)
+        samples = samples_from_row(dataset_row.row, where, columns, dataset_row.image)
     except ImageError as error:
         return RowReport([], [Issue(IssueKind.UNREADABLE, where, error.what)])
     except UserError as error:
         return RowReport([], [Issue(IssueKind.MALFORMED, where, error.what)])
-    if misfits:
-        return RowReport([], misfits)
-    found = [Issue(kind, where, what) for kind, what in _wrong(entry.row, task, asked, samples, size)]
-    return RowReport(samples, found + [Issue(IssueKind.LONG, where, what) for what in _long(samples, length)], size)
+    row_issues = _row_issues(dataset_row.row, task, task_input, samples, size)
+    issues = [Issue(kind, where, what) for kind, what in row_issues]
+    return RowReport(samples, issues + [Issue(IssueKind.LONG, where, what) for what in _long_targets(samples, length)])
 
 
-def _wrong(
-    row: Mapping[str, Any], task: Task, asked: Any, samples: list[Sample], size: Size
+def _row_issues(
+    row: Mapping[str, Any], task: Task, task_input: Any, samples: list[Sample], size: Size
 ) -> Iterator[tuple[IssueKind, str]]:
-    told = (row.get("width"), row.get("height"))
-    if all(isinstance(side, int) for side in told) and told != size:
-        yield IssueKind.SIZE, f"the picture is {size[0]} x {size[1]}, the list says {told[0]} x {told[1]}"
-    if hint := _misspelt(task):
-        yield IssueKind.TASK, f"`{task.token}` is no task and would be learnt as a prompt; did you mean `{hint}`"
-    if isinstance(asked, list):
-        yield from _places([asked], ["input"], size)
+    row_size = (row.get("width"), row.get("height"))
+    if all(isinstance(side, int) for side in row_size) and row_size != size:
+        annotated = f"{row_size[0]} x {row_size[1]}"
+        yield IssueKind.SIZE, f"the image is {size[0]} x {size[1]}, the annotation has {annotated}"
+    if close := _closest_task(task):
+        yield IssueKind.TASK, f"`{task.token}` is not a task and would be a custom prompt; did you mean `{close}`"
+    if isinstance(task_input, list):
+        yield from _geometry_issues([task_input], ["input"], size)
     if not samples:
         yield IssueKind.EMPTY, "there is neither `text` nor `answer`"
     answer = row.get("answer")
     if isinstance(answer, dict):
-        yield from _objects(answer, task, size)
+        yield from _answer_issues(answer, task, size)
     else:
-        yield from _texts(task, samples)
+        yield from _text_issues(task, samples)
 
 
-def _misfits(task: Task, asked: Any) -> Iterator[str]:
-    if task.input_type is InputType.NOTHING and asked and not task.is_custom:
-        yield f"`{task.name}` takes no input and has `{asked}`"
-    if task.input_type is not InputType.NOTHING and not asked:
+def _input_issues(task: Task, task_input: Any) -> Iterator[str]:
+    if task.input_type is InputType.NOTHING and task_input and not task.is_custom:
+        yield f"`{task.name}` takes no input and has `{task_input}`"
+    if task.input_type is not InputType.NOTHING and not task_input:
         yield f"`{task.name}` needs {task.input_type} as its input"
 
 
-def _misspelt(task: Task) -> str:
+def _closest_task(task: Task) -> str:
+    """Return the task that a custom prompt probably misspells, "" if there is none."""
     if not task.is_custom:
         return ""
-    bare = task.token.strip("<> ").lower()
-    close = difflib.get_close_matches(bare, [row.name for row in TASKS], n=1, cutoff=0.8)
-    return close[0] if close else "od" if bare.startswith("od") and len(bare) <= 4 else ""
+    name = task.token.strip("<> ").lower()
+    close = difflib.get_close_matches(name, [row.name for row in TASKS], n=1, cutoff=0.8)
+    return close[0] if close else "od" if name.startswith("od") and len(name) <= 4 else ""
 
 
-def _texts(task: Task, samples: list[Sample]) -> Iterator[tuple[IssueKind, str]]:
+def _text_issues(task: Task, samples: list[Sample]) -> Iterator[tuple[IssueKind, str]]:
     if task.output_type is OutputType.TEXT:
         return
     for sample in samples:
         text = sample.target or ""
         if text and next(decode_objects(task.output_type, text), None) is None:
-            yield IssueKind.TEXT, f"`{text[:60]}` says no object that `{task.name}` could answer"
+            yield IssueKind.TEXT, f"`{text[:60]}` has no object, and `{task.name}` needs objects"
 
 
-def _objects(answer: Mapping[str, Any], task: Task, size: Size) -> Iterator[tuple[IssueKind, str]]:
-    for form in _FORMS:
-        places = answer.get(form) or []
-        labels = answer.get(f"{form}_labels", answer.get("labels")) or []
-        names = [f"`{label}`" if label else "an object" for label in labels] + ["an object"] * len(places)
-        yield from _places(places, names, size)
+def _answer_issues(answer: Mapping[str, Any], task: Task, size: Size) -> Iterator[tuple[IssueKind, str]]:
+    for key in _GEOMETRY_KEYS:
+        objects = answer.get(key) or []
+        labels = answer.get(f"{key}_labels", answer.get("labels")) or []
+        names = [f"`{label}`" if label else "an object" for label in labels] + ["an object"] * len(objects)
+        yield from _geometry_issues(objects, names, size)
         if task.output_type not in (OutputType.REGIONS, OutputType.POLYGONS):
-            for place, label in zip(places, labels, strict=False):
+            for geometry, label in zip(objects, labels, strict=False):
                 if not str(label).strip():
-                    yield IssueKind.LABEL, f"the object at {_short(place)} has no label"
-        yield from _repeated(form, places, labels, task, size)
+                    yield IssueKind.LABEL, f"the object at {_shorten(geometry)} has no label"
+        yield from _repeated_objects(key, objects, labels, task, size)
 
 
-def _places(places: list[Any], names: list[str], size: Size) -> Iterator[tuple[IssueKind, str]]:
-    for place, name in zip(places, names, strict=False):
-        runs = place if place and isinstance(place[0], list) else [place]
-        for run in runs:
-            if kind := _fault(run, size):
-                yield kind, f"{name} at {_short(run)} in a picture of {size[0]} x {size[1]}"
+def _geometry_issues(objects: list[Any], names: list[str], size: Size) -> Iterator[tuple[IssueKind, str]]:
+    for geometry, name in zip(objects, names, strict=False):
+        rings = geometry if geometry and isinstance(geometry[0], list) else [geometry]
+        for ring in rings:
+            if kind := _ring_issue(ring, size):
+                yield kind, f"{name} at {_shorten(ring)} in an image of {size[0]} x {size[1]}"
                 break
 
 
-def _fault(run: list[float], size: Size) -> IssueKind | None:
-    xs, ys = run[0::2], run[1::2]
-    if len(run) == 4 and (xs[0] > xs[1] or ys[0] > ys[1]):
+def _ring_issue(ring: list[float], size: Size) -> IssueKind | None:
+    xs, ys = ring[0::2], ring[1::2]
+    if len(ring) == 4 and (xs[0] > xs[1] or ys[0] > ys[1]):
         return IssueKind.SWAPPED
     low, high = (min(xs), min(ys)), (max(xs), max(ys))
-    if min(low) < -SLACK or high[0] > size[0] + SLACK or high[1] > size[1] + SLACK:
+    if min(low) < -TOLERANCE or high[0] > size[0] + TOLERANCE or high[1] > size[1] + TOLERANCE:
         return IssueKind.OUTSIDE
-    if high[0] <= low[0] or high[1] <= low[1] or (len(run) != 4 and len(run) < 6):
+    if high[0] <= low[0] or high[1] <= low[1] or (len(ring) != 4 and len(ring) < 6):
         return IssueKind.ZERO
     return None
 
 
-def _repeated(
-    form: str, places: list[Any], labels: list[str], task: Task, size: Size
+def _repeated_objects(
+    key: str, objects: list[Any], labels: list[str], task: Task, size: Size
 ) -> Iterator[tuple[IssueKind, str]]:
-    seen: set[str] = set()
-    padded = list(labels) + [""] * (len(places) - len(labels))
-    for place, label in zip(places, padded, strict=False):
-        answer = Answer.from_dict({form: [place], f"{form}_labels": [label], "labels": [label]}, task.output_type)
-        said = encode(task, answer, size)
-        if said in seen:
-            yield IssueKind.REPEATED, f"`{label or 'an object'}` at {_short(place)} is there twice"
-        seen.add(said)
+    texts: set[str] = set()
+    padded = list(labels) + [""] * (len(objects) - len(labels))
+    for geometry, label in zip(objects, padded, strict=False):
+        answer = Answer.from_dict({key: [geometry], f"{key}_labels": [label], "labels": [label]}, task.output_type)
+        text = encode(task, answer, size)
+        if text in texts:
+            yield IssueKind.REPEATED, f"`{label or 'an object'}` at {_shorten(geometry)} occurs twice"
+        texts.add(text)
 
 
-def _short(place: Any) -> str:
-    text = str(place)
+def _shorten(value: Any) -> str:
+    text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _long(samples: list[Sample], length: LengthLimit) -> Iterator[str]:
+def _long_targets(samples: list[Sample], length: LengthLimit) -> Iterator[str]:
     for sample in samples:
         count = length.count(sample.target or "")
         if count > length.limit:
-            asked, _ = split_prompt(sample.task)
-            rest = "is cut" if asked.output_type is OutputType.TEXT else "is cut behind its last whole object"
-            yield f"{count:,} tokens, the model has places for {length.limit:,}; what is more {rest}"
+            task, _ = split_prompt(sample.task)
+            effect = "it is truncated" if task.output_type is OutputType.TEXT else "objects that do not fit are dropped"
+            yield f"{count:,} tokens, the model has positions for {length.limit:,}; {effect}"

@@ -1,4 +1,1 @@
-"""Samples that come by in turn instead of being listed first: what is too large to list, or too far away.
-
-Knows no torch, and not who takes the samples.
-"""
+"""Streaming of datasets that are too large to list, or remote: shard readers and a shuffled stream."""

@@ -1,8 +1,8 @@
-"""A stream that is shared out: each taker gets its samples, shuffled, over and over, and none that another gets.
+"""A shuffled, endless stream of samples, split into disjoint shards for the workers of all processes.
 
-Everything follows from the seed, the epoch and the share, so a taker that starts at its n-th sample goes on where one
-that took n stopped. Where the parts can be dealt out evenly, a share reads its own alone; else all shares read all
-parts, and of the samples each takes every so manieth.
+The order depends only on the seed, the epoch and the shard, so a stream that starts at sample n continues one that
+stopped after n samples. Where the source's shards can be divided evenly, each worker reads its own ones alone; else
+every worker reads all of them and takes every n-th sample.
 """
 
 import random
@@ -13,17 +13,17 @@ from typing import NamedTuple, TypeVar
 
 from florence2.data.sample import Sample, Skipped
 from florence2.data.streams.shard_readers import ShardedSource
-from florence2.data.validate import OnMissing
+from florence2.data.validate import OnMissing, skip_hint
 from florence2.errors import UserError
 
-BUFFER = 512  # samples among which the next is drawn
+BUFFER = 512  # samples in the shuffle buffer
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One taker, and of how many."""
+    """The part of a stream that one worker reads: its index among `num_shards`."""
 
     index: int
     num_shards: int
@@ -33,7 +33,7 @@ SINGLE_SHARD = Shard(0, 1)
 
 
 class StreamItem(NamedTuple):
-    """A sample that comes by: in which epoch, and as which of its share since the start."""
+    """A sample with its epoch and its position in the shard since the start."""
 
     epoch: int
     position: int
@@ -42,66 +42,65 @@ class StreamItem(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SampleStream:
-    """Samples in turn; `missing` says what becomes of those without an answer."""
+    """A shuffled stream of a source's samples; `on_missing` is the policy for samples without a target."""
 
     source: ShardedSource
     seed: int = 0
     on_missing: OnMissing = "error"
     buffer_size: int = BUFFER
 
-    def items(self, share: Shard = SINGLE_SHARD, start: int = 0) -> Iterator[StreamItem]:
-        """Give a share's samples without end, epoch after epoch, from its `start`-th on."""
-        place = 0
+    def items(self, shard: Shard = SINGLE_SHARD, start: int = 0) -> Iterator[StreamItem]:
+        """Yield a shard's samples without end, epoch after epoch, from position `start`."""
+        position = 0
         for epoch in count():
-            before = place
-            for sample in self.epoch(epoch, share):
-                if place >= start:
-                    yield StreamItem(epoch, place, sample)
-                place += 1
-            if place == before:
+            before = position
+            for sample in self.epoch(epoch, shard):
+                if position >= start:
+                    yield StreamItem(epoch, position, sample)
+                position += 1
+            if position == before:
                 raise UserError(
-                    f"{self.source.name} holds too few samples for {share.num_shards} takers",
+                    f"{self.source.name} has too few samples for {shard.num_shards} workers",
                     "pass a smaller `--num_workers`",
                 )
 
-    def epoch(self, epoch: int, share: Shard = SINGLE_SHARD) -> Iterator[Sample]:
-        """Give a share's samples of one epoch."""
+    def epoch(self, epoch: int, shard: Shard = SINGLE_SHARD) -> Iterator[Sample]:
+        """Yield a shard's samples of one epoch."""
         order = list(range(self.source.num_shards))
         random.Random(f"parts/{self.seed}/{epoch}").shuffle(order)
-        if len(order) % share.num_shards == 0:
-            mine = self._samples(order[share.index :: share.num_shards])
+        if len(order) % shard.num_shards == 0:
+            samples = self._samples(order[shard.index :: shard.num_shards])
         else:
-            mine = islice(self._samples(order), share.index, None, share.num_shards)
-        chance = random.Random(f"stream/{self.seed}/{epoch}/{share.index}/{share.num_shards}")
-        return buffer_shuffle(mine, self.buffer_size, chance)
+            samples = islice(self._samples(order), shard.index, None, shard.num_shards)
+        rng = random.Random(f"stream/{self.seed}/{epoch}/{shard.index}/{shard.num_shards}")
+        return buffer_shuffle(samples, self.buffer_size, rng)
 
     def first(self, number: int) -> list[Sample]:
-        """Give the first samples, in their own order."""
+        """Return the first samples in unshuffled order."""
         return list(islice(self._samples(range(self.source.num_shards)), number))
 
-    def _samples(self, parts: Iterable[int]) -> Iterator[Sample]:
-        for part in parts:
-            for each in self.source.read(part):
-                if isinstance(each, Sample):
-                    yield each
+    def _samples(self, indices: Iterable[int]) -> Iterator[Sample]:
+        for index in indices:
+            for item in self.source.read(index):
+                if isinstance(item, Sample):
+                    yield item
                 elif self.on_missing == "error":
-                    raise _refusal(each)
+                    raise _skipped_error(item)
 
 
-def _refusal(skipped: Skipped) -> UserError:
-    mend = f"{skipped.hint}, or pass --on_missing skip" if skipped.hint else "pass --on_missing skip to leave such out"
-    return UserError(f"{skipped.where}: among the pictures that {skipped.reason}", mend)
+def _skipped_error(skipped: Skipped) -> UserError:
+    return UserError(f"{skipped.where}: among the images that {skipped.reason}", skip_hint(skipped.hint))
 
 
-def buffer_shuffle(items: Iterable[Item], buffer: int, chance: random.Random) -> Iterator[Item]:
-    """Give items in another order: each is drawn from those that came and were not given yet, `buffer` at most."""
-    held: list[Item] = []
+def buffer_shuffle(items: Iterable[Item], buffer_size: int, rng: random.Random) -> Iterator[Item]:
+    """Yield items in random order: each is sampled from a buffer of at most `buffer_size` items read so far."""
+    buffer: list[Item] = []
     for item in items:
-        if len(held) < buffer:
-            held.append(item)
+        if len(buffer) < buffer_size:
+            buffer.append(item)
             continue
-        which = chance.randrange(buffer)
-        given, held[which] = held[which], item
-        yield given
-    chance.shuffle(held)
-    yield from held
+        index = rng.randrange(buffer_size)
+        sampled, buffer[index] = buffer[index], item
+        yield sampled
+    rng.shuffle(buffer)
+    yield from buffer

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from florence2.data.columns import ColumnMapping
-from florence2.data.resolve import resolve_dataset
+from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.data.sample import Sample
 from florence2.data.streams.shard_readers import find_sharded_source
 from florence2.data.streams.stream import SampleStream
@@ -192,19 +192,18 @@ def _open_stream(config: TrainingDataConfig) -> SampleStream:
 
 
 def _load_samples(config: TrainingDataConfig, name: str) -> list[Sample]:
-    resolved = resolve_dataset(
-        name,
+    options = DatasetOptions(
         task=config.task,
         dataset_dir=config.dataset_dir,
         recursive=config.recursive,
         caption_extension=config.caption_extension,
         keep_lines=config.keep_lines,
-        missing=config.on_missing,
+        on_missing=config.on_missing,
         image_column=config.image_column,
         text_column=config.text_column,
         offline=config.offline,
     )
-    resolved = check_images(resolved, missing=config.on_missing)
+    resolved = check_images(resolve_dataset(name, options), on_missing=config.on_missing)
     logger.info(resolved.summary())
     return resolved.samples
 

@@ -1,0 +1,85 @@
+"""Listings of folders, text files, and the error for a folder without images.
+
+Names that start with a dot are ignored.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from florence2.data.image import is_image_name
+from florence2.errors import UserError
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of one folder, sorted by name; `subpath` is its posix path within the source, "" at the top."""
+
+    path: Path
+    subpath: str
+    names: tuple[str, ...]
+
+    def id(self, name: str) -> str:
+        """Return a file's posix path relative to the source."""
+        return f"{self.subpath}/{name}" if self.subpath else name
+
+    def images(self) -> list[str]:
+        """Return the names of the image files."""
+        return [name for name in self.names if is_image_name(name)]
+
+
+def walk(folder: Path, recursive: bool) -> Iterator[Listing]:
+    """List a folder and, with `recursive`, its subfolders, each after its parent."""
+    pending: list[tuple[Path, str, tuple[tuple[int, int], ...]]] = [(folder, "", ())]
+    while pending:
+        path, subpath, ancestors = pending.pop()
+        names, subfolders = _scan(path)
+        yield Listing(path, subpath, tuple(names))
+        if not recursive:
+            return
+        stat = path.stat()
+        if (stat.st_dev, stat.st_ino) in ancestors:
+            continue  # a symbolic link to a parent folder
+        lineage = (*ancestors, (stat.st_dev, stat.st_ino))
+        pending += [(path / name, f"{subpath}/{name}" if subpath else name, lineage) for name in reversed(subfolders)]
+
+
+def _scan(path: Path) -> tuple[list[str], list[str]]:
+    names: list[str] = []
+    subfolders: list[str] = []
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    (subfolders if entry.is_dir() else names).append(entry.name)
+    except OSError as error:
+        raise UserError(f"{path} cannot be listed: {error.strerror}", "check the folder's permissions") from None
+    return sorted(names), sorted(subfolders)
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file, with or without a byte order mark."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def display_path(folder: Path) -> str:
+    """Return a folder's path with a closing slash."""
+    return os.path.join(folder, "")  # noqa: PTH118 - pathlib drops the closing slash
+
+
+def no_images_error(folder: Path, recursive: bool) -> UserError:
+    """Return the error for a folder without images; its hint names the first subfolder that contains some."""
+    if not recursive:
+        for listing in walk(folder, recursive=True):
+            if listing.images():
+                return UserError(
+                    f"{display_path(folder)} contains no images itself, but {display_path(listing.path)} does",
+                    f"pass {display_path(listing.path)}, or pass --recursive",
+                )
+    return UserError(f"{display_path(folder)} contains no images", "image files end in jpg, png, webp, bmp, gif or tif")

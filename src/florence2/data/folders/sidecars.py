@@ -1,0 +1,70 @@
+"""Sidecar captions: text files that share the stem of an image in the same folder, as `a.jpg` and `a.txt`.
+
+The text of the file is the caption; line breaks become spaces unless `keep_lines` is set.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from florence2.data.folders.listing import Listing, read_text
+from florence2.data.sample import Sample, Skipped, SkipReason
+from florence2.errors import UserError
+from florence2.model.tasks import InputType, split_prompt
+
+
+@dataclass(frozen=True)
+class Sidecars:
+    """The names of sidecar files: extensions in order of preference, and a suffix between the image's stem and them."""
+
+    extensions: tuple[str, ...] = (".txt", ".caption")
+    suffix: str = ""
+    keep_lines: bool = False
+
+    @classmethod
+    def from_extension(cls, extension: str, keep_lines: bool = False) -> "Sidecars":
+        """Prefer `extension` to `.caption`; `_old.txt` means `a_old.txt` beside `a.jpg`."""
+        suffix, _, last = extension.rpartition(".")
+        return cls(tuple(dict.fromkeys([f".{last.lower()}", ".caption"])), suffix, keep_lines)
+
+    def name_by_stem(self, listing: Listing) -> dict[str, str]:
+        """Map the image stem of each sidecar in a folder to the sidecar's name."""
+        found: dict[str, str] = {}
+        for preferred in self.extensions:
+            for name in listing.names:
+                stem, _, extension = name.rpartition(".")
+                if f".{extension.lower()}" == preferred and stem.endswith(self.suffix):
+                    found.setdefault(stem[: len(stem) - len(self.suffix)], name)
+        return found
+
+    def read(self, path: Path) -> str:
+        """Read a caption."""
+        lines = [line.strip() for line in read_text(path).splitlines()]
+        return ("\n" if self.keep_lines else " ").join(line for line in lines if line)
+
+
+def captioned_images(
+    listings: Sequence[Listing], *, task: str, sidecars: Sidecars, known: Collection[str] = ()
+) -> tuple[list[Sample], list[Skipped]]:
+    """Pair the images of listed folders with their sidecars, except for the ids in `known`."""
+    parsed_task, task_input = split_prompt(task)
+    if parsed_task.input_type is not InputType.NOTHING and not task_input:
+        raise UserError(
+            f"the task `{parsed_task.name}` needs {parsed_task.input_type} for each image, and a sidecar has none",
+            'list the images in a JSONL with "task", "input" and "text"',
+        )
+    samples: list[Sample] = []
+    skipped: list[Skipped] = []
+    for listing in listings:
+        sidecar_names = sidecars.name_by_stem(listing)
+        for name in (name for name in listing.images() if listing.id(name) not in known):
+            stem = name.rpartition(".")[0]
+            caption = sidecars.read(listing.path / sidecar_names[stem]) if stem in sidecar_names else ""
+            if caption:
+                samples.append(Sample(listing.id(name), listing.path / name, parsed_task.token, task_input, caption))
+            else:
+                sidecar = listing.path / sidecar_names.get(stem, stem + sidecars.suffix + sidecars.extensions[0])
+                skipped.append(
+                    Skipped(listing.id(name), SkipReason.NO_CAPTION, str(listing.path / name), f"write {sidecar}")
+                )
+    return samples, skipped

@@ -1,0 +1,35 @@
+"""Rows of table files with their images: of one table, or of the metadata tables in a folder."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from florence2.data.columns import METADATA_NAMES, ColumnMapping, DatasetRow, locate_rows
+from florence2.data.folders.image_locator import ImageLocator, locate_beside, locate_inside
+from florence2.data.folders.listing import Listing, display_path
+from florence2.data.formats.foreign_jsonl import translate_rows
+from florence2.data.tables import read_rows
+from florence2.errors import UserError
+
+
+def table_rows(path: Path, columns: ColumnMapping, dataset_dir: str | Path | None) -> Iterator[DatasetRow]:
+    """Read a table; its images are in `dataset_dir`, else in each row's `image_dir`, else beside the table."""
+    if dataset_dir is None:
+        yield from _located_rows(path, columns, locate_beside(path.parent))
+        return
+    folder = Path(dataset_dir).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder", "pass the folder of the images as --dataset_dir")
+    yield from _located_rows(path, columns, locate_inside(folder))
+
+
+def metadata_rows(folder: Path, listings: Iterable[Listing], columns: ColumnMapping) -> Iterator[DatasetRow]:
+    """Read the metadata tables of a folder and its listed subfolders."""
+    hint = f"put the image into {display_path(folder)}, or remove the row"
+    for listing in listings:
+        for name in METADATA_NAMES:
+            if name in listing.names:
+                yield from _located_rows(listing.path / name, columns, locate_inside(folder, hint, listing.subpath))
+
+
+def _located_rows(path: Path, columns: ColumnMapping, locate: ImageLocator) -> Iterator[DatasetRow]:
+    return locate_rows(translate_rows(read_rows(path), columns, locate), columns, locate)
