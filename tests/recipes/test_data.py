@@ -1,4 +1,4 @@
-"""`florence2 data`: what is wrong is named, what is shown is what is learnt, what is converted keeps its boxes."""
+"""`florence2 data`: reports of errors, the preview page, and conversion between formats."""
 
 import json
 import re
@@ -18,8 +18,8 @@ from tests.data.images import captioned, image, jsonl
 from tests.strategies import locs
 
 
-def checked(tmp_path, *rows, **options):
-    """Check rows about a picture 200 x 100; give the kinds of what is wrong."""
+def check_rows(tmp_path, *rows, **options):
+    """Check rows about an image of 200 x 100 pixels, and return the report."""
     if not (tmp_path / "a.png").exists():
         image(tmp_path / "a.png", SIZE)
     rows = [{"file_name": "a.png", **row} for row in rows]
@@ -49,50 +49,49 @@ def od(*boxes, labels=None):
         ({"width": 100, "height": 200, "text": "x"}, "size", "the image is 200 x 100, the annotation has 100 x 200"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, row, kind, what):
-    found = checked(tmp_path, row)
-    assert found["issue_counts"] == {kind: 1}
-    assert what in found["issues"][0]["what"]
-    assert found["issues"][0]["where"].endswith("list.jsonl line 1")
+def test_errors_are_named(tmp_path, row, kind, what):
+    report = check_rows(tmp_path, row)
+    assert report["issue_counts"] == {kind: 1}
+    assert what in report["issues"][0]["what"]
+    assert report["issues"][0]["where"].endswith("list.jsonl line 1")
 
 
-def test_long_answers(tmp_path):
+def test_long_targets_are_reported(tmp_path):
     boxes = [[n, 0, n + 0.4, 9] for n in range(200)]
-    found = checked(tmp_path, od(*boxes, labels=[f"cat {n}" for n in range(200)]))
-    assert found["issue_counts"] == {"long": 1}
-    assert found["max_target_tokens"] == 2 + 200 * (4 + 2)
-    assert found["issues"][0]["what"].endswith("objects that do not fit are dropped")
+    report = check_rows(tmp_path, od(*boxes, labels=[f"cat {n}" for n in range(200)]))
+    assert report["issue_counts"] == {"long": 1}
+    assert report["max_target_tokens"] == 2 + 200 * (4 + 2)
+    assert report["issues"][0]["what"].endswith("objects that do not fit are dropped")
 
 
-def test_duplicates_and_images_under_two_names(tmp_path):
+def test_duplicates_and_copies_of_images_are_reported(tmp_path):
     image(tmp_path / "b.png", SIZE)
     row = {"text": "a cat"}
-    found = checked(tmp_path, row, row, {"text": "another"}, {"file_name": "b.png", "text": "a cat"})
-    assert found["issue_counts"] == {"duplicate": 1, "same": 1}
-    assert (found["images"], found["samples"]) == (2, 4)
+    report = check_rows(tmp_path, row, row, {"text": "another"}, {"file_name": "b.png", "text": "a cat"})
+    assert report["issue_counts"] == {"duplicate": 1, "same": 1}
+    assert (report["images"], report["samples"]) == (2, 4)
 
 
-def test_a_sound_dataset(tmp_path, capsys):
+def test_valid_dataset_has_no_issues(tmp_path, capsys):
     captioned(tmp_path / "in" / "a.png", "a boat")
     assert main(["data", "check", str(tmp_path / "in")]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "no issues"
-    assert (
-        checked(tmp_path, od([0, 0, 200.9, 100]), od())["issue_counts"] == {}
-    )  # a rounding, and a picture without objects
+    rounded_and_empty = check_rows(tmp_path, od([0, 0, 200.9, 100]), od())
+    assert rounded_and_empty["issue_counts"] == {}
 
 
-def test_exit_codes_and_json(tmp_path, capsys):
+def test_check_exit_codes_and_json(tmp_path, capsys):
     image(tmp_path / "0.png", SIZE)
-    made = coco(tmp_path / "list.json", [{"bbox": [0, 0, 300, 10]}])
-    assert main(["data", "check", str(made), "--json"]) == 1
-    found = json.loads(capsys.readouterr().out)
-    assert (found["issue_counts"], found["objects"], found["tasks"]) == ({"outside": 1}, {"cat": 1}, {"od": 1})
-    assert main(["data", "check", str(made)]) == 1
+    source = coco(tmp_path / "list.json", [{"bbox": [0, 0, 300, 10]}])
+    assert main(["data", "check", str(source), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["issue_counts"], report["objects"], report["tasks"]) == ({"outside": 1}, {"cat": 1}, {"od": 1})
+    assert main(["data", "check", str(source)]) == 1
     assert "issue: 1 objects outside the image" in capsys.readouterr().out
     assert main(["data", "check", str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     with pytest.raises(SystemExit) as caught:
-        main(["data", "convert", str(made)])
+        main(["data", "convert", str(source)])
     assert caught.value.code == 2
     assert "--output" in capsys.readouterr().err
 
@@ -106,17 +105,17 @@ def test_each_data_action_has_its_own_flags(capsys):
     assert "florence2 data convert" in capsys.readouterr().out
 
 
-def test_broken_images_and_lists_are_findings(tmp_path):
+def test_broken_images_and_lists_are_issues(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
-    assert checked(tmp_path, {"text": "a cat"})["issue_counts"] == {"unreadable": 1}
+    assert check_rows(tmp_path, {"text": "a cat"})["issue_counts"] == {"unreadable": 1}
     image(tmp_path / "b.png")
     with (tmp_path / "list.jsonl").open("a") as lines:
         lines.write('{"file_name": "b.png", "text": "x"}\nnot json\n')
-    found = check_dataset(dataset=str(tmp_path / "list.jsonl")).to_json()
-    assert found["issue_counts"] == {"unreadable": 1, "malformed": 1}
+    report = check_dataset(dataset=str(tmp_path / "list.jsonl")).to_json()
+    assert report["issue_counts"] == {"unreadable": 1, "malformed": 1}
 
 
-def test_the_page_says_what_is_learnt(tmp_path):
+def test_preview_page_shows_targets(tmp_path):
     image(tmp_path / "a.png", SIZE)
     rows = [
         {"file_name": "a.png", "task": "od", "answer": {"bboxes": [[0, 0, 100, 50]], "labels": ["<b>"]}},
@@ -135,31 +134,31 @@ def test_the_page_says_what_is_learnt(tmp_path):
 
 
 def boxes(spec, task="od"):
-    found = resolve_dataset(spec, DatasetOptions(task))
-    return sorted((sample.id.rpartition("/")[2], sample.target) for sample in found.samples)
+    dataset = resolve_dataset(spec, DatasetOptions(task))
+    return sorted((sample.id.rpartition("/")[2], sample.target) for sample in dataset.samples)
 
 
-def test_coco_to_jsonl_to_coco_and_yolo_to_jsonl_to_yolo_keep_every_box(tmp_path):
+def test_conversion_between_coco_yolo_and_jsonl_keeps_boxes(tmp_path):
     sides = (640, 427)
     Image.new("RGB", sides).save(tmp_path / "0.png")
     rows = [{"bbox": [7.31 * n, 3.7 * n, 61.03 + n, 40.77], "category_id": n % 2 + 1} for n in range(60)]
-    made = coco(tmp_path / "_annotations.coco.json", rows)
-    told = json.loads(made.read_text())
-    told["images"][0] |= {"width": sides[0], "height": sides[1]}
-    made.write_text(json.dumps(told))
-    there, back = tmp_path / "jsonl", tmp_path / "coco"
-    convert_dataset(dataset=str(tmp_path), output=str(there), to="jsonl")
-    convert_dataset(dataset=str(there), output=str(back), to="coco")
-    again = json.loads((back / "_annotations.coco.json").read_text())
-    names = {row["id"]: row["name"] for row in again["categories"]}
-    found = sorted((names[row["category_id"]], *row["bbox"]) for row in again["annotations"])
-    wanted = sorted((("cat", "stop-sign")[row["category_id"] - 1], *row["bbox"]) for row in rows)
-    assert [row[0] for row in found] == [row[0] for row in wanted]
-    for one, other in zip(found, wanted, strict=True):
+    source = coco(tmp_path / "_annotations.coco.json", rows)
+    annotations = json.loads(source.read_text())
+    annotations["images"][0] |= {"width": sides[0], "height": sides[1]}
+    source.write_text(json.dumps(annotations))
+    jsonl_folder, coco_folder = tmp_path / "jsonl", tmp_path / "coco"
+    convert_dataset(dataset=str(tmp_path), output=str(jsonl_folder), to="jsonl")
+    convert_dataset(dataset=str(jsonl_folder), output=str(coco_folder), to="coco")
+    converted = json.loads((coco_folder / "_annotations.coco.json").read_text())
+    names = {row["id"]: row["name"] for row in converted["categories"]}
+    actual = sorted((names[row["category_id"]], *row["bbox"]) for row in converted["annotations"])
+    expected = sorted((("cat", "stop-sign")[row["category_id"] - 1], *row["bbox"]) for row in rows)
+    assert [row[0] for row in actual] == [row[0] for row in expected]
+    for one, other in zip(actual, expected, strict=True):
         assert one[1:] == pytest.approx(other[1:], abs=min(sides) / 2000)
-    assert again["images"][0]["width"] == 640
+    assert converted["images"][0]["width"] == 640
 
-    convert_dataset(dataset=str(back), output=str(tmp_path / "yolo"), to="yolo")
+    convert_dataset(dataset=str(coco_folder), output=str(tmp_path / "yolo"), to="yolo")
     convert_dataset(dataset=str(tmp_path / "yolo"), output=str(tmp_path / "jsonl2"), to="jsonl")
     convert_dataset(dataset=str(tmp_path / "jsonl2"), output=str(tmp_path / "yolo2"), to="yolo")
     lines = [
@@ -171,24 +170,26 @@ def test_coco_to_jsonl_to_coco_and_yolo_to_jsonl_to_yolo_keep_every_box(tmp_path
     assert len(lines[0]) == len(rows)
     for one, other in zip(*lines, strict=True):
         assert one == pytest.approx(other, abs=1 / 2000)
-    assert boxes(tmp_path / "yolo2") == boxes(tmp_path) == boxes(back)
+    assert boxes(tmp_path / "yolo2") == boxes(tmp_path) == boxes(coco_folder)
 
 
 @st.composite
-def boxed(draw):
-    """Draw a picture's size, and boxes of whole pixels or parts of them in it."""
+def sizes_and_boxes(draw):
+    """Generate the size of an image, and boxes in it."""
     width, height = draw(st.integers(8, 5000)), draw(st.integers(8, 5000))
-    share = st.floats(0, 1, allow_nan=False)
-    sides = draw(st.lists(st.tuples(share, share, share, share, st.sampled_from(["cat", "stop-sign"])), max_size=6))
+    fraction = st.floats(0, 1, allow_nan=False)
+    sides = draw(
+        st.lists(st.tuples(fraction, fraction, fraction, fraction, st.sampled_from(["cat", "stop-sign"])), max_size=6)
+    )
     corners = [(sorted((a * width, b * width)), sorted((c * height, d * height)), label) for a, b, c, d, label in sides]
     return (width, height), [([x1, y1, x2, y2], label) for (x1, x2), (y1, y2), label in corners]
 
 
-@given(boxed())
+@given(sizes_and_boxes())
 @settings(max_examples=15, deadline=None)
-def test_any_box_goes_through_coco_and_yolo(made):
-    size, things = made
-    answer = {"bboxes": [box for box, _ in things], "labels": [label for _, label in things]}
+def test_any_box_survives_conversion(size_and_boxes):
+    size, objects = size_and_boxes
+    answer = {"bboxes": [box for box, _ in objects], "labels": [label for _, label in objects]}
     with tempfile.TemporaryDirectory() as name:
         here = Path(name)
         Image.new("1", size).save(here / "a.png")
@@ -204,16 +205,16 @@ def test_any_box_goes_through_coco_and_yolo(made):
         assert ours[1::2] == pytest.approx(theirs[1::2], abs=size[1] / 2000)
 
 
-def test_outlines_go_through_yolo(tmp_path):
-    made = yolo(tmp_path / "a", "0 0.1 0.2 0.5 0.2 0.1 0.8\n")
+def test_polygons_survive_conversion_to_yolo(tmp_path):
+    source = yolo(tmp_path / "a", "0 0.1 0.2 0.5 0.2 0.1 0.8\n")
     task = "referring_expression_segmentation"
-    convert_dataset(dataset=str(made.parent), output=str(tmp_path / "j"), to="jsonl", task=task)
+    convert_dataset(dataset=str(source.parent), output=str(tmp_path / "j"), to="jsonl", task=task)
     convert_dataset(dataset=str(tmp_path / "j"), output=str(tmp_path / "b"), to="yolo")
     assert (tmp_path / "b" / "labels" / "0.txt").read_text() == "0 0.1 0.2 0.5 0.2 0.1 0.8\n"
-    assert boxes(tmp_path / "b", task) == boxes(made.parent, task)
+    assert boxes(tmp_path / "b", task) == boxes(source.parent, task)
 
 
-def test_captions_go_through_tars_into_a_folder(tmp_path):
+def test_captions_survive_conversion_to_shards(tmp_path):
     captioned(tmp_path / "a" / "x.png", "a boat")
     convert_dataset(dataset=str(tmp_path / "a"), output=str(tmp_path / "tars"), to="shards")
     done = convert_dataset(dataset=str(tmp_path / "tars"), output=str(tmp_path / "folder"), to="folder")
@@ -221,22 +222,22 @@ def test_captions_go_through_tars_into_a_folder(tmp_path):
     assert (tmp_path / "folder" / "00000000.txt").read_text() == "a boat\n"
 
 
-def test_images_are_linked_or_copied_and_never_moved(tmp_path):
+def test_images_are_linked_or_copied(tmp_path):
     source = captioned(tmp_path / "a" / "x.png", "a boat")
-    for how, names in (("link", 2), ("copy", 2)):
-        convert_dataset(dataset=str(tmp_path / "a"), output=str(tmp_path / how), link_mode=how)
-        assert (tmp_path / how / "x.png").read_bytes() == source.read_bytes()
-        assert source.stat().st_nlink == names
+    for mode, num_links in (("link", 2), ("copy", 2)):
+        convert_dataset(dataset=str(tmp_path / "a"), output=str(tmp_path / mode), link_mode=mode)
+        assert (tmp_path / mode / "x.png").read_bytes() == source.read_bytes()
+        assert source.stat().st_nlink == num_links
     assert (tmp_path / "link" / "x.png").samefile(source)
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path, capsys):
+def test_convert_refuses_a_folder_with_files(tmp_path, capsys):
     captioned(tmp_path / "x.png", "a boat")
     assert main(["data", "convert", str(tmp_path), str(tmp_path)]) == 2
     assert "exists already" in capsys.readouterr().err
 
 
-def test_captions_are_no_coco_list(tmp_path, capsys):
+def test_captions_cannot_be_converted_to_coco(tmp_path, capsys):
     captioned(tmp_path / "a" / "x.png", "a boat")
     assert main(["data", "convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", "coco"]) == 2
     assert "the dataset has no target that coco can store" in capsys.readouterr().err

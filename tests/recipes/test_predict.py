@@ -24,7 +24,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("tiny"))
 
 
-def draw(folder: Path, *names: str) -> Path:
+def save_images(folder: Path, *names: str) -> Path:
     for number, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,112 +33,125 @@ def draw(folder: Path, *names: str) -> Path:
     return folder
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def texts(path: Path) -> dict[str, str]:
-    return {row["file_name"]: row["text"] for row in rows(path)}
+def read_texts(path: Path) -> dict[str, str]:
+    return {row["file_name"]: row["text"] for row in read_rows(path)}
 
 
-def run(tiny: Path, folder: Path, output: Path, **more: Any) -> dict[str, str]:
+def run_predict(tiny: Path, folder: Path, output: Path, **more: Any) -> dict[str, str]:
     predict(model_path=str(tiny), input_path=str(folder), output_path=str(output), **({"max_length": 6} | more))
-    return texts(output)
+    return read_texts(output)
 
 
-def test_one_line_for_each_image_and_other_files_left_alone(tiny: Path, tmp_path: Path) -> None:
-    folder = draw(tmp_path / "photos", "a.JPG", "b.png", "c.WebP", "d.tiff", "deep/e.bmp")
-    (folder / "notes.md").write_text("not a picture")
-    assert set(run(tiny, folder, tmp_path / "flat.jsonl")) == {"a.JPG", "b.png", "c.WebP", "d.tiff"}
-    assert "deep/e.bmp" in run(tiny, folder, tmp_path / "all.jsonl", recursive=True)
+def test_predict_writes_one_line_per_image_and_ignores_other_files(tiny: Path, tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "photos", "a.JPG", "b.png", "c.WebP", "d.tiff", "deep/e.bmp")
+    (folder / "notes.md").write_text("not an image")
+    assert set(run_predict(tiny, folder, tmp_path / "flat.jsonl")) == {"a.JPG", "b.png", "c.WebP", "d.tiff"}
+    assert "deep/e.bmp" in run_predict(tiny, folder, tmp_path / "all.jsonl", recursive=True)
 
 
-def test_a_bad_image_is_a_line_with_an_error_and_exit_code_1(tiny: Path, tmp_path: Path) -> None:
-    folder = draw(tmp_path / "photos", "a.jpg", "b.jpg")
+def test_unreadable_image_is_written_as_error_and_exits_with_1(tiny: Path, tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "photos", "a.jpg", "b.jpg")
     (folder / "b.jpg").write_bytes((folder / "b.jpg").read_bytes()[:200])
     values = {"model_path": str(tiny), "input_path": str(folder), "output_path": str(tmp_path / "o.jsonl")}
-    given = settings.settings_from_dict(PredictSettings, {**values, "max_length": 4})
-    assert main(given) == 1
-    errors = {row["file_name"]: row.get("error") for row in rows(tmp_path / "o.jsonl")}
+    prediction_settings = settings.settings_from_dict(PredictSettings, {**values, "max_length": 4})
+    assert main(prediction_settings) == 1
+    errors = {row["file_name"]: row.get("error") for row in read_rows(tmp_path / "o.jsonl")}
     assert errors["a.jpg"] is None
     assert "b.jpg" in str(errors["b.jpg"])
-    draw(folder, "a.jpg", "b.jpg")
-    assert main(given) == 0
-    assert len(rows(tmp_path / "o.jsonl")) == 2
+    save_images(folder, "a.jpg", "b.jpg")
+    assert main(prediction_settings) == 0
+    assert len(read_rows(tmp_path / "o.jsonl")) == 2
 
 
 @pytest.mark.parametrize("more", [{}, {"num_beams": 2}, {"do_sample": True, "temperature": 1.5}], ids=str)
-def test_no_answer_depends_on_the_batch_or_the_engine(tiny: Path, tmp_path: Path, more: dict[str, Any]) -> None:
-    folder = draw(tmp_path / "photos", *(f"{n}.png" for n in range(5)))
-    more = {"dtype": "float32"} | more  # half precision rounds otherwise in other company
-    alone = run(tiny, folder, tmp_path / "1.jsonl", batch_size=1, **more)
-    assert run(tiny, folder, tmp_path / "4.jsonl", batch_size=4, **more) == alone
+def test_predictions_do_not_depend_on_batch_size_or_engine(tiny: Path, tmp_path: Path, more: dict[str, Any]) -> None:
+    folder = save_images(tmp_path / "photos", *(f"{n}.png" for n in range(5)))
+    more = {"dtype": "float32"} | more  # half precision rounds differently in other batches
+    alone = run_predict(tiny, folder, tmp_path / "1.jsonl", batch_size=1, **more)
+    assert run_predict(tiny, folder, tmp_path / "4.jsonl", batch_size=4, **more) == alone
     if not more.get("do_sample"):
-        assert run(tiny, folder, tmp_path / "r.jsonl", batch_size=3, engine="generate", **more) == alone
+        assert run_predict(tiny, folder, tmp_path / "r.jsonl", batch_size=3, engine="generate", **more) == alone
 
 
-def test_captions_beside_images(tiny: Path, tmp_path: Path) -> None:
-    folder = draw(tmp_path / "photos", "a.png", "b.png")
+def test_sidecars_are_written_beside_images(tiny: Path, tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "photos", "a.png", "b.png")
     (folder / "a.txt").write_text("by hand", encoding="utf-8")
-    said = run(tiny, folder, tmp_path / "skip.jsonl", sidecar=".txt", prefix="sks ", suffix="!")
-    assert set(said) == {"b.png"}
-    assert said["b.png"].startswith("sks ")
-    assert (folder / "b.txt").read_text(encoding="utf-8") == said["b.png"] + "\n"
+    predicted = run_predict(tiny, folder, tmp_path / "skip.jsonl", sidecar=".txt", prefix="sks ", suffix="!")
+    assert set(predicted) == {"b.png"}
+    assert predicted["b.png"].startswith("sks ")
+    assert (folder / "b.txt").read_text(encoding="utf-8") == predicted["b.png"] + "\n"
     assert (folder / "a.txt").read_text(encoding="utf-8") == "by hand"
-    said = run(tiny, folder, tmp_path / "append.jsonl", sidecar=".txt", if_exists="append")
-    assert (folder / "a.txt").read_text(encoding="utf-8") == f"by hand {said['a.png']}".strip() + "\n"
+    predicted = run_predict(tiny, folder, tmp_path / "append.jsonl", sidecar=".txt", if_exists="append")
+    assert (folder / "a.txt").read_text(encoding="utf-8") == f"by hand {predicted['a.png']}".strip() + "\n"
 
 
-def test_answers_drawn_on_images(tiny: Path, tmp_path: Path) -> None:
-    folder = draw(tmp_path / "photos", "a.png", "deep/a.png")
-    run(tiny, folder, tmp_path / "o.jsonl", recursive=True, save_images=str(tmp_path / "drawn"))
-    drawn = {path.relative_to(tmp_path / "drawn").as_posix() for path in (tmp_path / "drawn").rglob("*.jpg")}
-    assert drawn == {"a.jpg", "deep/a.jpg"}
-    with Image.open(tmp_path / "drawn" / "a.jpg") as image:
-        assert image.width > 80, "drawn large enough to read"
+def test_predictions_are_drawn_on_saved_images(tiny: Path, tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "photos", "a.png", "deep/a.png")
+    run_predict(tiny, folder, tmp_path / "o.jsonl", recursive=True, save_images=str(tmp_path / "images"))
+    written = {path.relative_to(tmp_path / "images").as_posix() for path in (tmp_path / "images").rglob("*.jpg")}
+    assert written == {"a.jpg", "deep/a.jpg"}
+    with Image.open(tmp_path / "images" / "a.jpg") as image:
+        assert image.width > 80, "enlarged, so that the text is legible"
 
 
-def test_the_question_is_the_users_or_the_trainings_or_a_caption(tiny: Path, tmp_path: Path) -> None:
-    folder = draw(tmp_path / "photos", "a.png")
-    run(tiny, folder, tmp_path / "o.jsonl")
-    run(tiny, folder, tmp_path / "o.jsonl", task="What is this?")
-    record = tiny / "training_settings.json"
-    record.write_text(json.dumps({"base": "x", "task": "<OD>", "prompt": "Locate"}))
-    run(tiny, folder, tmp_path / "o.jsonl")
-    record.unlink()
-    assert [row["task"] for row in rows(tmp_path / "o.jsonl")] == ["<CAPTION>", "What is this?", "<OD>"]
+def test_default_task_is_the_fine_tuned_one_else_caption(tiny: Path, tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "photos", "a.png")
+    run_predict(tiny, folder, tmp_path / "o.jsonl")
+    run_predict(tiny, folder, tmp_path / "o.jsonl", task="What is this?")
+    metadata = tiny / "training_settings.json"
+    metadata.write_text(json.dumps({"base": "x", "task": "<OD>", "prompt": "Locate"}))
+    run_predict(tiny, folder, tmp_path / "o.jsonl")
+    metadata.unlink()
+    assert [row["task"] for row in read_rows(tmp_path / "o.jsonl")] == ["<CAPTION>", "What is this?", "<OD>"]
 
 
-def test_a_journal_is_a_dataset_wherever_it_lies(tiny: Path, tmp_path: Path) -> None:
+def test_predictions_file_in_another_folder_is_a_dataset(tiny: Path, tmp_path: Path) -> None:
     from florence2.data.resolve import DatasetOptions, resolve_dataset
 
-    folder = draw(tmp_path / "photos" / "mine", "a.png", "b.png")
-    said = run(tiny, folder, tmp_path / "elsewhere" / "captions.jsonl", prefix="x")
+    folder = save_images(tmp_path / "photos" / "mine", "a.png", "b.png")
+    predicted = run_predict(tiny, folder, tmp_path / "elsewhere" / "captions.jsonl", prefix="x")
     found = resolve_dataset(tmp_path / "elsewhere" / "captions.jsonl", DatasetOptions("caption"))
-    assert {sample.id: sample.target for sample in found.samples} == said
+    assert {sample.id: sample.target for sample in found.samples} == predicted
     assert all(sample.open().size == (80, 60) for sample in found.samples)
 
 
-def test_killed_at_any_moment_and_started_again_answers_each_image_once(tiny: Path, tmp_path: Path) -> None:
-    folder = draw(tmp_path / "photos", *(f"{n:03}.png" for n in range(40)))
+def test_killed_run_resumes_and_predicts_each_image_once(tiny: Path, tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "photos", *(f"{n:03}.png" for n in range(40)))
     output = tmp_path / "captions.jsonl"
-    words = ["predict", "--model_path", str(tiny), "--input_path", str(folder), "--output_path", str(output)]
-    command = [sys.executable, "-X", "importtime", "-m", "florence2", *words, "--batch_size", "2", "--max_length", "20"]
+    arguments = ["predict", "--model_path", str(tiny), "--input_path", str(folder), "--output_path", str(output)]
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        "-m",
+        "florence2",
+        *arguments,
+        "--batch_size",
+        "2",
+        "--max_length",
+        "20",
+    ]
     with (tmp_path / "imports").open("w") as stderr:
         process = subprocess.Popen(command, stderr=stderr, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    patience = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < patience and _lines(output) < 5:
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and _lines(output) < 5:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = _lines(output)
-    assert done >= 5, "it was to be killed on its way"
+    num_lines = _lines(output)
+    assert num_lines >= 5, "the process must be killed while it runs"
     imported = set(re.findall(r"\| +(\w+)$", (tmp_path / "imports").read_text(), re.MULTILINE))
     assert "torch" in imported
-    assert not imported & {"peft", "datasets", "pandas", "bitsandbytes", "matplotlib"}, "a full model pays for adapters"
-    resumed = run(tiny, folder, output, batch_size=2, max_length=20)
-    assert len(rows(output)) == 40
-    assert resumed == run(tiny, folder, tmp_path / "whole.jsonl", batch_size=2, max_length=20)
+    assert not imported & {"peft", "datasets", "pandas", "bitsandbytes", "matplotlib"}, (
+        "imported for a model without adapter"
+    )
+    resumed = run_predict(tiny, folder, output, batch_size=2, max_length=20)
+    assert len(read_rows(output)) == 40
+    assert resumed == run_predict(tiny, folder, tmp_path / "uninterrupted.jsonl", batch_size=2, max_length=20)
 
 
 def _lines(path: Path) -> int:
