@@ -173,7 +173,7 @@ def create_our_trainer(options: argparse.Namespace, folder: str) -> Any:
     from florence2.devices import pick_device
     from florence2.model.processing import Preprocessor
     from florence2.system import tune_allocator
-    from florence2.training.dataset.florence2_dataset import Florence2Collator
+    from florence2.training.dataset.collator import Florence2Collator
     from florence2.training.optimizer.optimizer_config import OptimizerConfig
     from florence2.training.performance.compile import compile_model
     from florence2.training.performance.cuda_graph_step import PAD_TO, can_use_cuda_graphs

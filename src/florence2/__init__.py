@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from florence2.model.answer import Answer as Answer
     from florence2.model.load import load as load
     from florence2.model.tasks import Task as Task
-    from florence2.training.dataset.florence2_dataset import Florence2Collator as Florence2Collator
+    from florence2.training.dataset.collator import Florence2Collator as Florence2Collator
     from florence2.training.dataset.florence2_dataset import Florence2Dataset as Florence2Dataset
     from florence2.training.trainer import Florence2Trainer as Florence2Trainer
 
@@ -39,7 +39,7 @@ _MODULE_OF = {
     "DeviceMemoryError": "florence2.errors",
     "Engine": "florence2.engine.engine",
     "EngineConfig": "florence2.engine.engine_config",
-    "Florence2Collator": "florence2.training.dataset.florence2_dataset",
+    "Florence2Collator": "florence2.training.dataset.collator",
     "Florence2Dataset": "florence2.training.dataset.florence2_dataset",
     "Florence2Trainer": "florence2.training.trainer",
     "GenerationConfig": "florence2.engine.generation_config",

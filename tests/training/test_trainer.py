@@ -14,7 +14,8 @@ from florence2.errors import UserError
 from florence2.model.processing import Preprocessor
 from florence2.training.callbacks.nan_guard import NonFiniteGradientGuard
 from florence2.training.dataset.caption_augmentation import CaptionAugmentation
-from florence2.training.dataset.florence2_dataset import Florence2Collator, Florence2Dataset
+from florence2.training.dataset.collator import Florence2Collator
+from florence2.training.dataset.florence2_dataset import Florence2Dataset
 from florence2.training.optimizer.optimizer_config import OptimizerConfig
 from florence2.training.trainer import Florence2Trainer
 from florence2.training.trainer_config import TargetTokens, TrainerConfig

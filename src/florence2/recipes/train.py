@@ -42,12 +42,8 @@ from florence2.training.callbacks.bundle import TrainingCallbacks
 from florence2.training.callbacks.metrics_logger import save_plot
 from florence2.training.callbacks.signals import TrainingInterrupted
 from florence2.training.callbacks.training_progress import count_progress
-from florence2.training.dataset.florence2_dataset import (
-    Florence2Collator,
-    Florence2Dataset,
-    preview_examples,
-    preview_text,
-)
+from florence2.training.dataset.collator import Florence2Collator
+from florence2.training.dataset.florence2_dataset import Florence2Dataset, preview_examples, preview_text
 from florence2.training.dataset.streaming import StreamingDataset
 from florence2.training.dataset.training_data import DatasetBuilder, find_training_data
 from florence2.training.performance import memory

@@ -26,7 +26,8 @@ from florence2.errors import UserError
 from florence2.model.processing import IGNORED_LABEL
 from florence2.training import eva_init as eva
 from florence2.training.callbacks.training_progress import Throughput
-from florence2.training.dataset.florence2_dataset import Florence2Dataset, shift_right
+from florence2.training.dataset.collator import shift_right
+from florence2.training.dataset.florence2_dataset import Florence2Dataset
 from florence2.training.dataset.streaming import ResumableDataLoader, StreamingDataset
 from florence2.training.optimizer.create import (
     create_optimizer,
@@ -85,7 +86,7 @@ class Florence2Trainer(CheckpointTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Return the summed cross entropy divided by the labels of the whole step."""
-        positions_N = inputs["learnt_N"]
+        positions_N = inputs["label_positions_N"]
         labels_N = inputs["labels"].flatten()[positions_N.clamp(min=0)].masked_fill(positions_N < 0, IGNORED_LABEL)
         with select_label_positions(self._output_layer, positions_N.clamp(min=0)):
             logits_NV = self._forward_logits(model, inputs)
@@ -120,8 +121,8 @@ class Florence2Trainer(CheckpointTrainer):
         return self.graphed_step(self._prepare_inputs(inputs), items)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        if "problem" in inputs:
-            raise UserError(*inputs["problem"])
+        if "error" in inputs:
+            raise UserError(*inputs["error"])
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         return prepared
 

@@ -15,8 +15,7 @@ from florence2.model import locations
 from florence2.model.answer import Answer
 from florence2.model.processing import Preprocessor
 from florence2.model.tasks import find_task
-from florence2.training.dataset.box_transforms import CropWindow, area, clip, transform_objects
-from florence2.training.dataset.caption_augmentation import CaptionAugmentation
+from florence2.training.dataset.box_transforms import CropWindow, transform_answer
 from florence2.training.dataset.florence2_dataset import Florence2Dataset, preview_text
 from florence2.training.dataset.image_augmentation import (
     ImageAugmentation,
@@ -29,140 +28,136 @@ from florence2.training.dataset.sampler import SampleDraw
 from tests.tiny import tiny_processor
 
 SIDE = 256
-WHOLE = (SIDE, SIDE)
+SIZE = (SIDE, SIDE)
 
 
-def said(task: str, target: Any, asked: Any = "", size: tuple[int, int] = WHOLE) -> Sample:
-    """Make a sample about a picture that is not there."""
-    found = find_task(task)
-    text = (
-        target
-        if isinstance(target, str)
-        else locations.encode(found, Answer.from_dict(target, found.output_type), size)
-    )
-    region = asked if isinstance(asked, str) else locations.encode_region(asked, size)
-    return Sample("a.png", Path("a.png"), found.token, region, text)
+def make_sample(task_name: str, target: Any, task_input: Any = "", size: tuple[int, int] = SIZE) -> Sample:
+    """Make a sample whose image does not exist."""
+    task = find_task(task_name)
+    if not isinstance(target, str):
+        target = locations.encode(task, Answer.from_dict(target, task.output_type), size)
+    region = task_input if isinstance(task_input, str) else locations.encode_region(task_input, size)
+    return Sample("a.png", Path("a.png"), task.token, region, target)
 
 
-def od(*boxes: Sequence[float], labels: Sequence[str] = ()) -> Sample:
-    return said("od", {"bboxes": list(boxes), "labels": list(labels) or [f"cat{n}" for n in range(len(boxes))]})
+def detection_sample(*boxes: Sequence[float]) -> Sample:
+    return make_sample("od", {"bboxes": list(boxes), "labels": [f"cat{n}" for n in range(len(boxes))]})
 
 
-def looks(sample: Sample, rules: ImageAugmentation, times: int = 100) -> list[tuple[Sample, CropWindow]]:
-    return [augment_sample(sample, rules, random.Random(n)) for n in range(times)]
+def augment_many(sample: Sample, augmentation: ImageAugmentation, number: int = 100) -> list[tuple[Sample, CropWindow]]:
+    return [augment_sample(sample, augmentation, random.Random(n)) for n in range(number)]
 
 
-def test_boxes_move_with_what_they_show() -> None:
-    """A coloured block is found, by its colour, where the moved box says."""
+def transform(value: dict[str, Any], window: CropWindow, min_visible: float = 0.3) -> dict[str, Any]:
+    return transform_answer(Answer.from_dict(value), window, min_visible).to_dict()
+
+
+def test_boxes_follow_the_augmented_image() -> None:
+    """A coloured rectangle is found, by its colour, at the augmented box."""
     box = (40, 60, 120, 200)
-    image = Image.new("RGB", WHOLE, "white")
+    image = Image.new("RGB", SIZE, "white")
     image.paste((255, 0, 0), box)
-    samples = [Sample("a.png", image, find_task("od").token, target=od(box).target)]
-    rules = parse_image_augmentation(("hflip=0.5", "crop=0.5", "scale=0.7,1.4", "crop_min=0.5"))
-    dataset = Florence2Dataset(samples, Preprocessor.from_processor(tiny_processor()), CaptionAugmentation(), rules)
-    views = set()
+    samples = [Sample("a.png", image, find_task("od").token, target=detection_sample(box).target)]
+    augmentation = parse_image_augmentation(("hflip=0.5", "crop=0.5", "scale=0.7,1.4", "crop_min=0.5"))
+    preprocessor = Preprocessor.from_processor(tiny_processor())
+    dataset = Florence2Dataset(samples, preprocessor, image_augmentation=augmentation)
+    kinds = set()
     for epoch in range(60):
-        sample, view = dataset.augmented(samples[0], SampleDraw(epoch, 0, 0))
-        views.add((view.left < 0, view.flipped))
+        sample, window = dataset.augmented(samples[0], SampleDraw(epoch, 0, 0))
+        kinds.add((window.left < 0, window.is_flipped))
         pixels = dataset[SampleDraw(epoch, 0, 0)]["pixels_HWC"].astype(int)
         ys, xs = np.nonzero(pixels[..., 0] - pixels[..., 1] > 80)
-        (found,) = locations.decode(find_task("od"), sample.target or "", (64, 64)).bboxes
-        assert found == pytest.approx([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], abs=1.5), view
-    assert len(views) == 4
+        (augmented_box,) = locations.decode(find_task("od"), sample.target or "", (64, 64)).bboxes
+        expected = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+        assert augmented_box == pytest.approx(expected, abs=1.5), window
+    assert len(kinds) == 4
 
 
-def test_a_mirror_turns_every_kind_of_place() -> None:
+def test_flip_mirrors_boxes_quads_and_polygons() -> None:
     quad = [10.5, 20.5, 60.5, 22.5, 60.5, 40.5, 10.5, 38.5]
-    value: dict[str, Any] = {"quad_boxes": [quad], "labels": ["A"]}
-    assert transform_objects(value, CropWindow(flipped=True), 0.3)["quad_boxes"][0] == [
+    flip = CropWindow(is_flipped=True)
+    assert transform({"quad_boxes": [quad], "labels": ["A"]}, flip)["quad_boxes"][0] == [
         939.5, 22.5, 989.5, 20.5, 989.5, 38.5, 939.5, 40.5,
     ]  # fmt: skip
-    mask: dict[str, Any] = {"polygons": [[[10, 10, 50, 10, 10, 90]]], "labels": [""]}
-    turned_mask = transform_objects(mask, CropWindow(flipped=True), 0.3)["polygons"][0][0]
-    assert turned_mask == [990, 90, 950, 10, 990, 10]  # clockwise as before
+    polygon = transform({"polygons": [[[10, 10, 50, 10, 10, 90]]], "labels": [""]}, flip)["polygons"][0][0]
+    assert polygon == [990, 90, 950, 10, 990, 10]  # clockwise as before
     both = {"bboxes": [[1, 2, 3, 4]], "bboxes_labels": ["a"], "polygons": [], "polygons_labels": []}
-    assert transform_objects(both, CropWindow(flipped=True), 0.3)["bboxes"] == [[997, 2, 999, 4]]
+    assert transform(both, flip)["bboxes"] == [[997, 2, 999, 4]]
 
 
 @given(st.lists(st.integers(0, 999), min_size=4, max_size=4))
 @settings(max_examples=50, deadline=None)
-def test_twice_mirrored_is_as_before(sides: list[int]) -> None:
-    x1, x2, y1, y2 = (*sorted(sides[:2]), *sorted(sides[2:]))
+def test_flipping_twice_restores_the_sample(coordinates: list[int]) -> None:
+    x1, x2, y1, y2 = (*sorted(coordinates[:2]), *sorted(coordinates[2:]))
     box = [x1 + 0.5, y1 + 0.5, x2 + 0.5, y2 + 0.5]
     value: dict[str, Any] = {"bboxes": [box], "labels": ["a"]}
-    once = transform_objects(value, CropWindow(flipped=True), 0.3)
-    assert transform_objects(once, CropWindow(flipped=True), 0.3) == value
-    sample = said("od", value, size=(1000, 1000))
-    back, _ = augment_sample(
-        augment_sample(sample, ImageAugmentation(hflip=1), random.Random(0))[0],
-        ImageAugmentation(hflip=1),
-        random.Random(0),
-    )
-    assert back.target == sample.target
+    once = transform(value, CropWindow(is_flipped=True))
+    assert transform(once, CropWindow(is_flipped=True)) == value
+    sample, flip = make_sample("od", value, size=(1000, 1000)), ImageAugmentation(hflip=1)
+    flipped, _ = augment_sample(sample, flip, random.Random(0))
+    restored, _ = augment_sample(flipped, flip, random.Random(0))
+    assert restored.target == sample.target
 
 
-def test_what_leaves_is_dropped_and_what_is_cut_is_clipped() -> None:
-    view = CropWindow(0.0, 0.0, 0.5, 1.0)
+def test_crop_removes_objects_outside_and_clips_objects_at_the_edge() -> None:
+    window = CropWindow(0.0, 0.0, 0.5, 1.0)
     value = {
         "bboxes": [[100, 0, 300, 100], [400, 0, 600, 100], [480, 0, 900, 100], [700, 0, 800, 100]],
-        "labels": ["in", "half", "a bit", "out"],
+        "labels": ["inside", "half inside", "hardly inside", "outside"],
     }
-    moved = transform_objects(value, view, keep=0.3)
-    assert moved["labels"] == ["in", "half"]
-    assert moved["bboxes"] == [[200, 0, 600, 100], [800, 0, 1000, 100]]
-    quads = {"quad_boxes": [[400, 0, 600, 0, 600, 9, 400, 9], [0, 0, 9, 0, 9, 9, 0, 9]], "labels": ["cut", "in"]}
-    assert transform_objects(quads, view, keep=0.3)["labels"] == ["in"]  # half a line cannot be read
+    cropped = transform(value, window)
+    assert cropped["labels"] == ["inside", "half inside"]
+    assert cropped["bboxes"] == [[200, 0, 600, 100], [800, 0, 1000, 100]]
+    quads = {"quad_boxes": [[400, 0, 600, 0, 600, 9, 400, 9], [0, 0, 9, 0, 9, 9, 0, 9]], "labels": ["cut", "inside"]}
+    assert transform(quads, window)["labels"] == ["inside"]  # half a line of text is unreadable
 
 
-def test_polygons_are_cut_at_the_edge() -> None:
-    assert clip([0, 0, 100, 0, 100, 50]) == [0, 0, 100, 0, 100, 50]
-    assert area(clip([-100, -100, 100, -100, 100, 100, -100, 100])) == pytest.approx(100 * 100)
-    assert clip([-50, 10, -10, 10, -10, 90]) == []
-    halves: dict[str, Any] = {"polygons": [[[300, 0, 700, 0, 700, 400, 300, 400]]], "labels": [""]}
-    (kept,) = transform_objects(halves, CropWindow(0, 0, 0.5, 1), keep=0.3)["polygons"]
-    assert area(kept[0]) == pytest.approx(400 * 400)  # 200 x 400, twice as wide
-    assert transform_objects(halves, CropWindow(0, 0, 0.5, 1), keep=0.6)["polygons"] == []
+def test_crop_clips_polygons() -> None:
+    square: dict[str, Any] = {"polygons": [[[300, 0, 700, 0, 700, 400, 300, 400]]], "labels": [""]}
+    window = CropWindow(0, 0, 0.5, 1)
+    (item,) = transform_answer(Answer.from_dict(square), window, min_visible=0.3)
+    assert item.area == pytest.approx(400 * 400)  # 200 x 400, scaled to twice the width
+    assert len(transform_answer(Answer.from_dict(square), window, min_visible=0.6)) == 0
 
 
-def test_regions_move_with_their_image_or_keep_it_whole() -> None:
-    sample = said("region_to_category", "cat", [10, 10, 60, 60])
-    seen = looks(sample, ImageAugmentation(crop=1, crop_min=0.3, hflip=0.5))
-    assert len({each.input for each, _ in seen}) > 50
-    assert {each.target for each, _ in seen} == {"cat"}
-    for each, view in seen:
-        if view.is_full_image and not view.flipped:
-            assert each.input == sample.input
-    for each, view in looks(said("region_to_ocr", "EXIT", [10, 10, 60, 60]), ImageAugmentation(crop=1, crop_min=0.3)):
+def test_input_regions_follow_the_crop_and_text_regions_are_not_cut() -> None:
+    sample = make_sample("region_to_category", "cat", [10, 10, 60, 60])
+    augmented = augment_many(sample, ImageAugmentation(crop=1, crop_min=0.3, hflip=0.5))
+    assert len({each.input for each, _ in augmented}) > 50
+    assert {each.target for each, _ in augmented} == {"cat"}
+    assert all(each.input == sample.input for each, window in augmented if window.is_identity)
+    text_sample = make_sample("region_to_ocr", "EXIT", [10, 10, 60, 60])
+    for each, window in augment_many(text_sample, ImageAugmentation(crop=1, crop_min=0.3)):
         x1, y1, x2, y2 = locations.decode(find_task("region_proposal"), each.input, (1, 1)).bboxes[0]
-        wide, high = (x2 - x1) * (view.right - view.left), (y2 - y1) * (view.bottom - view.top)
-        assert (wide, high) == pytest.approx((50 / SIDE, 50 / SIDE), abs=0.003)  # never cut: it is read
+        size = (x2 - x1) * (window.right - window.left), (y2 - y1) * (window.bottom - window.top)
+        assert size == pytest.approx((50 / SIDE, 50 / SIDE), abs=0.003)
 
 
-def test_segmentation_of_a_region_moves_both() -> None:
-    outline = {"polygons": [[[10, 10, 60, 10, 60, 60, 10, 60]]], "labels": [""]}
-    sample = said("region_to_segmentation", outline, [10, 10, 60, 60])
-    for each, _ in looks(sample, ImageAugmentation(crop=1, hflip=0.5, scale=(0.6, 1.5))):
-        box = locations.decode(find_task("region_proposal"), each.input, WHOLE).bboxes[0]
-        run = locations.decode(find_task(each.task), each.target or "", WHOLE).polygons[0][0]
-        assert [min(run[::2]), min(run[1::2]), max(run[::2]), max(run[1::2])] == pytest.approx(box, abs=0.6)
+def test_region_and_its_mask_follow_the_same_window() -> None:
+    mask = {"polygons": [[[10, 10, 60, 10, 60, 60, 10, 60]]], "labels": [""]}
+    sample = make_sample("region_to_segmentation", mask, [10, 10, 60, 60])
+    for each, _ in augment_many(sample, ImageAugmentation(crop=1, hflip=0.5, scale=(0.6, 1.5))):
+        box = locations.decode(find_task("region_proposal"), each.input, SIZE).bboxes[0]
+        polygon = locations.decode(find_task(each.task), each.target or "", SIZE).polygons[0][0]
+        bounds = [min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])]
+        assert bounds == pytest.approx(box, abs=0.6)
 
 
-def test_no_crop_empties_an_answer() -> None:
-    sample = od([20, 20, 60, 60])
-    seen = looks(sample, ImageAugmentation(crop=1, crop_min=0.3))
-    assert all("cat0" in (each.target or "") for each, _ in seen)
-    assert 0 < sum(view.is_full_image for _, view in seen) < 50  # some windows had no luck, and were not taken
-    nothing = said("od", "")
-    assert any(not view.is_full_image for _, view in looks(nothing, ImageAugmentation(crop=1)))
+def test_crop_never_removes_all_objects() -> None:
+    augmented = augment_many(detection_sample([20, 20, 60, 60]), ImageAugmentation(crop=1, crop_min=0.3))
+    assert all("cat0" in (each.target or "") for each, _ in augmented)
+    assert 0 < sum(window.is_full_image for _, window in augmented) < 50  # where no crop shows the object
+    without_objects = augment_many(make_sample("od", ""), ImageAugmentation(crop=1))
+    assert any(not window.is_full_image for _, window in without_objects)
 
 
 @pytest.mark.parametrize(
-    ("task", "target", "asked", "may"),
+    ("task_name", "target", "task_input", "is_flippable"),
     [
         ("caption", "a dog and a cat", "", True),
         ("caption", "a dog to the left of a cat", "", False),
         ("caption", "The RIGHT hand.", "", False),
-        ("caption", "a bright knight", "", True),  # no word of its own
+        ("caption", "a bright knight", "", True),  # `right` inside another word
         ("caption", "a shop named “Rosa”", "", False),
         ("caption", "a shield that says no", "", False),
         ("dense_region_caption", "left shoe<loc_1><loc_2><loc_3><loc_4>", "", False),
@@ -171,79 +166,88 @@ def test_no_crop_empties_an_answer() -> None:
         ("ocr", "EXIT", "", False),
         ("ocr_with_region", "EXIT<loc_1><loc_2><loc_3><loc_4><loc_1><loc_2><loc_3><loc_4>", "", False),
         ("region_to_ocr", "EXIT", "<loc_1><loc_2><loc_3><loc_4>", False),
-        ("What is it?", "a cat", "", False),  # who knows what a prompt of one's own is about
+        ("What is it?", "a cat", "", False),  # a custom prompt may ask about sides
     ],
 )
-def test_words_that_a_mirror_makes_untrue(task: str, target: str, asked: str, may: bool) -> None:
-    sample = said(task, target, asked)
-    assert can_flip(sample) is may
-    assert any(view.flipped for _, view in looks(sample, ImageAugmentation(hflip=0.9), 20)) is may
+def test_samples_that_mention_sides_or_writing_are_not_flipped(
+    task_name: str, target: str, task_input: str, is_flippable: bool
+) -> None:
+    sample = make_sample(task_name, target, task_input)
+    assert can_flip(sample) is is_flippable
+    augmented = augment_many(sample, ImageAugmentation(hflip=0.9), 20)
+    assert any(window.is_flipped for _, window in augmented) is is_flippable
 
 
-def test_words_about_a_whole_image_are_never_cropped() -> None:
-    rules = ImageAugmentation(crop=1, scale=(0.5, 2.0))
-    for each, view in looks(said("caption", "a dog and a cat"), rules):
-        assert view.left <= 0 and view.top <= 0 and view.right >= 1 and view.bottom >= 1  # noqa: PT018
+def test_images_with_captions_are_scaled_down_but_never_cropped() -> None:
+    augmented = augment_many(make_sample("caption", "a dog and a cat"), ImageAugmentation(crop=1, scale=(0.5, 2.0)))
+    for each, window in augmented:
+        assert max(window.left, window.top) <= 0
+        assert min(window.right, window.bottom) >= 1
         assert each.target == "a dog and a cat"
-    assert any(not view.is_full_image for _, view in looks(said("caption", "a dog"), rules))  # smaller it may be
+    assert any(not window.is_full_image for _, window in augmented)
 
 
 @pytest.mark.parametrize(
     "sample",
     [
-        said("od", "there are two: cat<loc_1><loc_2><loc_3><loc_4> and that is all"),
-        said("What is at <loc_1><loc_2><loc_3><loc_4>?", "a cat"),
-        said("caption", "cat <loc_1><loc_2><loc_3><loc_4>"),
-        said("region_to_category", "cat", "somewhere"),
+        make_sample("od", "there are two: cat<loc_1><loc_2><loc_3><loc_4> and that is all"),
+        make_sample("What is at <loc_1><loc_2><loc_3><loc_4>?", "a cat"),
+        make_sample("caption", "cat <loc_1><loc_2><loc_3><loc_4>"),
+        make_sample("region_to_category", "cat", "somewhere"),
     ],
 )
-def test_places_that_are_not_understood_stay(sample: Sample) -> None:
-    for each, view in looks(sample, ImageAugmentation(hflip=1, crop=1, scale=(0.5, 2.0), order="shuffle"), 20):
-        assert not view.is_changed
+def test_samples_with_unexpected_location_tokens_are_not_augmented(sample: Sample) -> None:
+    augmentation = ImageAugmentation(hflip=1, crop=1, scale=(0.5, 2.0), order="shuffle")
+    for each, window in augment_many(sample, augmentation, 20):
+        assert window.is_identity
         assert (each.input, each.target) == (sample.input, sample.target)
 
 
-def test_objects_are_learnt_in_reading_order_or_shuffled() -> None:
-    sample = od([10, 10, 50, 50], [100, 10, 150, 50], [10, 100, 50, 150])
-    mirrored, _ = augment_sample(sample, ImageAugmentation(hflip=1), random.Random(0))
-    assert locations.decode(find_task("od"), mirrored.target or "", WHOLE).labels == ["cat1", "cat0", "cat2"]
-    orders = {each.target for each, _ in looks(sample, ImageAugmentation(order="shuffle"))}
-    assert len(orders) == 6
+def test_objects_are_in_reading_order_or_shuffled() -> None:
+    sample = detection_sample([10, 10, 50, 50], [100, 10, 150, 50], [10, 100, 50, 150])
+    flipped, _ = augment_sample(sample, ImageAugmentation(hflip=1), random.Random(0))
+    assert locations.decode(find_task("od"), flipped.target or "", SIZE).labels == ["cat1", "cat0", "cat2"]
+    assert len({each.target for each, _ in augment_many(sample, ImageAugmentation(order="shuffle"))}) == 6
+
+
+def test_phrases_keep_the_order_of_their_sentence() -> None:
     phrases = {"bboxes": [[10, 10, 50, 50], [100, 10, 150, 50]], "labels": ["a dog", "a cat"]}
-    asked = said("caption_to_phrase_grounding", phrases, "a dog and a cat")
-    for each, _ in looks(asked, ImageAugmentation(hflip=0.5, order="shuffle")):
-        assert locations.decode(find_task(each.task), each.target or "", WHOLE).labels == ["a dog", "a cat"]
+    sample = make_sample("caption_to_phrase_grounding", phrases, "a dog and a cat")
+    for each, _ in augment_many(sample, ImageAugmentation(hflip=0.5, order="shuffle")):
+        assert locations.decode(find_task(each.task), each.target or "", SIZE).labels == ["a dog", "a cat"]
 
 
-def test_a_turn_depends_on_seed_epoch_and_sample_alone_and_measuring_sees_all_whole() -> None:
-    samples = [od([10, 10, 50, 50]), said("region_to_category", "cat", [10, 10, 50, 50])]
-    rules = parse_image_augmentation(("hflip=0.5", "crop=0.9", "scale=0.8,1.2"))
-    dataset = Florence2Dataset(
-        samples, Preprocessor.from_processor(tiny_processor()), CaptionAugmentation(), rules, seed=1
-    )
-    again = Florence2Dataset(samples, dataset.preprocessor, CaptionAugmentation(), rules, seed=1)
-    first = [dataset.augmented(sample, SampleDraw(2, n, n)) for n, sample in enumerate(samples)]
+def test_augmentation_depends_on_seed_epoch_and_sample_alone() -> None:
+    samples = [detection_sample([10, 10, 50, 50]), make_sample("region_to_category", "cat", [10, 10, 50, 50])]
+    augmentation = parse_image_augmentation(("hflip=0.5", "crop=0.9", "scale=0.8,1.2"))
+    preprocessor = Preprocessor.from_processor(tiny_processor())
+    one, other = (Florence2Dataset(samples, preprocessor, image_augmentation=augmentation, seed=1) for _ in range(2))
+    first = [one.augmented(sample, SampleDraw(2, n, n)) for n, sample in enumerate(samples)]
     random.seed(99)
-    later = [again.augmented(sample, SampleDraw(2, 7 + n, n)) for n, sample in enumerate(samples)]
-    assert [(a.input, a.target, view) for a, view in first] == [(a.input, a.target, view) for a, view in later]
-    assert len({dataset.augmented(samples[0], SampleDraw(epoch, 0, 0))[1] for epoch in range(20)}) > 15
-    assert len({dataset.augmented(samples[0], SampleDraw(0, 0, 0, again))[1] for again in range(20)}) > 15
-    fixed = Florence2Dataset(samples, dataset.preprocessor, CaptionAugmentation(), rules, fixed=True)
-    assert not any(
-        fixed.augmented(sample, SampleDraw(epoch, 0, 0))[1].is_changed for sample in samples for epoch in range(20)
-    )
+    later = [other.augmented(sample, SampleDraw(2, 7 + n, n)) for n, sample in enumerate(samples)]
+    assert [(a.input, a.target, window) for a, window in first] == [(a.input, a.target, window) for a, window in later]
+    assert len({one.augmented(samples[0], SampleDraw(epoch, 0, 0))[1] for epoch in range(20)}) > 15
+    assert len({one.augmented(samples[0], SampleDraw(0, 0, 0, repeat))[1] for repeat in range(20)}) > 15
 
 
-def test_preview_and_introduction_say_what_is_seen() -> None:
-    samples = [od([10, 10, 50, 50]), said("caption", "a dog"), said("ocr", "EXIT")]
-    rules = parse_image_augmentation(("hflip=1", "crop=1"))
-    text = preview_text(
-        Florence2Dataset(samples, Preprocessor.from_processor(tiny_processor()), CaptionAugmentation(), rules), 1
-    )
-    assert "epoch 1 (mirrored, x " in text
-    assert augmentation_summary(samples, rules) == (
-        "2 of 3 may be mirrored (the others speak of sides or of writing), "
-        "1 of 3 may be cropped (the others speak of whole pictures)"
+def test_evaluation_images_are_not_augmented() -> None:
+    samples = [detection_sample([10, 10, 50, 50]), make_sample("region_to_category", "cat", [10, 10, 50, 50])]
+    augmentation = parse_image_augmentation(("hflip=0.5", "crop=0.9", "scale=0.8,1.2"))
+    preprocessor = Preprocessor.from_processor(tiny_processor())
+    dataset = Florence2Dataset(samples, preprocessor, image_augmentation=augmentation, augment=False)
+    draws = [SampleDraw(epoch, 0, 0) for epoch in range(20)]
+    assert all(dataset.augmented(sample, draw)[1].is_identity for sample in samples for draw in draws)
+
+
+def test_preview_and_summary_describe_the_augmentation() -> None:
+    samples = [detection_sample([10, 10, 50, 50]), make_sample("caption", "a dog"), make_sample("ocr", "EXIT")]
+    augmentation = parse_image_augmentation(("hflip=1", "crop=1"))
+    preprocessor = Preprocessor.from_processor(tiny_processor())
+    text = preview_text(Florence2Dataset(samples, preprocessor, image_augmentation=augmentation), 1)
+    assert "epoch 1 (flipped, x " in text
+    assert augmentation_summary(samples, augmentation) == (
+        "2 of 3 samples can be flipped (the others mention sides or writing), "
+        "1 of 3 samples can be cropped (the others describe the full image)"
     )
 
 
@@ -251,16 +255,16 @@ def test_preview_and_introduction_say_what_is_seen() -> None:
     ("word", "hint"),
     [
         ("hflp=0.5", "did you mean `hflip`?"),
-        ("hflip=2", "write for example `hflip=0.5`"),
-        ("crop=often", "write for example `crop=0.5`"),
-        ("crop_min=0", "write for example `crop_min=0.6`"),
-        ("scale=2", "write for example `scale=0.8,1.2`"),
-        ("scale=1.2,0.8", "write for example `scale=0.8,1.2`"),
-        ("order=random", "write `order=shuffle` or `order=reading`"),
-        ("hflip", "write `--augment hflip=...`"),
+        ("hflip=2", "pass for example `hflip=0.5`"),
+        ("crop=often", "pass for example `crop=0.5`"),
+        ("crop_min=0", "pass for example `crop_min=0.6`"),
+        ("scale=2", "pass for example `scale=0.8,1.2`"),
+        ("scale=1.2,0.8", "pass for example `scale=0.8,1.2`"),
+        ("order=random", "pass `order=shuffle` or `order=reading`"),
+        ("hflip", "pass `--augment hflip=...`"),
     ],
 )
-def test_refused(word: str, hint: str) -> None:
+def test_invalid_augment_options_are_refused(word: str, hint: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_image_augmentation((word,))
     assert caught.value.hint == hint

@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from florence2.api import train
 from florence2.data.columns import ColumnMapping
 from florence2.data.formats.shards import write_shards
 from florence2.data.streams.shard_readers import find_sharded_source
 from florence2.data.streams.stream import SampleStream
 from florence2.errors import UserError
 from florence2.model.processing import Preprocessor
-from florence2.recipes.train import train
-from florence2.training.dataset.caption_augmentation import CaptionAugmentation
-from florence2.training.dataset.florence2_dataset import Florence2Collator, Florence2Dataset
+from florence2.training.dataset.collator import Florence2Collator
+from florence2.training.dataset.florence2_dataset import Florence2Dataset
 from florence2.training.dataset.streaming import ResumableDataLoader, StreamingDataset, check_streaming
 from florence2.training.dataset.training_data import TrainingDataConfig
 from tests.tiny import tiny_processor
@@ -36,71 +36,78 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pouring(room: Path, **given: Any) -> StreamingDataset:
-    stream = SampleStream(find_sharded_source(str(room / "tars"), ColumnMapping("<CAPTION>")), seed=0, buffer_size=3)
-    return StreamingDataset(
-        Florence2Dataset((), Preprocessor.from_processor(tiny_processor()), CaptionAugmentation()), stream, **given
-    )
+def streaming_dataset(stream: SampleStream, **options: Any) -> StreamingDataset:
+    dataset = Florence2Dataset((), Preprocessor.from_processor(tiny_processor()))
+    return StreamingDataset(dataset, stream, **options)
 
 
-def batches(taken: int = 0, *, workers: int, number: int, of: StreamingDataset) -> list[list[str]]:
-    options = {"collate_fn": Florence2Collator(1), "num_workers": workers}
-    loaded = islice(iter(ResumableDataLoader(of, lambda: taken, options)), number)
-    decode = of.dataset.preprocessor.decode
-    return [[decode([each for each in row if each >= 0]) for row in batch["labels"].tolist()] for batch in loaded]
+def stream_tars(room: Path, **options: Any) -> StreamingDataset:
+    source = find_sharded_source(str(room / "tars"), ColumnMapping("<CAPTION>"))
+    return streaming_dataset(SampleStream(source, seed=0, buffer_size=3), **options)
 
 
-def test_two_processes_of_two_workers_see_each_sample_once_an_epoch(room: Path) -> None:
-    seen: Counter[str] = Counter()
-    for process in range(2):
-        # Two samples an epoch for each of the four takers: 4 batches of one, 3 epochs of them.
-        said = batches(workers=2, number=12, of=pouring(room, batch_size=1, process_index=process, num_processes=2))
-        seen.update(text for batch in said for text in batch)
-    assert seen == dict.fromkeys(CAPTIONS, 3)
-
-
-@pytest.mark.parametrize("rows", [8, 1])  # in shards that can be dealt out, and in one that all takers read
-def test_workers_share_out_a_dataset_too(room: Path, tmp_path: Path, rows: int) -> None:
-    table = [{"image": str(room / "photos" / f"{n}.png"), "text": text} for n, text in enumerate(CAPTIONS)]
-    made = datasets.Dataset.from_list(table).cast_column("image", datasets.Image())
-    name = str(tmp_path / "rows")
-    if rows > 1:
-        made.save_to_disk(name)
-    else:
-        made.to_parquet(name := f"{name}.parquet")
-    stream = SampleStream(find_sharded_source(name, ColumnMapping("<CAPTION>")))
-    assert stream.source.num_shards == rows
-    dataset = Florence2Dataset((), Preprocessor.from_processor(tiny_processor()), CaptionAugmentation())
-    said = [
-        batches(workers=2, number=4, of=StreamingDataset(dataset, stream, process_index=process, num_processes=2))
-        for process in range(2)
+def load_batches(dataset: StreamingDataset, number: int, num_workers: int, consumed: int = 0) -> list[list[str]]:
+    """Load batches of decoded targets."""
+    options = {"collate_fn": Florence2Collator(1), "num_workers": num_workers}
+    loader = ResumableDataLoader(dataset, lambda: consumed, options)
+    decode = dataset.dataset.preprocessor.decode
+    return [
+        [decode([label for label in row if label >= 0]) for row in batch["labels"].tolist()]
+        for batch in islice(iter(loader), number)
     ]
-    assert sorted(text for each in said for batch in each for text in batch) == sorted(CAPTIONS)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_stream_gives_what_would_have_come(room: Path, workers: int) -> None:
-    of = pouring(room, batch_size=2, process_index=1, num_processes=2)
-    whole = batches(workers=workers, number=7, of=of)
-    for taken in (1, 2, 5):
-        assert batches(taken, workers=workers, number=7 - taken, of=of) == whole[taken:]
+def test_processes_and_workers_read_each_sample_once_per_epoch(room: Path) -> None:
+    counts: Counter[str] = Counter()
+    for process in range(2):
+        # Each of the four workers reads two samples per epoch: 4 batches of one sample per process, in 3 epochs.
+        dataset = stream_tars(room, batch_size=1, process_index=process, num_processes=2)
+        counts.update(text for batch in load_batches(dataset, 12, num_workers=2) for text in batch)
+    assert counts == dict.fromkeys(CAPTIONS, 3)
 
 
-def test_a_problem_in_a_worker_is_one_line(room: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_shards", [8, 1])  # a shard for each worker, and one shard that all workers read
+def test_workers_read_disjoint_rows_of_a_dataset(room: Path, tmp_path: Path, num_shards: int) -> None:
+    table = [{"image": str(room / "photos" / f"{n}.png"), "text": text} for n, text in enumerate(CAPTIONS)]
+    rows = datasets.Dataset.from_list(table).cast_column("image", datasets.Image())
+    name = str(tmp_path / "rows")
+    if num_shards > 1:
+        rows.save_to_disk(name)
+    else:
+        rows.to_parquet(name := f"{name}.parquet")
+    stream = SampleStream(find_sharded_source(name, ColumnMapping("<CAPTION>")))
+    assert stream.source.num_shards == num_shards
+    batches = [
+        batch
+        for process in range(2)
+        for batch in load_batches(streaming_dataset(stream, process_index=process, num_processes=2), 4, num_workers=2)
+    ]
+    assert sorted(text for batch in batches for text in batch) == sorted(CAPTIONS)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resumed_stream_continues_the_uninterrupted_stream(room: Path, num_workers: int) -> None:
+    dataset = stream_tars(room, batch_size=2, process_index=1, num_processes=2)
+    uninterrupted = load_batches(dataset, 7, num_workers)
+    for consumed in (1, 2, 5):
+        assert load_batches(dataset, 7 - consumed, num_workers, consumed) == uninterrupted[consumed:]
+
+
+def test_unreadable_image_in_a_worker_is_reported_without_a_traceback(room: Path, tmp_path: Path) -> None:
     write_shards(tmp_path, [("a.png", b"no picture", [{"text": "a"}]), ("b.png", b"nor this", [{"text": "b"}])])
     stream = SampleStream(find_sharded_source(str(tmp_path / "000000.tar"), ColumnMapping("<CAPTION>")))
-    of = StreamingDataset(
-        Florence2Dataset((), Preprocessor.from_processor(tiny_processor()), CaptionAugmentation()), stream
-    )
-    with pytest.raises(UserError, match="is not an image that can be read"):
-        next(iter(of))
-    batch = next(iter(ResumableDataLoader(of, lambda: 0, {"collate_fn": Florence2Collator(1), "num_workers": 1})))
-    assert batch["problem"][0].endswith("is not an image that can be read")
+    dataset = streaming_dataset(stream)
+    with pytest.raises(UserError) as caught:
+        next(iter(dataset))
+    loader = ResumableDataLoader(dataset, lambda: 0, {"collate_fn": Florence2Collator(1), "num_workers": 1})
+    what, _ = next(iter(loader))["error"]
+    assert what == caught.value.what
+    assert what.startswith("000000.tar/")
 
 
-def test_training_on_a_stream_resumed_is_never_stopped(room: Path) -> None:
+def test_resumed_streaming_run_equals_uninterrupted_run(room: Path) -> None:
     save_calm(room / "model", dropout=0.2)
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "dataset": str(room / "tars"),
         "streaming": True,
         "task": "caption",
@@ -111,16 +118,18 @@ def test_training_on_a_stream_resumed_is_never_stopped(room: Path) -> None:
         "augment": ["scale=0.7,0.9"],
         "save_every_n_steps": 3,
     }
-    whole = run(room, "whole", **given, trainer_args=["max_steps=6"])
-    again = room / "again"
-    shutil.copytree(whole / "checkpoint-3", again / "checkpoint-3")
-    run(room, "again", **given, trainer_args=["max_steps=6"], resume="auto")
-    mine, theirs = (load_file(out / "checkpoint-6" / "adapter_model.safetensors") for out in (again, whole))
-    rows = [(out / "metrics.jsonl").read_text().splitlines()[-1] for out in (whole, again)]
+    uninterrupted = run(room, "uninterrupted", **options, trainer_args=["max_steps=6"])
+    resumed = room / "resumed"
+    shutil.copytree(uninterrupted / "checkpoint-3", resumed / "checkpoint-3")
+    run(room, "resumed", **options, trainer_args=["max_steps=6"], resume="auto")
+    weights, expected = (
+        load_file(out / "checkpoint-6" / "adapter_model.safetensors") for out in (resumed, uninterrupted)
+    )
+    rows = [(out / "metrics.jsonl").read_text().splitlines()[-1] for out in (uninterrupted, resumed)]
     assert json.loads(rows[0])["epoch"] == json.loads(rows[1])["epoch"] == 1
-    start = load_file(whole / "checkpoint-3" / "adapter_model.safetensors")
-    assert any(not torch.equal(start[name], theirs[name]) for name in theirs)
-    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    start = load_file(uninterrupted / "checkpoint-3" / "adapter_model.safetensors")
+    assert any(not torch.equal(start[name], expected[name]) for name in expected)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize(

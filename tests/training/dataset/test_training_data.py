@@ -30,41 +30,50 @@ def find_data(*datasets: str, weights: Sequence[str] = (), **values: Any) -> Tra
     return find_training_data(TrainingDataConfig(datasets, **values))
 
 
-def test_several_datasets_are_one_and_keep_their_names(room: Path) -> None:
-    both = find_data("photos", "photos/mixed.jsonl")
-    assert len(both.train) == 8 + 6
-    assert both.weights is None
-    assert both.train[0].id == "photos/0.png"
-    assert both.train[8].id == "photos/mixed.jsonl/0.png"
+def weights_by_dataset_and_task(data: TrainingData) -> dict[tuple[str, str], float]:
+    assert data.weights is not None
+    keys = [(sample.id.rpartition("/")[0], sample.task) for sample in data.train]
+    return dict(zip(keys, data.weights, strict=True))
+
+
+def test_samples_of_several_datasets_have_the_dataset_in_their_id(room: Path) -> None:
+    data = find_data("photos", "photos/mixed.jsonl")
+    assert len(data.train) == 8 + 6
+    assert data.weights is None
+    assert data.train[0].id == "photos/0.png"
+    assert data.train[8].id == "photos/mixed.jsonl/0.png"
     assert find_data("photos").train[0].id == "0.png"
-    held = find_data("photos", "photos/mixed.jsonl", val_dataset=0.5)
-    assert len(held.train) + len(held.eval) == 14
-    assert not {sample.id for sample in held.train} & {sample.id for sample in held.eval}
+    split = find_data("photos", "photos/mixed.jsonl", val_dataset=0.5)
+    assert len(split.train) + len(split.eval) == 14
+    assert not {sample.id for sample in split.train} & {sample.id for sample in split.eval}
 
 
-def test_a_weight_is_that_of_the_task_times_that_of_the_dataset(room: Path) -> None:
-    mixed = find_data(
-        "photos", "photos/mixed.jsonl", weights=["OD=2", "photos/mixed.jsonl=1.5", "more_detailed_caption=0.5"]
-    )
-    by_task = {
-        (sample.id.rpartition("/")[0], sample.task): weight for sample, weight in zip(*_both(mixed), strict=True)
-    }
-    assert by_task == {
+def test_evaluation_samples_come_from_their_own_dataset(room: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "florence2"):
+        data = find_data("photos", val_dataset="photos/mixed.jsonl")
+    assert (len(data.train), len(data.eval)) == (8, 6)
+    assert len(caplog.messages) == 2
+
+
+def test_weight_of_a_sample_is_the_product_of_task_weight_and_dataset_weight(room: Path) -> None:
+    words = ["OD=2", "photos/mixed.jsonl=1.5", "more_detailed_caption=0.5"]
+    data = find_data("photos", "photos/mixed.jsonl", weights=words)
+    assert weights_by_dataset_and_task(data) == {
         ("photos", "<MORE_DETAILED_CAPTION>"): 0.5,
         ("photos/mixed.jsonl", "<OD>"): 3.0,
         ("photos/mixed.jsonl", "<CAPTION>"): 1.5,
     }
-    none = find_data("photos/mixed.jsonl", weights=["od=0"])
-    assert [sample.task for sample in none.train] == ["<CAPTION>"] * 3
+    assert data.samples_per_epoch == 18  # 8 x 0.5 + 3 x 3 + 3 x 1.5, rounded
 
 
-def _both(made: TrainingData) -> tuple[Any, Any]:
-    return made.train, made.weights
+def test_samples_of_weight_zero_are_removed(room: Path) -> None:
+    data = find_data("photos/mixed.jsonl", weights=["od=0"])
+    assert [sample.task for sample in data.train] == ["<CAPTION>"] * 3
 
 
-def test_prompts_of_ones_own_have_weights_too(room: Path) -> None:
-    made = find_data("photos", task="Is 1 = 1?", weights=["Is 1 = 1?=3"])
-    assert made.weights == [3.0] * 8
+def test_custom_prompts_have_weights(room: Path) -> None:
+    data = find_data("photos", task="Is 1 = 1?", weights=["Is 1 = 1?=3"])
+    assert data.weights == [3.0] * 8
 
 
 @pytest.mark.parametrize(
@@ -78,7 +87,7 @@ def test_prompts_of_ones_own_have_weights_too(room: Path) -> None:
         ("photos/mixed.jsonl=0.01", "with `--sampling_weights` an epoch draws no sample", ""),
     ],
 )
-def test_refused(room: Path, word: str, what: str, hint: str) -> None:
+def test_invalid_sampling_weights_are_refused(room: Path, word: str, what: str, hint: str) -> None:
     with pytest.raises(UserError) as caught:
         find_data("photos/mixed.jsonl", weights=[word])
     assert caught.value.what == what

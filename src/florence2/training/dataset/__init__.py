@@ -1,1 +1,1 @@
-"""The training dataset: samples, their augmentation, their order and their batches."""
+"""The training dataset: samples, augmentation, sampler, collator and streaming."""

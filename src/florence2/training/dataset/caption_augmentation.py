@@ -1,7 +1,7 @@
-"""Captions varied from epoch to epoch, by kohya's rules in kohya's order.
+"""Random augmentation of captions, with the options of kohya's sd-scripts in the order in which kohya applies them.
 
-Pure: a caption is a function of its text, the rules, the seed, the epoch and the sample's id, so neither the number
-of workers nor a resume changes it. Knows nothing of pictures. A target that holds layout tokens is never touched.
+A caption follows from its text, the options, a random number generator, the epoch and the step. Targets with special
+tokens of Florence-2 are never changed.
 """
 
 import random
@@ -11,16 +11,16 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
-from florence2.errors import UserError
+from florence2.errors import OptionError
 from florence2.model.tasks import SPECIAL_TOKENS
 from florence2.settings_io import parse_options
 
-OPEN, CLOSE = "\x00", "\x01"  # stand for `{{` and `}}` while wildcards are read
+OPEN_BRACE, CLOSE_BRACE = "\x00", "\x01"  # replace `{{` and `}}` while wildcards are resolved
 
 
 @dataclass(frozen=True)
 class CaptionAugmentation:
-    """Kohya's caption options under kohya's names; the values here change nothing."""
+    """Kohya's caption options under kohya's names; the defaults change nothing."""
 
     shuffle_caption: bool = False
     caption_separator: str = ","
@@ -38,19 +38,39 @@ class CaptionAugmentation:
 
     @property
     def is_noop(self) -> bool:
-        """Tell whether captions stay as they are, all lines of them."""
+        """Return whether captions never change; a caption of several lines then keeps all of them."""
         return self == CaptionAugmentation()
 
+    @property
+    def is_fractional_warmup(self) -> bool:
+        """Return whether `token_warmup_step` is a fraction of the training."""
+        return 0 < self.token_warmup_step < 1
+
+    @property
+    def changes_parts(self) -> bool:
+        """Return whether the separated parts of a caption are selected or reordered."""
+        return (
+            self.shuffle_caption
+            or self.token_warmup_step > 0
+            or self.caption_tag_dropout_rate > 0
+            or bool(self.keep_tokens_separator)
+        )
+
     def with_total_steps(self, steps: int) -> "CaptionAugmentation":
-        """Turn a warmup given as a fraction of the training into steps."""
+        """Convert a fractional `token_warmup_step` to a number of steps."""
         return (
             replace(self, token_warmup_step=int(self.token_warmup_step * steps)) if self.is_fractional_warmup else self
         )
 
-    @property
-    def is_fractional_warmup(self) -> bool:
-        """Tell whether the warmup is given as a fraction of the training."""
-        return 0 < self.token_warmup_step < 1
+    def without_randomness(self) -> "CaptionAugmentation":
+        """Return the options whose effect is the same in each epoch: separators, prefix and suffix."""
+        return CaptionAugmentation(
+            caption_separator=self.caption_separator,
+            keep_tokens_separator=self.keep_tokens_separator,
+            secondary_separator=self.secondary_separator,
+            caption_prefix=self.caption_prefix,
+            caption_suffix=self.caption_suffix,
+        )
 
 
 def parse_caption_augmentation(
@@ -66,99 +86,82 @@ def parse_caption_augmentation(
     values |= {name: _check_type(name, value) for name, value in options.items()}
     for name in ("caption_dropout_rate", "caption_tag_dropout_rate"):
         if not 0 <= values.get(name, 0) <= 1:
-            raise UserError(f"`{name}` is {values[name]}, which is not a probability", "pass a number from 0 to 1")
+            raise OptionError(f"`{name}` is {values[name]}, which is not a probability", "pass a number from 0 to 1")
     return CaptionAugmentation(**values)
 
 
 def augment_caption(
-    text: str, rules: CaptionAugmentation, *, seed: int, epoch: int, sample_id: str, step: int = 0, fixed: bool = False
+    text: str,
+    augmentation: CaptionAugmentation,
+    rng: random.Random,
+    *,
+    epoch: int = 0,
+    step: int = 0,
+    augment: bool = True,
 ) -> str:
-    """Give the caption of one sample in one epoch; `step` is the optimizer step, for token warmup.
+    """Augment a caption for one epoch; `step` is the optimizer step, on which the token warmup depends.
 
-    `fixed` leaves out everything random, for measuring: prefix and suffix stay, and the first of several lines.
+    With `augment=False` nothing random is applied: the first line is kept, and prefix and suffix are added.
     """
-    if rules.is_noop or has_special_tokens(text):
+    if augmentation.is_noop or has_special_tokens(text):
         return text
-    rules = _deterministic(rules) if fixed else rules
-    return _augment(text, rules, random.Random(f"{seed}/{epoch}/{sample_id}"), epoch, step)
-
-
-def has_special_tokens(text: str) -> bool:
-    """Tell whether a target holds location tokens or others of Florence-2's layout."""
-    return "<" in text and _layout().search(text) is not None
-
-
-def _augment(text: str, rules: CaptionAugmentation, chance: random.Random, epoch: int, step: int) -> str:
-    text = " ".join(part for part in (rules.caption_prefix, text, rules.caption_suffix) if part)
-    if _is_dropped(rules, chance, epoch):
+    options = augmentation if augment else augmentation.without_randomness()
+    text = " ".join(part for part in (options.caption_prefix, text, options.caption_suffix) if part)
+    if _is_dropped(options, rng, epoch):
         return ""
-    text = _wildcards(text, chance) if rules.enable_wildcard else text.split("\n")[0]
-    if _takes_parts(rules):
-        text = _parts(text, rules, chance, step)
-    if rules.secondary_separator:
-        text = text.replace(rules.secondary_separator, rules.caption_separator)
+    text = _resolve_wildcards(text, rng) if options.enable_wildcard else text.split("\n")[0]
+    if options.changes_parts:
+        text = _augment_parts(text, options, rng, step)
+    if options.secondary_separator:
+        text = text.replace(options.secondary_separator, options.caption_separator)
     return text
 
 
-def _is_dropped(rules: CaptionAugmentation, chance: random.Random, epoch: int) -> bool:
-    if rules.caption_dropout_rate > 0 and chance.random() < rules.caption_dropout_rate:
+def has_special_tokens(text: str) -> bool:
+    """Return whether a text contains location tokens or other special tokens of Florence-2."""
+    return "<" in text and _special_token_pattern().search(text) is not None
+
+
+def _is_dropped(options: CaptionAugmentation, rng: random.Random, epoch: int) -> bool:
+    if options.caption_dropout_rate > 0 and rng.random() < options.caption_dropout_rate:
         return True
-    every = rules.caption_dropout_every_n_epochs
+    every = options.caption_dropout_every_n_epochs
     return every > 0 and (epoch + 1) % every == 0
 
 
-def _wildcards(text: str, chance: random.Random) -> str:
-    """Choose one line, then one of each `{a|b|c}`; doubled braces are braces."""
-    text = chance.choice(text.split("\n"))
-    text = text.replace("{{", OPEN).replace("}}", CLOSE)
-    text = re.sub(r"\{([^}]+)\}", lambda found: chance.choice(found[1].split("|")), text)
-    return text.replace(OPEN, "{").replace(CLOSE, "}")
+def _resolve_wildcards(text: str, rng: random.Random) -> str:
+    """Choose one line, then one alternative of each `{a|b|c}`; `{{` and `}}` become single braces."""
+    text = rng.choice(text.split("\n"))
+    text = text.replace("{{", OPEN_BRACE).replace("}}", CLOSE_BRACE)
+    text = re.sub(r"\{([^}]+)\}", lambda match: rng.choice(match[1].split("|")), text)
+    return text.replace(OPEN_BRACE, "{").replace(CLOSE_BRACE, "}")
 
 
-def _takes_parts(rules: CaptionAugmentation) -> bool:
-    return (
-        rules.shuffle_caption
-        or rules.token_warmup_step > 0
-        or rules.caption_tag_dropout_rate > 0
-        or bool(rules.keep_tokens_separator)
-    )
+def _augment_parts(text: str, options: CaptionAugmentation, rng: random.Random, step: int) -> str:
+    first, middle, last = _split_parts(text, options)
+    if step < options.token_warmup_step:
+        parts_per_step = (len(middle) - options.token_warmup_min) / options.token_warmup_step
+        middle = middle[: int(step * parts_per_step) + options.token_warmup_min]
+    if options.shuffle_caption:
+        rng.shuffle(middle)
+    if options.caption_tag_dropout_rate > 0:
+        middle = [part for part in middle if rng.random() >= options.caption_tag_dropout_rate]
+    return f"{options.caption_separator.rstrip()} ".join(first + middle + last)
 
 
-def _parts(text: str, rules: CaptionAugmentation, chance: random.Random, step: int) -> str:
-    first, middle, last = _split(text, rules)
-    if step < rules.token_warmup_step:
-        growth = (len(middle) - rules.token_warmup_min) / rules.token_warmup_step
-        middle = middle[: int(step * growth) + rules.token_warmup_min]
-    if rules.shuffle_caption:
-        chance.shuffle(middle)
-    if rules.caption_tag_dropout_rate > 0:
-        middle = [part for part in middle if chance.random() >= rules.caption_tag_dropout_rate]
-    return f"{rules.caption_separator.rstrip()} ".join(first + middle + last)
+def _split_parts(text: str, options: CaptionAugmentation) -> tuple[list[str], list[str], list[str]]:
+    """Split a caption into the fixed parts at its start, the parts to augment, and the fixed parts at its end."""
 
+    def split(section: str) -> list[str]:
+        return [part.strip() for part in section.split(options.caption_separator) if part.strip()]
 
-def _split(text: str, rules: CaptionAugmentation) -> tuple[list[str], list[str], list[str]]:
-    """Part a caption into what stays in front, what may move, and what stays behind."""
-
-    def parts(words: str) -> list[str]:
-        return [part.strip() for part in words.split(rules.caption_separator) if part.strip()]
-
-    mark = rules.keep_tokens_separator
-    if mark and mark in text:
-        first, _, rest = text.partition(mark)
-        middle, _, last = rest.partition(mark)
-        return parts(first), parts(middle), parts(last)
-    whole = parts(text)
-    return whole[: rules.keep_tokens], whole[rules.keep_tokens :], []
-
-
-def _deterministic(rules: CaptionAugmentation) -> CaptionAugmentation:
-    return CaptionAugmentation(
-        caption_separator=rules.caption_separator,
-        keep_tokens_separator=rules.keep_tokens_separator,
-        secondary_separator=rules.secondary_separator,
-        caption_prefix=rules.caption_prefix,
-        caption_suffix=rules.caption_suffix,
-    )
+    marker = options.keep_tokens_separator
+    if marker and marker in text:
+        first, _, rest = text.partition(marker)
+        middle, _, last = rest.partition(marker)
+        return split(first), split(middle), split(last)
+    parts = split(text)
+    return parts[: options.keep_tokens], parts[options.keep_tokens :], []
 
 
 def _check_type(name: str, value: Any) -> Any:
@@ -169,10 +172,10 @@ def _check_type(name: str, value: Any) -> Any:
     is_valid = isinstance(value, (int, float) if kind is float else kind)
     if not is_valid or (kind is not bool and isinstance(value, bool)):
         expected = {bool: "true or false", int: "an integer"}.get(kind, "a number")
-        raise UserError(f"`--caption_args {name}={value}` is not {expected}", f"pass {expected}")
+        raise OptionError(f"`--caption_args {name}={value}` is not {expected}", f"pass {expected}")
     return value
 
 
 @cache
-def _layout() -> re.Pattern[str]:
+def _special_token_pattern() -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))

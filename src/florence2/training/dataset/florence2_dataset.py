@@ -1,9 +1,8 @@
-"""What a step sees: pictures and words at their turn, as arrays, side by side in a batch.
+"""The training dataset: samples, augmented and converted to the arrays that the collator batches.
 
-Everything random here follows from (seed, epoch, sample), so workers and resumes change nothing. Knows neither the
-model nor how it is trained.
+Augmentation follows from the seed, the epoch and the sample, so neither the number of workers nor a resume changes it.
 
-Shapes: B pictures of a batch, H and W the model's picture size, S ids of the longest prompt, T of the longest target.
+Shapes: H and W are the model's image size, N is the number of image tokens, D is the hidden size.
 """
 
 import random
@@ -13,36 +12,37 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.nn import functional
 from torch.utils.data import Dataset, get_worker_info
 
 from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model import locations
-from florence2.model.processing import IGNORED_LABEL, Preprocessor
+from florence2.model.processing import Preprocessor
 from florence2.model.tasks import OutputType, find_task
-from florence2.training.dataset.box_transforms import BINS, CropWindow
+from florence2.training.dataset.box_transforms import BIN_GRID, CropWindow
 from florence2.training.dataset.caption_augmentation import CaptionAugmentation, augment_caption, has_special_tokens
 from florence2.training.dataset.image_augmentation import ImageAugmentation, augment_sample, crop_image
 from florence2.training.dataset.sampler import SampleDraw, WeightedSampler, num_draws
 
 
 class FeatureSource(Protocol):
-    """Picture features of samples."""
+    """Image features by the index of a sample."""
 
-    def __getitem__(self, at: int, /) -> np.ndarray:
-        """Give those of a sample: (N, D)."""
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        """Return the features of a sample's image: (N, D)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Florence2Dataset(Dataset[dict[str, Any]]):
-    """Samples as the arrays the model learns from.
+    """A map-style dataset of samples as the arrays that the model is trained on.
 
-    `max_target` counts ids, `<s>` and `</s>` included; `per_step` is how many samples one optimizer step takes, all
-    processes together. `weights` say how often each sample is drawn in an epoch. `fixed` leaves chance out, for
-    measuring. With `features` (those of each sample's picture, N x D) pictures stay closed.
+    An index is an integer, for the sample in its first epoch, or a `SampleDraw` of `sampler`.
+
+    `weights` holds the number of times an epoch draws each sample. `max_prompt_length` and `max_target_length` count
+    tokens, `<s>` and `</s>` included; longer targets are truncated, longer prompts are an error. `samples_per_step`
+    counts the samples of an optimizer step in all processes together, and times the token warmup. With `augment=False`
+    nothing random is applied, as evaluation requires. With `features`, images are not opened.
     """
 
     samples: Sequence[Sample]
@@ -54,7 +54,7 @@ class Florence2Dataset(Dataset[dict[str, Any]]):
     max_prompt_length: int | None = None
     max_target_length: int | None = None
     samples_per_step: int = 1
-    fixed: bool = False
+    augment: bool = True
     features: FeatureSource | None = None
 
     def __len__(self) -> int:
@@ -62,167 +62,128 @@ class Florence2Dataset(Dataset[dict[str, Any]]):
 
     @property
     def samples_per_epoch(self) -> int:
-        """Count the samples of an epoch."""
+        """Count the samples that an epoch draws."""
         return len(self) if self.weights is None else num_draws(self.weights)
 
-    def sampler(self, seed: int, batch: int, grouped: bool) -> WeightedSampler:
-        """Give the order that samples are drawn in, those with answers of like length together if `grouped`."""
-        lengths = [len(sample.target or "") for sample in self.samples] if grouped else None
-        return WeightedSampler(len(self), seed, lengths, batch, self.weights)
+    def sampler(self, seed: int, batch_size: int = 1, group_by_length: bool = False) -> WeightedSampler:
+        """Make the sampler of this dataset; `group_by_length` puts targets of similar length into one batch."""
+        lengths = [len(sample.target or "") for sample in self.samples] if group_by_length else None
+        return WeightedSampler(len(self), seed, lengths, batch_size, self.weights)
 
-    def __getitem__(self, at: SampleDraw | int) -> dict[str, Any]:
-        draw = SampleDraw(0, 0, at) if isinstance(at, int) else at
+    def __getitem__(self, index: SampleDraw | int) -> dict[str, Any]:
+        draw = SampleDraw(0, 0, index) if isinstance(index, int) else index
         try:
             return self.example(self.samples[draw.sample_index], draw)
         except UserError as error:
             if get_worker_info() is None:
                 raise
-            # An error that crosses processes arrives with a traceback in its words; this one is raised over there.
-            return {"problem": (error.what, error.hint)}
+            # torch puts the worker's traceback into the message of an error; the main process raises this one instead.
+            return {"error": (error.what, error.hint)}
 
     def example(self, sample: Sample, draw: SampleDraw) -> dict[str, Any]:
-        """Give the arrays of a sample at its turn."""
-        asked, view = self.augmented(sample, draw)
-        item = {"index": draw.sample_index, "input_ids": self._prompt(asked), "labels": self._target(asked)}
+        """Return the arrays of one augmented sample."""
+        augmented, window = self.augmented(sample, draw)
+        example = {
+            "index": draw.sample_index,
+            "input_ids": self._prompt_ids(augmented),
+            "labels": self._target_ids(augmented),
+        }
         if self.features is None:
-            item["pixels_HWC"] = self._pixels(sample, view)
+            example["pixels_HWC"] = self._pixels(sample, window)
         else:
-            item["features_ND"] = self.features[draw.sample_index]
-        return item
+            example["features_ND"] = self.features[draw.sample_index]
+        return example
 
     def augmented(self, sample: Sample, draw: SampleDraw) -> tuple[Sample, CropWindow]:
-        """Give a sample in the words of its turn, and what is seen of its picture."""
-        name, view = "/".join(sample.key), CropWindow()
-        at = f"{draw.epoch}/{name}" + (f"/{draw.repeat}" if draw.repeat else "")
-        if not (self.fixed or self.image_augmentation.is_noop):
-            sample, view = augment_sample(sample, self.image_augmentation, random.Random(f"view/{self.seed}/{at}"))
-        text = augment_caption(
+        """Return a sample with its augmented prompt and target, and the window of its image."""
+        name, window = "/".join(sample.key), CropWindow()
+        key = f"{name}/{draw.repeat}" if draw.repeat else name
+        if self.augment and not self.image_augmentation.is_noop:
+            rng = random.Random(f"view/{self.seed}/{draw.epoch}/{key}")
+            sample, window = augment_sample(sample, self.image_augmentation, rng)
+        target = augment_caption(
             sample.target or "",
             self.caption_augmentation,
-            seed=self.seed,
+            random.Random(f"{self.seed}/{draw.epoch}/{key}"),
             epoch=draw.epoch,
-            sample_id=f"{name}/{draw.repeat}" if draw.repeat else name,
             step=draw.global_index // self.samples_per_step,
-            fixed=self.fixed,
+            augment=self.augment,
         )
-        return replace(sample, target=text), view
+        return replace(sample, target=target), window
 
     def rendered_example(self, sample: Sample, draw: SampleDraw) -> Sample:
-        """Give a sample as the model sees it at its turn: its words, and its picture at the model's size."""
-        turn, view = self.augmented(sample, draw)
-        return replace(turn, image=Image.fromarray(self._pixels(sample, view)))
+        """Return an augmented sample with its image at the model's size, for a preview."""
+        augmented, window = self.augmented(sample, draw)
+        return replace(augmented, image=Image.fromarray(self._pixels(sample, window)))
 
     def pixels(self, index: int) -> np.ndarray:
-        """Read one picture, whole, at the model's size: uint8, H x W x 3."""
+        """Read the full image of a sample at the model's size: uint8, (H, W, 3)."""
         return self._pixels(self.samples[index], CropWindow())
 
-    def _pixels(self, sample: Sample, view: CropWindow) -> np.ndarray:
-        if not view.is_changed:
-            return self.preprocessor.resize(sample.open(min_size=self.preprocessor.min_size).image)
-        width, height = self.preprocessor.min_size
-        enough = (round(width / (view.right - view.left)), round(height / (view.bottom - view.top)))
-        image, box = crop_image(sample.open(min_size=enough).image, view, self.preprocessor.fill_color)
-        pixels = self.preprocessor.resize(image, box)
-        return np.ascontiguousarray(pixels[:, ::-1]) if view.flipped else pixels
-
-    def common_prompt_length(self, of: int = 64) -> int | None:
-        """Give the length that most prompts of the first samples have, in ids."""
-        lengths = Counter(len(self._prompt(sample)) for sample in self.samples[:of])
+    def common_prompt_length(self, num_samples: int = 64) -> int | None:
+        """Return the most common length, in tokens, of the prompts of the first samples."""
+        lengths = Counter(len(self._prompt_ids(sample)) for sample in self.samples[:num_samples])
         return lengths.most_common(1)[0][0] if lengths else None
 
     def num_truncated(self) -> int:
-        """Count the captions that are longer than what is learnt of them, as they are in the first epoch."""
+        """Count the targets that are longer than `max_target_length` in the first epoch."""
         if self.max_target_length is None:
             return 0
-        turns = (self.augmented(sample, SampleDraw(0, 0, which))[0] for which, sample in enumerate(self.samples))
-        return sum(self.preprocessor.encode_target(turn.target or "", self.max_target_length)[1] for turn in turns)
+        targets = (self.augmented(sample, SampleDraw(0, 0, i))[0].target for i, sample in enumerate(self.samples))
+        return sum(self.preprocessor.encode_target(target or "", self.max_target_length)[1] for target in targets)
 
-    def _prompt(self, sample: Sample) -> list[int]:
+    def _pixels(self, sample: Sample, window: CropWindow) -> np.ndarray:
+        if window.is_identity:
+            return self.preprocessor.resize(sample.open(min_size=self.preprocessor.min_size).image)
+        width, height = self.preprocessor.min_size
+        min_size = (round(width / (window.right - window.left)), round(height / (window.bottom - window.top)))
+        image, box = crop_image(sample.open(min_size=min_size).image, window, self.preprocessor.fill_color)
+        pixels_HWC = self.preprocessor.resize(image, box)
+        return np.ascontiguousarray(pixels_HWC[:, ::-1]) if window.is_flipped else pixels_HWC
+
+    def _prompt_ids(self, sample: Sample) -> list[int]:
         return self.preprocessor.prompt_ids(find_task(sample.task), sample.input, self.max_prompt_length)
 
-    def _target(self, sample: Sample) -> list[int]:
-        text, most = sample.target or "", self.max_target_length
-        ids, is_cut = self.preprocessor.encode_target(text, most)
-        if is_cut and most is not None and has_special_tokens(text):
-            return self.preprocessor.target_ids(self._whole_objects(sample, text, most), most)
+    def _target_ids(self, sample: Sample) -> list[int]:
+        text, max_length = sample.target or "", self.max_target_length
+        ids, is_truncated = self.preprocessor.encode_target(text, max_length)
+        if is_truncated and max_length is not None and has_special_tokens(text):
+            return self.preprocessor.target_ids(self._truncate_objects(sample.task, text, max_length), max_length)
         return ids
 
-    def _whole_objects(self, sample: Sample, text: str, most: int) -> str:
-        """Leave out objects at the end, so that none is cut in the middle."""
-        task = find_task(sample.task)
+    def _truncate_objects(self, task_name: str, text: str, max_length: int) -> str:
+        """Remove objects from the end of a target until it fits into `max_length` tokens."""
+        task = find_task(task_name)
         if task.output_type is OutputType.TEXT:
             return locations.clean_text(text)
-        value, _ = locations.truncate(
-            task, locations.decode(task, text, BINS), BINS, most, lambda words: len(self.preprocessor.target_ids(words))
+        answer, _ = locations.truncate(
+            task,
+            locations.decode(task, text, BIN_GRID),
+            BIN_GRID,
+            max_length,
+            lambda target: len(self.preprocessor.target_ids(target)),
         )
-        return locations.encode(task, value, BINS)
+        return locations.encode(task, answer, BIN_GRID)
 
 
-@dataclass(frozen=True)
-class Florence2Collator:
-    """Put items side by side, padded to the longest; padding is masked in prompts and ignored in labels.
-
-    Where prompts are of one length there is no mask. `learnt_N` are the places of the labels (B x T, flat) that are
-    learnt. With `pad_to` batches of few shapes come: lengths are multiples of it, but for that of `usual` prompts, and
-    the places that are missing to one of eight numbers of them are -1.
-    """
-
-    pad_token_id: int
-    pad_to_multiple_of: int = 1
-    common_prompt_length: int | None = None
-
-    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Make the tensors of one batch; a problem with one item is passed on instead."""
-        if problems := [item["problem"] for item in items if "problem" in item]:
-            return {"problem": problems[0]}
-        prompts = [item["input_ids"] for item in items]
-        lengths = {len(ids) for ids in prompts}
-        multiple = 1 if lengths == {self.common_prompt_length} else self.pad_to_multiple_of
-        batch = {
-            "input_ids": _padded(prompts, self.pad_token_id, multiple),
-            "labels": _padded([item["labels"] for item in items], IGNORED_LABEL, self.pad_to_multiple_of),
-            "index": torch.tensor([item["index"] for item in items]),
-        }
-        if lengths != {batch["input_ids"].shape[1]}:
-            batch["attention_mask"] = _padded([[1] * len(ids) for ids in prompts], 0, multiple)
-        batch["learnt_N"] = self._label_positions(batch["labels"])
-        for name in ("pixels_HWC", "features_ND"):
-            if name in items[0]:
-                batch[name.replace("_", "_B")] = torch.from_numpy(np.stack([item[name] for item in items]))
-        return batch
-
-    def _label_positions(self, labels_BT: torch.Tensor) -> torch.Tensor:
-        places_N = (labels_BT.flatten() != IGNORED_LABEL).nonzero().squeeze(1)
-        few = 1 if self.pad_to_multiple_of == 1 else max(labels_BT.numel() // 8, 1)
-        return functional.pad(places_N, (0, -len(places_N) % few), value=-1)
+def preview_examples(
+    dataset: Florence2Dataset, num_samples: int, num_epochs: int = 3
+) -> Iterator[tuple[Sample, SampleDraw]]:
+    """Yield the first samples, each with its draws in the first epochs."""
+    for index, sample in enumerate(dataset.samples[:num_samples]):
+        for epoch in range(num_epochs):
+            yield sample, SampleDraw(epoch, epoch * dataset.samples_per_epoch + index, index)
 
 
-def preview_examples(dataset: Florence2Dataset, number: int, epochs: int = 3) -> Iterator[tuple[Sample, SampleDraw]]:
-    """Give the first samples at their turns in some epochs."""
-    for which, sample in enumerate(dataset.samples[:number]):
-        for epoch in range(epochs):
-            yield sample, SampleDraw(epoch, epoch * dataset.samples_per_epoch + which, which)
-
-
-def preview_text(dataset: Florence2Dataset, number: int, epochs: int = 3) -> str:
-    """Write what the first samples' targets look like over some epochs, and what is seen of their pictures."""
+def preview_text(dataset: Florence2Dataset, num_samples: int, num_epochs: int = 3) -> str:
+    """Format the augmented targets, and the windows of the images, of the first samples in the first epochs."""
     lines = []
-    for sample, draw in preview_examples(dataset, number, epochs):
-        turn, view = dataset.augmented(sample, draw)
+    for sample, draw in preview_examples(dataset, num_samples, num_epochs):
+        augmented, window = dataset.augmented(sample, draw)
         if draw.epoch == 0:
             lines.append(f"{sample.id}: {find_task(sample.task).format_prompt(sample.input)}")
-        asked = f" {find_task(turn.task).format_prompt(turn.input)}" if turn.input != sample.input else ""
-        lines.append(f"  epoch {draw.epoch + 1}{f' ({view})' if view.is_changed else ''}:{asked} {turn.target}")
+        prompt = find_task(augmented.task).format_prompt(augmented.input)
+        change = "" if window.is_identity else f" ({window})"
+        new_prompt = f" {prompt}" if augmented.input != sample.input else ""
+        lines.append(f"  epoch {draw.epoch + 1}{change}:{new_prompt} {augmented.target}")
     return "\n".join(lines)
-
-
-def shift_right(labels_BT: torch.Tensor, start: int, pad: int) -> torch.Tensor:
-    """Give what the decoder reads where it shall say `labels_BT`: the start, then the labels but the last."""
-    shifted = torch.full_like(labels_BT, start)
-    shifted[:, 1:] = labels_BT[:, :-1]
-    return shifted.masked_fill(shifted == IGNORED_LABEL, pad)
-
-
-def _padded(rows: Sequence[Sequence[int]], filling: int, multiple: int) -> torch.Tensor:
-    longest = -(-max(map(len, rows)) // multiple) * multiple
-    return torch.tensor([[*row, *[filling] * (longest - len(row))] for row in rows])

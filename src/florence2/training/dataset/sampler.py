@@ -1,7 +1,4 @@
-"""Which sample comes when: an order that seed and epoch alone decide, each sample as often as its weight says.
-
-Knows samples by their number and nothing of what they hold.
-"""
+"""The sampler: the order of samples in an epoch, with weights and grouping by length."""
 
 import math
 import random
@@ -12,14 +9,15 @@ from typing import NamedTuple
 
 from torch.utils.data import Sampler
 
-GROUP = 50  # batches that are sorted together when pictures are grouped by length
-FINE = 2**20  # steps in which chance is drawn, so that sums of whole numbers stay whole
+BATCHES_PER_GROUP = 50  # batches that are sorted by length together
+RESOLUTION = 2**20  # random offsets are multiples of its inverse, a power of two, so that sums of integers are exact
 
 
 class SampleDraw(NamedTuple):
-    """One sample at its turn: `seen` counts the samples drawn before it, from the start of the training.
+    """One draw of a sample.
 
-    `again` counts how often it was drawn before in the same epoch.
+    `global_index` counts the draws since the start of the training. `repeat` counts the earlier draws of the same
+    sample in this epoch.
     """
 
     epoch: int
@@ -29,74 +27,76 @@ class SampleDraw(NamedTuple):
 
 
 class WeightedSampler(Sampler[SampleDraw]):
-    """Draw every sample as often as its weight says in an epoch, in an order that only seed and epoch decide.
+    """Draws samples in an order that follows from the seed and the epoch.
 
-    Without `weights` that is once each. With `lengths` (one for each sample), samples of like length come together,
-    `batch` at a time.
+    `weights` holds the number of times an epoch draws each sample; without it, each is drawn once. `lengths` holds the
+    length of each sample; with it, samples of similar length are drawn together, `batch_size` at a time.
     """
 
     def __init__(
         self,
-        size: int,
+        num_samples: int,
         seed: int,
         lengths: Sequence[int] | None = None,
-        batch: int = 1,
+        batch_size: int = 1,
         weights: Sequence[float] | None = None,
     ) -> None:
-        self.size = size
+        self.num_samples = num_samples
         self.seed = seed
         self.lengths = lengths
-        self.batch = batch
+        self.batch_size = batch_size
         self.weights = weights
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that is drawn next."""
+        """Set the epoch that the next iteration draws."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.size if self.weights is None else num_draws(self.weights)
+        return self.num_samples if self.weights is None else num_draws(self.weights)
 
     def __iter__(self) -> Iterator[SampleDraw]:
-        start, times = self.epoch * len(self), Counter[int]()
-        for place, index in enumerate(self._indices()):
-            yield SampleDraw(self.epoch, start + place, index, times[index])
-            times[index] += 1
+        start, counts = self.epoch * len(self), Counter[int]()
+        for offset, index in enumerate(self._indices()):
+            yield SampleDraw(self.epoch, start + offset, index, counts[index])
+            counts[index] += 1
 
     def _indices(self) -> list[int]:
-        chance = random.Random(f"order/{self.seed}/{self.epoch}")
-        indices = list(range(self.size)) if self.weights is None else _weighted(self.weights, chance)
-        chance.shuffle(indices)
-        return indices if self.lengths is None else self._grouped(indices, self.lengths, chance)
+        rng = random.Random(f"order/{self.seed}/{self.epoch}")
+        indices = list(range(self.num_samples)) if self.weights is None else _weighted_indices(self.weights, rng)
+        rng.shuffle(indices)
+        return indices if self.lengths is None else self._group_by_length(indices, self.lengths, rng)
 
-    def _grouped(self, indices: list[int], lengths: Sequence[int], chance: random.Random) -> list[int]:
-        many = GROUP * self.batch
+    def _group_by_length(self, indices: list[int], lengths: Sequence[int], rng: random.Random) -> list[int]:
+        size, group_size = self.batch_size, BATCHES_PER_GROUP * self.batch_size
         batches: list[list[int]] = []
-        for start in range(0, len(indices), many):
-            alike = sorted(indices[start : start + many], key=lengths.__getitem__, reverse=True)
-            batches += [alike[at : at + self.batch] for at in range(0, len(alike), self.batch)]
-        whole = [batch for batch in batches if len(batch) == self.batch]
-        chance.shuffle(whole)
-        return [index for batch in (*whole, *(b for b in batches if len(b) < self.batch)) for index in batch]
+        for start in range(0, len(indices), group_size):
+            group = sorted(indices[start : start + group_size], key=lengths.__getitem__, reverse=True)
+            batches += [group[i : i + size] for i in range(0, len(group), size)]
+        full_batches = [batch for batch in batches if len(batch) == size]
+        rng.shuffle(full_batches)
+        partial_batches = [batch for batch in batches if len(batch) < size]
+        return [index for batch in (*full_batches, *partial_batches) for index in batch]
 
 
 def num_draws(weights: Sequence[float]) -> int:
-    """Count the samples of an epoch: the sum of the weights, rounded."""
+    """Return the number of samples that an epoch draws: the sum of the weights, rounded."""
     return sum(map(math.floor, weights)) + round(sum(weight - math.floor(weight) for weight in weights))
 
 
-def _weighted(weights: Sequence[float], chance: random.Random) -> list[int]:
-    """Draw each sample as often as the whole of its weight, and what is behind the point by chance.
+def _weighted_indices(weights: Sequence[float], rng: random.Random) -> list[int]:
+    """Repeat each index by the integer part of its weight, and once more with the probability of the fractional part.
 
-    The chances are so linked that the number of samples is the same in every epoch.
+    Systematic sampling draws the extra indices: the fractions lie end to end on a line, and an index is drawn where its
+    fraction contains one of equally spaced points with a random offset. So every epoch has the same number of samples.
     """
     indices = [index for index, weight in enumerate(weights) for _ in range(math.floor(weight))]
-    rests = [(index, weight - math.floor(weight)) for index, weight in enumerate(weights) if weight % 1]
-    many, total = num_draws(weights) - len(indices), sum(rest for _, rest in rests)
-    chance.shuffle(rests)
-    start = chance.randrange(FINE) / FINE
-    ends = [start + many * passed / total for passed in accumulate(rest for _, rest in rests)]
-    ends[-1:] = [start + many] if ends else []  # exactly, whatever was lost in adding up
-    for (index, _), low, high in zip(rests, [start, *ends], ends, strict=False):
+    fractions = [(index, weight - math.floor(weight)) for index, weight in enumerate(weights) if weight % 1]
+    num_extra, total = num_draws(weights) - len(indices), sum(fraction for _, fraction in fractions)
+    rng.shuffle(fractions)
+    start = rng.randrange(RESOLUTION) / RESOLUTION
+    ends = [start + num_extra * end / total for end in accumulate(fraction for _, fraction in fractions)]
+    ends[-1:] = [start + num_extra] if ends else []  # exact, without the rounding errors of the sum
+    for (index, _), low, high in zip(fractions, [start, *ends], ends, strict=False):
         indices += [index] * (math.floor(high) - math.floor(low))
     return indices

@@ -1,7 +1,6 @@
-"""Lessons from a stream: each process and each worker takes its share, and a resume goes on where the stream stopped.
+"""Training on a stream: each process and each worker reads its own shard, and a resumed run continues where it stopped.
 
-A stream has no length and no epochs that a training could count: it is `max_steps` long. Knows neither the model nor
-how a step is taken.
+The length of a stream is not known, so `max_steps` limits the training.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,17 +12,19 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from florence2.data.image import ImageError
 from florence2.data.streams.stream import SampleStream, Shard
-from florence2.errors import UserError
+from florence2.errors import OptionError, UserError
 from florence2.training.dataset.florence2_dataset import Florence2Dataset
 from florence2.training.dataset.sampler import SampleDraw
 from florence2.training.dataset.training_data import TrainingDataConfig
 
-Batches = Iterator[dict[str, Any]]
-
 
 @dataclass(frozen=True, eq=False)
 class StreamingDataset(IterableDataset[dict[str, Any]]):
-    """The lessons of one process among `of`, `batch` by `batch`; `start` batches were taken before."""
+    """An iterable dataset of the examples that one process reads from a stream.
+
+    `dataset` augments and converts the samples. The examples of the first `consumed_batches` batches of `batch_size`
+    are skipped.
+    """
 
     dataset: Florence2Dataset
     stream: SampleStream
@@ -34,28 +35,29 @@ class StreamingDataset(IterableDataset[dict[str, Any]]):
 
     @classmethod
     def for_process(cls, dataset: Florence2Dataset, stream: SampleStream, args: Any) -> "StreamingDataset":
-        """Give what this process learns of a stream; `args` are transformers' training arguments."""
+        """Make the dataset of this process; `args` are transformers' training arguments."""
         return cls(dataset, stream, args.train_batch_size, args.process_index, args.world_size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         try:
-            yield from self._items()
+            yield from self._examples()
         except UserError as error:
             if get_worker_info() is None:
                 raise
-            yield {"problem": (error.what, error.hint)}
+            yield {"error": (error.what, error.hint)}
 
-    def _items(self) -> Iterator[dict[str, Any]]:
+    def _examples(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
-        number, workers = (info.id, info.num_workers) if info else (0, 1)
-        # Workers give batches in turn, beginning with the first: so the first now is the one whose turn it was.
-        worker = (number + self.consumed_batches) % workers
-        taken = self.consumed_batches // workers + (worker < self.consumed_batches % workers)
-        share = Shard(self.process_index * workers + worker, self.num_processes * workers)
-        for passing in self.stream.items(share, taken * self.batch_size):
-            draw = SampleDraw(passing.epoch, passing.position * share.num_shards + share.index, -1)
+        worker_id, num_workers = (info.id, info.num_workers) if info else (0, 1)
+        # A data loader takes batches from its workers in turn and starts with the first. After a resume, the first
+        # worker therefore reads the shard of the worker whose turn is next.
+        worker = (worker_id + self.consumed_batches) % num_workers
+        consumed = self.consumed_batches // num_workers + (worker < self.consumed_batches % num_workers)
+        shard = Shard(self.process_index * num_workers + worker, self.num_processes * num_workers)
+        for item in self.stream.items(shard, consumed * self.batch_size):
+            draw = SampleDraw(item.epoch, item.position * shard.num_shards + shard.index, -1)
             try:
-                yield self.dataset.example(passing.sample, draw)
+                yield self.dataset.example(item.sample, draw)
             except ImageError:
                 if self.stream.on_missing == "error":
                     raise
@@ -63,16 +65,19 @@ class StreamingDataset(IterableDataset[dict[str, Any]]):
 
 @dataclass(frozen=True, eq=False)
 class ResumableDataLoader:
-    """Loads batches from a stream: opened, it begins behind the batches that were `taken`."""
+    """A data loader of a stream; each iteration starts after `consumed_batches()` batches.
+
+    `options` are arguments of torch's `DataLoader`.
+    """
 
     dataset: StreamingDataset
     consumed_batches: Callable[[], int]
     options: dict[str, Any]
 
-    def __iter__(self) -> Batches:
-        pouring = replace(self.dataset, consumed_batches=self.consumed_batches())
-        # A generator of its own keeps the seed of workers out of the training's random numbers.
-        return iter(DataLoader(pouring, pouring.batch_size, generator=torch.Generator(), **self.options))
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        dataset = replace(self.dataset, consumed_batches=self.consumed_batches())
+        # Its own generator leaves the global random state, which the training uses, unchanged.
+        return iter(DataLoader(dataset, dataset.batch_size, generator=torch.Generator(), **self.options))
 
 
 def check_streaming(
@@ -91,7 +96,7 @@ def check_streaming(
         return
     max_steps = trainer_args.get("max_steps")
     if not isinstance(max_steps, int) or max_steps <= 0:
-        raise UserError("`--streaming` needs a number of steps", "pass `--trainer_args max_steps=N`")
+        raise OptionError("`--streaming` needs a number of steps", "pass `--trainer_args max_steps=N`")
     conflicts = (
         (len(data.datasets) > 1, "several datasets", "merge them into one, or remove `--streaming`"),
         (bool(data.sampling_weights), "`--sampling_weights`", "remove one of them"),
@@ -107,4 +112,4 @@ def check_streaming(
     )
     for is_set, option, hint in conflicts:
         if is_set:
-            raise UserError(f"`--streaming` cannot be combined with {option}", hint)
+            raise OptionError(f"`--streaming` cannot be combined with {option}", hint)

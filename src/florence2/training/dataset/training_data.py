@@ -10,7 +10,7 @@ from florence2.data.sample import Sample
 from florence2.data.streams.shard_readers import find_sharded_source
 from florence2.data.streams.stream import SampleStream
 from florence2.data.validate import OnMissing, check_images, train_val_split
-from florence2.errors import UserError
+from florence2.errors import OptionError
 from florence2.log import logger
 from florence2.model.processing import Preprocessor
 from florence2.model.tasks import find_task
@@ -111,7 +111,7 @@ class DatasetBuilder:
             max_prompt_length=self.model_max_length,
             max_target_length=self._max_target_length(),
             features=features,
-            fixed=True,
+            augment=False,
         )
 
     def _captions(self, total_steps: int | None) -> CaptionAugmentation:
@@ -137,7 +137,7 @@ def parse_val_dataset(word: str | None) -> str | float | None:
     except ValueError:
         return word
     if not 0 < fraction < 1:
-        raise UserError(
+        raise OptionError(
             f"`--val_dataset {word}` is not a fraction", "pass a number between 0 and 1, or the name of a dataset"
         )
     return fraction
@@ -179,7 +179,7 @@ def _parse_weight(word: str) -> tuple[str, float]:
     except ValueError:
         weight = -1.0
     if not name or not 0 <= weight < math.inf:
-        raise UserError(
+        raise OptionError(
             f"`--sampling_weights {word}` is not a weight", "pass a task or a dataset and a number, such as `od=2`"
         )
     return name, weight
@@ -223,14 +223,14 @@ def _sample_weights(
         token = find_task(name).token
         if token not in tasks:
             known = [*datasets, *(find_task(task).name for task in tasks)]
-            raise UserError(
+            raise OptionError(
                 f"`--sampling_weights {name}` is neither a dataset nor a task of the samples",
                 closest_name_hint(name, known),
             )
         by_task[token] = weight
     weights = [by_task.get(each.task, 1.0) * by_dataset.get(dataset_of[each.id], 1.0) for each in samples]
     if num_draws(weights) < 1:
-        raise UserError(
+        raise OptionError(
             "with `--sampling_weights` an epoch draws no sample", "pass a higher weight for a task or a dataset"
         )
     return weights
