@@ -1,4 +1,3 @@
-import contextlib
 import os
 import pickle
 import struct
@@ -274,16 +273,27 @@ def test_files_that_are_no_images_are_named(tmp_path, junk):
     image_error(junk, "^row 7 ", name="row 7")
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_damaged_bytes_never_raise_anything_else(tmp_path, seed):
-    random = np.random.default_rng(seed)
-    suffix = ("jpg", "png", "webp", "gif", "tif")[seed % 5]
-    path = save(tmp_path / f"a.{suffix}", Image.radial_gradient("L").convert("RGB").resize((40, 40)))
+def damaged(path: Path, seed: int) -> bytes:
+    """Return the bytes of a file, 12 of them replaced at random."""
+    rng = np.random.default_rng(seed)
     data = np.frombuffer(path.read_bytes(), np.uint8).copy()
-    at = random.integers(0, len(data), 12)
-    data[at] = random.integers(0, 256, 12, dtype=np.uint8)
-    with contextlib.suppress(ImageError):
-        assert open_image(data.tobytes()).image.mode == "RGB"
+    data[rng.integers(0, len(data), 12)] = rng.integers(0, 256, 12, dtype=np.uint8)
+    return data.tobytes()
+
+
+def test_damaged_bytes_open_or_raise_image_errors(tmp_path):
+    opened, rejected = [], []
+    for seed in range(40):
+        suffix = ("jpg", "png", "webp", "gif", "tif")[seed % 5]
+        path = save(tmp_path / f"a.{suffix}", Image.radial_gradient("L").convert("RGB").resize((40, 40)))
+        try:
+            opened.append(open_image(damaged(path, seed)).image)
+        except ImageError as error:
+            rejected.append(error.what)
+    assert len(opened) >= 5
+    assert {(image.mode, image.size) for image in opened} <= {("RGB", (40, 40))}
+    assert len(rejected) >= 5
+    assert all(what.startswith("an image in memory ") for what in rejected)
 
 
 def test_missing_folder_and_unreadable_paths(tmp_path):

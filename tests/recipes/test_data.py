@@ -241,3 +241,9 @@ def test_captions_cannot_be_converted_to_coco(tmp_path, capsys):
     captioned(tmp_path / "a" / "x.png", "a boat")
     assert main(["data", "convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", "coco"]) == 2
     assert "the dataset has no target that coco can store" in capsys.readouterr().err
+
+
+def test_kohya_names_without_extension_are_located(tmp_path):
+    image(tmp_path / "a.png", SIZE)
+    (tmp_path / "list.json").write_text(json.dumps({"a": {"caption": "a boat"}}))
+    assert check_dataset(dataset=str(tmp_path / "list.json")).to_json()["issue_counts"] == {}

@@ -21,8 +21,8 @@ from florence2.data.folders.image_locator import ImageLocator, LocatedImage
 from florence2.data.image import IMAGE_EXTENSIONS, ImageError, Size, is_image_name
 from florence2.data.sample import Sample, Skipped, SkipReason
 from florence2.data.tables import NamedRow, Row
-from florence2.errors import UserError
-from florence2.model.answer import Answer
+from florence2.errors import DatasetError, UserError
+from florence2.model.answer import Answer, GeometryKind
 from florence2.model.locations import encode, encode_region, parse_box
 from florence2.model.tasks import InputType, OutputType, Task, split_prompt
 
@@ -31,8 +31,6 @@ TASK_COLUMNS = ("task", "prompt", "prefix")
 TEXT_COLUMNS = ("text", "caption", "suffix")
 OTHER_COLUMNS = ("input", "answer", "error")
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "annotations.jsonl")
-
-_GEOMETRY_KEYS = ("bboxes", "quad_boxes", "polygons")
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class ColumnMapping:
         name = _first_value(row, names)
         if not isinstance(name, str):
             columns = ", ".join(f"`{name}`" for name in row) or "none"
-            raise UserError(f"{where} names no image", f"add `{names[0]}`; its columns are {columns}")
+            raise DatasetError(f"{where} names no image", f"add `{names[0]}`; its columns are {columns}")
         return name
 
     def texts(self, row: Row, where: str) -> list[str]:
@@ -64,7 +62,7 @@ class ColumnMapping:
         """Return the task and its input; the input may still be a region in pixels."""
         prompt, task_input = _first_value(row, TASK_COLUMNS), row.get("input")
         if prompt is not None and not isinstance(prompt, str):
-            raise UserError(
+            raise DatasetError(
                 f"{where} has the task `{prompt}`, which is not a string", "write a task's name or a prompt"
             )
         task, prompt_input = split_prompt(self.task if prompt is None else prompt)
@@ -79,7 +77,7 @@ def _first_value(row: Row, names: Sequence[str]) -> Any:
 
 def _to_text(value: Any, where: str) -> str:
     if isinstance(value, dict | list):
-        raise UserError(f"{where} has a text that is not a string", "put boxes and polygons under `answer`")
+        raise DatasetError(f"{where} has a text that is not a string", "put boxes and polygons under `answer`")
     return "" if value is None else str(value).strip()
 
 
@@ -176,16 +174,16 @@ def _check_input(task: Task, input_text: str, where: str) -> None:
         try:
             task.format_prompt(input_text)
         except UserError as error:
-            raise UserError(f"{where}: {error.what}", error.hint) from None
+            raise DatasetError(f"{where}: {error.what}", error.hint) from None
     elif not input_text.strip():
-        raise UserError(
+        raise DatasetError(
             f"{where} has the task `{task.name}` without {task.input_type}", f"add `input` with the {task.input_type}"
         )
 
 
 def _region_tokens(box: Any, where: str, size: Callable[[], Size]) -> str:
     if not (isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box)):
-        raise UserError(f"{where} has an `input` that is neither text nor a box", "write a box as [x1, y1, x2, y2]")
+        raise DatasetError(f"{where} has an `input` that is neither text nor a box", "write a box as [x1, y1, x2, y2]")
     return encode_region(box, size())
 
 
@@ -193,17 +191,15 @@ def answer_text(task: Task, answer: Any, where: str, size: Callable[[], Size]) -
     """Encode a structured answer as target text, its objects in reading order (phrases in their own order)."""
     if isinstance(answer, str):
         return answer.strip()
-    is_structured = isinstance(answer, dict) and any(key in answer for key in _GEOMETRY_KEYS)
+    is_structured = isinstance(answer, dict) and any(kind in answer for kind in GeometryKind)
     if task.output_type is OutputType.TEXT or not is_structured:
-        raise UserError(
+        raise DatasetError(
             f"{where} has an `answer` that does not fit `{task.token}`",
-            "set `task`, and write " + " or ".join(f"`{key}`" for key in _GEOMETRY_KEYS) + " with `labels`",
+            "set `task`, and write " + " or ".join(f"`{kind}`" for kind in GeometryKind) + " with `labels`",
         )
     image_size = size()
     try:
         value = Answer.from_dict(answer, task.output_type)
         return encode(task, value if task.output_type is OutputType.PHRASES else value.in_reading_order(), image_size)
     except UserError as error:
-        raise UserError(f"{where} has an `answer` that cannot be encoded: {error.what}", error.hint) from None
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise UserError(f"{where} has an `answer` that cannot be encoded: {error}") from None
+        raise DatasetError(f"{where} has an `answer` that cannot be encoded: {error.what}", error.hint) from None

@@ -22,7 +22,7 @@ from florence2.data.columns import (
 from florence2.data.image import ImageError, ImageSource
 from florence2.data.sample import ResolvedDataset, Sample, Skipped
 from florence2.data.tables import Row
-from florence2.errors import UserError
+from florence2.errors import DatasetError, OptionError
 
 _SAVED_SHARDS = 64  # shards of a saved dataset that is streamed
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -66,7 +66,7 @@ def saved_samples(folder: Path, columns: ColumnMapping, split: str | None) -> Re
     try:
         dataset = datasets.load_from_disk(str(folder))
     except Exception as error:  # arrow, json and datasets each have errors of their own
-        raise UserError(f"{folder} is not a dataset that can be read: {_one_line(error)}", "save it again") from None
+        raise DatasetError(f"{folder} is not a dataset that can be read: {_one_line(error)}", "save it again") from None
     return _read_samples(dataset, str(folder), columns, split)
 
 
@@ -94,7 +94,7 @@ def _load(name: str, split: str | None, revision: str | None, offline: bool, str
     import datasets
 
     if offline and revision:
-        raise UserError(
+        raise OptionError(
             f"offline, the revision of dataset `{name}` cannot be chosen", "remove the revision, or --offline"
         )
     with _offline(datasets) if offline else nullcontext():
@@ -114,20 +114,22 @@ def _offline(datasets: Any) -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE = before
 
 
-def _load_error(name: str, split: str | None, offline: bool, error: Exception) -> UserError:
+def _load_error(name: str, split: str | None, offline: bool, error: Exception) -> DatasetError:
     not_local = f"`{name}` is not a local file or folder, and as a dataset on the hub it"
     if isinstance(error, ValueError) and "unknown split" in str(error).lower():
-        return UserError(f"dataset `{name}` has no split `{split}`: {_one_line(error)}", "pass one of these")
+        return DatasetError(f"dataset `{name}` has no split `{split}`: {_one_line(error)}", "pass one of these")
     if offline:
-        return UserError(f"{not_local} is not in the cache", "check the spelling, or run once without --offline")
+        return DatasetError(f"{not_local} is not in the cache", "check the spelling, or run once without --offline")
     if isinstance(error, ConnectionError):
-        return UserError(f"{not_local} cannot be reached", "check the spelling and the network, or pass a local folder")
+        return DatasetError(
+            f"{not_local} cannot be reached", "check the spelling and the network, or pass a local folder"
+        )
     if isinstance(error, FileNotFoundError):
-        return UserError(
+        return DatasetError(
             f"{not_local} cannot be found: {_one_line(error)}",
             "check the spelling; log in with `hf auth login` if it is private",
         )
-    return UserError(f"dataset `{name}` cannot be loaded: {_one_line(error)}")
+    return DatasetError(f"dataset `{name}` cannot be loaded: {_one_line(error)}")
 
 
 def _one_line(error: Exception) -> str:
@@ -188,7 +190,7 @@ def select_split(dataset: Any, name: str, split: str | None) -> Any:
     if selected not in dataset:
         splits = ", ".join(f"`{each}`" for each in dataset)
         problem = f"no split `{split}`" if split else "several splits and no `train`"
-        raise UserError(
+        raise DatasetError(
             f"dataset `{name}` has {problem}; it has {splits}", f"pass one, as in {name}:{next(iter(dataset))}"
         )
     return dataset[selected]
@@ -203,16 +205,16 @@ def find_image_column(part: Any, name: str, image_column: str | None) -> str:
         return column
     missing = f"column `{image_column}` of images" if image_column else "column of images"
     listed = ", ".join(f"`{column}` ({type_name})" for column, type_name in types.items())
-    raise UserError(f"dataset `{name}` has no {missing}; it has {listed}", "pass its name as --image_column")
+    raise DatasetError(f"dataset `{name}` has no {missing}; it has {listed}", "pass its name as --image_column")
 
 
 def require_text(part: Any, name: str, columns: ColumnMapping) -> None:
-    """Raise a UserError if a dataset has no column of targets."""
+    """Raise a DatasetError if a dataset has no column of targets."""
     candidates = (columns.text,) if columns.text else (*TEXT_COLUMNS, "answer")
     if not any(column in part.features for column in candidates):
         listed = ", ".join(f"`{column}`" for column in part.features)
         missing = f"column `{columns.text}`" if columns.text else "column of captions"
-        raise UserError(f"dataset `{name}` has no {missing}; it has {listed}", "pass its name as --text_column")
+        raise DatasetError(f"dataset `{name}` has no {missing}; it has {listed}", "pass its name as --text_column")
 
 
 def _rows_without_images(part: Any, columns: ColumnMapping, image_column: str) -> Iterator[Row]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 
 ImageSource = Path | bytes | Image.Image
 Size = tuple[int, int]  # (width, height) in pixels
@@ -60,7 +60,7 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS  # noqa: PTH122 - pathlib is slow for a million names
 
 
-class ImageError(UserError):
+class ImageError(DatasetError):
     """An image that cannot be read; `what` names it."""
 
 

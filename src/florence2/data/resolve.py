@@ -20,7 +20,7 @@ from florence2.data.image import is_image_name
 from florence2.data.sample import ResolvedDataset, Sample, SampleKey
 from florence2.data.tables import is_table_name
 from florence2.data.validate import OnMissing, raise_on_skipped
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 from florence2.model.tasks import split_prompt
 
 
@@ -44,7 +44,7 @@ class DatasetOptions:
 def resolve_dataset(spec: str | Path, options: DatasetOptions) -> ResolvedDataset:
     """Read samples with targets from a folder, a table, COCO, YOLO, VOC, LabelMe, tars or `datasets`.
 
-    `spec` may end in `:split`. An image or target that is missing raises UserError, or is skipped and listed with
+    `spec` may end in `:split`. An image or target that is missing raises DatasetError, or is skipped and listed with
     `on_missing="skip"`; rows whose prediction failed are always skipped.
     """
     name, split = split_spec(os.fspath(spec), options.split)
@@ -118,7 +118,7 @@ def _split_folder(folder: Path, split: str | None) -> Path:
     for name in split_aliases(split):
         if (folder / name).is_dir():
             return folder / name
-    raise UserError(f"{display_path(folder)} has no folder `{split}`", "pass the folder that contains the images")
+    raise DatasetError(f"{display_path(folder)} has no folder `{split}`", "pass the folder that contains the images")
 
 
 def _may_be_on_hub(name: str) -> bool:
@@ -126,10 +126,10 @@ def _may_be_on_hub(name: str) -> bool:
     return hub.is_hub_id(name) and not is_local
 
 
-def _absent_path_error(path: Path) -> UserError:
+def _absent_path_error(path: Path) -> DatasetError:
     names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     close = get_close_matches(path.name, names, n=1)
-    return UserError(f"{path} does not exist", f"did you mean {path.parent / close[0]}" if close else "")
+    return DatasetError(f"{path} does not exist", f"did you mean {path.parent / close[0]}" if close else "")
 
 
 def _read_folder(folder: Path, columns: ColumnMapping, sidecars: Sidecars, recursive: bool) -> ResolvedDataset:
@@ -165,16 +165,16 @@ def _read_table(path: Path, columns: ColumnMapping, dataset_dir: str | Path | No
     rows = table_rows(path, columns, dataset_dir)
     samples, skipped = partition_samples(samples_from_rows(rows, columns, DATASET_DIR_HINT))
     if not samples and not skipped:
-        raise UserError(f"{path} contains no rows")
+        raise DatasetError(f"{path} contains no rows")
     root, samples = _with_common_root(samples, path.parent)
     return ResolvedDataset(str(path), root, samples, skipped)
 
 
-def _not_a_table_error(path: Path, columns: ColumnMapping) -> UserError:
+def _not_a_table_error(path: Path, columns: ColumnMapping) -> DatasetError:
     if columns.with_targets and is_image_name(path.name):
-        return UserError(f"{path} is one image, not a dataset", f"pass its folder, {display_path(path.parent)}")
+        return DatasetError(f"{path} is one image, not a dataset", f"pass its folder, {display_path(path.parent)}")
     expected = "a dataset" if columns.with_targets else "an image or a table of images"
-    return UserError(f"{path} is not {expected}", "pass a table that ends in .jsonl, .csv, .parquet or .json")
+    return DatasetError(f"{path} is not {expected}", "pass a table that ends in .jsonl, .csv, .parquet or .json")
 
 
 def _with_common_root(samples: list[Sample], table_folder: Path) -> tuple[Path, list[Sample]]:
@@ -205,7 +205,7 @@ def _glob_images(pattern: str, columns: ColumnMapping) -> ResolvedDataset:
         Sample(path.relative_to(root).as_posix(), path, columns.task, columns.input) for path in paths if path.is_file()
     ]
     if not samples:
-        raise UserError(
+        raise DatasetError(
             f"no image matches {pattern}", "put the pattern in quotes, so that the shell does not expand it"
         )
     return ResolvedDataset(pattern, root, samples)

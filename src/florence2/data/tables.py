@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2.data.folders.listing import read_text
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 
 Row = dict[str, Any]
 NamedRow = tuple[str, Row]  # "list.jsonl line 3", {...}
@@ -27,7 +27,7 @@ def read_rows(path: Path) -> Iterator[NamedRow]:
     try:
         yield from _READERS[path.suffix.lower()](path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _read_jsonl(path: Path) -> Iterator[NamedRow]:
@@ -43,13 +43,15 @@ def _decode_utf8(line: bytes, where: str) -> str:
     try:
         return line.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"{where} is not UTF-8 text", "save the file as UTF-8") from None
+        raise DatasetError(f"{where} is not UTF-8 text", "save the file as UTF-8") from None
 
 
 def _parse_object(text: str, where: str) -> Row:
     row = _parse_json(text, where)
     if not isinstance(row, dict):
-        raise UserError(f"{where} is not a JSON object", 'write for example {"file_name": "a.jpg", "text": "a boat"}')
+        raise DatasetError(
+            f"{where} is not a JSON object", 'write for example {"file_name": "a.jpg", "text": "a boat"}'
+        )
     return row
 
 
@@ -58,7 +60,7 @@ def _parse_json(text: str, where: str) -> Any:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         message = getattr(error, "msg", "nested too deeply")
-        raise UserError(f"{where} is not JSON: {message}", "write one JSON object in each line") from None
+        raise DatasetError(f"{where} is not JSON: {message}", "write one JSON object in each line") from None
 
 
 def _read_json(path: Path) -> Iterator[NamedRow]:
@@ -71,13 +73,13 @@ def _read_json(path: Path) -> Iterator[NamedRow]:
     else:
         for number, row in enumerate(content if isinstance(content, list) else [content], start=1):
             if not isinstance(row, dict):
-                raise UserError(f"{path} item {number} is not a JSON object")
+                raise DatasetError(f"{path} item {number} is not a JSON object")
             yield f"{path} item {number}", row
 
 
 def _kohya_row(row: Any, where: str) -> Row:
     if not isinstance(row, dict):
-        raise UserError(
+        raise DatasetError(
             f"{where} is not a JSON object",
             'map each image to {"caption": "..."}; rename a file with one object in each line to .jsonl',
         )
@@ -91,12 +93,12 @@ def _read_csv(path: Path) -> Iterator[NamedRow]:
             for row in reader:
                 where = f"{path} line {reader.line_num}"
                 if None in row:
-                    raise UserError(f"{where} has more fields than the first line", "put text with commas in quotes")
+                    raise DatasetError(f"{where} has more fields than the first line", "put text with commas in quotes")
                 yield where, dict(row)
         except csv.Error as error:
-            raise UserError(f"{path} is not CSV after line {reader.line_num}: {error}") from None
+            raise DatasetError(f"{path} is not CSV after line {reader.line_num}: {error}") from None
         except UnicodeDecodeError:
-            raise UserError(f"{path} is not UTF-8 text", "save the file as UTF-8") from None
+            raise DatasetError(f"{path} is not UTF-8 text", "save the file as UTF-8") from None
 
 
 def _read_parquet(path: Path) -> Iterator[NamedRow]:
@@ -109,7 +111,7 @@ def _read_parquet(path: Path) -> Iterator[NamedRow]:
                     number += 1
                     yield f"{path} row {number}", row
     except (arrow.ArrowException, arrow.ArrowInvalid) as error:
-        raise UserError(f"{path} is not a parquet file that can be read: {str(error).splitlines()[0]}") from None
+        raise DatasetError(f"{path} is not a parquet file that can be read: {str(error).splitlines()[0]}") from None
 
 
 _READERS: dict[str, Callable[[Path], Iterator[NamedRow]]] = {

@@ -8,7 +8,7 @@ from typing import Literal
 
 from florence2.data.image import ImageError
 from florence2.data.sample import ResolvedDataset, Sample, Skipped, SkipReason
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 
 OnMissing = Literal["error", "skip"]
 
@@ -17,7 +17,7 @@ _CHUNK = 1024  # images submitted to the threads at a time
 
 
 def raise_on_skipped(dataset: ResolvedDataset, on_missing: OnMissing) -> ResolvedDataset:
-    """Return the dataset, or raise the UserError that counts and names the skipped images.
+    """Return the dataset, or raise the DatasetError that counts and names the skipped images.
 
     With `on_missing="skip"` it raises only if no sample is left.
     """
@@ -26,7 +26,7 @@ def raise_on_skipped(dataset: ResolvedDataset, on_missing: OnMissing) -> Resolve
         if skipped and ((on_missing == "error" and reason not in _ALWAYS_SKIPPED) or not dataset.samples):
             raise _skipped_error(dataset, reason, skipped)
     if not dataset.samples:
-        raise UserError(f"{dataset.source} contains no samples")
+        raise DatasetError(f"{dataset.source} contains no samples")
     return dataset
 
 
@@ -35,17 +35,17 @@ def skip_hint(hint: str) -> str:
     return f"{hint}, or pass --on_missing skip" if hint else "pass --on_missing skip to skip such images"
 
 
-def _skipped_error(dataset: ResolvedDataset, reason: SkipReason, skipped: Sequence[Skipped]) -> UserError:
+def _skipped_error(dataset: ResolvedDataset, reason: SkipReason, skipped: Sequence[Skipped]) -> DatasetError:
     first, total = skipped[0], dataset.num_images
     number = len({row.id for row in skipped})
     hint = first.hint if reason in _ALWAYS_SKIPPED or not dataset.samples else skip_hint(first.hint)
     is_unreadable = reason is SkipReason.UNREADABLE  # then `where` is already a sentence about the image
     if total == 1:
-        return UserError(first.where if is_unreadable else f"{first.where} {_SINGULAR[reason]}", hint)
+        return DatasetError(first.where if is_unreadable else f"{first.where} {_SINGULAR[reason]}", hint)
     count = "all" if number == total else f"{number:,} of"
     verb = _SINGULAR[reason] if number == 1 else reason.value
     example = f", the first: {first.where}" if is_unreadable else f", the first is {first.where}"
-    return UserError(f"{count} {total:,} images in {dataset.source} {verb}{example}", hint)
+    return DatasetError(f"{count} {total:,} images in {dataset.source} {verb}{example}", hint)
 
 
 _SINGULAR = {

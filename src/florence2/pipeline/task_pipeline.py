@@ -10,11 +10,11 @@ and input has its own prediction.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
 from florence2.data.sample import Prediction, ResolvedDataset, Sample, SampleKey
-from florence2.errors import UserError
+from florence2.errors import OptionError
+from florence2.model.geometry import bounding_box
 from florence2.model.location_grammar import bins_to_tokens, decode_objects
 from florence2.model.tasks import TASKS, InputType, OutputType, Task, split_prompt
 from florence2.pipeline.regions import check_region, region_to_tokens
@@ -54,9 +54,8 @@ def next_inputs(task: Task, text: str) -> list[str]:
     """Return the inputs that an answer has for the next task: its text, or each distinct box as location tokens."""
     if task.output_type is OutputType.TEXT:
         return [text.strip()] if text.strip() else []
-    rings = (list(chain.from_iterable(item.bins)) for item in decode_objects(task.output_type, text))
-    boxes = ((min(ring[0::2]), min(ring[1::2]), max(ring[0::2]), max(ring[1::2])) for ring in rings)
-    return list(dict.fromkeys(map(bins_to_tokens, boxes)))
+    boxes = (bounding_box(item.bins) for item in decode_objects(task.output_type, text))
+    return list(dict.fromkeys(bins_to_tokens(map(int, box)) for box in boxes))
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class TaskPipeline:
         chains = [_parse_chain(each, task_input) for each in tasks]
         if task_input and not any(_takes_input(links[0][0]) for links in chains):
             names = " and ".join(f"`{links[0][0].name}`" for links in chains)
-            raise UserError(f"the input `{task_input}` is not used, because {names} takes none", "remove it")
+            raise OptionError(f"the input `{task_input}` is not used, because {names} takes none", "remove it")
         return cls(_merge_chains(chains))
 
     @property
@@ -127,9 +126,9 @@ def _row_step(sample: Sample) -> TaskStep | None:
 
 
 def _complete_input(sample: Sample, task: Task) -> Sample:
-    """Convert a region in pixels to location tokens; raise a UserError where a required input is missing."""
+    """Convert a region in pixels to location tokens; raise an OptionError where a required input is missing."""
     if task.input_type is not InputType.NOTHING and not sample.input.strip():
-        raise UserError(
+        raise OptionError(
             f"the task {task.name} needs {task.input_type}", f"pass `--task_input` with the {task.input_type}"
         )
     return region_to_tokens(sample) if task.input_type is InputType.REGION else sample
@@ -149,7 +148,7 @@ def _parse_chain(text: str, task_input: str) -> list[Link]:
     for part in rest:
         next_task, prompt_input = split_prompt(part)
         if prompt_input:
-            raise UserError(
+            raise OptionError(
                 f"`{part}` has its own input in a cascade", "remove it; the input is the answer of the task before"
             )
         _check_compatible(links[-1][0], next_task)
@@ -170,18 +169,18 @@ def _split_cascade(text: str) -> list[str]:
     if len(parts) > 1 and not split_prompt(parts[0])[0].is_custom and "<" not in parts[0]:
         unknown = next(part for part in parts if split_prompt(part)[0].is_custom).strip()
         hint = closest_name_hint(unknown, [task.name for task in TASKS])
-        raise UserError(f"`{unknown}` in `{text}` is not a task", hint)
+        raise OptionError(f"`{unknown}` in `{text}` is not a task", hint)
     return [CASCADE_SEPARATOR.join(parts), *tail]
 
 
 def _check_compatible(task: Task, next_task: Task) -> None:
     if next_task.input_type is InputType.NOTHING:
-        raise UserError(
+        raise OptionError(
             f"`{next_task.name}` takes no input, so it cannot follow `{task.name}`",
             f"pass `--task {task.name} {next_task.name}` to run both",
         )
     if (task.output_type is OutputType.TEXT) is not (next_task.input_type is InputType.WORDS):
-        raise UserError(
+        raise OptionError(
             f"`{task.name}` answers {task.output_type}, and `{next_task.name}` takes {next_task.input_type}",
             "let a task with a text input follow a task that answers text, and one with a region input any other",
         )

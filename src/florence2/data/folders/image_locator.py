@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from florence2.data.folders.listing import display_path
 from florence2.data.tables import Row
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 
 DATASET_DIR_HINT = "pass the folder of the images as --dataset_dir"
 
@@ -30,7 +30,7 @@ ImageLocator = Callable[[Row, str, str], LocatedImage]
 def confine_to(root: Path, hint: str) -> Callable[[str, str], LocatedImage]:
     """Return a function that locates an image by its name inside `root`.
 
-    A name that leaves `root` through `..`, as an absolute path or through a link raises a UserError with `hint`.
+    A name that leaves `root` through `..`, as an absolute path or through a link raises a DatasetError with `hint`.
     """
     plain_root, real_root = os.path.abspath(root), os.path.realpath(root)  # noqa: PTH100
     real_folder = cache(os.path.realpath)
@@ -43,7 +43,7 @@ def confine_to(root: Path, hint: str) -> Callable[[str, str], LocatedImage]:
         folder, last = os.path.split(plain)
         real = os.path.realpath(plain) if stat.S_ISLNK(mode) else os.path.join(real_folder(folder), last)
         if not _is_inside(real, real_root) or "\0" in name:
-            raise UserError(f"{where}: `{name}` is outside {display_path(root)}", hint)
+            raise DatasetError(f"{where}: `{name}` is outside {display_path(root)}", hint)
         relative = plain[len(plain_root) :] if _is_inside(plain, plain_root) else real[len(real_root) :]
         relative = relative.lstrip(os.sep)
         return LocatedImage(Path(relative).as_posix(), root / relative, mode != 0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from florence2.data.image import is_image_name
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _scan(path: Path) -> tuple[list[str], list[str]]:
                 if not entry.name.startswith("."):
                     (subfolders if entry.is_dir() else names).append(entry.name)
     except OSError as error:
-        raise UserError(f"{path} cannot be listed: {error.strerror}", "check the folder's permissions") from None
+        raise DatasetError(f"{path} cannot be listed: {error.strerror}", "check the folder's permissions") from None
     return sorted(names), sorted(subfolders)
 
 
@@ -63,9 +63,9 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
+        raise DatasetError(f"{path} is not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def display_path(folder: Path) -> str:
@@ -73,13 +73,15 @@ def display_path(folder: Path) -> str:
     return os.path.join(folder, "")  # noqa: PTH118 - pathlib drops the closing slash
 
 
-def no_images_error(folder: Path, recursive: bool) -> UserError:
+def no_images_error(folder: Path, recursive: bool) -> DatasetError:
     """Return the error for a folder without images; its hint names the first subfolder that contains some."""
     if not recursive:
         for listing in walk(folder, recursive=True):
             if listing.images():
-                return UserError(
+                return DatasetError(
                     f"{display_path(folder)} contains no images itself, but {display_path(listing.path)} does",
                     f"pass {display_path(listing.path)}, or pass --recursive",
                 )
-    return UserError(f"{display_path(folder)} contains no images", "image files end in jpg, png, webp, bmp, gif or tif")
+    return DatasetError(
+        f"{display_path(folder)} contains no images", "image files end in jpg, png, webp, bmp, gif or tif"
+    )

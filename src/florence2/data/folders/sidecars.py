@@ -9,7 +9,7 @@ from pathlib import Path
 
 from florence2.data.folders.listing import Listing, read_text
 from florence2.data.sample import Sample, Skipped, SkipReason
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 from florence2.model.tasks import InputType, split_prompt
 
 
@@ -49,7 +49,7 @@ def captioned_images(
     """Pair the images of listed folders with their sidecars, except for the ids in `known`."""
     parsed_task, task_input = split_prompt(task)
     if parsed_task.input_type is not InputType.NOTHING and not task_input:
-        raise UserError(
+        raise DatasetError(
             f"the task `{parsed_task.name}` needs {parsed_task.input_type} for each image, and a sidecar has none",
             'list the images in a JSONL with "task", "input" and "text"',
         )

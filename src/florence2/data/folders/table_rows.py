@@ -8,7 +8,7 @@ from florence2.data.folders.image_locator import ImageLocator, locate_beside, lo
 from florence2.data.folders.listing import Listing, display_path
 from florence2.data.formats.foreign_jsonl import translate_rows
 from florence2.data.tables import read_rows
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 
 
 def table_rows(path: Path, columns: ColumnMapping, dataset_dir: str | Path | None) -> Iterator[DatasetRow]:
@@ -18,7 +18,7 @@ def table_rows(path: Path, columns: ColumnMapping, dataset_dir: str | Path | Non
         return
     folder = Path(dataset_dir).expanduser()
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder", "pass the folder of the images as --dataset_dir")
+        raise DatasetError(f"{folder} is not a folder", "pass the folder of the images as --dataset_dir")
     yield from _located_rows(path, columns, locate_inside(folder))
 
 

@@ -4,16 +4,17 @@ Every annotation format is read as `AnnotatedImage`. `rows_from_annotations` mak
 `annotations_from_row` reads them back.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from florence2.config import DataSettings
 from florence2.data.sample import Size
 from florence2.data.tables import Row
-from florence2.errors import UserError
+from florence2.errors import DatasetError
+from florence2.model.answer import Answer, AnswerItem, GeometryKind
+from florence2.model.geometry import bounding_box
 from florence2.model.locations import decode
 from florence2.model.tasks import TASKS, InputType, OutputType, Task, find_task
 
@@ -46,17 +47,10 @@ class AnnotatedImage:
     captions: Sequence[str] | None = None
 
 
-def bounding_box(polygons: Sequence[Polygon]) -> Box:
-    """Return the smallest box around polygons."""
-    xs = [x for polygon in polygons for x in polygon[0::2]]
-    ys = [y for polygon in polygons for y in polygon[1::2]]
-    return [min(xs), min(ys), max(xs), max(ys)]
-
-
 def resolve_task(task: Task, has_captions: bool) -> Task:
     """Return the task for an annotation file: the given one, or detection instead of the default captioning task.
 
-    Raises UserError where annotations cannot be a target of the task.
+    Raises DatasetError where annotations cannot be a target of the task.
     """
     if has_captions or task.input_type is InputType.REGION or task.output_type is not OutputType.TEXT:
         return task
@@ -65,7 +59,7 @@ def resolve_task(task: Task, has_captions: bool) -> Task:
     names = ", ".join(
         row.name for row in TASKS if row.input_type is InputType.REGION or row.output_type is not OutputType.TEXT
     )
-    raise UserError(f"annotated objects are no target of `{task.name}`", f"pass one of {names} as --task")
+    raise DatasetError(f"annotated objects are no target of `{task.name}`", f"pass one of {names} as --task")
 
 
 def rows_from_annotations(image: AnnotatedImage, task: Task) -> Iterator[Row]:
@@ -107,21 +101,19 @@ def _inputs_and_answers(annotations: Sequence[Annotation], task: Task) -> Iterat
         in_order = sorted(annotations, key=lambda annotation: labels.index(annotation.label))
         yield from [(", ".join(labels), _boxes_answer(in_order))] if annotations else []
     elif task.output_type is OutputType.QUADS:
-        quads = [_quad(annotation) for annotation in annotations]
-        yield "", {"quad_boxes": quads, "labels": [annotation.label for annotation in annotations]}
+        quads = (AnswerItem.quad(_quad(annotation), annotation.label) for annotation in annotations)
+        yield "", Answer(OutputType.QUADS, tuple(quads)).to_dict()
     else:
         yield "", _boxes_answer(annotations)
 
 
-def _boxes_answer(annotations: Sequence[Annotation]) -> dict[str, Any]:
-    return {
-        "bboxes": [annotation.box for annotation in annotations],
-        "labels": [annotation.label for annotation in annotations],
-    }
+def _boxes_answer(annotations: Iterable[Annotation]) -> dict[str, Any]:
+    items = (AnswerItem.box(annotation.box, annotation.label) for annotation in annotations)
+    return Answer(OutputType.BOXES, tuple(items)).to_dict()
 
 
-def _polygons_answer(annotations: Sequence[Annotation]) -> dict[str, Any]:
-    return {"polygons": [list(each.polygons) for each in annotations], "labels": [""] * len(annotations)}
+def _polygons_answer(annotations: Iterable[Annotation]) -> dict[str, Any]:
+    return Answer(OutputType.POLYGONS, tuple(AnswerItem.mask(each.polygons) for each in annotations)).to_dict()
 
 
 def _quad(annotation: Annotation) -> Polygon:
@@ -140,32 +132,23 @@ def annotations_from_row(
         return [Annotation(text, _region_box(task_input, size))] if text else []
     if task.output_type is OutputType.TEXT:
         return None
-    value = answer if isinstance(answer, dict) else decode(task, text, size()).to_dict()
-    return list(_annotations_of(task, task_input, value, size))
+    is_structured = isinstance(answer, dict)
+    value = Answer.from_dict(answer, task.output_type) if is_structured else decode(task, text, size())
+    annotations = (_annotation_from_item(item, task, task_input, size) for item in value)
+    return [annotation for annotation in annotations if annotation is not None]
 
 
-def _annotations_of(
-    task: Task, task_input: Any, value: dict[str, Any], size: Callable[[], Size]
-) -> Iterator[Annotation]:
-    for box, label, score in _labelled_objects(value, "bboxes"):
-        yield Annotation(label or NO_LABEL, [float(side) for side in box], score=score)
-    for quad, label, score in _labelled_objects(value, "quad_boxes"):
-        yield Annotation(label or NO_LABEL, bounding_box([quad]), (list(quad),), score)
-    for parts, label, score in _labelled_objects(value, "polygons"):
-        polygons = tuple(list(polygon) for polygon in parts if len(polygon) >= 6)
-        if task.input_type is InputType.REGION:
-            yield Annotation(NO_LABEL, _region_box(task_input, size), polygons, score)
-        elif polygons:
-            label = label or (task_input if isinstance(task_input, str) else "")
-            yield Annotation(label or NO_LABEL, bounding_box(polygons), polygons, score)
-
-
-def _labelled_objects(value: dict[str, Any], key: str) -> Iterator[tuple[Any, str, float | None]]:
-    """Yield the objects under a key, each with its label, "" where it has none, and its score."""
-    objects = value.get(key, [])
-    labels, scores = (value.get(f"{key}_{kind}", value.get(kind, [])) for kind in ("labels", "scores"))
-    for located, label, score in zip_longest(objects, labels[: len(objects)], scores[: len(objects)]):
-        yield located, label or "", score
+def _annotation_from_item(item: AnswerItem, task: Task, task_input: Any, size: Callable[[], Size]) -> Annotation | None:
+    """Convert an object; return None for a mask without area, unless its region is known."""
+    if item.kind is GeometryKind.BBOXES:
+        return Annotation(item.label or NO_LABEL, [float(side) for side in item.rings[0]], score=item.score)
+    if item.kind is GeometryKind.QUAD_BOXES:
+        return Annotation(item.label or NO_LABEL, item.bounding_box, (list(item.rings[0]),), item.score)
+    polygons = tuple(list(ring) for ring in item.rings if len(ring) >= 6)
+    if task.input_type is InputType.REGION:
+        return Annotation(NO_LABEL, _region_box(task_input, size), polygons, item.score)
+    label = item.label or (task_input if isinstance(task_input, str) else "")
+    return Annotation(label or NO_LABEL, bounding_box(polygons), polygons, item.score) if polygons else None
 
 
 def _region_box(region: Any, size: Callable[[], Size]) -> Box:
@@ -173,7 +156,7 @@ def _region_box(region: Any, size: Callable[[], Size]) -> Box:
         return [float(side) for side in region]
     boxes = decode(OutputType.REGIONS, str(region), size()).bboxes
     if not boxes:
-        raise UserError(f"`{region}` is not a region", "write a box as [x1, y1, x2, y2]")
+        raise DatasetError(f"`{region}` is not a region", "write a box as [x1, y1, x2, y2]")
     return list(boxes[0])
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from florence2.data.folders.listing import read_text
-from florence2.data.formats.annotations import AnnotatedImage, Annotation, Box, bounding_box, image_beside
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, Box, image_beside
 from florence2.data.formats.mask_polygons import mask_to_polygons
-from florence2.errors import UserError
+from florence2.errors import DatasetError
+from florence2.model.geometry import bounding_box, polygon_area
 
 ANNOTATIONS_NAME = "_annotations.coco.json"
 _FIRST_KEY = re.compile(r'\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:\s*[\[{"]')
@@ -43,7 +44,7 @@ def read_coco(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     for image in content["images"]:
         where = f"{path} image {image.get('id')}"
         if not isinstance(image.get("file_name"), str):
-            raise UserError(f"{where} has no `file_name`")
+            raise DatasetError(f"{where} has no `file_name`")
         rows = rows_by_image[image.get("id")]
         size = (image["width"], image["height"]) if image.get("width") and image.get("height") else None
         captions = [str(row["caption"]).strip() for row in rows if row.get("caption")] if has_captions else None
@@ -56,11 +57,11 @@ def _parse_coco(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {getattr(error, 'msg', 'nested too deeply')}") from None
+        raise DatasetError(f"{path} is not JSON: {getattr(error, 'msg', 'nested too deeply')}") from None
     keys = ("images", "annotations", "categories")
     lists = [content.get(key, []) if isinstance(content, dict) else None for key in keys]
     if not lists[0] or not all(isinstance(rows, list) and all(isinstance(r, dict) for r in rows) for rows in lists):
-        raise UserError(
+        raise DatasetError(
             f"{path} is not a COCO annotation file", "write `images`, `annotations` and `categories`, each a list"
         )
     return dict(content)
@@ -69,7 +70,7 @@ def _parse_coco(path: Path) -> dict[str, Any]:
 def _parse_annotation(row: dict[str, Any], labels: dict[Any, str], image: str) -> Annotation:
     where = f"{image}, annotation {row.get('id')}"
     if row.get("category_id") not in labels:
-        raise UserError(f"{where} has the category {row.get('category_id')}, which is not in `categories`")
+        raise DatasetError(f"{where} has the category {row.get('category_id')}, which is not in `categories`")
     polygons = _parse_polygons(row.get("segmentation"), where)
     return Annotation(labels[row["category_id"]], _parse_bbox(row.get("bbox"), polygons, where), polygons)
 
@@ -79,7 +80,7 @@ def _parse_bbox(bbox: Any, polygons: tuple[list[float], ...], where: str) -> Box
         x, y, width, height = map(float, bbox)
         return [x, y, x + width, y + height]
     if not polygons:
-        raise UserError(f"{where} has neither a `bbox` of four numbers nor polygons", "fix or remove it")
+        raise DatasetError(f"{where} has neither a `bbox` of four numbers nor polygons", "fix or remove it")
     return bounding_box(polygons)
 
 
@@ -88,7 +89,7 @@ def _parse_polygons(segmentation: Any, where: str) -> tuple[list[float], ...]:
         return mask_to_polygons(segmentation, where)
     polygons = segmentation if isinstance(segmentation, list) else []
     if not all(isinstance(each, list) and all(isinstance(side, int | float) for side in each) for each in polygons):
-        raise UserError(
+        raise DatasetError(
             f"{where} has a `segmentation` that is not a list of polygons", "write [[x, y, x, y, ...], ...]"
         )
     return tuple([float(side) for side in polygon] for polygon in polygons if polygon)
@@ -125,12 +126,7 @@ def write_coco(path: Path, images: Iterable[AnnotatedImage]) -> None:
 
 def _geometry_fields(annotation: Annotation) -> dict[str, Any]:
     x1, y1, x2, y2 = annotation.box
-    area = sum(map(_area, annotation.polygons)) if annotation.polygons else (x2 - x1) * (y2 - y1)
+    area = sum(map(polygon_area, annotation.polygons)) if annotation.polygons else (x2 - x1) * (y2 - y1)
     polygons = [list(polygon) for polygon in annotation.polygons]
     row = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "segmentation": polygons, "iscrowd": 0}
     return row if annotation.score is None else {**row, "score": annotation.score}
-
-
-def _area(polygon: list[float]) -> float:
-    points = list(zip(polygon[0::2], polygon[1::2], strict=False))
-    return abs(sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(points, [*points[1:], *points[:1]], strict=True))) / 2

@@ -20,7 +20,7 @@ from florence2.data.formats.annotations import (
     split_aliases,
 )
 from florence2.data.sample import ResolvedDataset, Sample
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 from florence2.model.tasks import find_task
 
 _SPLITS = ("train", "val", "valid", "validation", "test")
@@ -62,7 +62,7 @@ def resolve_source(source: DatasetSource, columns: ColumnMapping) -> ResolvedDat
     """Make the samples of a source."""
     samples, skipped = partition_samples(samples_from_rows(source.rows(columns), columns, _ABSENT_HINT))
     if not samples and not skipped:
-        raise UserError(f"{source.name} has no targets for the task `{columns.task}`", "pass another --task")
+        raise DatasetError(f"{source.name} has no targets for the task `{columns.task}`", "pass another --task")
     return ResolvedDataset(source.name, source.root, samples, skipped)
 
 

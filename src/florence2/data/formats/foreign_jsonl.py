@@ -15,7 +15,7 @@ from florence2.data.columns import IMAGE_COLUMNS, TASK_COLUMNS, TEXT_COLUMNS, Co
 from florence2.data.folders.image_locator import ImageLocator
 from florence2.data.image import ImageError, Size, image_size
 from florence2.data.tables import NamedRow, Row
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 from florence2.model.locations import encode_region
 from florence2.model.tasks import NUM_BINS, TASKS, OutputType, split_prompt
 
@@ -62,7 +62,7 @@ def _translate_swift(row: Row, where: str, locate: ImageLocator) -> Row:
     image = images[0] if images else None
     image = image.get("path") if isinstance(image, dict) else image
     if len(images) != 1 or not isinstance(image, str):
-        raise UserError(f"{where} has {len(images)} images", "write one image in each row")
+        raise DatasetError(f"{where} has {len(images)} images", "write one image in each row")
 
     def size() -> Size:
         try:
@@ -88,7 +88,7 @@ def _prompt_and_response(row: Row, where: str) -> tuple[str, str]:
     prompts = [str(message.get("content")) for message in messages if message.get("role") == "user"]
     responses = [str(message.get("content")) for message in messages if message.get("role") == "assistant"]
     if len(prompts) != 1 or len(responses) != 1:
-        raise UserError(
+        raise DatasetError(
             f"{where} has {len(prompts)} user messages and {len(responses)} assistant messages",
             "write one of each in a row",
         )
@@ -110,12 +110,12 @@ class _SwiftObjects:
         objects = row.get("objects") or {}
         refs, boxes = objects.get("ref") or [], objects.get("bbox") or []
         if not all(isinstance(box, list) and all(isinstance(side, int | float) for side in box) for box in boxes):
-            raise UserError(
+            raise DatasetError(
                 f"{where} has an `objects.bbox` that is not a list of boxes", "write [[x1, y1, x2, y2], ...]"
             )
         bbox_type = objects.get("bbox_type") or "real"
         if bbox_type not in ("real", "norm1"):
-            raise UserError(f"{where} has boxes of type `{bbox_type}`", "write `real` (pixels) or `norm1` (0 to 1)")
+            raise DatasetError(f"{where} has boxes of type `{bbox_type}`", "write `real` (pixels) or `norm1` (0 to 1)")
         return cls(iter(refs), iter(boxes), bbox_type == "norm1", size, where)
 
     def fill(self, text: str) -> str:
@@ -146,7 +146,7 @@ class _SwiftObjects:
     def _next(self, values: Iterator[Any], placeholder: str) -> Any:
         for value in values:
             return value
-        raise UserError(f"{self.where} has more `{placeholder}` than `objects`", "write one object for each")
+        raise DatasetError(f"{self.where} has more `{placeholder}` than `objects`", "write one object for each")
 
 
 def _translate_ocr_lines(row: Row, where: str) -> Row:
@@ -156,12 +156,14 @@ def _translate_ocr_lines(row: Row, where: str) -> Row:
         text = next((line[key] for key in ("text", "transcription", "label") if key in line), None)
         points = next((line[key] for key in ("points", "quad", "polygon", "box", "bbox") if key in line), None)
         if text is None or not isinstance(points, list):
-            raise UserError(f"{where} has a line without text or without corners", 'write {"text": ..., "points": ...}')
+            raise DatasetError(
+                f"{where} has a line without text or without corners", 'write {"text": ..., "points": ...}'
+            )
         flat = [side for point in points for side in (point if isinstance(point, list) else [point])]
         if len(flat) == 4:
             flat = [flat[0], flat[1], flat[2], flat[1], flat[2], flat[3], flat[0], flat[3]]
         if len(flat) != 8:
-            raise UserError(
+            raise DatasetError(
                 f"{where}: line `{text}` has {len(flat)} numbers", "write four corners as 8 numbers, or a box as 4"
             )
         if text != _UNREADABLE_LINE:

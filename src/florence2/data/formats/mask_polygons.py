@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from florence2.errors import UserError
+from florence2.errors import DatasetError, MissingPackageError
 
 Point = tuple[int, int]  # (x, y) of a pixel's corner
 Direction = tuple[int, int]  # (dx, dy) of a pixel's edge
@@ -30,7 +30,7 @@ _EDGES = {
 def mask_to_polygons(rle: dict[str, Any], where: str) -> tuple[list[float], ...]:
     """Return the polygons of a run-length mask, the largest first."""
     if find_spec("pycocotools") is None:
-        raise UserError(
+        raise MissingPackageError(
             f"{where} is a run-length mask, which needs pycocotools", "install it with `pip install pycocotools`"
         )
     masks = import_module("pycocotools.mask")
@@ -38,7 +38,7 @@ def mask_to_polygons(rle: dict[str, Any], where: str) -> tuple[list[float], ...]
         compressed = masks.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle
         mask = masks.decode(compressed).astype(bool)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where} has a run-length mask that cannot be read: {error}") from None
+        raise DatasetError(f"{where} has a run-length mask that cannot be read: {error}") from None
     loops = (loop for loop in _trace_loops(mask) if _signed_area(loop) > 0)
     largest_first = sorted(loops, key=_signed_area, reverse=True)
     return tuple([float(side) for point in _simplify(loop) for side in point] for loop in largest_first)

@@ -21,7 +21,7 @@ from florence2.data.columns import ColumnMapping, DatasetRow
 from florence2.data.image import is_image_name
 from florence2.data.sample import Sample
 from florence2.data.tables import Row
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 
 PER_SHARD = 1000  # images in each tar that is written
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -77,14 +77,14 @@ def find_shards(spec: str) -> TarSource | None:
         tars = sorted(path.glob("*.tar"))
         return TarSource(spec, tuple(tars)) if tars else None
     if re.search(r"\.(tar\.\w+|tgz)$", spec):
-        raise UserError(f"{spec} is compressed, so its images cannot be read one by one", "decompress it to a .tar")
+        raise DatasetError(f"{spec} is compressed, so its images cannot be read one by one", "decompress it to a .tar")
     if not spec.endswith(".tar"):
         return None
     names = list(_expand_braces(str(path)))
     paths = [Path(each) for name in names for each in (sorted(glob.glob(name)) if glob.has_magic(name) else [name])]  # noqa: PTH207
     absent = [each for each in paths if not each.is_file()]
     if absent or not paths:
-        raise UserError(f"{absent[0] if absent else spec} does not exist", "check the pattern, and put it in quotes")
+        raise DatasetError(f"{absent[0] if absent else spec} does not exist", "check the pattern, and put it in quotes")
     return TarSource(spec, tuple(paths))
 
 
@@ -120,7 +120,7 @@ def read_tar(path: Path) -> Iterator[TarRecord]:
             yield from _read_record(path, tar, last, members)
     except (tarfile.TarError, OSError) as error:
         message = getattr(error, "strerror", None) or str(error) or "it is truncated"
-        raise UserError(f"{path} is not a tar that can be read: {message}") from None
+        raise DatasetError(f"{path} is not a tar that can be read: {message}") from None
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -151,17 +151,17 @@ def _read_text(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> str
     try:
         return stored.read().decode("utf-8-sig") if stored else ""
     except UnicodeDecodeError:
-        raise UserError(f"{path}: {member.name} is not UTF-8 text") from None
+        raise DatasetError(f"{path}: {member.name} is not UTF-8 text") from None
 
 
 def _parse_rows(text: str, where: str) -> list[Row]:
     try:
         content = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {getattr(error, 'msg', 'nested too deeply')}") from None
+        raise DatasetError(f"{where} is not JSON: {getattr(error, 'msg', 'nested too deeply')}") from None
     rows = content if isinstance(content, list) else [content]
     if not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{where} is neither a row nor a list of rows")
+        raise DatasetError(f"{where} is neither a row nor a list of rows")
     return rows
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 from florence2.data.folders.listing import Listing, read_text, walk
-from florence2.data.formats.annotations import AnnotatedImage, Annotation, bounding_box, image_beside, split_aliases
-from florence2.errors import UserError
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, image_beside, split_aliases
+from florence2.errors import DatasetError
+from florence2.model.geometry import bounding_box
 
 NamedImages = Iterator[tuple[str, AnnotatedImage]]  # each with its name for errors
 
@@ -65,14 +66,14 @@ def _split_stems(folder: Path, split: str | None) -> set[str] | None:
     for name in split_aliases(split):
         if (folder / f"{name}.txt").is_file():
             return {line.split()[0] for line in read_text(folder / f"{name}.txt").splitlines() if line.strip()}
-    raise UserError(f"{folder} has no list {split}.txt", "pass a split that it has, or none")
+    raise DatasetError(f"{folder} has no list {split}.txt", "pass a split that it has, or none")
 
 
 def _parse_voc(path: Path, images: Path, image_by_stem: dict[str, str]) -> AnnotatedImage:
     try:
         root = ElementTree.fromstring(read_text(path))
     except ElementTree.ParseError as error:
-        raise UserError(f"{path} is not XML: {error}") from None
+        raise DatasetError(f"{path} is not XML: {error}") from None
     annotations = [_parse_voc_object(element, path) for element in root.iter("object")]
     name = image_beside(images, root.findtext("filename") or "")
     if not name or not (images / name).is_file():
@@ -86,7 +87,7 @@ def _parse_voc_object(element: ElementTree.Element, path: Path) -> Annotation:
     try:
         box = [float(element.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")]
     except ValueError:
-        raise UserError(f"{path}: object `{label}` has no `bndbox` of four numbers", "fix or remove it") from None
+        raise DatasetError(f"{path}: object `{label}` has no `bndbox` of four numbers", "fix or remove it") from None
     return Annotation(label, box)
 
 
@@ -105,7 +106,7 @@ def _parse_labelme(path: Path, folder: Path, image_by_stem: dict[str, str]) -> A
         shapes = content["shapes"]
         name = image_beside(folder, str(content["imagePath"]))
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{path} is not a JSON of LabelMe", "write `shapes` and `imagePath`") from None
+        raise DatasetError(f"{path} is not a JSON of LabelMe", "write `shapes` and `imagePath`") from None
     if not (folder / name).is_file():
         name = image_by_stem.get(path.stem, name)
     width, height = content.get("imageWidth"), content.get("imageHeight")
@@ -130,7 +131,7 @@ def _parse_shape(shape: Any, where: str) -> Annotation | None:
         points = [(float(x), float(y)) for x, y in shape["points"]]
         label, shape_type = str(shape["label"]), shape.get("shape_type") or "polygon"
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{where} has no `label` or no `points`", "fix or remove it") from None
+        raise DatasetError(f"{where} has no `label` or no `points`", "fix or remove it") from None
     coords = [side for point in points for side in point]
     if shape_type == "polygon" and len(points) >= 3:
         return Annotation(label, bounding_box([coords]), (coords,))

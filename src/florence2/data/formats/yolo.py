@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from florence2.data.folders.listing import read_text, walk
-from florence2.data.formats.annotations import AnnotatedImage, Annotation, bounding_box, split_aliases
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, split_aliases
 from florence2.data.image import ImageError, Size, image_size
-from florence2.errors import UserError
+from florence2.errors import DatasetError
+from florence2.model.geometry import AnswerItem, bounding_box
 
 CONFIG_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 
@@ -33,24 +34,24 @@ def open_yolo(path: Path, split: str | None) -> YoloDataset:
     try:
         config = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise DatasetError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict) or "names" not in config:
-        raise UserError(f"{path} has no `names` of classes", "list them, as in `names: [cat, dog]`")
+        raise DatasetError(f"{path} has no `names` of classes", "list them, as in `names: [cat, dog]`")
     names = config["names"]
     if not isinstance(names, dict | list):
-        raise UserError(f"{path} has `names` that are not a list", "list them, as in `names: [cat, dog]`")
+        raise DatasetError(f"{path} has `names` that are not a list", "list them, as in `names: [cat, dog]`")
     name_by_class = names if isinstance(names, dict) else dict(enumerate(names))
     candidates = split_aliases(split) if split else ("train", *split_aliases("val"), "test")
     paths = next((config[each] for each in candidates if config.get(each)), None)
     if not paths:
         keys = ", ".join(f"`{key}`" for key in config)
-        raise UserError(f"{path} has no split `{candidates[0]}`", f"pass a split among its keys {keys}")
+        raise DatasetError(f"{path} has no split `{candidates[0]}`", f"pass a split among its keys {keys}")
     base = path.parent / str(config.get("path") or "")
     base = base if base.is_dir() else path.parent  # `path` is often a folder on another machine
     sources = [_resolve_path(base, str(each)) for each in (paths if isinstance(paths, list) else [paths])]
     images = [image for source in sources for image in _list_images(source)]
     if not images:
-        raise UserError(f"{path} points to {sources[0]}, which contains no images", "fix the paths in it")
+        raise DatasetError(f"{path} points to {sources[0]}, which contains no images", "fix the paths in it")
     folders = sources if all(source.is_dir() for source in sources) else [base]
     root = folders[0] if len(folders) == 1 else base
     return YoloDataset(root, images, {int(number): str(name) for number, name in name_by_class.items()})
@@ -61,7 +62,7 @@ def _resolve_path(base: Path, name: str) -> Path:
     for path in (base / name, base / name.removeprefix("../")):
         if path.exists():
             return path
-    raise UserError(f"{base / name} does not exist", "fix the paths in data.yaml")
+    raise DatasetError(f"{base / name} does not exist", "fix the paths in data.yaml")
 
 
 def _list_images(source: Path) -> list[Path]:
@@ -104,14 +105,14 @@ def _parse_line(fields: list[str], size: Size, names: dict[int, str], where: str
     try:
         number, *fractions = int(float(fields[0])), *map(float, fields[1:])
     except ValueError:
-        raise UserError(f"{where} is not a row of numbers", "write a class and four numbers, or a polygon") from None
+        raise DatasetError(f"{where} is not a row of numbers", "write a class and four numbers, or a polygon") from None
     if number not in names:
-        raise UserError(f"{where} has the class {number}, which is not in `names`", "add it to data.yaml")
+        raise DatasetError(f"{where} has the class {number}, which is not in `names`", "add it to data.yaml")
     if len(fractions) in (4, 5):  # a fifth number is a predicted score
         x, y, width, height = (fraction * size[i % 2] for i, fraction in enumerate(fractions[:4]))
         return Annotation(names[number], [x - width / 2, y - height / 2, x + width / 2, y + height / 2])
     if len(fractions) < 6 or len(fractions) % 2:
-        raise UserError(
+        raise DatasetError(
             f"{where} has {len(fractions)} numbers after its class",
             "write 4 numbers for a box, or an even number for a polygon",
         )
@@ -144,12 +145,8 @@ def write_yolo(folder: Path, images: Iterable[AnnotatedImage]) -> int:
 
 def _format_line(number: int, annotation: Annotation, size: Size, as_polygon: bool) -> str:
     if as_polygon:
-        coords = max(annotation.polygons, key=lambda polygon: _box_area(bounding_box([polygon])))
+        coords = max(annotation.polygons, key=lambda polygon: AnswerItem.box(bounding_box([polygon])).area)
     else:
         x1, y1, x2, y2 = annotation.box
         coords = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
     return " ".join([str(number), *(f"{value / size[i % 2]:.8g}" for i, value in enumerate(coords))])
-
-
-def _box_area(box: Sequence[float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])

@@ -29,7 +29,7 @@ from florence2.data.formats.yolo import write_yolo
 from florence2.data.image import Size
 from florence2.data.sample import Sample
 from florence2.data.tables import Row
-from florence2.errors import UserError
+from florence2.errors import DatasetError, OptionError, UserError
 from florence2.model.tasks import InputType, OutputType, split_prompt
 
 OutputFormat = Literal["jsonl", "coco", "yolo", "folder", "shards"]
@@ -67,7 +67,7 @@ def convert(
 ) -> ConversionResult:
     """Write a dataset into a folder that is new or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists already", "pass a new folder")
+        raise OptionError(f"{folder} exists already", "pass a new folder")
     skipped: Counter[str] = Counter()
     records = _collect_records(rows, columns, skipped)
     if to == "folder":
@@ -75,7 +75,7 @@ def convert(
     if to in ("coco", "yolo") and not any(record.has_located_rows for record in records):
         records = []
     if not records:
-        raise UserError(f"the dataset has no target that {to} can store", "pass another --to, or another --task")
+        raise DatasetError(f"the dataset has no target that {to} can store", "pass another --to, or another --task")
     check_distinct_stems(to, (record.name for record in records))
     folder.mkdir(parents=True, exist_ok=True)
     num_rows = _WRITERS[to](records, folder, link_mode, skipped)
@@ -87,7 +87,7 @@ def _collect_records(rows: Iterable[DatasetRow], columns: ColumnMapping, skipped
     for row in rows:
         try:
             if not row.exists:
-                raise UserError("the image does not exist")
+                raise DatasetError("the image does not exist")
             size = row.image.size()
             record = records.get(row.image.id) or ImageRecord(row.image, _file_name(row.image))
             records[row.image.id] = _with_row(record, row, columns, size)
@@ -100,7 +100,7 @@ def _with_row(record: ImageRecord, dataset_row: DatasetRow, columns: ColumnMappi
     task, task_input = columns.task_and_input(dataset_row.row, dataset_row.where)
     texts, answer = columns.texts(dataset_row.row, dataset_row.where), dataset_row.row.get("answer")
     if not texts and not isinstance(answer, dict | str):
-        raise UserError(f"{dataset_row.where} has no target")
+        raise DatasetError(f"{dataset_row.where} has no target")
     if isinstance(answer, str):
         texts, answer = texts or [answer.strip()], None
     row: Row = {"file_name": record.name, "task": task.token}
@@ -210,12 +210,12 @@ def _write_shards(records: list[ImageRecord], folder: Path, _: LinkMode, __: Cou
 
 
 def check_distinct_stems(to: OutputFormat, names: Iterable[str]) -> None:
-    """Raise a UserError for images with the same stem, in the formats that have a text file beside each image."""
+    """Raise a DatasetError for images with the same stem, in the formats that have a text file beside each image."""
     stems: dict[str, str] = {}
     for name in names if to in ("yolo", "folder") else ():
         before = stems.setdefault(str(Path(name).with_suffix("")), name)
         if before != name:
-            raise UserError(f"{before} and {name} would have the same text file", "rename one of them")
+            raise DatasetError(f"{before} and {name} would have the same text file", "rename one of them")
 
 
 _WRITERS: dict[str, Callable[[list[ImageRecord], Path, LinkMode, Counter[str]], int]] = {

@@ -6,7 +6,7 @@ is an issue. The token count of a text comes from the caller.
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -16,13 +16,13 @@ from florence2.data.image import ImageError, Size
 from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model.answer import Answer
+from florence2.model.geometry import Ring, bounding_box
 from florence2.model.location_grammar import decode_objects
 from florence2.model.locations import encode
 from florence2.model.tasks import TASKS, InputType, OutputType, Task, split_prompt
 
 TOLERANCE = 1.0  # pixels that a box may extend beyond the image
 _LOCATION_TOKEN = re.compile(r"<loc_\d+>")
-_GEOMETRY_KEYS = ("bboxes", "quad_boxes", "polygons")
 
 
 class IssueKind(StrEnum):
@@ -91,11 +91,11 @@ def check_row(dataset_row: DatasetRow, columns: ColumnMapping, length: LengthLim
         if input_issues := [Issue(IssueKind.INPUT, where, what) for what in _input_issues(task, task_input)]:
             return RowReport([], input_issues)
         samples = samples_from_row(dataset_row.row, where, columns, dataset_row.image)
+        row_issues = list(_row_issues(dataset_row.row, task, task_input, samples, size))
     except ImageError as error:
         return RowReport([], [Issue(IssueKind.UNREADABLE, where, error.what)])
     except UserError as error:
         return RowReport([], [Issue(IssueKind.MALFORMED, where, error.what)])
-    row_issues = _row_issues(dataset_row.row, task, task_input, samples, size)
     issues = [Issue(kind, where, what) for kind, what in row_issues]
     return RowReport(samples, issues + [Issue(IssueKind.LONG, where, what) for what in _long_targets(samples, length)])
 
@@ -110,12 +110,12 @@ def _row_issues(
     if close := _closest_task(task):
         yield IssueKind.TASK, f"`{task.token}` is not a task and would be a custom prompt; did you mean `{close}`"
     if isinstance(task_input, list):
-        yield from _geometry_issues([task_input], ["input"], size)
+        yield from _geometry_issues([task_input], "input", size)
     if not samples:
         yield IssueKind.EMPTY, "there is neither `text` nor `answer`"
     answer = row.get("answer")
-    if isinstance(answer, dict):
-        yield from _answer_issues(answer, task, size)
+    if isinstance(answer, dict) and task.output_type is not OutputType.TEXT:
+        yield from _answer_issues(Answer.from_dict(answer, task.output_type), task, size)
     else:
         yield from _text_issues(task, samples)
 
@@ -145,50 +145,41 @@ def _text_issues(task: Task, samples: list[Sample]) -> Iterator[tuple[IssueKind,
             yield IssueKind.TEXT, f"`{text[:60]}` has no object, and `{task.name}` needs objects"
 
 
-def _answer_issues(answer: Mapping[str, Any], task: Task, size: Size) -> Iterator[tuple[IssueKind, str]]:
-    for key in _GEOMETRY_KEYS:
-        objects = answer.get(key) or []
-        labels = answer.get(f"{key}_labels", answer.get("labels")) or []
-        names = [f"`{label}`" if label else "an object" for label in labels] + ["an object"] * len(objects)
-        yield from _geometry_issues(objects, names, size)
-        if task.output_type not in (OutputType.REGIONS, OutputType.POLYGONS):
-            for geometry, label in zip(objects, labels, strict=False):
-                if not str(label).strip():
-                    yield IssueKind.LABEL, f"the object at {_shorten(geometry)} has no label"
-        yield from _repeated_objects(key, objects, labels, task, size)
+def _answer_issues(answer: Answer, task: Task, size: Size) -> Iterator[tuple[IssueKind, str]]:
+    for item in answer:
+        yield from _geometry_issues(item.rings, f"`{item.label}`" if item.label else "an object", size)
+    if task.output_type not in (OutputType.REGIONS, OutputType.POLYGONS):
+        for item in answer:
+            if not item.label.strip():
+                yield IssueKind.LABEL, f"the object at {_shorten(item.coordinates)} has no label"
+    yield from _repeated_objects(answer, task, size)
 
 
-def _geometry_issues(objects: list[Any], names: list[str], size: Size) -> Iterator[tuple[IssueKind, str]]:
-    for geometry, name in zip(objects, names, strict=False):
-        rings = geometry if geometry and isinstance(geometry[0], list) else [geometry]
-        for ring in rings:
-            if kind := _ring_issue(ring, size):
-                yield kind, f"{name} at {_shorten(ring)} in an image of {size[0]} x {size[1]}"
-                break
+def _geometry_issues(rings: Iterable[Ring], name: str, size: Size) -> Iterator[tuple[IssueKind, str]]:
+    """Yield the first issue of an object's rings."""
+    for ring in rings:
+        if kind := _ring_issue(ring, size):
+            yield kind, f"{name} at {_shorten(list(ring))} in an image of {size[0]} x {size[1]}"
+            return
 
 
-def _ring_issue(ring: list[float], size: Size) -> IssueKind | None:
-    xs, ys = ring[0::2], ring[1::2]
-    if len(ring) == 4 and (xs[0] > xs[1] or ys[0] > ys[1]):
+def _ring_issue(ring: Ring, size: Size) -> IssueKind | None:
+    if len(ring) == 4 and (ring[0] > ring[2] or ring[1] > ring[3]):
         return IssueKind.SWAPPED
-    low, high = (min(xs), min(ys)), (max(xs), max(ys))
-    if min(low) < -TOLERANCE or high[0] > size[0] + TOLERANCE or high[1] > size[1] + TOLERANCE:
+    left, top, right, bottom = bounding_box([ring])
+    if min(left, top) < -TOLERANCE or right > size[0] + TOLERANCE or bottom > size[1] + TOLERANCE:
         return IssueKind.OUTSIDE
-    if high[0] <= low[0] or high[1] <= low[1] or (len(ring) != 4 and len(ring) < 6):
+    if right <= left or bottom <= top or (len(ring) != 4 and len(ring) < 6):
         return IssueKind.ZERO
     return None
 
 
-def _repeated_objects(
-    key: str, objects: list[Any], labels: list[str], task: Task, size: Size
-) -> Iterator[tuple[IssueKind, str]]:
+def _repeated_objects(answer: Answer, task: Task, size: Size) -> Iterator[tuple[IssueKind, str]]:
     texts: set[str] = set()
-    padded = list(labels) + [""] * (len(objects) - len(labels))
-    for geometry, label in zip(objects, padded, strict=False):
-        answer = Answer.from_dict({key: [geometry], f"{key}_labels": [label], "labels": [label]}, task.output_type)
-        text = encode(task, answer, size)
+    for item in answer:
+        text = encode(task, Answer(answer.output_type, (item,)), size)
         if text in texts:
-            yield IssueKind.REPEATED, f"`{label or 'an object'}` at {_shorten(geometry)} occurs twice"
+            yield IssueKind.REPEATED, f"`{item.label or 'an object'}` at {_shorten(item.coordinates)} occurs twice"
         texts.add(text)
 
 

@@ -16,7 +16,7 @@ from florence2.data.image import ImageError, ImageSource
 from florence2.data.resolve import split_spec
 from florence2.data.sample import Sample, Skipped
 from florence2.data.tables import Row, is_table_name
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 
 _STREAMABLE_FILES = ("*.parquet", "metadata.*")  # a folder with one of these can be streamed by `datasets`
 
@@ -40,14 +40,14 @@ def find_sharded_source(spec: str, columns: ColumnMapping, *, offline: bool = Fa
     if tars := None if hub.is_saved_dataset(path) else find_shards(name):
         return TarShards(tars, columns)
     if path.is_file() and not (path.suffix.lower() == ".parquet" and hub.parquet_has_images(path)):
-        raise UserError(f"{path} is a table, which cannot be streamed", "remove `--streaming`")
+        raise DatasetError(f"{path} is a table, which cannot be streamed", "remove `--streaming`")
     is_streamable = hub.is_saved_dataset(path) or any(next(path.rglob(name), None) for name in _STREAMABLE_FILES)
     if path.is_dir() and not is_streamable:
-        raise UserError(
+        raise DatasetError(
             f"{display_path(path)} contains neither tars nor parquet files", "remove `--streaming` to list its images"
         )
     if not path.exists() and (is_table_name(name) or not hub.is_hub_id(name)):
-        raise UserError(f"{path} does not exist", "pass a dataset on the hub as `user/name`")
+        raise DatasetError(f"{path} does not exist", "pass a dataset on the hub as `user/name`")
     dataset = hub.select_split(hub.stream_hub_dataset(name, split, offline=offline), name, split)
     dataset = dataset if dataset.features else dataset._resolve_features()
     column = hub.find_image_column(dataset, name, columns.image)

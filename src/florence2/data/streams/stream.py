@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 from florence2.data.sample import Sample, Skipped
 from florence2.data.streams.shard_readers import ShardedSource
 from florence2.data.validate import OnMissing, skip_hint
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 
 BUFFER = 512  # samples in the shuffle buffer
 
@@ -59,7 +59,7 @@ class SampleStream:
                     yield StreamItem(epoch, position, sample)
                 position += 1
             if position == before:
-                raise UserError(
+                raise DatasetError(
                     f"{self.source.name} has too few samples for {shard.num_shards} workers",
                     "pass a smaller `--num_workers`",
                 )
@@ -88,8 +88,8 @@ class SampleStream:
                     raise _skipped_error(item)
 
 
-def _skipped_error(skipped: Skipped) -> UserError:
-    return UserError(f"{skipped.where}: among the images that {skipped.reason}", skip_hint(skipped.hint))
+def _skipped_error(skipped: Skipped) -> DatasetError:
+    return DatasetError(f"{skipped.where}: among the images that {skipped.reason}", skip_hint(skipped.hint))
 
 
 def buffer_shuffle(items: Iterable[Item], buffer_size: int, rng: random.Random) -> Iterator[Item]:
