@@ -5,15 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
 from florence2.demo.scenes import make_scene
 from florence2.demo.sheet import all_emoji, open_sheet
 from tools.demo_model.build import build
+from tools.demo_model.finetune import finetune, training_scenes
 from tools.demo_model.pack_emoji import MAX_CORNERS, MIN_AREA_CHANGE, simplify, trace_outline
 from tools.demo_model.pretraining.cells import GRID_SIZE, HEADS, IGNORE_INDEX, cell_labels, knot_weights
 from tools.demo_model.pretraining.stage import Stage
-from tools.demo_model.scores import iou
+from tools.demo_model.scores import BUNDLED_MODEL, iou
 
 
 def test_build_runs_every_stage_once(tmp_path: Path):
@@ -84,3 +86,16 @@ def test_outlines_follow_from_the_sheet():
         width, height = right - left, bottom - top
         expected = {(round((x + 0.5) / width, 3), round((y + 0.5) / height, 3)) for x, y in corners}
         assert set(emoji.outline) == expected, emoji.name
+
+
+def test_finetuning_changes_only_the_language_model(tmp_path: Path):
+    scenes = training_scenes(20, ["corn"])
+    assert sum("corn" in [obj.name for obj in scene.objects] for scene in scenes) >= 8
+    finetune(BUNDLED_MODEL, tmp_path / "model", tmp_path / "work", scenes, max_steps=2)
+    before, after = (load_file(folder / "model.safetensors") for folder in (BUNDLED_MODEL, tmp_path / "model"))
+    assert {name: weight.dtype for name, weight in after.items()} == {name: w.dtype for name, w in before.items()}
+    changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert changed
+    assert all(name.startswith("model.language_model.") for name in changed)
+    for name in ("config.json", "generation_config.json", "processor_config.json", "tokenizer.json"):
+        assert (tmp_path / "model" / name).read_bytes() == (BUNDLED_MODEL / name).read_bytes(), name

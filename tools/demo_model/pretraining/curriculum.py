@@ -39,7 +39,7 @@ HEAD_LOSS_WEIGHTS = {
     "offsets": 1.0,
     "pooled": 0.3,
 }
-_ORDER_COLUMN = 2  # of the labels of cells
+ORDER_COLUMN = 2  # of the labels of cells
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def grounding_stage(run: Pretraining, steps: int, batch_size: int) -> Stage:
         ]
         with torch.no_grad(), run.autocast():
             features_BFD = run.encode_images(pixels_BCHW)
-        object_orders_BC = stack_cell_labels(scenes)[0][..., _ORDER_COLUMN].to(run.device)
+        object_orders_BC = stack_cell_labels(scenes)[0][..., ORDER_COLUMN].to(run.device)
         image_indices = [i for i in range(batch_size) for _ in range(per_image)]
         return run.language_losses(features_BFD, examples, image_indices, object_orders_BC)
 
