@@ -86,18 +86,18 @@ def test_several_references_form_one_example(photos):
     assert [e.targets for e in found.examples] == [("one", "two")]
 
 
-def test_instances_are_in_pixels_from_text_and_from_answer(photos):
+def test_items_are_in_pixels_from_text_and_from_answer(photos):
     references = write(photos / "references.jsonl", row("a.png", "cat<loc_0><loc_0><loc_499><loc_999>", OD))
     answer = {"bboxes": [[0, 0, 100, 100], [1, 2, 3, 4]], "labels": ["cat", "dog"], "scores": [0.9, 0.4]}
     predictions = write(photos / "predictions.jsonl", row("a.png", "", OD, answer=answer, score=0.7))
-    predicted, reference = match(predictions, references).examples[0].instances()
-    assert predicted.geometries == [[0, 0, 100, 100], [1, 2, 3, 4]]
-    assert predicted.scores == [0.9, 0.4]
-    assert reference.geometries == [pytest.approx([0.1, 0.05, 99.9, 99.95])]
+    predicted, reference = match(predictions, references).examples[0].items()
+    assert [item.coordinates for item in predicted] == [[0, 0, 100, 100], [1, 2, 3, 4]]
+    assert [item.score for item in predicted] == [0.9, 0.4]
+    assert [item.coordinates for item in reference] == [pytest.approx([0.1, 0.05, 99.9, 99.95])]
     predictions = write(photos / "predictions.jsonl", row("a.png", "cat<loc_0><loc_0><loc_9><loc_9>", OD, score=0.7))
-    predicted, _ = match(predictions, references).examples[0].instances()
-    assert predicted.scores == [0.7]
-    assert predicted.geometries == [pytest.approx([0.1, 0.05, 1.9, 0.95])]
+    predicted, _ = match(predictions, references).examples[0].items()
+    assert [item.score for item in predicted] == [0.7]
+    assert [item.coordinates for item in predicted] == [pytest.approx([0.1, 0.05, 1.9, 0.95])]
 
 
 def test_polygons_among_boxes_become_bounding_boxes(photos):
@@ -109,8 +109,8 @@ def test_polygons_among_boxes_become_bounding_boxes(photos):
         "polygons_labels": ["cat"],
     }
     predictions = write(photos / "predictions.jsonl", row("a.png", "", OVD, input="cat", answer=answer))
-    predicted, _ = match(predictions, references).examples[0].instances()
-    assert (predicted.geometries, predicted.labels) == ([[5, 5, 9, 20]], ["cat"])
+    predicted, _ = match(predictions, references).examples[0].items()
+    assert ([item.coordinates for item in predicted], [item.label for item in predicted]) == ([[5, 5, 9, 20]], ["cat"])
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_polygons_among_boxes_become_bounding_boxes(photos):
 def test_invalid_geometry_is_refused(photos, answer):
     references = write(photos / "references.jsonl", row("a.png", "cat<loc_0><loc_0><loc_9><loc_9>", OD))
     predictions = write(photos / "predictions.jsonl", row("a.png", "", OD, answer=answer))
-    with pytest.raises(UserError, match=r"line 1 has an `answer` that cannot be read: "):
-        match(predictions, references).examples[0].instances()
+    with pytest.raises(UserError, match=r"line 1 has an invalid `answer`: "):
+        match(predictions, references).examples[0].items()
 
 
 def test_answer_with_wrong_number_of_labels_is_refused(photos):
@@ -137,8 +137,8 @@ def test_answer_with_wrong_number_of_labels_is_refused(photos):
     predictions = write(
         photos / "predictions.jsonl", row("a.png", "", OD, answer={"bboxes": [[1, 2, 3, 4]], "labels": ["a", "b"]})
     )
-    with pytest.raises(UserError, match=r"line 1 has an `answer` that cannot be read: 2 labels for 1 `bboxes`"):
-        match(predictions, references).examples[0].instances()
+    with pytest.raises(UserError, match=r"line 1 has an invalid `answer`: 2 labels for 1 `bboxes`"):
+        match(predictions, references).examples[0].items()
 
 
 def test_remove_missing_keeps_examples_predicted_on_both_sides(photos):

@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from florence2.model.answer import Answer
 from florence2.results.render import MIN_SIDE, draw_answer
+
+
+def annotate(image, answer, **options):
+    return draw_answer(image, answer if isinstance(answer, str) else Answer.from_dict(answer), **options)
 
 
 def grey(width=800, height=700):
@@ -21,7 +26,7 @@ def colors(image):
 
 def test_box_is_drawn_at_its_coordinates():
     base = grey()
-    annotated = draw_answer(base, {"bboxes": [[100, 200, 300, 500]], "labels": [""]})
+    annotated = annotate(base, {"bboxes": [[100, 200, 300, 500]], "labels": [""]})
     assert changed(annotated, base) == pytest.approx((100, 200, 300, 500), abs=5)
     assert base.getcolors() == [(800 * 700, (128, 128, 128))]  # the image itself is unchanged
     assert annotated.getpixel((200, 350)) == (128, 128, 128)
@@ -29,19 +34,19 @@ def test_box_is_drawn_at_its_coordinates():
 
 def test_coordinates_are_scaled_from_size():
     base = grey()
-    annotated = draw_answer(base, {"bboxes": [[1000, 2000, 3000, 5000]], "labels": [""]}, size=(8000, 7000))
+    annotated = annotate(base, {"bboxes": [[1000, 2000, 3000, 5000]], "labels": [""]}, size=(8000, 7000))
     assert changed(annotated, base) == pytest.approx((100, 200, 300, 500), abs=5)
 
 
 def test_only_small_images_are_enlarged():
-    assert max(draw_answer(grey(64, 32), {"bboxes": []}).size) == MIN_SIDE
-    assert draw_answer(grey(1500, 900), {"bboxes": []}).size == (1500, 900)
+    assert max(annotate(grey(64, 32), {"bboxes": []}).size) == MIN_SIDE
+    assert annotate(grey(1500, 900), {"bboxes": []}).size == (1500, 900)
 
 
 def test_each_label_has_its_own_color():
     def annotated(*labels):
         boxes = [[100 + 200 * n, 200, 200 + 200 * n, 400] for n in range(len(labels))]
-        return draw_answer(grey(), {"bboxes": boxes, "labels": list(labels)})
+        return annotate(grey(), {"bboxes": boxes, "labels": list(labels)})
 
     def line(image, n):
         return {image.getpixel((x, 300)) for x in range(95 + 200 * n, 106 + 200 * n)}
@@ -52,29 +57,29 @@ def test_each_label_has_its_own_color():
 
 
 def test_score_does_not_change_color():
-    plain = draw_answer(grey(), {"bboxes": [[100, 200, 300, 500]], "labels": ["cat"]})
-    scored = draw_answer(grey(), {"bboxes": [[100, 200, 300, 500]], "labels": ["cat"], "scores": [0.5]})
+    plain = annotate(grey(), {"bboxes": [[100, 200, 300, 500]], "labels": ["cat"]})
+    scored = annotate(grey(), {"bboxes": [[100, 200, 300, 500]], "labels": ["cat"], "scores": [0.5]})
     assert plain.getpixel((100, 350)) == scored.getpixel((100, 350))
     assert plain.tobytes() != scored.tobytes()
 
 
 def test_masks_are_filled_and_quads_are_not():
     ring = [100, 100, 400, 100, 400, 400, 100, 400]
-    filled = draw_answer(grey(), {"polygons": [[ring]], "labels": [""]})
-    outlined = draw_answer(grey(), {"quad_boxes": [ring], "labels": [""]})
+    filled = annotate(grey(), {"polygons": [[ring]], "labels": [""]})
+    outlined = annotate(grey(), {"quad_boxes": [ring], "labels": [""]})
     assert filled.getpixel((250, 250)) != (128, 128, 128)
     assert outlined.getpixel((250, 250)) == (128, 128, 128)
     assert changed(outlined, grey()) == pytest.approx((100, 100, 400, 400), abs=6)
 
 
 def test_labels_do_not_cover_each_other():
-    once = draw_answer(grey(), {"bboxes": [[100, 200, 300, 500]], "labels": ["a cat"]})
-    twice = draw_answer(grey(), {"bboxes": [[100, 200, 300, 500]] * 2, "labels": ["a cat", "a dog"]})
+    once = annotate(grey(), {"bboxes": [[100, 200, 300, 500]], "labels": ["a cat"]})
+    twice = annotate(grey(), {"bboxes": [[100, 200, 300, 500]] * 2, "labels": ["a cat", "a dog"]})
     assert (np.asarray(once) != 128).sum() * 1.1 < (np.asarray(twice) != 128).sum()
 
 
 def test_text_is_written_below_image():
-    annotated = draw_answer(grey(), "a cat " * 60)
+    annotated = annotate(grey(), "a cat " * 60)
     assert annotated.width == 800
     assert annotated.height > 800
     assert annotated.crop((0, 0, 800, 700)).tobytes() == grey().tobytes()
@@ -96,9 +101,8 @@ def test_text_is_written_below_image():
             "polygons_labels": [""],
         },
         "",
-        None,
     ],
     ids=str,
 )
 def test_draw_answer_accepts_any_answer(answer):
-    assert max(draw_answer(grey(50, 40), answer).size) >= MIN_SIDE
+    assert max(annotate(grey(50, 40), answer).size) >= MIN_SIDE

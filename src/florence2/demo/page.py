@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
+from florence2.model.answer import Answer
 from florence2.results.html.inline_image import data_url
 from florence2.results.render import draw_answer
 
@@ -32,7 +32,7 @@ class DemoResult:
     reference: str
     before: str
     after: str
-    boxes: dict[str, Any]
+    boxes: Answer
 
 
 def write_page(path: Path, results: Sequence[DemoResult], *, num_train_images: int, loss_curve: Path) -> Path:

@@ -19,6 +19,7 @@ from florence2.demo.dataset import make_dataset
 from florence2.demo.page import DemoResult, write_page
 from florence2.errors import UserError
 from florence2.log import logger, render_text
+from florence2.model.answer import Answer
 
 STYLE = "tags"  # not among the pre-training tasks of the bundled model
 NUM_TRAIN_IMAGES, NUM_EVAL_IMAGES = 48, 16
@@ -109,7 +110,7 @@ def _read_results(folder: Path, eval_folder: Path) -> list[DemoResult]:
             reference=(eval_folder / name).with_suffix(".txt").read_text(encoding="utf-8").strip(),
             before=before[name]["text"],
             after=after[name]["text"],
-            boxes=boxes[name]["answer"],
+            boxes=Answer.from_dict(boxes[name]["answer"]),
         )
         for name in sorted(after)
     ]

@@ -13,7 +13,7 @@ from florence2.errors import UserError
 from florence2.metrics import text
 from florence2.metrics.bootstrap import ConfidenceInterval, MetricValues, confidence_intervals, difference
 from florence2.metrics.geometry import detection, masks
-from florence2.metrics.geometry.matching import InstancesPair, Ints
+from florence2.metrics.geometry.matching import Ints, ItemsPair
 from florence2.metrics.match_predictions import EvalExample
 from florence2.model.tasks import OutputType, Task
 
@@ -34,7 +34,7 @@ _TEXT_METRICS_BY_TASK = {
     "ocr": "ocr",
     "region_to_ocr": "ocr",
 }
-_GEOMETRY: dict[OutputType, Callable[[Sequence[InstancesPair]], MetricValues]] = {
+_GEOMETRY: dict[OutputType, Callable[[Sequence[ItemsPair]], MetricValues]] = {
     OutputType.BOXES: detection.detection_metrics,
     OutputType.REGIONS: detection.region_proposal_metrics,
     OutputType.PHRASES: detection.grounding_metrics,
@@ -111,7 +111,7 @@ def _compute_metrics(
         kind = _TEXT_METRICS_BY_TASK.get(task.name, "answer") if text_metrics == "auto" else text_metrics
         texts = [(example.text, example.targets) for example in examples]
         return text.caption_metrics(texts, meteor) if kind == "caption" else _TEXT[kind](texts)
-    pairs = [example.instances() for example in examples]
+    pairs = [example.items() for example in examples]
     if task.name == "dense_region_caption":
         return detection.dense_caption_metrics(pairs)
     return _GEOMETRY[task.output_type](pairs)

@@ -4,7 +4,6 @@ A prediction and a reference match if image, task and input are the same. Images
 their names relative to their sources are compared.
 """
 
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,8 @@ from typing import Any
 from florence2.data.sample import Prediction, ResolvedDataset, Sample, SampleKey
 from florence2.data.tables import read_rows
 from florence2.errors import UserError
-from florence2.metrics.geometry.matching import Instances
+from florence2.metrics.geometry.matching import ItemsPair
+from florence2.model.answer import Answer, AnswerItem
 from florence2.model.locations import clean_text, decode
 from florence2.model.tasks import OutputType, Task, find_task, split_prompt
 
@@ -45,7 +45,7 @@ def read_predictions(path: str, task: str | None = None) -> list[PredictionRow]:
         try:
             prediction = Prediction.from_json({**row, "task": row.get("task") or task or DEFAULT_TASK})
         except UserError as error:
-            raise UserError(f"{where} has an `answer` that cannot be read: {error.what}", error.hint) from None
+            raise UserError(f"{where} has an invalid `answer`: {error.what}", error.hint) from None
         image_dir = Path(path).parent / str(row.get("image_dir") or ".")
         found.append(PredictionRow(prediction, image_dir / prediction.file_name))
     if not found:
@@ -81,64 +81,34 @@ class EvalExample:
         return self.prediction.text if self.prediction and self.prediction.error is None else ""
 
     @property
-    def reference(self) -> Any:
-        """The first reference: text, or geometry in pixels."""
-        return self._read(self.targets[0])
+    def reference(self) -> Answer | str:
+        """The first reference: text, or positions in pixels."""
+        return self._decode(self.targets[0])
 
     @property
-    def answer(self) -> Any:
-        """The predicted answer: text, or geometry in pixels."""
+    def answer(self) -> Answer | str:
+        """The predicted answer: text, or positions in pixels."""
         answer = self.prediction.answer if self.prediction and self.prediction.error is None else None
-        return self._read(self.text) if answer is None else answer.to_dict()
+        return self._decode(self.text) if answer is None else answer
 
-    def _read(self, text: str) -> Any:
+    def items(self) -> ItemsPair:
+        """Return the predicted and the reference objects; objects without a score have that of the prediction."""
+        return _items(self.answer, self.prediction.score if self.prediction else None), _items(self.reference)
+
+    def _decode(self, text: str) -> Answer | str:
         if self.task.output_type is OutputType.TEXT:
             return clean_text(text)
-        return decode(self.task, text, self.sample.size()).to_dict()
-
-    def instances(self) -> tuple[Instances, Instances]:
-        """Return the predicted and the reference objects."""
-        score = self.prediction.score if self.prediction else None
-        predictions = _instances(self.answer, 1.0 if score is None else score, self.sample.id)
-        return predictions, _instances(self.reference, 1.0, self.sample.id)
+        return decode(self.task, text, self.sample.size())
 
 
-_LABEL_KEYS = {"bboxes": "bboxes_labels", "quad_boxes": "", "polygons": "polygons_labels"}
-
-
-def _instances(answer: dict[str, Any], default_score: float, name: str) -> Instances:
-    """Flatten an answer of any kind; where there are boxes and polygons, polygons become their bounding boxes."""
-    geometries: list[Any] = []
-    labels: list[str] = []
-    scores: list[float] = []
-    for kind, label_key in _LABEL_KEYS.items():
-        if not (geometry := answer.get(kind)):
-            continue
-        kind_labels = answer.get(label_key, answer.get("labels")) or [""] * len(geometry)
-        kind_scores = answer.get(f"{kind}_scores", answer.get("scores")) or [default_score] * len(geometry)
-        if not len(geometry) == len(kind_labels) == len(kind_scores):
-            raise UserError(f"the answer about {name} has {len(geometry)} `{kind}` and {len(kind_labels)} labels")
-        if not all(_is_valid(kind, each) for each in geometry) or not _are_numbers(kind_scores):
-            raise UserError(f"the answer about {name} has invalid `{kind}`", "pass pixels as numbers")
-        geometries += [_bounds(each) for each in geometry] if kind == "polygons" and "bboxes" in answer else geometry
-        labels += kind_labels
-        scores += kind_scores
-    return Instances(geometries, labels, scores)
-
-
-def _is_valid(kind: str, geometry: Any) -> bool:
-    if kind == "polygons":
-        return isinstance(geometry, list) and all(map(_are_numbers, geometry)) and any(len(p) > 1 for p in geometry)
-    return _are_numbers(geometry) and len(geometry) == (4 if kind == "bboxes" else 8)
-
-
-def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
-
-
-def _bounds(polygons: Sequence[Sequence[float]]) -> list[float]:
-    xs, ys = [x for polygon in polygons for x in polygon[0::2]], [y for polygon in polygons for y in polygon[1::2]]
-    return [min(xs), min(ys), max(xs), max(ys)]
+def _items(answer: Answer | str, default_score: float | None = None) -> list[AnswerItem]:
+    """Return the objects of an answer; where it has boxes or polygons, polygons become their bounding boxes."""
+    if isinstance(answer, str):
+        return []
+    items = [item if item.score is not None else replace(item, score=default_score) for item in answer]
+    if answer.output_type is not OutputType.BOXES_OR_POLYGONS:
+        return items
+    return [AnswerItem.box(item.bounding_box, item.label, item.score) for item in items]
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,6 @@ from florence2.data.resolve import split_spec
 from florence2.data.sample import Sample
 from florence2.errors import DatasetError
 from florence2.results.html.dataset_preview import preview_page
-from florence2.results.render import draw_answer
 
 MAX_TARGET_TOKENS = 1024  # of every checkpoint that Microsoft published
 
@@ -57,11 +56,7 @@ def run_preview(settings: PreviewSettings) -> Path:
     page = Path(settings.output).expanduser()
     samples = _random_samples(settings)
     with page.open("w", encoding="utf-8") as file:
-        file.writelines(
-            preview_page(
-                settings.data.dataset, samples, lambda image, answer, size: draw_answer(image, answer, size=size)
-            )
-        )
+        file.writelines(preview_page(settings.data.dataset, samples))
     return page
 
 

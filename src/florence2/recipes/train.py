@@ -34,7 +34,6 @@ from florence2.recipes.train_options import (
     run_config,
 )
 from florence2.results.html.dataset_preview import preview_page
-from florence2.results.render import draw_answer
 from florence2.system import tune_allocator
 from florence2.training.arguments import count_steps, training_arguments
 from florence2.training.auto_batch_size import auto_batch_size
@@ -135,11 +134,7 @@ def _preview(dataset: Florence2Dataset, number: int, output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
         seen = (dataset.rendered_example(sample, at) for sample, at in preview_examples(dataset, number))
         with (output / PREVIEW).open("w", encoding="utf-8") as page:
-            page.writelines(
-                preview_page(
-                    "As the model sees it", seen, lambda image, answer, size: draw_answer(image, answer, size=size)
-                )
-            )
+            page.writelines(preview_page("As the model sees it", seen))
         logger.info(f"drawn in {output / PREVIEW}")
 
 

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from florence2.data.sample import Prediction, Sample
+from florence2.model.answer import Answer
 from florence2.model.locations import decode
 from florence2.model.tasks import InputType, OutputType, Task, find_task
 from florence2.results.render import draw_answer
@@ -46,15 +47,16 @@ def _name_part(text: str) -> str:
     return re.sub(r"[^\w]+", "-", re.sub(r"<loc_(\d+)>", r"-\1", text)).strip("-")[:_MAX_NAME_PART]
 
 
-def _with_input(task: Task, prediction: Prediction, size: tuple[int, int]) -> Any:
-    """Return what to draw: the answer, with the input region or the phrase that masks have no label for."""
-    answer = {} if prediction.answer is None else prediction.answer.to_dict()
-    if task.input_type is InputType.WORDS and task.output_type is OutputType.POLYGONS:
-        return {**answer, "labels": [prediction.input] * len(answer.get("polygons", []))}
+def _with_input(task: Task, prediction: Prediction, size: tuple[int, int]) -> Answer | str:
+    """Return what to draw: the answer, with the input region or with the phrase as the label of masks."""
+    answer = prediction.answer
+    if answer and task.input_type is InputType.WORDS and task.output_type is OutputType.POLYGONS:
+        return replace(answer, items=tuple(replace(item, label=prediction.input) for item in answer))
     if task.input_type is not InputType.REGION:
-        return prediction.text if prediction.answer is None else answer
-    regions = decode(OutputType.REGIONS, prediction.input, size).bboxes[:1]
+        return prediction.text if answer is None else answer
+    region = decode(OutputType.REGIONS, prediction.input, size).first(1)
     if task.output_type is OutputType.TEXT:
-        label = [prediction.text] * len(regions)
-        return {"bboxes": regions, "labels": label, "scores": [prediction.score] * len(regions)}
-    return {**answer, "bboxes": regions, "bboxes_labels": ["region"] * len(regions), "bboxes_scores": []}
+        items = tuple(replace(item, label=prediction.text, score=prediction.score) for item in region)
+        return Answer(OutputType.BOXES, items)
+    items = tuple(replace(item, label="region") for item in region)
+    return Answer(OutputType.BOXES_OR_POLYGONS, (*items, *(answer or ())))

@@ -1,19 +1,20 @@
 """Drawing of answers on images: boxes, quads and masks with labels; text below the image.
 
-The keys of an answer are those of `model/locations.py`. A label has the same color on every image, as long as there
-are enough colors. Small images are enlarged first, so that labels are readable.
+A label has the same color on every image, as long as there are enough colors. Small images are enlarged first, so that
+labels are readable.
 """
 
 import textwrap
 import unicodedata
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-Polygon = Sequence[float]  # x, y, x, y, ... in pixels
+from florence2.model.answer import Answer, AnswerItem, GeometryKind
+from florence2.model.geometry import Ring, bounding_box
+
 Rectangle = tuple[float, float, float, float]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Color = tuple[int, int, int]
@@ -42,22 +43,22 @@ _FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "msy
 class Shape:
     """One object to draw: its outlines, its label, and whether it is filled."""
 
-    polygons: Sequence[Polygon]
+    outlines: Sequence[Ring]
     label: str
     is_filled: bool
 
 
-def draw_answer(image: Image.Image, answer: Any, *, size: tuple[int, int] | None = None) -> Image.Image:
+def draw_answer(image: Image.Image, answer: Answer | str, *, size: tuple[int, int] | None = None) -> Image.Image:
     """Return a copy of the image with the answer drawn on it; text is written below the image.
 
     `size` is the (width, height) that the answer's coordinates refer to; the default is the image's size.
     """
     scale = max(1.0, MIN_SIDE / max(image.size))
     canvas = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
-    if not isinstance(answer, Mapping):
-        return _with_text(canvas, str(answer or ""))
+    if isinstance(answer, str):
+        return _with_text(canvas, answer)
     width, height = size or image.size
-    shapes = [_scale(shape, canvas.width / width, canvas.height / height) for shape in _shapes(answer)]
+    shapes = list(_shapes(answer.scaled(canvas.width / width, canvas.height / height)))
     colors = _assign_colors(shapes)
     canvas = _fill(canvas, shapes, colors)
     annotator = _Annotator(ImageDraw.Draw(canvas), canvas.size)
@@ -68,33 +69,20 @@ def draw_answer(image: Image.Image, answer: Any, *, size: tuple[int, int] | None
     return canvas
 
 
-def _shapes(answer: Mapping[str, Any]) -> Iterator[Shape]:
-    """Yield the objects of an answer; large boxes come first, so that small ones stay visible."""
-    for kind in ("polygons", "bboxes", "quad_boxes"):
-        geometry = answer.get(kind) or []
-        labels = answer.get(f"{kind}_labels", answer.get("labels")) or [""] * len(geometry)
-        scores = answer.get(f"{kind}_scores", answer.get("scores")) or [None] * len(geometry)
-        rows = list(zip(geometry, labels, scores, strict=False))
-        if kind == "bboxes":
-            rows.sort(key=lambda row: -abs((row[0][2] - row[0][0]) * (row[0][3] - row[0][1])))
-        for each, label, score in rows:
-            text = label if score is None else f"{label} {score:.2f}".strip()
-            text = textwrap.shorten(text, _MAX_LABEL_LENGTH, placeholder="...")
-            yield Shape(_polygons(kind, each), text, kind == "polygons")
+def _shapes(answer: Answer) -> Iterator[Shape]:
+    """Yield masks, then boxes, then quads; large boxes come before small ones, so that both stay visible."""
+    boxes = sorted(answer.of_kind(GeometryKind.BBOXES), key=lambda item: -item.area)
+    for item in (*answer.of_kind(GeometryKind.POLYGONS), *boxes, *answer.of_kind(GeometryKind.QUAD_BOXES)):
+        text = item.label if item.score is None else f"{item.label} {item.score:.2f}".strip()
+        text = textwrap.shorten(text, _MAX_LABEL_LENGTH, placeholder="...")
+        yield Shape(_outlines(item), text, item.kind is GeometryKind.POLYGONS)
 
 
-def _polygons(kind: str, geometry: Any) -> list[Polygon]:
-    if kind == "polygons":
-        return [polygon for polygon in geometry if len(polygon) >= 4]
-    if kind == "quad_boxes":
-        return [geometry]
-    x1, y1, x2, y2 = geometry
+def _outlines(item: AnswerItem) -> list[Ring]:
+    if item.kind is not GeometryKind.BBOXES:
+        return [ring for ring in item.rings if len(ring) >= 4]
+    x1, y1, x2, y2 = item.rings[0]
     return [(x1, y1, x2, y1, x2, y2, x1, y2)]
-
-
-def _scale(shape: Shape, x_scale: float, y_scale: float) -> Shape:
-    polygons = [[value * (x_scale, y_scale)[i % 2] for i, value in enumerate(polygon)] for polygon in shape.polygons]
-    return Shape(polygons, shape.label, shape.is_filled)
 
 
 def _assign_colors(shapes: Sequence[Shape]) -> list[Color]:
@@ -122,9 +110,9 @@ def _fill(image: Image.Image, shapes: Sequence[Shape], colors: Sequence[Color]) 
     layer = Image.new("RGBA", image.size)
     draw = ImageDraw.Draw(layer)
     for shape, color in zip(shapes, colors, strict=True):
-        for polygon in shape.polygons if shape.is_filled else ():
-            if len(polygon) >= 6:
-                draw.polygon(list(polygon), fill=(*color, 110))
+        for outline in shape.outlines if shape.is_filled else ():
+            if len(outline) >= 6:
+                draw.polygon(list(outline), fill=(*color, 110))
     return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
 
 
@@ -143,14 +131,14 @@ class _Annotator:
 
     def draw_outline(self, shape: Shape, color: Color) -> None:
         """Draw the outlines of one object, with a dark edge that is visible on any background."""
-        for polygon in shape.polygons:
-            points = [(x, y) for x, y in zip(polygon[0::2], polygon[1::2], strict=False)]
+        for outline in shape.outlines:
+            points = [(x, y) for x, y in zip(outline[0::2], outline[1::2], strict=False)]
             for line, width in (((20, 20, 20), self.line_width + 2), (color, self.line_width)):
                 self.draw.line([*points, points[0], points[1 % len(points)]], fill=line, width=width, joint="curve")
 
     def draw_label(self, shape: Shape, color: Color) -> None:
         """Draw a label at its object's top left corner, or near it if another label is there."""
-        if not shape.label or not shape.polygons:
+        if not shape.label or not shape.outlines:
             return
         text, font = _text_and_font(shape.label, max(14, round(min(self.size) / 34)))
         left, top, right, bottom = self.draw.textbbox((0, 0), text, font=font)
@@ -163,11 +151,10 @@ class _Annotator:
         self.draw.text((box[0] + pad - left, box[1] + pad - top), text, fill=text_color, font=font)
 
     def _free_box(self, shape: Shape, width: float, height: float) -> Rectangle:
-        xs = [x for polygon in shape.polygons for x in polygon[0::2]]
-        ys = [y for polygon in shape.polygons for y in polygon[1::2]]
-        x = min(max(min(xs), 0), max(self.size[0] - width, 0))
-        tops = [min(ys) - height, min(ys), max(ys), max(ys) - height]
-        tops += [min(ys) + step * height for step in range(1, 12)]
+        left, top, _, bottom = bounding_box(shape.outlines)
+        x = min(max(left, 0), max(self.size[0] - width, 0))
+        tops = [top - height, top, bottom, bottom - height]
+        tops += [top + step * height for step in range(1, 12)]
         tops = [min(max(y, 0), self.size[1] - height) for y in tops]
         boxes = [(x, top, x + width, top + height) for top in tops]
         return next((box for box in boxes if not any(_overlap(box, other) for other in self.label_boxes)), boxes[0])

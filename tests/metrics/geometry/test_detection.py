@@ -11,12 +11,13 @@ from florence2.metrics.geometry.detection import (
     grounding_metrics,
     region_proposal_metrics,
 )
-from florence2.metrics.geometry.matching import EMPTY, IOU_THRESHOLDS, Instances, box_ious, match_greedily
+from florence2.metrics.geometry.matching import IOU_THRESHOLDS, box_ious, match_greedily
+from florence2.model.answer import AnswerItem
 
 
-def instances(*rows):
-    """Rows of (box, label) or (box, label, score)."""
-    return Instances([r[0] for r in rows], [r[1] for r in rows], [r[2] if len(r) > 2 else 1.0 for r in rows])
+def items(*rows):
+    """Create objects from rows of (box, label) or (box, label, score)."""
+    return [AnswerItem.box(*row) for row in rows]
 
 
 def scenes(seed, count=15):
@@ -26,11 +27,10 @@ def scenes(seed, count=15):
         references = [_box(random) for _ in range(random.randrange(6))]
         near = [_near(box, random) for box in references if random.random() < 0.8]
         far = [_box(random) for _ in range(random.randrange(4))]
+        scores = [round(random.random(), 1) for _ in near + far]
         yield (
-            Instances(
-                [b for b, _ in near + far], [x for _, x in near + far], [round(random.random(), 1) for _ in near + far]
-            ),
-            Instances([b for b, _ in references], [x for _, x in references], [1.0] * len(references)),
+            items(*((*row, score) for row, score in zip(near + far, scores, strict=True))),
+            items(*references),
         )
 
 
@@ -47,16 +47,16 @@ def _near(row, random):
 
 def run_faster_coco_eval(pairs):
     """Score with faster-coco-eval alone."""
-    names = sorted({label for _, references in pairs for label in references.labels})
+    names = sorted({item.label for _, references in pairs for item in references})
     rows = []
     for side in (0, 1):
         rows.append([])
         for image, pair in enumerate(pairs):
-            for (x1, y1, x2, y2), label, score in zip(
-                pair[side].geometries, pair[side].labels, pair[side].scores, strict=True
-            ):
-                if label in names:
-                    row = {"image_id": image, "category_id": names.index(label) + 1, "score": score}
+            for item in pair[side]:
+                x1, y1, x2, y2 = item.coordinates
+                if item.label in names:
+                    row = {"image_id": image, "category_id": names.index(item.label) + 1}
+                    row |= {"score": 1.0 if item.score is None else item.score}
                     rows[side].append(row | {"bbox": [x1, y1, x2 - x1, y2 - y1]})
     for number, row in enumerate(rows[1], start=1):
         row |= {"id": number, "iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3]}
@@ -99,18 +99,18 @@ def test_weight_of_example_equals_repeating_it():
 
 
 def test_average_precision_counts_at_most_100_boxes_of_a_label():
-    references = instances(([0, 0, 10, 10], "a"))
-    predictions = instances(*[([50, 50, 60, 60], "a", 0.9)] * 100, ([0, 0, 10, 10], "a", 0.1))
+    references = items(([0, 0, 10, 10], "a"))
+    predictions = items(*[([50, 50, 60, 60], "a", 0.9)] * 100, ([0, 0, 10, 10], "a", 0.1))
     found = detection_metrics([(predictions, references)]).values()
     assert found["map"] == 0
     assert found["recall"] == 1  # precision and recall count all predictions
 
 
 def test_average_precision_ranks_by_score():
-    references = [instances(([0, 0, 10, 10], "a")), instances(([0, 0, 10, 10], "a"))]
+    references = [items(([0, 0, 10, 10], "a")), items(([0, 0, 10, 10], "a"))]
 
     def found(right, wrong):
-        predictions = [instances(([0, 0, 10, 10], "a", right)), instances(([50, 50, 60, 60], "a", wrong))]
+        predictions = [items(([0, 0, 10, 10], "a", right)), items(([50, 50, 60, 60], "a", wrong))]
         return detection_metrics(list(zip(predictions, references, strict=True))).values()["map"]
 
     assert found(0.9, 0.1) == pytest.approx(51 / 101)  # recalls from 0 to 0.5
@@ -118,8 +118,8 @@ def test_average_precision_ranks_by_score():
 
 
 def test_precision_recall_f1_of_hand_made_boxes():
-    predictions = instances(([0, 0, 10, 10], "Cat "), ([0, 0, 10, 10], "cat"), ([50, 50, 60, 60], "dog"))
-    references = instances(([0, 0, 10, 9], "cat"), ([70, 70, 90, 90], "cat"))
+    predictions = items(([0, 0, 10, 10], "Cat "), ([0, 0, 10, 10], "cat"), ([50, 50, 60, 60], "dog"))
+    references = items(([0, 0, 10, 9], "cat"), ([70, 70, 90, 90], "cat"))
     found = detection_metrics([(predictions, references)]).values()
     assert found["precision"] == pytest.approx(1 / 3)  # the second of two boxes on one reference is wrong
     assert found["recall"] == pytest.approx(1 / 2)
@@ -129,11 +129,11 @@ def test_precision_recall_f1_of_hand_made_boxes():
 @pytest.mark.parametrize(
     ("predictions", "references", "expected"),
     [
-        (EMPTY, EMPTY, {"map": None, "f1": None, "precision": None, "recall": None}),
-        (EMPTY, instances(([0, 0, 1, 1], "a")), {"map": 0, "f1": 0, "precision": None, "recall": 0}),
-        (instances(([0, 0, 1, 1], "a")), EMPTY, {"map": None, "f1": 0, "precision": 0, "recall": None}),
-        (instances(([5, 5, 5, 5], "a")), instances(([5, 5, 5, 5], "a")), {"map": 0, "f1": 0}),  # no area
-        (instances(([9, 9, 0, 0], "a")), instances(([0, 0, 9, 9], "a")), {"map": 0, "f1": 0, "precision": 0}),
+        ([], [], {"map": None, "f1": None, "precision": None, "recall": None}),
+        ([], items(([0, 0, 1, 1], "a")), {"map": 0, "f1": 0, "precision": None, "recall": 0}),
+        (items(([0, 0, 1, 1], "a")), [], {"map": None, "f1": 0, "precision": 0, "recall": None}),
+        (items(([5, 5, 5, 5], "a")), items(([5, 5, 5, 5], "a")), {"map": 0, "f1": 0}),  # no area
+        (items(([9, 9, 0, 0], "a")), items(([0, 0, 9, 9], "a")), {"map": 0, "f1": 0, "precision": 0}),
     ],
     ids=["both empty", "no predictions", "no references", "no area", "corners swapped"],
 )
@@ -143,7 +143,7 @@ def test_empty_inputs_divide_nothing_by_zero(predictions, references, expected):
 
 
 def test_box_ious_by_hand():
-    ious = box_ious([[0, 0, 10, 10], [20, 20, 30, 30]], [[5, 0, 15, 10], [0, 0, 10, 10]])
+    ious = box_ious(items(([0, 0, 10, 10],), ([20, 20, 30, 30],)), items(([5, 0, 15, 10],), ([0, 0, 10, 10],)))
     assert ious == pytest.approx(np.array([[1 / 3, 1], [0, 0]]))
 
 
@@ -153,23 +153,23 @@ def test_match_greedily_uses_each_reference_once_in_order_of_predictions():
 
 
 def test_region_proposal_metrics_ignore_labels():
-    predictions, references = instances(([0, 0, 10, 10], "x")), instances(([0, 0, 10, 10], ""))
+    predictions, references = items(([0, 0, 10, 10], "x")), items(([0, 0, 10, 10], ""))
     assert region_proposal_metrics([(predictions, references)]).values() == {
         "map": 1, "map_50": 1, "map_75": 1, "f1": 1, "precision": 1, "recall": 1,
     }  # fmt: skip
 
 
 def test_dense_captions_match_by_box_and_compare_by_text():
-    predictions = instances(([0, 0, 10, 10], "a red cat"), ([50, 50, 60, 60], "a dog"))
-    references = instances(([0, 0, 10, 10], "a red hat"), ([90, 90, 99, 99], "a bird"))
+    predictions = items(([0, 0, 10, 10], "a red cat"), ([50, 50, 60, 60], "a dog"))
+    references = items(([0, 0, 10, 10], "a red hat"), ([90, 90, 99, 99], "a bird"))
     found = dense_caption_metrics([(predictions, references)]).values()
     assert found["words_anls"] == pytest.approx(8 / 9 / 2)
     assert found["recall"] == 0.5
 
 
 def test_grounding_metrics_by_hand():
-    references = instances(([0, 0, 10, 10], "A cat"), ([20, 0, 30, 10], "a cat"), ([50, 50, 60, 60], "a mat"))
-    predictions = instances(([20, 0, 30, 10], "a cat", 0.9), ([80, 80, 90, 90], "a mat"), ([1, 1, 2, 2], "sky"))
+    references = items(([0, 0, 10, 10], "A cat"), ([20, 0, 30, 10], "a cat"), ([50, 50, 60, 60], "a mat"))
+    predictions = items(([20, 0, 30, 10], "a cat", 0.9), ([80, 80, 90, 90], "a mat"), ([1, 1, 2, 2], "sky"))
     found = grounding_metrics([(predictions, references)]).values()
     assert found["phrase_accuracy"] == 0.5  # the box of `a cat` matches one of two, that of `a mat` none
     assert found["recall"] == pytest.approx(1 / 3)
@@ -177,6 +177,6 @@ def test_grounding_metrics_by_hand():
 
 
 def test_phrase_accuracy_uses_the_box_with_the_highest_score():
-    references = instances(([0, 0, 10, 10], "a cat"))
-    predictions = instances(([0, 0, 10, 10], "a cat", 0.2), ([50, 50, 60, 60], "a cat", 0.8))
+    references = items(([0, 0, 10, 10], "a cat"))
+    predictions = items(([0, 0, 10, 10], "a cat", 0.2), ([50, 50, 60, 60], "a cat", 0.8))
     assert grounding_metrics([(predictions, references)]).values()["phrase_accuracy"] == 0

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from florence2.metrics.geometry.masks import mask_metrics, mask_overlap, quad_ious, quad_metrics
-from florence2.metrics.geometry.matching import Instances
+from florence2.model.answer import AnswerItem
 
 
 def square(x, y, side):
@@ -11,11 +11,11 @@ def square(x, y, side):
 
 
 def lines(*rows):
-    return Instances([quad for quad, _ in rows], [text for _, text in rows], [1.0] * len(rows))
+    return [AnswerItem.quad(quad, text) for quad, text in rows]
 
 
 def mask(*polygons):
-    return Instances([list(polygons)] if polygons else [], [""] * bool(polygons), [1.0] * bool(polygons))
+    return [AnswerItem.mask(polygons)] if polygons else []
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1, 1e4])

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from florence2.metrics.bootstrap import Floats, import_extra
 from florence2.metrics.geometry.matching import (
     IOU_THRESHOLDS,
-    Instances,
-    InstancesPair,
     Ints,
+    Items,
+    ItemsPair,
     box_ious,
     match_greedily,
+    score_of,
 )
 
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -67,12 +68,14 @@ class AveragePrecision:
         return means_B
 
 
-def precision_recall_curve(pairs: Sequence[InstancesPair]) -> tuple[PrecisionRecallCurve, Ints]:
+def precision_recall_curve(pairs: Sequence[ItemsPair]) -> tuple[PrecisionRecallCurve, Ints]:
     """Match the boxes of one label; also return each example's number of matches at the lowest threshold."""
     matches = [_match(predictions, references) for predictions, references in pairs]
     num_matches_E = np.array([(each[0] >= 0).sum() for each in matches])
     example_D = np.concatenate([np.full(min(len(p), MAX_DETECTIONS), e) for e, (p, _) in enumerate(pairs)])
-    scores_D = np.concatenate([np.asarray(p.scores[:MAX_DETECTIONS], dtype=float) for p, _ in pairs])
+    scores_D = np.concatenate(
+        [np.array([score_of(item) for item in p[:MAX_DETECTIONS]], dtype=float) for p, _ in pairs]
+    )
     is_match_TD = np.concatenate([each[:, :MAX_DETECTIONS] >= 0 for each in matches], axis=1)
     order_D = np.argsort(-scores_D, kind="mergesort")
     num_references_E = np.array([len(references) for _, references in pairs], dtype=float)
@@ -80,13 +83,13 @@ def precision_recall_curve(pairs: Sequence[InstancesPair]) -> tuple[PrecisionRec
     return curve, num_matches_E
 
 
-def _match(predictions: Instances, references: Instances) -> Ints:
-    if not len(predictions) or not len(references):
+def _match(predictions: Items, references: Items) -> Ints:
+    if not predictions or not references:
         return np.full((len(IOU_THRESHOLDS), len(predictions)), -1)
-    return match_greedily(box_ious(predictions.geometries, references.geometries), IOU_THRESHOLDS)
+    return match_greedily(box_ious(predictions, references), IOU_THRESHOLDS)
 
 
-def run_coco_eval(pairs: Sequence[InstancesPair], labels: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
+def run_coco_eval(pairs: Sequence[ItemsPair], labels: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
     """Compute mAP with faster-coco-eval; also return the average precision of each label."""
     package = import_extra("faster_coco_eval")
     ids = {label: i for i, label in enumerate(labels, start=1)}
@@ -111,21 +114,22 @@ def run_coco_eval(pairs: Sequence[InstancesPair], labels: Sequence[str]) -> tupl
 _COCO_STATS = {"map": "AP_all", "map_50": "AP_50", "map_75": "AP_75"}
 
 
-def _coco_annotations(instances: Sequence[Instances], ids: Mapping[str, int]) -> list[dict[str, Any]]:
+def _coco_annotations(examples: Sequence[Items], ids: Mapping[str, int]) -> list[dict[str, Any]]:
     numbers = count(1)
     return [
         {
             "id": next(numbers),
             "image_id": e,
-            "category_id": ids[label],
+            "category_id": ids[item.label],
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "area": (x2 - x1) * (y2 - y1),
             "iscrowd": 0,
-            "score": score,
+            "score": score_of(item),
         }
-        for e, each in enumerate(instances)
-        for (x1, y1, x2, y2), label, score in zip(each.geometries, each.labels, each.scores, strict=True)
-        if label in ids
+        for e, items in enumerate(examples)
+        for item in items
+        for x1, y1, x2, y2 in item.rings
+        if item.label in ids
     ]
 
 

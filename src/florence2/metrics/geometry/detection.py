@@ -1,37 +1,37 @@
 """Metrics of boxes: average precision, F1, precision and recall, phrase accuracy.
 
-Each metric function takes one pair of predicted and reference `Instances` per example.
+Each metric function takes one pair of predicted and reference objects per example.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from florence2.metrics.bootstrap import Metric, MetricValues, precision_recall_f1, ratio
 from florence2.metrics.geometry.coco_ap import AveragePrecision, precision_recall_curve, run_coco_eval
 from florence2.metrics.geometry.matching import (
-    EMPTY,
     IOU_THRESHOLDS,
-    Instances,
-    InstancesPair,
+    Items,
+    ItemsPair,
     box_ious,
+    group_by_label,
     match_greedily,
     normalize_label,
+    score_of,
 )
 from florence2.metrics.text import anls
 
 
-def detection_metrics(pairs: Sequence[InstancesPair]) -> MetricValues:
+def detection_metrics(pairs: Sequence[ItemsPair]) -> MetricValues:
     """Compute mAP of labeled boxes, and F1, precision and recall at an IoU of 0.5 over all predicted boxes."""
     pairs = [(_normalize_labels(predictions), _normalize_labels(references)) for predictions, references in pairs]
-    labels = sorted({label for _, references in pairs for label in references.labels})
+    labels = sorted({item.label for _, references in pairs for item in references})
     matches_E = np.zeros(len(pairs), dtype=int)
     curves = []
-    by_label = [(predictions.by_label(), references.by_label()) for predictions, references in pairs]
+    by_label = [(group_by_label(predictions), group_by_label(references)) for predictions, references in pairs]
     for label in labels:
-        curve, label_matches_E = precision_recall_curve(
-            [(p.get(label, EMPTY), r.get(label, EMPTY)) for p, r in by_label]
-        )
+        curve, label_matches_E = precision_recall_curve([(p.get(label, []), r.get(label, [])) for p, r in by_label])
         curves.append(curve)
         matches_E += label_matches_E
     library_values, label_ap = run_coco_eval(pairs, labels) if labels else ({}, {})
@@ -43,7 +43,7 @@ def detection_metrics(pairs: Sequence[InstancesPair]) -> MetricValues:
 def _with_f1(
     metrics: dict[str, Metric],
     matches: Sequence[int],
-    pairs: Sequence[InstancesPair],
+    pairs: Sequence[ItemsPair],
     library_values: Mapping[str, float] | None = None,
     labels: Mapping[str, float] | None = None,
 ) -> MetricValues:
@@ -54,11 +54,11 @@ def _with_f1(
     return MetricValues(metrics, np.asarray(quality), library_values or {}, labels or {})
 
 
-def _normalize_labels(instances: Instances) -> Instances:
-    return Instances(instances.geometries, [normalize_label(label) for label in instances.labels], instances.scores)
+def _normalize_labels(items: Items) -> Items:
+    return [replace(item, label=normalize_label(item.label)) for item in items]
 
 
-def dense_caption_metrics(pairs: Sequence[InstancesPair]) -> MetricValues:
+def dense_caption_metrics(pairs: Sequence[ItemsPair]) -> MetricValues:
     """Compute detection metrics of boxes without their captions, and the ANLS of the captions of matched boxes."""
     scores = region_proposal_metrics(pairs)
     similarities = [_caption_similarities(predictions, references) for predictions, references in pairs]
@@ -66,24 +66,23 @@ def dense_caption_metrics(pairs: Sequence[InstancesPair]) -> MetricValues:
     return MetricValues({**scores.metrics, "words_anls": words_anls}, scores.quality_E, scores.library_values)
 
 
-def region_proposal_metrics(pairs: Sequence[InstancesPair]) -> MetricValues:
+def region_proposal_metrics(pairs: Sequence[ItemsPair]) -> MetricValues:
     """Compute detection metrics of boxes without labels."""
     scores = detection_metrics([(_without_labels(p), _without_labels(r)) for p, r in pairs])
     return MetricValues(scores.metrics, scores.quality_E, scores.library_values)
 
 
-def _without_labels(instances: Instances) -> Instances:
-    return Instances(instances.geometries, [""] * len(instances), instances.scores)
+def _without_labels(items: Items) -> Items:
+    return [replace(item, label="") for item in items]
 
 
-def _caption_similarities(predictions: Instances, references: Instances) -> list[float]:
-    order = sorted(range(len(predictions)), key=lambda i: -predictions.scores[i])
-    ious_DG = box_ious([predictions.geometries[i] for i in order], references.geometries)
-    matches = zip(order, match_greedily(ious_DG, IOU_THRESHOLDS[:1])[0], strict=True)
-    return [anls(predictions.labels[i], [references.labels[g]]) for i, g in matches if g >= 0]
+def _caption_similarities(predictions: Items, references: Items) -> list[float]:
+    ranked = sorted(predictions, key=lambda item: -score_of(item))
+    matches = match_greedily(box_ious(ranked, references), IOU_THRESHOLDS[:1])[0]
+    return [anls(item.label, [references[g].label]) for item, g in zip(ranked, matches, strict=True) if g >= 0]
 
 
-def grounding_metrics(pairs: Sequence[InstancesPair]) -> MetricValues:
+def grounding_metrics(pairs: Sequence[ItemsPair]) -> MetricValues:
     """Compute phrase accuracy, and F1, precision and recall of boxes at an IoU of 0.5.
 
     Phrase accuracy is the fraction of reference phrases whose most confident predicted box matches one of the
@@ -92,11 +91,8 @@ def grounding_metrics(pairs: Sequence[InstancesPair]) -> MetricValues:
     pairs = [(_normalize_labels(predictions), _normalize_labels(references)) for predictions, references in pairs]
     matches, correct_phrases, phrases = [], [], []
     for predictions, references in pairs:
-        predicted = predictions.by_label()
-        ious = [
-            box_ious(predicted.get(label, EMPTY).geometries, boxes.geometries)
-            for label, boxes in references.by_label().items()
-        ]
+        predicted = group_by_label(predictions)
+        ious = [box_ious(predicted.get(label, []), boxes) for label, boxes in group_by_label(references).items()]
         matches.append(sum(int((match_greedily(ious_DG, IOU_THRESHOLDS[:1]) >= 0).sum()) for ious_DG in ious))
         correct_phrases.append(sum(bool((ious_DG[:1] >= IOU_THRESHOLDS[0]).any()) for ious_DG in ious))
         phrases.append(len(ious))

@@ -13,32 +13,31 @@ from PIL import Image, ImageDraw
 from florence2.metrics.bootstrap import Floats, Metric, MetricValues, mean, precision_recall_f1, ratio
 from florence2.metrics.geometry.matching import (
     IOU_THRESHOLDS,
-    Instances,
-    InstancesPair,
+    Items,
+    ItemsPair,
     match_greedily,
     normalize_label,
 )
 from florence2.metrics.text import similarity
+from florence2.model.geometry import Ring, bounding_box
 
-Polygon = Sequence[float]  # x, y, x, y, ...
 Mask = NDArray[np.bool_]
 
 RASTER_SIDE = 1000  # pixels of the longer side; the model's coordinates have 1000 bins
 
 
-def mask_overlap(predictions: Sequence[Polygon], references: Sequence[Polygon]) -> tuple[float, float]:
+def mask_overlap(predictions: Sequence[Ring], references: Sequence[Ring]) -> tuple[float, float]:
     """Return the areas of intersection and union of two masks in the units of their coordinates."""
-    xs = [x for polygon in (*predictions, *references) for x in polygon[0::2]]
-    ys = [y for polygon in (*predictions, *references) for y in polygon[1::2]]
-    if not xs:
+    if not any((*predictions, *references)):
         return 0.0, 0.0
-    scale = RASTER_SIDE / max(max(xs) - min(xs), max(ys) - min(ys), 1e-6)
-    size = round((max(xs) - min(xs)) * scale) + 1, round((max(ys) - min(ys)) * scale) + 1
-    a, b = (_rasterize(polygons, (min(xs), min(ys)), scale, size) for polygons in (predictions, references))
+    left, top, right, bottom = bounding_box((*predictions, *references))
+    scale = RASTER_SIDE / max(right - left, bottom - top, 1e-6)
+    size = round((right - left) * scale) + 1, round((bottom - top) * scale) + 1
+    a, b = (_rasterize(polygons, (left, top), scale, size) for polygons in (predictions, references))
     return float((a & b).sum()) / scale**2, float((a | b).sum()) / scale**2
 
 
-def _rasterize(polygons: Sequence[Polygon], origin: tuple[float, float], scale: float, size: tuple[int, int]) -> Mask:
+def _rasterize(polygons: Sequence[Ring], origin: tuple[float, float], scale: float, size: tuple[int, int]) -> Mask:
     mask = Image.new("1", size)
     draw = ImageDraw.Draw(mask)
     for polygon in polygons:
@@ -51,7 +50,7 @@ def _rasterize(polygons: Sequence[Polygon], origin: tuple[float, float], scale: 
     return np.asarray(mask)
 
 
-def mask_metrics(pairs: Sequence[InstancesPair]) -> MetricValues:
+def mask_metrics(pairs: Sequence[ItemsPair]) -> MetricValues:
     """Compute mean IoU, the IoU of all areas together, and the fraction of masks with an IoU of at least 0.5.
 
     An empty prediction for an empty reference has an IoU of 1.
@@ -66,20 +65,20 @@ def mask_metrics(pairs: Sequence[InstancesPair]) -> MetricValues:
     return MetricValues(metrics, np.asarray(ious))
 
 
-def _polygons(instances: Instances) -> list[Polygon]:
-    return [polygon for polygons in instances.geometries for polygon in polygons]
+def _polygons(items: Items) -> list[Ring]:
+    return [ring for item in items for ring in item.rings]
 
 
-def quad_metrics(pairs: Sequence[InstancesPair]) -> MetricValues:
+def quad_metrics(pairs: Sequence[ItemsPair]) -> MetricValues:
     """Compute OCR metrics of quads alone and end to end, where the text must be equal, too.
 
     Quads match at an IoU of 0.5. `text_similarity` is the mean over matched lines; an unmatched line counts as 0.
     """
     matches, correct_texts, similarities, num_lines = [], [], [], []
     for predictions, references in pairs:
-        ious_DG = quad_ious(predictions.geometries, references.geometries)
+        ious_DG = quad_ious(_polygons(predictions), _polygons(references))
         matched = match_greedily(ious_DG, IOU_THRESHOLDS[:1])[0]
-        texts = [(predictions.labels[d], references.labels[g]) for d, g in enumerate(matched) if g >= 0]
+        texts = [(predictions[d].label, references[g].label) for d, g in enumerate(matched) if g >= 0]
         matches.append(len(texts))
         correct_texts.append(sum(normalize_label(a) == normalize_label(b) for a, b in texts))
         similarities.append(sum(similarity(" ".join(a.split()), " ".join(b.split())) for a, b in texts))
@@ -95,7 +94,7 @@ def quad_metrics(pairs: Sequence[InstancesPair]) -> MetricValues:
     return MetricValues(metrics, np.asarray(quality))
 
 
-def quad_ious(predictions: Sequence[Polygon], references: Sequence[Polygon]) -> Floats:
+def quad_ious(predictions: Sequence[Ring], references: Sequence[Ring]) -> Floats:
     """Compute the IoU of each predicted quad with each reference quad: DG."""
     ious_DG = np.zeros((len(predictions), len(references)))
     for d, a in enumerate(predictions):
@@ -106,5 +105,6 @@ def quad_ious(predictions: Sequence[Polygon], references: Sequence[Polygon]) -> 
     return ious_DG
 
 
-def _bounds_overlap(a: Polygon, b: Polygon) -> bool:
-    return all(max(a[i::2]) > min(b[i::2]) and max(b[i::2]) > min(a[i::2]) for i in (0, 1))
+def _bounds_overlap(a: Ring, b: Ring) -> bool:
+    (left_a, top_a, right_a, bottom_a), (left_b, top_b, right_b, bottom_b) = bounding_box([a]), bounding_box([b])
+    return right_a > left_b and right_b > left_a and bottom_a > top_b and bottom_b > top_a

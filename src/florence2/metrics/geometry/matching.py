@@ -1,45 +1,37 @@
-"""Detected objects of an image, the IoU of their boxes, and the matching of predicted and reference objects.
+"""IoU of boxes, and the matching of predicted and reference objects.
 
 Labels are compared without case and extra white space. Shapes: T IoU thresholds, D predicted objects, G reference
 objects.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from florence2.metrics.bootstrap import Floats
+from florence2.model.answer import AnswerItem
 
 Ints = NDArray[np.int64]
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
-@dataclass(frozen=True)
-class Instances:
-    """Objects of one image: geometries (boxes, quads or lists of polygons), labels and scores."""
-
-    geometries: Sequence[Any]
-    labels: Sequence[str]
-    scores: Sequence[float]
-
-    def __len__(self) -> int:
-        return len(self.geometries)
-
-    def by_label(self) -> dict[str, "Instances"]:
-        """Split the objects by label; each part is sorted by falling score."""
-        rows = sorted(zip(self.geometries, self.labels, self.scores, strict=True), key=lambda row: -row[2])
-        groups: dict[str, list[tuple[Any, str, float]]] = {}
-        for row in rows:
-            groups.setdefault(row[1], []).append(row)
-        return {label: Instances(*map(list, zip(*group, strict=True))) for label, group in groups.items()}
+Items = Sequence[AnswerItem]
+ItemsPair = tuple[Items, Items]  # predictions, references
 
 
-EMPTY = Instances((), (), ())
-InstancesPair = tuple[Instances, Instances]  # predictions, references
+def score_of(item: AnswerItem) -> float:
+    """Return the score of an object; 1 if it has none."""
+    return 1.0 if item.score is None else item.score
+
+
+def group_by_label(items: Items) -> dict[str, list[AnswerItem]]:
+    """Group objects by label; each group is sorted by falling score."""
+    groups: dict[str, list[AnswerItem]] = {}
+    for item in sorted(items, key=lambda item: -score_of(item)):
+        groups.setdefault(item.label, []).append(item)
+    return groups
 
 
 def normalize_label(label: str) -> str:
@@ -47,10 +39,10 @@ def normalize_label(label: str) -> str:
     return " ".join(label.split()).casefold()
 
 
-def box_ious(predictions: Sequence[Sequence[float]], references: Sequence[Sequence[float]]) -> Floats:
+def box_ious(predictions: Items, references: Items) -> Floats:
     """Compute the IoU of each predicted box with each reference box: DG."""
-    a_D14 = np.asarray(predictions, dtype=float).reshape(-1, 1, 4)
-    b_1G4 = np.asarray(references, dtype=float).reshape(1, -1, 4)
+    a_D14 = np.asarray([item.rings for item in predictions], dtype=float).reshape(-1, 1, 4)
+    b_1G4 = np.asarray([item.rings for item in references], dtype=float).reshape(1, -1, 4)
     near, far = np.maximum(a_D14[..., :2], b_1G4[..., :2]), np.minimum(a_D14[..., 2:], b_1G4[..., 2:])
     intersection_DG = np.clip(far - near, 0, None).prod(-1)
     union_DG = _areas(a_D14) + _areas(b_1G4) - intersection_DG

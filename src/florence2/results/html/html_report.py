@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 from PIL import Image
 
@@ -12,6 +11,7 @@ from florence2.errors import UserError
 from florence2.metrics.by_task import ScoreDifference, TaskScores
 from florence2.metrics.match_predictions import EvalExample
 from florence2.metrics.report import format_number, table_header, table_rows, task_title
+from florence2.model.answer import Answer
 from florence2.model.locations import decode
 from florence2.model.tasks import InputType, OutputType
 from florence2.results.html.inline_image import IMAGE_SIDE, image_tag
@@ -102,15 +102,14 @@ def _section(case: WorstCase) -> str:
     return f'<section class="case">{head}{"".join(figures)}</section>'
 
 
-def _caption(case: WorstCase, example: EvalExample | None, answer: Any) -> str:
+def _caption(case: WorstCase, example: EvalExample | None, answer: Answer | str) -> str:
     if example is None and isinstance(answer, str):
         return " | ".join(case.example.targets)
     if example is not None and (example.prediction is None or example.prediction.error is not None):
         return f"({example.prediction.error})" if example.prediction else "(no prediction)"
     if isinstance(answer, str):
         return answer or "(nothing)"
-    labels = [label for key in ("labels", "bboxes_labels", "polygons_labels") for label in answer.get(key, [])]
-    return ", ".join(label for label in labels if label) or (f"({len(labels)} found)" if labels else "(nothing)")
+    return ", ".join(filter(None, answer.labels)) or (f"({len(answer)} found)" if len(answer) else "(nothing)")
 
 
 def _figure(image: str, caption: str) -> str:
@@ -127,5 +126,5 @@ def _with_region(opened: OpenedImage, example: EvalExample) -> Image.Image:
     """Draw the input region on the image, if the task has one."""
     if example.task.input_type is not InputType.REGION:
         return _thumbnail(opened)
-    region = decode(OutputType.REGIONS, example.sample.input, opened.size).to_dict()
+    region = decode(OutputType.REGIONS, example.sample.input, opened.size)
     return draw_answer(_thumbnail(opened), region, size=opened.size)
