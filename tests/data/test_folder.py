@@ -40,7 +40,7 @@ def test_images_with_sidecars(tmp_path):
     ]
     assert result.root == tmp_path
     assert result.samples[0].open().size == (20, 10)
-    assert result.summary() == f"3 samples from 3 pictures in {tmp_path}/"
+    assert result.summary() == f"3 samples from 3 images in {tmp_path}/"
 
 
 def test_sidecars_are_paired_by_stem_and_folder(tmp_path):
@@ -128,7 +128,7 @@ def test_images_without_captions_are_counted_and_named(tmp_path):
     ]
     assert result.num_images == 3
     assert result.summary() == (
-        f"1 sample from 1 picture in {tmp_path}/; left out: 2 that have no caption, the first is {tmp_path / 'b.jpg'}"
+        f"1 sample from 1 image in {tmp_path}/; skipped: 2 that have no caption, the first is {tmp_path / 'b.jpg'}"
     )
 
 

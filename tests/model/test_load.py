@@ -269,7 +269,7 @@ BAD = {
         r"config\.json` cannot be used: .*encoder_layers",
     ),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no `tokenizer.json`"),
-    "no picture size": (lambda folder: (folder / "preprocessor_config.json").unlink(), "gives a picture size"),
+    "no image size": (lambda folder: (folder / "preprocessor_config.json").unlink(), "with an image size"),
 }
 
 

@@ -152,7 +152,7 @@ def test_prompt_longer_than_the_encoder_is_an_error(preprocessor):
 
 @pytest.mark.parametrize("token", ["<image>", "</s>", "<s>", "<pad>"])
 def test_layout_tokens_in_a_prompt_are_refused(preprocessor, token):
-    with pytest.raises(UserError, match=f"the prompt holds `{token}`"):
+    with pytest.raises(UserError, match=f"the prompt holds the layout token `{token}`"):
         preprocessor.prompt_ids(find_task(f"what {token} is this"))
 
 

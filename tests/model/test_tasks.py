@@ -100,7 +100,7 @@ def test_split_prompt(text: str, token: str, words: str):
 def test_a_task_with_its_input_is_no_task():
     with pytest.raises(UserError) as error:
         find_task("<REGION_TO_OCR>here")
-    assert error.value.hint == "name the task `<REGION_TO_OCR>` and give `here` as its input"
+    assert error.value.hint == "pass the task `<REGION_TO_OCR>` and the input `here` separately"
 
 
 @settings(max_examples=300, deadline=None)

@@ -127,10 +127,10 @@ def test_targets(targets: tuple[str, ...], freeze: str, inside: str, outside: st
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (("init_lora_weights=corda",), "LoRA cannot begin with `corda` here"),
-        (("init_lora_weights=loftq",), "LoRA cannot begin with `loftq` here"),
-        (("eva_config={\"rho\": 0.5}", "init_lora_weights=eva"), "LoRA cannot be attached: `rho` must be >= 1.0"),
-        (("rank_pattern=8",), "LoRA cannot be attached"),
+        (("init_lora_weights=corda",), "`corda` is not a supported LoRA initialization"),
+        (("init_lora_weights=loftq",), "`loftq` is not a supported LoRA initialization"),
+        (("eva_config={\"rho\": 0.5}", "init_lora_weights=eva"), "LoRA cannot be added: `rho` must be >= 1.0"),
+        (("rank_pattern=8",), "LoRA cannot be added"),
     ],
 )  # fmt: skip
 def test_refused(words: tuple[str, ...], what: str) -> None:

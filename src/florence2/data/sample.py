@@ -1,7 +1,4 @@
-"""What goes in and what comes out: `Sample` and `Prediction`, one line of JSON.
-
-Knows no torch, no model, and not where samples come from.
-"""
+"""The input and the output of every run: `Sample`, and `Prediction` with its row of JSON."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -55,12 +52,12 @@ class SampleKey(NamedTuple):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Sample:
-    """One question about one picture, with its answer where it is known.
+    """One image with one task, and the target where it is known.
 
-    `id` is the picture's posix path relative to its source. Several samples may ask about one picture: `key` tells
-    them apart. `picture` is opened late; a callable returns one of the other kinds and must survive pickling.
-    `task` is a task token or any other prompt, `target` the text the model shall learn to say. `then` says what to ask
-    next about the same picture, once this is answered; it must survive pickling, too.
+    `id` is the image's posix path relative to its source. Several samples may have one image; their `key` differs.
+    `image` is opened late; a callable returns another image source and must survive pickling. `task` is a task token
+    or any other prompt, `target` the text to train on. `follow_up` returns the next samples about the same image once
+    this one is predicted; it must survive pickling, too.
     """
 
     id: str
@@ -76,15 +73,15 @@ class Sample:
         return SampleKey(self.id, self.task, self.input)
 
     def source(self) -> ImageSource:
-        """Give what the picture is read from."""
+        """Return what the image is read from."""
         return self.image() if callable(self.image) else self.image
 
     def open(self, min_size: Size | None = None) -> OpenedImage:
-        """Open the picture; `at_least` as in `open_picture`."""
+        """Open the image; `min_size` as in `open_image`."""
         return open_image(self.source(), min_size=min_size, name=self._name())
 
     def size(self) -> Size:
-        """Read (width, height) of the upright picture without decoding it."""
+        """Read (width, height) of the upright image without decoding it."""
         return image_size(self.source(), name=self._name())
 
     def _name(self) -> str:
@@ -93,10 +90,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model said about one picture, or the `error` that kept it from looking.
+    """The output of the model for one sample, or the `error` that prevented it.
 
-    `text` is the answer as generated, location tokens kept; `answer` the same read in pixels, for structured tasks.
-    `alternatives` are further answers to the same question, where several were asked for.
+    `text` is the generated text with its location tokens; `answer` holds the positions in pixels, None for text tasks.
+    `alternatives` are further sequences for the same sample, where several were requested.
     """
 
     file_name: str
@@ -111,7 +108,7 @@ class Prediction:
 
     @property
     def key(self) -> SampleKey:
-        """Return the key of the sample that this answers."""
+        """Return the key of the predicted sample."""
         return SampleKey(self.file_name, self.task, self.input)
 
     def to_json(self, image_dir: str = ".") -> dict[str, Any]:
@@ -156,16 +153,16 @@ def _read_answer(task: str, value: Any) -> Answer | None:
 
 
 def relative_image_dir(written: Path, images: Path) -> str:
-    """Lead from the folder of the file `written` to the folder `pictures`: posix, relative where it can be."""
-    start, goal = written.absolute().parent, images.absolute()
+    """Return the posix path from the folder of the file `written` to the folder `images`, relative where possible."""
+    start, target = written.absolute().parent, images.absolute()
     try:
-        return Path(os.path.relpath(goal.resolve(), start.resolve())).as_posix()
+        return Path(os.path.relpath(target.resolve(), start.resolve())).as_posix()
     except ValueError:  # another drive
-        return goal.as_posix()
+        return target.as_posix()
 
 
 class SkipReason(StrEnum):
-    """Why a picture is no sample; the value reads behind "pictures that"."""
+    """Why an image is skipped; the value continues the phrase "images that"."""
 
     NO_CAPTION = "have no caption"
     ABSENT = "do not exist"
@@ -175,7 +172,7 @@ class SkipReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A picture that was left out: its id, why, how to name it to the user, and how to mend it."""
+    """A skipped image: its id, the reason, its name in messages, and how to fix it."""
 
     id: str
     reason: SkipReason
@@ -185,9 +182,9 @@ class Skipped:
 
 @dataclass(frozen=True, eq=False)
 class ResolvedDataset:
-    """What a source holds: samples, and what had to be left out.
+    """The samples of a source, and its skipped images.
 
-    `source` is how the user named it, `root` the folder that ids are relative to (none for datasets).
+    `source` is the name that the user passed, `root` the folder that ids are relative to (None for hub datasets).
     """
 
     source: str
@@ -197,19 +194,19 @@ class ResolvedDataset:
 
     @property
     def num_images(self) -> int:
-        """Count the pictures, those left out included."""
+        """The number of images, with those skipped."""
         return len({sample.id for sample in self.samples} | {skipped.id for skipped in self.skipped})
 
     def summary(self) -> str:
-        """Say in one line what was found and what was left out."""
-        images = len({sample.id for sample in self.samples})
-        said = f"{_counted(len(self.samples), 'sample')} from {_counted(images, 'picture')} in {self.source}"
-        for why in SkipReason:
-            named = [skipped for skipped in self.skipped if skipped.reason is why]
-            if named:
-                said += f"; left out: {len(named)} that {why}, the first is {named[0].where}"
-        return said
+        """Return one line with the numbers of samples, images and skipped images."""
+        num_images = len({sample.id for sample in self.samples})
+        line = f"{_count(len(self.samples), 'sample')} from {_count(num_images, 'image')} in {self.source}"
+        for reason in SkipReason:
+            skipped = [each for each in self.skipped if each.reason is reason]
+            if skipped:
+                line += f"; skipped: {len(skipped)} that {reason}, the first is {skipped[0].where}"
+        return line
 
 
-def _counted(number: int, word: str) -> str:
-    return f"{number:,} {word}" + ("" if number == 1 else "s")
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -1,18 +1,18 @@
-"""Labels and bins, to and from the text that Florence-2 speaks: the grammar, both directions side by side.
+"""The grammar of Florence-2's answers: labels and bins, to and from text with location tokens.
 
-It knows bins (0 to 999), but no pixels and no values a user sees: those are made in `locations.py`. In the table `n` is
-one of the tokens `<loc_0>` to `<loc_999>`, x and y in turn; the rest stands for itself.
+Bins are 0 to 999; `locations.py` converts them from and to pixels. In the table `n` is one of the tokens `<loc_0>` to
+`<loc_999>`, x and y in turn; every other token is itself.
 
-    answers             objects on the wire
-    boxes, phrases      label nnnn nnnn ...  label nnnn ...             one box or several behind each label
+    output type         objects in the text
+    boxes, phrases      label nnnn nnnn ...  label nnnn ...             one or several boxes after each label
     regions             nnnn nnnn ...                                   no labels
-    quads               label nnnnnnnn  label nnnnnnnn ...              always a label for each
+    quads               label nnnnnnnn  label nnnnnnnn ...              one label for each
     polygons            nn...n <sep> nn...n                             one object; no labels
                         <poly> nn...n <sep> nn...n </poly> ...          several objects
-    boxes or polygons   label nnnn ...  label <poly> nn...n </poly> ...   several of either behind each label
+    boxes or polygons   label nnnn ...  label <poly> nn...n </poly> ...   several of either after each label
 
-A label is the words right before an object's tokens. What fits no row is skipped: tokens without the label they need,
-fewer than four in a row, words with no tokens behind them. `<s>`, `</s>` and `<pad>` count for nothing anywhere.
+A label is the text directly before an object's tokens. What matches no row is skipped: tokens without the label that
+they need, fewer than four in a row, text without tokens after it. `<s>`, `</s>` and `<pad>` are ignored everywhere.
 """
 
 import re
@@ -24,18 +24,18 @@ from florence2.model.geometry import GeometryKind
 from florence2.model.tasks import END, PAD, POLYGON_END, POLYGON_START, SEPARATOR, SPECIAL_TOKENS, START, OutputType
 
 MIN_TOKENS = 4
-"""Fewer layout tokens in a row are no object."""
+"""An object has at least so many location and polygon tokens in a row."""
 Bins = tuple[int, ...]
 Span = tuple[int, int]
-"""A [start, end) of characters, or of places in a shape."""
+"""A range [start, end) of characters, or of positions in a shape."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocatedObject:
-    """One object on the wire; its spans say where it stands in the text that it was found in.
+    """One object of an answer's text, with its character spans in the text that it was decoded from.
 
-    `form` is the result key it goes under: bboxes, quad_boxes or polygons. `bins` holds one run of bins for a box or a
-    quad, and one for each polygon of a mask. Several objects may share one `label_span`.
+    `bins` holds one ring of bins for a box or a quad, and one for each polygon of a mask. Several objects may have the
+    same `label_span`.
     """
 
     kind: GeometryKind
@@ -45,21 +45,21 @@ class LocatedObject:
     span: Span = (0, 0)
 
 
-def encode_objects(answers: OutputType, objects: Iterable[LocatedObject]) -> str:
-    """Return the text that says these objects in this order, neighbours of one label behind one label."""
-    # A space stands for an empty label, lest a box go to the label before it.
-    said = [(_clean(placed.label) or " ", placed.kind, text) for placed in objects if (text := _write_bins(placed))]
-    match answers:
+def encode_objects(output_type: OutputType, objects: Iterable[LocatedObject]) -> str:
+    """Return the text of objects in this order; neighbors with one label follow one label."""
+    # A space is the text of an empty label, else a box would belong to the label before it.
+    parts = [(_clean(obj.label) or " ", obj.kind, tokens) for obj in objects if (tokens := _encode_bins(obj))]
+    match output_type:
         case OutputType.REGIONS:
-            return "".join(text for _, _, text in said)
+            return "".join(tokens for _, _, tokens in parts)
         case OutputType.POLYGONS:
-            bare = said[0][2][len(POLYGON_START) : -len(POLYGON_END)] if len(said) == 1 else ""
-            return bare if bare.count("<") >= MIN_TOKENS else "".join(text for _, _, text in said)
+            bare = parts[0][2][len(POLYGON_START) : -len(POLYGON_END)] if len(parts) == 1 else ""
+            return bare if bare.count("<") >= MIN_TOKENS else "".join(tokens for _, _, tokens in parts)
         case OutputType.QUADS:
-            return "".join(label + text for label, _, text in said)
+            return "".join(label + tokens for label, _, tokens in parts)
         case _:
-            groups = groupby(said, key=lambda one: one[:2])
-            return "".join(label + "".join(one[2] for one in group) for (label, _), group in groups)
+            groups = groupby(parts, key=lambda part: part[:2])
+            return "".join(label + "".join(part[2] for part in group) for (label, _), group in groups)
 
 
 def bins_to_tokens(bins: Iterable[int]) -> str:
@@ -67,112 +67,112 @@ def bins_to_tokens(bins: Iterable[int]) -> str:
     return "".join(f"<loc_{bin}>" for bin in bins)  # noqa: A001
 
 
-def _write_bins(placed: LocatedObject) -> str:
-    runs = [bins_to_tokens(run) for run in placed.bins if run]
-    if placed.kind is GeometryKind.POLYGONS and runs:
-        return POLYGON_START + SEPARATOR.join(runs) + POLYGON_END
-    return "".join(runs)
+def _encode_bins(obj: LocatedObject) -> str:
+    rings = [bins_to_tokens(ring) for ring in obj.bins if ring]
+    if obj.kind is GeometryKind.POLYGONS and rings:
+        return POLYGON_START + SEPARATOR.join(rings) + POLYGON_END
+    return "".join(rings)
 
 
 def _clean(label: str) -> str:
-    """Return the label without special tokens, nor any that comes about when another goes."""
+    """Remove special tokens from a label, also those that arise where another is removed."""
     while (shorter := _TOKEN.sub("", label)) != label:
         label = shorter
     return label.strip()
 
 
-def decode_objects(answers: OutputType, text: str) -> Iterator[LocatedObject]:
-    """Yield the objects in a model's text, in order. Any text is legal."""
-    marks = _scan(text)
-    shape = "".join(mark.kind for mark in marks)
-    for match in _PATTERNS[answers].finditer(shape) if answers in _PATTERNS else ():
-        first = match.start("places")
-        label = marks[first - 1] if match["label"] else None
-        form, objects = _split(answers, match["places"])
-        for runs in objects:
+def decode_objects(output_type: OutputType, text: str) -> Iterator[LocatedObject]:
+    """Yield the objects of a generated text, in order. Any text is legal."""
+    pieces = _scan(text)
+    shape = "".join(piece.letter for piece in pieces)
+    for match in _PATTERNS[output_type].finditer(shape) if output_type in _PATTERNS else ():
+        first = match.start("tokens")
+        label = pieces[first - 1] if match["label"] else None
+        kind, objects = _split(output_type, match["tokens"])
+        for rings in objects:
             yield LocatedObject(
-                form,
+                kind,
                 _clean(label.text) if label else "",
-                tuple(tuple(mark.bin for mark in marks[first + a : first + b]) for a, b in runs),
-                (label.start, label.end) if label else (marks[first].start, marks[first].start),
-                (marks[first + runs[0][0]].start, marks[first + runs[-1][1] - 1].end),
+                tuple(tuple(piece.bin for piece in pieces[first + a : first + b]) for a, b in rings),
+                (label.start, label.end) if label else (pieces[first].start, pieces[first].start),
+                (pieces[first + rings[0][0]].start, pieces[first + rings[-1][1] - 1].end),
             )
 
 
-# A text's shape has one letter for each of its parts: `t` words, `n` a location, `,` `(` `)` the polygon tokens and `|`
-# any other special token. All grammar is regular expressions over shapes.
-_KINDS = {SEPARATOR: ",", POLYGON_START: "(", POLYGON_END: ")"}
+# A text's shape has one letter for each of its pieces: `t` text, `n` a location, `,` `(` `)` the polygon tokens and `|`
+# any other special token. The grammar consists of regular expressions over shapes.
+_LETTERS = {SEPARATOR: ",", POLYGON_START: "(", POLYGON_END: ")"}
 _PATTERNS = {
-    OutputType.BOXES: re.compile("(?P<label>t)(?P<places>n{4,})"),
-    OutputType.PHRASES: re.compile("(?P<label>t)(?P<places>n{4,})"),
-    OutputType.REGIONS: re.compile("(?P<label>)(?P<places>n{4,})"),
-    OutputType.QUADS: re.compile("(?P<label>t)(?P<places>n{8})"),
-    OutputType.POLYGONS: re.compile("(?P<label>)(?P<places>[n,()]{4,})"),
-    OutputType.BOXES_OR_POLYGONS: re.compile("(?P<label>t)(?P<places>[n,()]{4,})"),
+    OutputType.BOXES: re.compile("(?P<label>t)(?P<tokens>n{4,})"),
+    OutputType.PHRASES: re.compile("(?P<label>t)(?P<tokens>n{4,})"),
+    OutputType.REGIONS: re.compile("(?P<label>)(?P<tokens>n{4,})"),
+    OutputType.QUADS: re.compile("(?P<label>t)(?P<tokens>n{8})"),
+    OutputType.POLYGONS: re.compile("(?P<label>)(?P<tokens>[n,()]{4,})"),
+    OutputType.BOXES_OR_POLYGONS: re.compile("(?P<label>t)(?P<tokens>[n,()]{4,})"),
 }
-_MARKERS = (START, END, PAD)
+_IGNORED_TOKENS = (START, END, PAD)
 _TOKEN = re.compile(
-    "<loc_([0-9]+)>|" + "|".join(re.escape(t) for t in (*_MARKERS, *SPECIAL_TOKENS) if not t.startswith("<loc_"))
+    "<loc_([0-9]+)>|" + "|".join(re.escape(t) for t in (*_IGNORED_TOKENS, *SPECIAL_TOKENS) if not t.startswith("<loc_"))
 )
 
 
-def _split(answers: OutputType, shape: str) -> tuple[GeometryKind, list[list[Span]]]:
-    """Split the shape of a label's places into objects: for each the runs of locations it is made of."""
-    if answers is OutputType.POLYGONS or "(" in shape:
-        return GeometryKind.POLYGONS, [runs for body in _bodies(shape) if (runs := _polygons(shape, *body))]
-    if answers is OutputType.QUADS:
+def _split(output_type: OutputType, shape: str) -> tuple[GeometryKind, list[list[Span]]]:
+    """Split the shape of a label's tokens into objects, each a list of rings."""
+    if output_type is OutputType.POLYGONS or "(" in shape:
+        return GeometryKind.POLYGONS, [rings for body in _polygon_bodies(shape) if (rings := _polygons(shape, *body))]
+    if output_type is OutputType.QUADS:
         return GeometryKind.QUAD_BOXES, [[(0, 8)]]
     count = len(shape) - len(shape.lstrip("n"))
     return GeometryKind.BBOXES, [[box] for box in pairwise(range(0, count + 1, 4))]
 
 
-def _bodies(shape: str) -> list[Span]:
-    """Return what stands between `(` and `)`; everything where either is missing: a text may have been cut short."""
+def _polygon_bodies(shape: str) -> list[Span]:
+    """Return the spans between `(` and `)`; the complete shape where either is missing, as in a truncated text."""
     if "(" in shape and ")" in shape:
         return [match.span(1) for match in re.finditer(r"\(([^)]*+)\)", shape)]
     return [(0, len(shape))]
 
 
 def _polygons(shape: str, start: int, end: int) -> list[Span]:
-    """Return the runs that a separator or the body's end closes, without a last x that has no y."""
+    """Return the rings that a separator or the body's end closes, without a last x that has no y."""
     closed = re.compile(r"(?<!n)n++(?=,|$)").finditer(shape, start, end)
     return [(a, b - (b - a) % 2) for a, b in (match.span() for match in closed) if b - a > 1]
 
 
 @dataclass(frozen=True, slots=True)
-class _Mark:
-    kind: str
+class _Piece:
+    letter: str
     start: int
     end: int
     text: str = ""
     bin: int = 0
 
 
-def _scan(text: str) -> list[_Mark]:
-    marks: list[_Mark] = []
-    at = 0
+def _scan(text: str) -> list[_Piece]:
+    pieces: list[_Piece] = []
+    position = 0
     for match in _TOKEN.finditer(text):
-        _add_words(marks, text, at, match.start())
-        at = match.end()
+        _add_text(pieces, text, position, match.start())
+        position = match.end()
         if match[1]:
-            marks.append(_Mark("n", *match.span(), bin=_bin(match[1])))
-        elif match[0] not in _MARKERS:
-            marks.append(_Mark(_KINDS.get(match[0], "|"), *match.span()))
-    _add_words(marks, text, at, len(text))
-    return marks
+            pieces.append(_Piece("n", *match.span(), bin=_parse_bin(match[1])))
+        elif match[0] not in _IGNORED_TOKENS:
+            pieces.append(_Piece(_LETTERS.get(match[0], "|"), *match.span()))
+    _add_text(pieces, text, position, len(text))
+    return pieces
 
 
-def _add_words(marks: list[_Mark], text: str, start: int, end: int) -> None:
-    """Add words, or join them to the words before where only a marker stood between."""
-    words = text[start:end]
-    if words and marks and marks[-1].kind == "t":
-        last = marks.pop()
-        words, start = last.text + words, last.start
-    if words:
-        marks.append(_Mark("t", start, end, words))
+def _add_text(pieces: list[_Piece], text: str, start: int, end: int) -> None:
+    """Add a piece of text, or join it to the piece before where only an ignored token is between them."""
+    content = text[start:end]
+    if content and pieces and pieces[-1].letter == "t":
+        last = pieces.pop()
+        content, start = last.text + content, last.start
+    if content:
+        pieces.append(_Piece("t", start, end, content))
 
 
-def _bin(digits: str) -> int:
-    """Return the number, 999 at most; `int` alone refuses thousands of digits."""
+def _parse_bin(digits: str) -> int:
+    """Return the number, 999 at most; `int` refuses thousands of digits."""
     digits = digits.lstrip("0") or "0"
     return int(digits) if len(digits) <= 3 else 999

@@ -1,6 +1,6 @@
-"""Picture to pixels, prompt to ids, ids to text: the only place where any of it happens, training and prediction alike.
+"""Preprocessing for training and prediction: image to pixels, prompt and target to ids, ids to text.
 
-The settings are those of a `Florence2Processor`; the numbers equal its own. Knows nothing of files.
+The settings are those of a `Florence2Processor`, and so are the results.
 """
 
 import codecs
@@ -18,14 +18,14 @@ from florence2.devices import to_device
 from florence2.errors import UserError
 from florence2.model.tasks import Task
 
-IGNORED_LABEL = -100  # what padding in labels is marked with
+IGNORED_LABEL = -100  # the label of padding
 
 
 @lru_cache
 def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], rescale: float, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give what bytes are multiplied by and what is added then, once for each device: a recording sends nothing."""
+    """Return the factor and the offset of each byte, cached by device: a CUDA graph must not copy from the host."""
     with torch.inference_mode(False):
         scale = torch.tensor([rescale / each for each in std])
         shift = torch.tensor([-each / spread for each, spread in zip(mean, std, strict=True)])
@@ -34,10 +34,10 @@ def _scale_and_shift(
 
 @dataclass(frozen=True, eq=False)
 class Preprocessor:
-    """How one checkpoint wants its pictures and words.
+    """The preprocessing of one checkpoint.
 
-    `size` is (height, width) in pixels. Pictures are stretched to it, never cropped; then each byte is multiplied by
-    `rescale`, `mean` is taken away and the rest divided by `std`.
+    `size` is (height, width) in pixels. Images are stretched to it, never cropped; then each byte is multiplied by
+    `rescale`, `mean` is subtracted and the rest divided by `std`.
     """
 
     size: tuple[int, int]
@@ -51,15 +51,15 @@ class Preprocessor:
 
     @classmethod
     def from_processor(cls, processor: Any) -> "Preprocessor":
-        """Read the settings of a `Florence2Processor`; refuse those that would need other steps than ours."""
+        """Read the settings of a `Florence2Processor`; refuse those that need other steps."""
         images, tokenizer = processor.image_processor, processor.tokenizer
-        _refuse_other_steps(images)
+        _refuse_unsupported_steps(images)
         return cls(
             size=_height_and_width(images.size),
-            mean=_three(images.image_mean),
-            std=_three(images.image_std),
+            mean=_as_triple(images.image_mean),
+            std=_as_triple(images.image_std),
             rescale=float(images.rescale_factor),
-            resample=_filter(images.resample),
+            resample=_resampling(images.resample),
             num_image_tokens=int(processor.num_image_tokens),
             image_token_id=int(processor.image_token_id),
             tokenizer=tokenizer,
@@ -67,86 +67,86 @@ class Preprocessor:
 
     @property
     def min_size(self) -> tuple[int, int]:
-        """(width, height) below which decoding a picture at a reduced scale would lose detail."""
+        """The (width, height) below which decoding an image at a reduced scale loses detail."""
         return self.size[1], self.size[0]
 
     @property
     def fill_color(self) -> tuple[int, int, int]:
-        """The colour that is nothing to the model."""
+        """The colour that is normalized to zero."""
         red, green, blue = (min(max(round(mean / self.rescale), 0), 255) for mean in self.mean)
         return red, green, blue
 
     def resize(self, image: Image.Image, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
-        """Stretch an RGB picture, or a (left, top, right, bottom) of it, to the model's size: uint8, H x W x 3."""
+        """Stretch an image, or its part (left, top, right, bottom), to the model's size: RGB, uint8, HWC."""
         height, width = self.size
         return np.array(image.convert("RGB").resize((width, height), resample=self.resample, box=box))
 
     def normalize(self, pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Turn bytes (HWC or BHWC) into the model's float32 (CHW or BCHW), on the device where they lie.
+        """Convert bytes (HWC or BHWC) to normalized float32 (CHW or BCHW) on their own device.
 
-        The memory stays laid out channels-last, as it came.
+        The memory format remains channels-last.
         """
-        levels = torch.as_tensor(pixels)
-        scale, shift = _scale_and_shift(self.mean, self.std, self.rescale, levels.device)
-        return (levels.float() * scale + shift).movedim(-1, -3)
+        bytes_HWC = torch.as_tensor(pixels)
+        scale, shift = _scale_and_shift(self.mean, self.std, self.rescale, bytes_HWC.device)
+        return (bytes_HWC.float() * scale + shift).movedim(-1, -3)
 
     def prompt_ids(self, task: Task, input: str = "", max_length: int | None = None) -> list[int]:  # noqa: A002
-        """Give the encoder's ids: the picture's places, then `<s> sentence </s>`.
+        """Return the encoder's ids: the image tokens, then `<s> prompt </s>`.
 
-        A prompt beyond `max_length` ids, places included, is an error: cut short it would ask something else.
+        Raises UserError where there are more than `max_length` ids, because a truncated prompt is another prompt.
         """
-        sentence = task.format_prompt(input)
-        self._refuse_layout_tokens(sentence)
-        ids = [self.image_token_id] * self.num_image_tokens + self._ids(sentence)
+        prompt = task.format_prompt(input)
+        self._refuse_layout_tokens(prompt)
+        ids = [self.image_token_id] * self.num_image_tokens + self._tokenize(prompt)
         if max_length is not None and len(ids) > max_length:
-            room = max_length - self.num_image_tokens - 2
+            max_tokens = max_length - self.num_image_tokens - 2
             raise UserError(
-                f"the prompt has {len(ids) - self.num_image_tokens - 2} tokens, the model takes {room}",
-                f"shorten the prompt that begins with `{sentence[:40]}`",
+                f"the prompt has {len(ids) - self.num_image_tokens - 2} tokens, the model takes {max_tokens}",
+                f"shorten the prompt that begins with `{prompt[:40]}`",
             )
         return ids
 
     def target_ids(self, text: str, max_length: int | None = None) -> list[int]:
-        """Give the ids that the model shall learn to say: `<s> text </s>`, cut to `max_length` with `</s>` kept."""
+        """Return the labels of a target: `<s> text </s>`, truncated to `max_length` before `</s>`."""
         return self.encode_target(text, max_length)[0]
 
     def encode_target(self, text: str, max_length: int | None = None) -> tuple[list[int], bool]:
-        """Give `target_ids`, and whether the text had to be cut."""
-        ids = self._ids(self._without_layout_tokens(text))
+        """Return `target_ids`, and whether the text is truncated."""
+        ids = self._tokenize(self._without_layout_tokens(text))
         if max_length is None or len(ids) <= max_length:
             return ids, False
         return [*ids[: max_length - 1], ids[-1]], True
 
     def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
-        """Read ids as text; layout tokens (`<s>`, `</s>`, `<pad>`, picture places) go, location tokens stay."""
-        numbers = ids.tolist() if isinstance(ids, torch.Tensor) else ids
-        dropped = self._dropped_ids()
-        kept = [number for number in numbers if number not in dropped]
-        text = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        """Return the text of ids without layout tokens (`<s>`, `</s>`, `<pad>`, `<image>`), with location tokens."""
+        all_ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
+        dropped_ids = self._dropped_ids()
+        text_ids = [each for each in all_ids if each not in dropped_ids]
+        text = self.tokenizer.decode(text_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return cast(str, text).strip()
 
     def char_spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """Say where each id stands in `decode(ids)`: [start, end) of characters, of which layout tokens have none.
+        """Return the characters [start, end) of each id in `decode(ids)`; layout tokens have empty spans.
 
-        Where a character is spelt by several ids, each of them stands on it.
+        Where several ids encode one character, it is the span of each of them.
         """
-        text, ends = "", []
+        text, spans = "", []
         for piece in self._pieces(ids):
             start = len(text)
             text += piece or ""
-            ends.append((start, start if piece is None else max(start + 1, len(text))))
-        before = len(text) - len(text.lstrip())  # `decode` strips
-        return [(max(start - before, 0), max(end - before, 0)) for start, end in ends]
+            spans.append((start, start if piece is None else max(start + 1, len(text))))
+        stripped = len(text) - len(text.lstrip())  # `decode` strips
+        return [(max(start - stripped, 0), max(end - stripped, 0)) for start, end in spans]
 
     def _pieces(self, ids: Sequence[int]) -> Iterator[str | None]:
-        """Give the characters that each id completes; None for what `decode` drops."""
-        dropped, said = self._dropped_ids(), codecs.getincrementaldecoder("utf-8")("replace")
-        for number, token in zip(ids, self.tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
-            yield None if number in dropped or token is None else said.decode(_token_bytes(token))
+        """Yield the characters that each id completes; None for ids that `decode` drops."""
+        dropped_ids, decoder = self._dropped_ids(), codecs.getincrementaldecoder("utf-8")("replace")
+        for token_id, token in zip(ids, self.tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
+            yield None if token_id in dropped_ids or token is None else decoder.decode(_token_bytes(token))
 
-    def _ids(self, text: str) -> list[int]:
-        whole = f"{self.tokenizer.bos_token}{text}{self.tokenizer.eos_token}"
-        return cast("list[int]", self.tokenizer(whole, add_special_tokens=False)["input_ids"])
+    def _tokenize(self, text: str) -> list[int]:
+        sequence = f"{self.tokenizer.bos_token}{text}{self.tokenizer.eos_token}"
+        return cast("list[int]", self.tokenizer(sequence, add_special_tokens=False)["input_ids"])
 
     def _dropped_ids(self) -> set[int]:
         return {self.image_token_id, IGNORED_LABEL, *self._layout_ids()}
@@ -158,38 +158,38 @@ class Preprocessor:
         ids = [*self._layout_ids(), self.image_token_id]
         return cast("list[str]", self.tokenizer.convert_ids_to_tokens(ids))
 
-    def _refuse_layout_tokens(self, sentence: str) -> None:
+    def _refuse_layout_tokens(self, prompt: str) -> None:
         for token in self._layout_tokens():
-            if token in sentence:
-                raise UserError(f"the prompt holds `{token}`, which the model reads as layout", "leave it out")
+            if token in prompt:
+                raise UserError(f"the prompt holds the layout token `{token}`", "remove it")
 
     def _without_layout_tokens(self, text: str) -> str:
-        # Captions pasted from raw output of a model often end in </s><pad><pad>.
+        # Captions copied from the raw output of a model often end in </s><pad><pad>.
         for token in self._layout_tokens():
             text = text.replace(token, "")
         return text.strip()
 
 
 def max_target_tokens(model_config: Any) -> int:
-    """Give the most ids a target may have, `<s>` and `</s>` included: the decoder has so many positions."""
+    """Return the number of positions of the decoder, the maximal length of a target with `<s>` and `</s>`."""
     return int(model_config.text_config.max_position_embeddings)
 
 
-_BYTES = {letter: number for number, letter in bytes_to_unicode().items()}
+_BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 def _token_bytes(token: str) -> bytes:
-    """Give the bytes that a token of a byte-level vocabulary stands for; added tokens stand for themselves."""
-    numbers = [_BYTES.get(letter) for letter in token]
-    return token.encode() if None in numbers else bytes(cast("list[int]", numbers))
+    """Return the bytes of a token of a byte-level vocabulary; an added token encodes itself."""
+    values = [_BYTES.get(letter) for letter in token]
+    return token.encode() if None in values else bytes(cast("list[int]", values))
 
 
-def _refuse_other_steps(images: Any) -> None:
-    wanted = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": False, "do_pad": False}
-    for name, value in wanted.items():
+def _refuse_unsupported_steps(images: Any) -> None:
+    supported = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": False, "do_pad": False}
+    for name, value in supported.items():
         if bool(getattr(images, name, value)) != value:
             raise UserError(
-                f"the processor says `{name}: {str(not value).lower()}`, which Florence-2 was not trained with",
+                f"the processor has `{name}: {str(not value).lower()}`, which Florence-2 was not trained with",
                 f"set `{name}` to {str(value).lower()} in preprocessor_config.json or processor_config.json",
             )
 
@@ -198,27 +198,27 @@ def _height_and_width(size: Any) -> tuple[int, int]:
     height, width = size.get("height"), size.get("width")
     if not height or not width:
         raise UserError(
-            f"the processor's picture size is `{dict(size)}`, not a height and a width",
-            "set `size` to for example {'height': 768, 'width': 768} in preprocessor_config.json",
+            f"the processor's image size is `{dict(size)}`, not a height and a width",
+            "set `size` to {'height': 768, 'width': 768} or another square in preprocessor_config.json",
         )
     if height != width:
-        raise UserError(f"the processor's picture size is {height} x {width}", "Florence-2 takes square pictures only")
+        raise UserError(f"the processor's image size is {height} x {width}", "set `size` to a square")
     return int(height), int(width)
 
 
-def _three(values: Any) -> tuple[float, float, float]:
+def _as_triple(values: Any) -> tuple[float, float, float]:
     one, two, three = (float(value) for value in values)
     return one, two, three
 
 
-def _filter(resample: Any) -> Image.Resampling:
+def _resampling(resample: Any) -> Image.Resampling:
     # Pillow's number, or torchvision's name of the same filter.
-    named = getattr(resample, "value", resample)
-    if isinstance(named, str):
-        named = getattr(Image.Resampling, named.upper(), None)
+    value = getattr(resample, "value", resample)
+    if isinstance(value, str):
+        value = getattr(Image.Resampling, value.upper(), None)
     try:
-        return Image.Resampling(named)
+        return Image.Resampling(value)
     except ValueError:
         raise UserError(
-            f"the processor's `resample: {resample}` is no filter of Pillow", "set it to 3, bicubic"
+            f"the processor's `resample: {resample}` is not a filter of Pillow", "set it to 3 (bicubic)"
         ) from None

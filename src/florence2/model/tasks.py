@@ -1,10 +1,10 @@
-"""The fifteen things Florence-2 can be asked, one row each, and the tokens its vocabulary has for them.
+"""The fifteen tasks of Florence-2, one row each, and the special tokens of its vocabulary.
 
-This is the only home of the task names, their sentences and the layout tokens. It is pure Python: it knows neither
-tensors nor tokenizers, and nothing of how an answer is written (see `locations.py`).
+Task names, their prompts and special tokens are defined here only. Pure Python, without tensors or tokenizers;
+`locations.py` defines how an answer is encoded.
 
 A task is named by Microsoft's token or by any spelling of it: `<OD>`, `OD`, `od`; `more-detailed-caption`,
-`More Detailed Caption`. Every other string is a legal prompt: it goes to the model as it is and answers text.
+`More Detailed Caption`. Every other string is a custom prompt: it goes to the model as it is, and the answer is text.
 """
 
 import re
@@ -15,7 +15,7 @@ from florence2.errors import UserError
 
 
 class InputType(StrEnum):
-    """What a task needs besides the picture."""
+    """The input of a task besides the image."""
 
     NOTHING = "nothing"
     WORDS = "words"
@@ -23,7 +23,7 @@ class InputType(StrEnum):
 
 
 class OutputType(StrEnum):
-    """What a task answers; `locations.py` writes and reads each kind."""
+    """The kind of a task's answer; `locations.py` encodes and decodes each kind with positions."""
 
     TEXT = "text"
     BOXES = "boxes"
@@ -36,7 +36,7 @@ class OutputType(StrEnum):
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the table, or a prompt of the user's own (then `token` and `prompt` are the same string)."""
+    """One row of the table, or a custom prompt (then `token` and `prompt` are the same string)."""
 
     token: str
     prompt: str
@@ -45,27 +45,27 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Return the spelling for people and flags: `<OD>` is `od`; a prompt of one's own is itself."""
+        """The name in flags and reports: `<OD>` is `od`; a custom prompt is its own name."""
         return self.token if self.is_custom else self.token.strip("<>").lower()
 
     @property
     def is_custom(self) -> bool:
-        """Tell whether this is a prompt of the user's own."""
+        """Whether this is a custom prompt."""
         return self.token == self.prompt
 
-    def format_prompt(self, input: str = "") -> str:  # noqa: A002  the word users and transformers' templates have
-        """Return the sentence the model is asked.
+    def format_prompt(self, input: str = "") -> str:  # noqa: A002
+        """Return the prompt for the tokenizer.
 
-        It equals what transformers' Florence2Processor makes of `token + input`. A prompt of one's own is followed by
-        the input as it is. Raises UserError where a task takes no input and gets one.
+        It equals the prompt of transformers' Florence2Processor for `token + input`. An input follows a custom prompt
+        as it is. Raises UserError where a task takes no input and gets one.
         """
         if self.is_custom:
             return self.prompt + input
-        words = input.strip()
+        task_input = input.strip()
         if self.input_type is not InputType.NOTHING:
-            return self.prompt.replace("{input}", words)
-        if words:
-            raise UserError(f"`{self.token}` takes no input and got `{words}`", "leave the input out")
+            return self.prompt.replace("{input}", task_input)
+        if task_input:
+            raise UserError(f"`{self.token}` takes no input and got `{task_input}`", "remove the input")
         return self.prompt
 
 
@@ -119,31 +119,31 @@ TASKS: tuple[Task, ...] = (
 
 
 def find_task(name: str) -> Task:
-    """Return the task that `name` spells, or `name` as a prompt of the user's own that answers text.
+    """Return the task that `name` spells, else `name` as a custom prompt.
 
-    Raises UserError where a task's token is followed by an input, which a Task cannot hold: see `split_prompt`.
+    Raises UserError where an input follows a task's token, which a Task cannot hold: see `split_prompt`.
     """
-    task, words = split_prompt(name)
-    if words:
+    task, task_input = split_prompt(name)
+    if task_input:
         raise UserError(
             f"`{name}` holds a task and its input together",
-            f"name the task `{task.token}` and give `{words}` as its input",
+            f"pass the task `{task.token}` and the input `{task_input}` separately",
         )
     return task
 
 
 def split_prompt(text: str) -> tuple[Task, str]:
-    """Split `<TASK>some input` into the task and its input; a task's name alone has the input "".
+    """Split `<TASK>some input` into the task and its input; the name of a task alone has the input "".
 
-    Text that opens with no known token is one prompt of the user's own: the input is "" and nothing is cut off.
+    A text without a known token at its start is a custom prompt with the input "".
     """
-    opening = re.match(r"\s*<([^<>]+)>", text)
-    if opening and (task := _spelled(opening[1])):
-        return task, text[opening.end() :].strip()
-    return _spelled(text) or Task(text, text, InputType.NOTHING, OutputType.TEXT), ""
+    token = re.match(r"\s*<([^<>]+)>", text)
+    if token and (task := _lookup(token[1])):
+        return task, text[token.end() :].strip()
+    return _lookup(text) or Task(text, text, InputType.NOTHING, OutputType.TEXT), ""
 
 
-def _spelled(name: str) -> Task | None:
+def _lookup(name: str) -> Task | None:
     token = "<" + re.sub(r"[\s_-]+", "_", name.strip()).upper() + ">"
     return next((task for task in TASKS if task.token == token), None)
 
@@ -153,17 +153,17 @@ START, END, PAD = "<s>", "</s>", "<pad>"
 SEPARATOR, POLYGON_START, POLYGON_END, AND = "<sep>", "<poly>", "</poly>", "<and>"
 
 
-def _paired(*names: str) -> tuple[str, ...]:
+def _tag_pairs(*names: str) -> tuple[str, ...]:
     return tuple(token for name in names for token in (f"<{name}>", f"</{name}>"))
 
 
-# The order is the order of their ids in Microsoft's checkpoints; the misspelt `desciption` is theirs.
+# In the order of their ids in Microsoft's checkpoints, where `desciption` is misspelt.
 SPECIAL_TOKENS: tuple[str, ...] = (
-    *_paired("od", "ocr"),
+    *_tag_pairs("od", "ocr"),
     *(f"<loc_{bin}>" for bin in range(NUM_BINS)),  # noqa: A001
-    *_paired("cap", "ncap", "dcap", "grounding", "seg"),
+    *_tag_pairs("cap", "ncap", "dcap", "grounding", "seg"),
     SEPARATOR,
-    *_paired("region_cap", "region_to_desciption", "proposal"),
+    *_tag_pairs("region_cap", "region_to_desciption", "proposal"),
     POLYGON_START,
     POLYGON_END,
     AND,

@@ -210,13 +210,13 @@ def first(state, part):
 BAD = {
     "one half": (
         lambda folder: change_weights(folder, lambda state: state.pop(first(state, "lora_B"))),
-        "1 weights of the adapter find no place",
+        "1 weights of the adapter match no module",
     ),
     "another layer": (
         lambda folder: change_weights(
             folder, lambda state: state.update({"base_model.model.language_model.nose.lora_A.weight": torch.ones(4, 8)})
         ),
-        r"find no place in its base, the first is `base_model\.model\.language_model\.nose",
+        r"match no module of its base, such as `base_model\.model\.language_model\.nose",
     ),
     "another rank": (
         lambda folder: edit_json(folder / "adapter_config.json", r=3),
@@ -225,7 +225,7 @@ BAD = {
     "not LoRA": (lambda folder: edit_json(folder / "adapter_config.json", peft_type="IA3"), "of type `IA3`"),
     "begun on another base": (
         lambda folder: edit_json(folder / "adapter_config.json", init_lora_weights="pissa_niter_16"),
-        "begun with `pissa_niter_16`",
+        "initialization `pissa_niter_16` changed its base",
     ),
     "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "has no weights"),
     "itself": (
@@ -247,10 +247,10 @@ def test_a_wrong_adapter_is_one_line(case, adapter):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"flavour": 3}, "`flavour` is no setting of LoRA"),
-        ({"init": "corda"}, "cannot begin with `corda`"),
-        ({"rank": 0}, "LoRA cannot be attached: .*positive"),
-        ({"modules_to_save": ["embed_tokens"]}, "cannot carry LoRA"),
+        ({"flavour": 3}, "`flavour` is not a LoRA option"),
+        ({"init": "corda"}, "`corda` is not a supported LoRA initialization"),
+        ({"rank": 0}, "LoRA cannot be added: .*positive"),
+        ({"modules_to_save": ["embed_tokens"]}, "which cannot have a LoRA"),
     ],
 )
 def test_wrong_settings_are_one_line(options, message):

@@ -65,7 +65,7 @@ def test_activations_are_expected_as_without(base: Path) -> None:
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_what_changes_the_base_is_refused(base: Path, init: str) -> None:
-    with pytest.raises(UserError, match=f"LoRA cannot begin with `{init}` on a base in 4 bits"):
+    with pytest.raises(UserError, match=f"LoRA initialization `{init}` cannot change a base in 4 bits"):
         lora.add_lora(packed(base), rank=2, alpha=2, init=init)
 
 

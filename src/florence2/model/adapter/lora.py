@@ -1,7 +1,6 @@
-"""A LoRA, read, attached, merged and saved.
+"""LoRA adapters: adding, reading, loading, merging and saving them.
 
-The work is peft's; this file checks that nothing is left out, and mends what peft does not know about
-this model. It does not fetch a base and does not train.
+peft does the work; this module checks that every tensor is used, and handles what is particular to this model.
 """
 
 import copy
@@ -20,20 +19,20 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import Florence2ForConditionalGeneration
 
-from florence2.errors import UserError
+from florence2.errors import CheckpointError, OptionError
 from florence2.model.adapter.target_modules import DEFAULT_TARGET_MODULES, resolve_target_modules
 from florence2.model.storage import checkpoint_files as checkpoint
 from florence2.model.storage import legacy_layout as legacy
 
 _NAME = "default"
-# These change the base's weights at the start, so the adapter alone does not say what the model became.
+# These initializations change the base's weights, so that the adapter alone does not determine the model.
 _BASE_CHANGING_INITS = ("pissa", "olora")
 _INITS = (True, False, "gaussian", "orthogonal", "eva", *_BASE_CHANGING_INITS)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA as read from its folder, in transformers' names whatever it was trained on."""
+    """A LoRA as read from its folder, with transformers' names."""
 
     base: str | None
     revision: str | None
@@ -53,10 +52,10 @@ def add_lora(
     revision: str | None = None,
     **options: Any,
 ) -> PeftModel:
-    """Freeze a model and put a new LoRA on it.
+    """Freeze a model and add a new LoRA to it.
 
     `target_modules` are names such as `fc1`, regular expressions, `all-linear`, `vision` or `language`; `options` are
-    further fields of peft's `LoraConfig`. Raises UserError for a name that matches nothing.
+    further fields of peft's `LoraConfig`. Raises OptionError for a name that matches nothing.
     """
     settings = {
         "r": rank,
@@ -68,11 +67,11 @@ def add_lora(
         "target_modules": resolve_target_modules(model, target_modules),
     } | options
     if unknown := settings.keys() - {field.name for field in fields(LoraConfig)}:
-        raise UserError(f"`{sorted(unknown)[0]}` is no setting of LoRA", "see peft's `LoraConfig`")
+        raise OptionError(f"`{sorted(unknown)[0]}` is not a LoRA option", "pass a field of peft's `LoraConfig`")
     _check_init(settings["init_lora_weights"])
     if getattr(model, "is_loaded_in_4bit", False) and _changes_base(settings["init_lora_weights"]):
-        what = f"LoRA cannot begin with `{settings['init_lora_weights']}` on a base in 4 bits: it changes the base"
-        raise UserError(what, "leave `--quantize` out, or begin with gaussian, orthogonal or eva")
+        what = f"the LoRA initialization `{settings['init_lora_weights']}` cannot change a base in 4 bits"
+        raise OptionError(what, "remove `--quantize`, or initialize with gaussian, orthogonal or eva")
     if settings["init_lora_weights"] == "eva":
         settings.setdefault("eva_config", EvaConfig())
     wrapped = _wrap(model, settings)
@@ -82,48 +81,50 @@ def add_lora(
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Read a LoRA trained by us, or by others on either naming of the modules."""
+    """Read a LoRA in either naming of the modules."""
     config = checkpoint.read_json(folder / checkpoint.ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
-        raise UserError(f"the adapter in `{folder}` is of type `{config.get('peft_type')}`", "only LoRA is supported")
+        raise CheckpointError(f"the adapter in `{folder}` is of type `{config.get('peft_type')}`", "pass a LoRA")
     state = checkpoint.read_weights(folder, checkpoint.ADAPTER_WEIGHTS)
     renamed, translated = legacy.adapter_to_native(state, config)
     return Adapter(config.get("base_model_name_or_path"), config.get("revision"), translated, renamed)
 
 
 def load_adapter(model: Florence2ForConditionalGeneration, adapter: Adapter) -> PeftModel:
-    """Put a read LoRA on its base; every tensor of it must find its place."""
+    """Add a LoRA with its weights to its base; every tensor must match a module."""
     known = {field.name for field in fields(LoraConfig)}
     settings = {key: value for key, value in adapter.config.items() if key in known and value is not None}
     init = settings.get("init_lora_weights", True)
     if init not in _INITS:
-        raise UserError(
-            f"the adapter was begun with `{init}`, and what that did to the base cannot be repeated",
+        raise CheckpointError(
+            f"the adapter's initialization `{init}` changed its base, which cannot be repeated",
             "convert it to plain LoRA where it was trained (peft: `path_initial_model_for_weight_conversion`)",
         )
-    moving = init in _BASE_CHANGING_INITS
-    settings |= {"init_lora_weights": init if moving else True, "inference_mode": True}
+    changes_base = init in _BASE_CHANGING_INITS
+    settings |= {"init_lora_weights": init if changes_base else True, "inference_mode": True}
     for name in ("base_model_name_or_path", "eva_config"):
         settings.pop(name, None)
-    wrapped = _wrap(model, settings, on_meta=not moving)
+    wrapped = _wrap(model, settings, on_meta=not changes_base)
     state = legacy.resize_adapter(adapter.state, model.config.text_config.vocab_size)
     try:
-        result = set_peft_model_state_dict(wrapped, state, low_cpu_mem_usage=not moving)
+        result = set_peft_model_state_dict(wrapped, state, low_cpu_mem_usage=not changes_base)
     except (RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
-        raise UserError(f"the adapter does not fit its base: {reason}", "give the base it was trained on") from None
+        raise CheckpointError(
+            f"the adapter does not fit its base: {reason}", "pass the base it was trained on"
+        ) from None
     missing = [name for name in result.missing_keys if ".lora_" in name or ".modules_to_save." in name]
-    if lost := [*missing, *result.unexpected_keys]:
-        raise UserError(
-            f"{len(lost)} weights of the adapter find no place in its base, the first is `{sorted(lost)[0]}`",
-            "give the base it was trained on",
+    if unmatched := [*missing, *result.unexpected_keys]:
+        raise CheckpointError(
+            f"{len(unmatched)} weights of the adapter match no module of its base, such as `{sorted(unmatched)[0]}`",
+            "pass the base it was trained on",
         )
     return wrapped.eval()
 
 
 def merge(model: PeftModel) -> Florence2ForConditionalGeneration:
-    """Add the LoRA to the weights it sits on and return the plain model."""
-    with _quiet():
+    """Merge the LoRA into its base and return the plain model."""
+    with _without_peft_warnings():
         merged = model.merge_and_unload()
     return merged.requires_grad_(True)
 
@@ -135,15 +136,15 @@ def save_adapter(
     revision: str | None = None,
     full_state_dict: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write the LoRA and its config, naming the base it needs; a local base is named by its full path.
+    """Write the LoRA and its config with the name of its base; a local base is named by its absolute path.
 
-    `gathered` holds the weights where the model's own are only parts of them.
+    `full_state_dict` holds the weights of a model that is sharded over processes.
     """
     config = copy.copy(model.peft_config[_NAME])
     state = _lora_state(model, full_state_dict)
     if initial := getattr(model, "initial_lora", None):
         _make_plain(state, initial, config)
-    if config.init_lora_weights == "eva":  # its matrices are an adapter like any other
+    if config.init_lora_weights == "eva":  # its matrices are plain LoRA matrices
         config.init_lora_weights, config.eva_config = True, None
     base = base or str(model.get_base_model().config.name_or_path)
     is_path = base != checkpoint.DEMO and Path(base).is_dir()
@@ -155,34 +156,34 @@ def save_adapter(
     save_file(state, folder / checkpoint.ADAPTER_WEIGHTS[0], metadata={"format": "pt"})
 
 
-def _lora_state(model: PeftModel, gathered: Mapping[str, torch.Tensor] | None = None) -> legacy.State:
-    given = None if gathered is None else dict(gathered)
-    state = get_peft_model_state_dict(model, given, save_embedding_layers=False)
+def _lora_state(model: PeftModel, full_state_dict: Mapping[str, torch.Tensor] | None = None) -> legacy.State:
+    full_state = None if full_state_dict is None else dict(full_state_dict)
+    state = get_peft_model_state_dict(model, full_state, save_embedding_layers=False)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
 def _make_plain(state: legacy.State, initial: legacy.State, config: LoraConfig) -> None:
-    """Turn an adapter whose start moved the base into one for the base as it was: twice the rank, B A - B0 A0."""
-    for name, start in initial.items():
+    """Convert an adapter of a changed base to one of the original base: B A - B0 A0, with twice the rank."""
+    for name, tensor in initial.items():
         if ".lora_A" in name:
-            state[name] = torch.cat([state[name], start])
+            state[name] = torch.cat([state[name], tensor])
         elif ".lora_B" in name:
-            state[name] = torch.cat([state[name], -start], dim=1)
+            state[name] = torch.cat([state[name], -tensor], dim=1)
     config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2
     config.r *= 2
     config.init_lora_weights = True
 
 
 def _wrap(model: Florence2ForConditionalGeneration, settings: dict[str, Any], on_meta: bool = False) -> PeftModel:
-    touched = {*settings["target_modules"], *(settings.get("modules_to_save") or ())}
-    if any(name.endswith(("embed_tokens", "shared")) for name in touched):
-        raise UserError("the token embedding is shared by three layers and cannot carry LoRA", "leave it out")
-    if any(name.endswith("lm_head") for name in touched):
+    targets = {*settings["target_modules"], *(settings.get("modules_to_save") or ())}
+    if any(name.endswith(("embed_tokens", "shared")) for name in targets):
+        raise OptionError("three layers share the token embedding, which cannot have a LoRA", "remove it")
+    if any(name.endswith("lm_head") for name in targets):
         _untie_head(model)
     revision = settings.pop("revision", None)
     try:
-        with _quiet():
-            # Without a task type peft passes every argument on as it is; the task classes name arguments of text.
+        with _without_peft_warnings():
+            # Without a task type peft passes on all arguments; its task classes expect those of text models.
             return get_peft_model(
                 model,
                 LoraConfig(**settings, task_type=None),
@@ -191,11 +192,11 @@ def _wrap(model: Florence2ForConditionalGeneration, settings: dict[str, Any], on
             )
     except (ValueError, NotImplementedError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise UserError(f"LoRA cannot be attached: {reason}", "change the LoRA settings") from None
+        raise OptionError(f"LoRA cannot be added: {reason}", "change the LoRA options") from None
 
 
 def _untie_head(model: Florence2ForConditionalGeneration) -> None:
-    """Give the output layer a matrix of its own: what is merged into it must not reach the input embedding."""
+    """Copy the output layer's matrix, so that a LoRA merged into it does not change the input embedding."""
     if model.config.tie_word_embeddings:
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
         model.config.tie_word_embeddings = False
@@ -209,14 +210,15 @@ def _changes_base(init: Any) -> bool:
 def _check_init(init: Any) -> None:
     if init in _INITS or re.fullmatch(r"pissa_niter_\d+", str(init)):
         return
-    raise UserError(
-        f"LoRA cannot begin with `{init}` here", "use gaussian, orthogonal, pissa, pissa_niter_16, olora or eva"
+    raise OptionError(
+        f"`{init}` is not a supported LoRA initialization",
+        "pass gaussian, orthogonal, pissa, pissa_niter_16, olora or eva",
     )
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what peft says about newer names and its own options; the user can do nothing about it."""
+def _without_peft_warnings() -> Iterator[None]:
+    """Ignore warnings of peft that a user cannot act on."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*eva initialization used with low_cpu_mem_usage")

@@ -1,7 +1,7 @@
-"""A base in 4 bits, to put a LoRA on: bitsandbytes' nf4, its scales quantised once more, arithmetic in half precision.
+"""A base in 4 bits for LoRA training (QLoRA): bitsandbytes' nf4 with double quantization, computed in half precision.
 
-Only the matrices of linear layers are packed. The output layer shares its matrix with the embedding and stays as it
-is, and so do convolutions, norms and tables. What is packed cannot learn, nor be saved; the adapter on it can.
+Only the matrices of linear layers are quantized. The output layer is tied to the embedding and is not, nor are
+convolutions, norms and embeddings. Quantized weights cannot be trained or saved; the adapter can.
 """
 
 from collections.abc import Iterator
@@ -13,71 +13,75 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from florence2.errors import UserError
+from florence2.errors import MissingPackageError, UserError
 
 UNQUANTIZED_MODULE = "lm_head"
 
 
 def quantize_weights(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Pack a model's matrices in place and move all of it to a device; UserError where that cannot be."""
+    """Quantize a model's linear layers in place and move the model to a device."""
     check_quantization_available(device)
-    arithmetic = torch.bfloat16 if dtype == torch.float32 else dtype
+    compute_dtype = torch.bfloat16 if dtype == torch.float32 else dtype
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear and name != UNQUANTIZED_MODULE:
-            model.set_submodule(name, _packed(module, arithmetic))
+            model.set_submodule(name, _quantized_linear(module, compute_dtype))
     model.to(device)
-    whole: Any = model
-    whole.is_loaded_in_4bit = True  # peft asks this
+    flagged: Any = model
+    flagged.is_loaded_in_4bit = True  # peft reads this attribute
 
 
 def check_quantization_available(device: torch.device) -> None:
-    """Refuse a machine on which packed matrices do not multiply."""
+    """Raise UserError where the package is missing or the device has no kernel for quantized layers."""
     if find_spec("bitsandbytes") is None:
-        raise UserError("`--quantize` needs the package bitsandbytes", "run `pip install 'florence2[quantize]'`")
+        raise MissingPackageError(
+            "`--quantize` needs the package bitsandbytes", "run `pip install 'florence2[quantize]'`"
+        )
     try:
-        layer = _packed(nn.Linear(64, 64), torch.bfloat16).to(device)
+        layer = _quantized_linear(nn.Linear(64, 64), torch.bfloat16).to(device)
         layer(torch.zeros(1, 64, device=device))
-    except Exception as error:  # whatever bitsandbytes raises where it has no kernel, it is the answer
+    except Exception as error:  # without a kernel bitsandbytes raises various types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(f"`--quantize` cannot run on {device}: {reason}", "leave it out, or pass `--device`") from error
+        raise UserError(f"`--quantize` cannot run on {device}: {reason}", "remove it, or pass `--device`") from error
 
 
 def num_elements(weight: torch.Tensor) -> int:
-    """Count the numbers of a tensor, packed or not."""
-    packed = getattr(weight, "quant_state", None)
-    return weight.numel() if packed is None else int(packed.shape.numel())
+    """Return the number of elements of a tensor, quantized or not."""
+    quant_state = getattr(weight, "quant_state", None)
+    return weight.numel() if quant_state is None else int(quant_state.shape.numel())
 
 
 @contextmanager
 def without_dequantization(model: nn.Module) -> Iterator[None]:
-    """Let packed layers keep what their result needs and unpack nothing, for a run without data."""
-    packed: list[Any] = [module for module in model.modules() if _is_packed(module)]
-    for layer in packed:
-        # One number in the place of all weights: gradients pass through it, and it takes no memory that would count.
+    """Replace the forward of quantized layers by one of the same memory that dequantizes nothing, for fake tensors."""
+    layers: list[Any] = [module for module in model.modules() if _is_quantized(module)]
+    for layer in layers:
+        # One element expanded to the weight's shape: gradients pass through it, and it needs no memory.
         layer.forward = lambda x, size=(layer.out_features, layer.in_features): functional.linear(
             x, x.new_empty(1, 1).expand(size)
         )
     try:
         yield
     finally:
-        for layer in packed:
+        for layer in layers:
             del layer.forward
 
 
-def _is_packed(module: nn.Module) -> bool:
-    """Tell a packed layer from peft's wrapper of the same name; that of a DoRA counts, because it unpacks."""
-    unpacks = type(module).__module__.startswith("bitsandbytes.") or bool(getattr(module, "lora_magnitude_vector", ()))
-    return type(module).__name__ == "Linear4bit" and unpacks
+def _is_quantized(module: nn.Module) -> bool:
+    """Return whether a layer dequantizes: bitsandbytes' layer or peft's DoRA wrapper of the same name, not others."""
+    dequantizes = type(module).__module__.startswith("bitsandbytes.") or bool(
+        getattr(module, "lora_magnitude_vector", ())
+    )
+    return type(module).__name__ == "Linear4bit" and dequantizes
 
 
-def _packed(layer: nn.Linear, arithmetic: torch.dtype) -> nn.Module:
+def _quantized_linear(layer: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     size, bias = (layer.in_features, layer.out_features), layer.bias is not None
-    made = Linear4bit(*size, bias=bias, compute_dtype=arithmetic, quant_type="nf4", device="meta")
-    made.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True)
-    made.bias = layer.bias
-    # Else a look without gradients lays the matrix out anew on some CPUs, with coarser scales, and training goes on so.
-    made.support_avx512bf16_for_cpu = False
-    packed: nn.Module = made
-    return packed
+    quantized: Any = Linear4bit(*size, bias=bias, compute_dtype=compute_dtype, quant_type="nf4", device="meta")
+    quantized.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True)
+    quantized.bias = layer.bias
+    # Otherwise a forward without gradients repacks the matrix on some CPUs, with coarser scales, for training too.
+    quantized.support_avx512bf16_for_cpu = False
+    module: nn.Module = quantized
+    return module

@@ -1,4 +1,4 @@
-"""Where a LoRA attaches, and which half of the model a weight lies in."""
+"""Target modules of a LoRA, and the component, vision or language, of a module."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -6,50 +6,50 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from florence2.config import LoraSettings
-from florence2.errors import UserError
+from florence2.errors import OptionError
 
 DEFAULT_TARGET_MODULES: tuple[str, ...] = LoraSettings().target_modules
 MODULE_PREFIXES = {
     "vision": ("model.vision_tower.", "model.multi_modal_projector."),
     "language": ("model.language_model.", "lm_head."),
 }
-_PARTS = {"vision": "model.vision_tower.", "language": "model.language_model."}
+_TARGET_PREFIXES = {"vision": "model.vision_tower.", "language": "model.language_model."}
 
 
 def resolve_target_modules(model: nn.Module, names: str | Sequence[str]) -> list[str]:
-    """Return the full paths of the layers that `names` mean, sorted; a name that means none is an error."""
-    layers = [name for name, module in model.named_modules() if _can_carry(module)]
+    """Return the sorted paths of the layers that `names` match; raise OptionError for a name without a match."""
+    layers = [name for name, module in model.named_modules() if _supports_lora(module)]
     names = [names] if isinstance(names, str) else list(names)
-    found = {name: _matches(name, layers) for name in names}
-    if lost := [name for name, paths in found.items() if not paths]:
+    matches = {name: _match(name, layers) for name in names}
+    if unmatched := [name for name, paths in matches.items() if not paths]:
         known = sorted({layer.rpartition(".")[2] for layer in layers})
-        raise UserError(
-            f"target modules that match no layer: {', '.join(f'`{name}`' for name in lost)}",
-            f"leave them out; there are {', '.join(known)}, all-linear, vision, language",
+        raise OptionError(
+            f"target modules that match no layer: {', '.join(f'`{name}`' for name in unmatched)}",
+            f"choose from {', '.join(known)}, all-linear, vision, language",
         )
-    return sorted({path for paths in found.values() for path in paths})
+    return sorted({path for paths in matches.values() for path in paths})
 
 
-def is_in_component(name: str, half: str) -> bool:
-    """Tell whether a weight or a module lies in a half, `vision` or `language`, with a LoRA around it or without.
+def is_in_component(name: str, component: str) -> bool:
+    """Return whether a weight or module, with or without a LoRA, is in a component: `vision` or `language`.
 
-    Nothing lies in `none`.
+    No module is in the component `none`.
     """
-    return f"{name.removeprefix('base_model.model.')}.".startswith(MODULE_PREFIXES.get(half, ()))
+    return f"{name.removeprefix('base_model.model.')}.".startswith(MODULE_PREFIXES.get(component, ()))
 
 
-def _can_carry(module: nn.Module) -> bool:
+def _supports_lora(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
-def _matches(name: str, layers: Iterable[str]) -> list[str]:
-    if name in _PARTS:
-        inside = [layer for layer in layers if layer.startswith(_PARTS[name])]
+def _match(name: str, layers: Iterable[str]) -> list[str]:
+    if name in _TARGET_PREFIXES:
+        inside = [layer for layer in layers if layer.startswith(_TARGET_PREFIXES[name])]
         return [layer for layer in inside if layer.rpartition(".")[2] in DEFAULT_TARGET_MODULES]
     if name == "all-linear":
         return [layer for layer in layers if layer != "lm_head" and not layer.endswith(".conv")]
-    if plain := [layer for layer in layers if f".{layer}".endswith(f".{name}")]:
-        return plain
+    if suffix_matches := [layer for layer in layers if f".{layer}".endswith(f".{name}")]:
+        return suffix_matches
     try:
         pattern = re.compile(name)
     except re.error:
