@@ -7,7 +7,7 @@ import pytest
 from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.data.sample import Prediction, ResolvedDataset, SkipReason, relative_image_dir
 from florence2.data.tables import read_rows
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 from florence2.model.answer import Answer
 from tests.data.images import image, jsonl
 
@@ -20,8 +20,8 @@ def read_samples(spec, **options) -> list[tuple[str, str, str, str | None]]:
     return [(s.id, s.task, s.input, s.target) for s in resolve(spec, **options).samples]
 
 
-def read_error(spec, **options) -> UserError:
-    with pytest.raises(UserError) as caught:
+def read_error(spec, **options) -> DatasetError:
+    with pytest.raises(DatasetError) as caught:
         resolve(spec, **options)
     assert "\n" not in caught.value.what + caught.value.hint
     return caught.value

@@ -4,7 +4,7 @@ import pytest
 
 from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.data.sample import ResolvedDataset, SkipReason
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 from tests.data.images import captioned, image, jsonl
 
 TASK = "more_detailed_caption"
@@ -18,8 +18,8 @@ def read_captions(folder, **options) -> dict[str, str]:
     return {sample.id: sample.target for sample in resolve(folder, **options).samples}
 
 
-def read_error(folder, **options) -> UserError:
-    with pytest.raises(UserError) as caught:
+def read_error(folder, **options) -> DatasetError:
+    with pytest.raises(DatasetError) as caught:
         resolve(folder, **options)
     assert "\n" not in caught.value.what
     assert "\n" not in caught.value.hint
@@ -191,7 +191,7 @@ def test_tasks_with_an_input(tmp_path):
     captioned(tmp_path / "a.jpg", "yes")
     (sample,) = resolve_dataset(tmp_path, DatasetOptions("is it red?")).samples
     assert (sample.task, sample.input) == ("is it red?", "")
-    with pytest.raises(UserError, match="needs words for each image, and a sidecar has none"):
+    with pytest.raises(DatasetError, match="needs words for each image, and a sidecar has none"):
         resolve_dataset(tmp_path, DatasetOptions("open_vocabulary_detection"))
     (sample,) = resolve_dataset(tmp_path, DatasetOptions("<OPEN_VOCABULARY_DETECTION>boat")).samples
     assert (sample.task, sample.input) == ("<OPEN_VOCABULARY_DETECTION>", "boat")

@@ -137,7 +137,7 @@ def test_parquet_with_its_images(tmp_path):
 
 
 def test_dataset_in_the_cache(tmp_path, monkeypatch):
-    """A dataset that `datasets` downloaded into its cache is resolve offline by its name."""
+    """A dataset that `datasets` downloaded into its cache is found offline by its name."""
     source = tmp_path / "source"
     image(source / "a.jpg")
     (source / "metadata.jsonl").write_text('{"file_name": "a.jpg", "text": "a boat"}')

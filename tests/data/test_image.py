@@ -356,7 +356,7 @@ def test_opening_an_image_imports_no_torch():
 def test_open_files_are_closed(tmp_path):
     path = save(tmp_path / "a.png", Image.new("RGB", (4, 4)))
     before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
-    fraction = [open_image(path) for _ in range(8)]
+    images = [open_image(path) for _ in range(8)]
     after = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
     assert after == before
-    assert len(fraction) == 8
+    assert len(images) == 8

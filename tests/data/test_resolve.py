@@ -4,7 +4,7 @@ import pytest
 
 from florence2.data.resolve import DatasetOptions, resolve_dataset, resolve_images
 from florence2.data.sample import ImageError, ResolvedDataset
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 from tests.data.images import captioned, image, jsonl
 
 
@@ -16,8 +16,8 @@ def ids(spec, **options) -> list[str]:
     return [sample.id for sample in resolve(spec, **options).samples]
 
 
-def resolve_error(spec, **options) -> UserError:
-    with pytest.raises(UserError) as caught:
+def resolve_error(spec, **options) -> DatasetError:
+    with pytest.raises(DatasetError) as caught:
         resolve(spec, **options)
     assert "\n" not in caught.value.what + caught.value.hint
     return caught.value
@@ -156,8 +156,8 @@ def test_samples_can_be_pickled(tmp_path):
 # --- dataset names ---------------------------------------------------------------------------------------------------
 
 
-def dataset_error(spec, **options) -> UserError:
-    with pytest.raises(UserError) as caught:
+def dataset_error(spec, **options) -> DatasetError:
+    with pytest.raises(DatasetError) as caught:
         resolve_dataset(spec, DatasetOptions("caption", **options))
     assert "\n" not in caught.value.what + caught.value.hint
     return caught.value

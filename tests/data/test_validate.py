@@ -3,7 +3,7 @@ import pytest
 from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.data.sample import ResolvedDataset, Sample, Skipped, SkipReason
 from florence2.data.validate import check_images, raise_on_skipped, train_val_split
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 from tests.data.images import captioned, image, jsonl
 
 
@@ -30,7 +30,7 @@ def test_readable_images_pass(photos):
 def test_unreadable_images_are_counted_and_named(photos):
     damage(photos / "1.jpg")
     (photos / "3.jpg").write_bytes(b"junk")
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(DatasetError) as caught:
         check_images(resolve(photos))
     assert caught.value.what.startswith(f"2 of 5 images in {photos}/ cannot be read, the first: {photos / '1.jpg'} ")
     assert caught.value.hint == "pass --on_missing skip to skip such images"
@@ -45,7 +45,7 @@ def test_unreadable_images_are_counted_and_named(photos):
 def test_dataset_of_unreadable_images(tmp_path):
     captioned(tmp_path / "a.jpg", "a boat")
     (tmp_path / "a.jpg").write_bytes(b"")
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(DatasetError) as caught:
         check_images(resolve(tmp_path), on_missing="skip")
     assert caught.value.what == f"{tmp_path / 'a.jpg'} is not an image that can be read"
 
@@ -87,7 +87,7 @@ def test_failed_predictions_do_not_raise(photos):
 
 
 def test_empty_dataset_is_an_error():
-    with pytest.raises(UserError, match="list contains no samples"):
+    with pytest.raises(DatasetError, match="list contains no samples"):
         raise_on_skipped(ResolvedDataset("list", None, []), "skip")
 
 

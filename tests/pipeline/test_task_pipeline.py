@@ -7,7 +7,7 @@ from PIL import Image
 
 from florence2.data.resolve import resolve_images
 from florence2.data.sample import Prediction, ResolvedDataset, Sample
-from florence2.errors import UserError
+from florence2.errors import DatasetError, OptionError
 from florence2.model.tasks import find_task
 from florence2.pipeline.task_pipeline import TaskPipeline, next_inputs
 
@@ -62,7 +62,7 @@ def test_tasks_and_cascades_are_parsed(tasks, task_input, expected):
     ],
 )
 def test_invalid_pipelines_are_rejected(tasks, task_input, named):
-    with pytest.raises(UserError, match=named) as error:
+    with pytest.raises(OptionError, match=named) as error:
         TaskPipeline.parse(tasks, task_input)
     assert error.value.hint
 
@@ -99,7 +99,7 @@ def save_images(folder: Path, **sizes: tuple[int, int]) -> Path:
     return folder
 
 
-def test_samples_of_one_image_are_adjacent_and_share_it(tmp_path):
+def test_samples_of_one_image_are_adjacent_and_have_one_image_object(tmp_path):
     pipeline = TaskPipeline.parse(["caption", "od+region_to_ocr"])
     _, dataset = pipeline.apply_to(
         lambda task, _: ResolvedDataset("x", None, [Sample(n, Image.new("RGB", (9, 9)), task) for n in "ab"])
@@ -121,7 +121,7 @@ def test_region_in_pixels_is_converted_for_each_image(tmp_path):
         "<loc_100><loc_200><loc_500><loc_405>",
         "<loc_50><loc_400><loc_250><loc_810>",
     ]
-    with pytest.raises(UserError, match=r"c.png has 10 x 10 pixels"):
+    with pytest.raises(DatasetError, match=r"c.png has 10 x 10 pixels"):
         dataset.samples[2].open()
     beside = TaskPipeline.parse(["region_to_ocr", "caption"], "10,20,50,40").apply_to(resolver(folder))[1].samples[-1]
     assert (beside.key, beside.open().size) == (("c.png", "<CAPTION>", ""), (10, 10))
@@ -129,7 +129,7 @@ def test_region_in_pixels_is_converted_for_each_image(tmp_path):
 
 def test_missing_input_is_rejected_unless_rows_have_it(tmp_path):
     folder = save_images(tmp_path, a=(100, 100))
-    with pytest.raises(UserError, match="needs region"):
+    with pytest.raises(OptionError, match="needs region"):
         TaskPipeline.parse(["region_to_ocr"]).apply_to(resolver(folder))
     rows = folder / "list.csv"
     rows.write_text('file_name,input\na.png,"10,20,50,40"\n')
@@ -163,5 +163,5 @@ def test_row_with_a_cascade(tmp_path):
     )
     assert [task.name for task in pipeline.tasks] == ["caption", "od", "region_to_ocr"]
     (folder / "list.jsonl").write_text(json.dumps(lines[0] | {"task": "od+caption"}))
-    with pytest.raises(UserError, match="`caption` takes no input, so it cannot follow `od`"):
+    with pytest.raises(OptionError, match="`caption` takes no input, so it cannot follow `od`"):
         TaskPipeline.parse(["caption"]).apply_to(resolver(folder / "list.jsonl"))

@@ -6,8 +6,8 @@ from PIL import Image, ImageDraw
 
 from florence2.data.formats.mask_polygons import mask_to_polygons
 from florence2.data.resolve import DatasetOptions, resolve_dataset
-from florence2.errors import UserError
-from tests.data.formats.lists import SIZE, coco, labelme, voc, yolo
+from florence2.errors import DatasetError
+from tests.data.formats.annotation_files import SIZE, coco, labelme, voc, yolo
 from tests.data.images import image
 from tests.strategies import locs
 
@@ -22,7 +22,7 @@ def read_samples(spec, task=DEFAULT, **options):
 
 
 def read_error(spec, task="od", **options):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(DatasetError) as caught:
         read_samples(spec, task, **options)
     assert "\n" not in caught.value.what
     return caught.value

@@ -1,7 +1,7 @@
 import pytest
 
 from florence2.data.resolve import DatasetOptions, resolve_dataset
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 from tests.data.images import image, jsonl
 from tests.strategies import locs
 
@@ -46,11 +46,11 @@ def test_swift_text_between_boxes_and_boxes_in_the_prompt(read_row):
 
 
 def test_swift_rows_with_inconsistent_objects_are_rejected(read_row):
-    with pytest.raises(UserError, match="more `<bbox>` than `objects`"):
+    with pytest.raises(DatasetError, match="more `<bbox>` than `objects`"):
         read_row(swift("<OD>", "<ref-object><bbox>", ref=["dog"], bbox=[]))
-    with pytest.raises(UserError, match="has 2 images"):
+    with pytest.raises(DatasetError, match="has 2 images"):
         read_row(swift("<OD>", "dog") | {"images": ["a.png", "b.png"]})
-    with pytest.raises(UserError, match="boxes of type `norm1000`"):
+    with pytest.raises(DatasetError, match="boxes of type `norm1000`"):
         read_row(swift("<OD>", "dog", bbox_type="norm1000"))
 
 
@@ -68,5 +68,5 @@ def test_ocr_lines(read_row):
     ((task, _, text),) = read_row({"file_name": "a.png", "lines": lines})
     exit_, five = locs(100, 100, 300, 100, 300, 300, 100, 300), locs(500, 100, 600, 100, 600, 300, 500, 300)
     assert (task, text) == ("<OCR_WITH_REGION>", f"EXIT{exit_}5{five}")
-    with pytest.raises(UserError, match="has 6 numbers"):
+    with pytest.raises(DatasetError, match="has 6 numbers"):
         read_row({"file_name": "a.png", "lines": [{"text": "x", "points": [1, 2, 3, 4, 5, 6]}]})

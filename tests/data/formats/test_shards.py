@@ -8,7 +8,7 @@ from PIL import Image
 
 from florence2.data.formats.shards import find_shards, write_shards
 from florence2.data.resolve import DatasetOptions, resolve_dataset, resolve_images
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 from tests.strategies import locs
 
 
@@ -63,7 +63,7 @@ def test_images_without_targets(tmp_path):
         ("1.png", "<OD>", None),
         ("2.png", "<OD>", None),
     ]
-    with pytest.raises(UserError, match="have no caption"):
+    with pytest.raises(DatasetError, match="have no caption"):
         read_samples(path)
 
 
@@ -73,16 +73,16 @@ def test_tars_by_pattern(tmp_path):
     for pattern in ("s-{08..10}.tar", "s-{08,09,10}.tar", "s-*.tar", ""):
         assert [row[3] for row in read_samples(tmp_path / pattern)] == ["s-08", "s-09", "s-10"]
     assert [row[0] for row in read_samples(tmp_path / "s-{08..09}.tar")] == ["s-08.tar/1.png", "s-09.tar/1.png"]
-    with pytest.raises(UserError, match=r"s-11\.tar does not exist"):
+    with pytest.raises(DatasetError, match=r"s-11\.tar does not exist"):
         find_shards(f"{tmp_path}/s-{{10..11}}.tar")
 
 
 def test_unreadable_tars_are_named(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"no tar" * 200)
-    with pytest.raises(UserError, match="is not a tar that can be read"):
+    with pytest.raises(DatasetError, match="is not a tar that can be read"):
         read_samples(tmp_path / "a.tar")
     tar(tmp_path / "b.tar.gz", {"1.png": encoded()}, "w:gz")
-    with pytest.raises(UserError, match="is compressed"):
+    with pytest.raises(DatasetError, match="is compressed"):
         read_samples(tmp_path / "b.tar.gz")
 
 

@@ -11,7 +11,7 @@ from florence2.data.formats.shards import write_shards
 from florence2.data.sample import Sample
 from florence2.data.streams.shard_readers import ShardedSource, find_sharded_source
 from florence2.data.streams.stream import SampleStream, Shard, buffer_shuffle
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 from tests.training.images import CAPTIONS, save_photos
 
 COLUMNS = ColumnMapping("<CAPTION>")
@@ -114,7 +114,7 @@ def test_missing_target_raises_or_is_skipped(photos: Path, tmp_path: Path) -> No
     image = (photos / "0.png").read_bytes()
     write_shards(tmp_path, [("a.png", image, [{"text": "a"}]), ("b.png", image, [{}])])
     source = find_sharded_source(str(tmp_path / "000000.tar"), COLUMNS)
-    with pytest.raises(UserError, match="have no caption") as caught:
+    with pytest.raises(DatasetError, match="have no caption") as caught:
         list(SampleStream(source).epoch(0))
     assert "--on_missing skip" in caught.value.hint
     assert [sample.target for sample in SampleStream(source, on_missing="skip").epoch(0)] == ["a"]
@@ -122,7 +122,7 @@ def test_missing_target_raises_or_is_skipped(photos: Path, tmp_path: Path) -> No
 
 def test_too_few_samples_for_the_workers_is_an_error(tars: Path) -> None:
     stream = SampleStream(find_sharded_source(str(tars), COLUMNS))
-    with pytest.raises(UserError, match="too few samples for 8 workers"):
+    with pytest.raises(DatasetError, match="too few samples for 8 workers"):
         next(stream.items(Shard(7, 8)))
 
 
@@ -137,5 +137,5 @@ def test_too_few_samples_for_the_workers_is_an_error(tars: Path) -> None:
 def test_unstreamable_sources_are_rejected(tmp_path: Path, name: str, what: str) -> None:
     (tmp_path / "list.jsonl").write_text("{}\n")
     (tmp_path / "photos").mkdir()
-    with pytest.raises(UserError, match=what):
+    with pytest.raises(DatasetError, match=what):
         find_sharded_source(str(tmp_path / name), COLUMNS)
