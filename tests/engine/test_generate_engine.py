@@ -135,3 +135,10 @@ def test_score_is_the_mean_probability_of_unforced_tokens(tiny):
 def test_invalid_values_are_refused_by_name(invalid: dict):
     with pytest.raises(UserError, match=next(iter(invalid))):
         GenerationConfig(**invalid)
+
+
+def test_closed_engine_refuses_to_run(tiny):
+    with GenerateEngine(*tiny) as engine:
+        pass
+    with pytest.raises(UserError, match="the engine is closed"):
+        engine.run(samples(1))

@@ -70,10 +70,10 @@ class Engine:
             pin_memory=on_gpu,
         )
         self.scheduler = Scheduler(slots, static_shapes=static_shapes)
-        self.encoder = Encoder(model, self.preprocessor, self.model_config, self.timer)
         self.decoder = Decoder(model)
         self.cache = KVCache(self.decoder, slots, width, tokens)
         self.batch = BatchState.empty(slots, width, tokens, self.device)
+        self.encoder = Encoder(model, self.preprocessor, self.model_config, self.timer)
         self.searches = SearchRegistry(self.model_config)
         self.poller = CompletionPoller(GPU_POLL_INTERVAL if static_shapes else 1)
         self.decode_step = CudaGraphCache(self._decode_step, enabled=on_gpu, max_graphs=MAX_DECODE_GRAPHS)

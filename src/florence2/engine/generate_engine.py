@@ -20,6 +20,7 @@ from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig, ModelGenerationConfig, sample_seed
 from florence2.engine.requests import EngineInput, Request, RequestBuilder, RequestQueue
 from florence2.engine.stats import Stats
+from florence2.errors import UserError
 from florence2.model.processing import Preprocessor
 
 DEFAULT_BATCH_SIZE = 8
@@ -36,6 +37,7 @@ class GenerateEngine:
         self.model_config = ModelGenerationConfig.from_model(self.model)
         self.builder = RequestBuilder(self.preprocessor, self.model_config, self.config)
         self.stats = Stats(slots=self.config.batch_size or DEFAULT_BATCH_SIZE)
+        self.is_closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -44,7 +46,8 @@ class GenerateEngine:
         self.close()
 
     def close(self) -> None:
-        """Do nothing: this engine holds no memory of its own."""
+        """Refuse further runs; this engine holds no memory of its own."""
+        self.is_closed = True
 
     def run(
         self, samples: Iterable[Sample | EngineInput], generation: GenerationConfig | None = None
@@ -53,6 +56,13 @@ class GenerateEngine:
 
         `generation` holds for all samples that bring no config of their own (default: `EngineConfig.generation`).
         """
+        if self.is_closed:
+            raise UserError("the engine is closed", "create another `GenerateEngine`")
+        return self._run(samples, generation)
+
+    def _run(
+        self, samples: Iterable[Sample | EngineInput], generation: GenerationConfig | None
+    ) -> Iterator[Prediction]:
         with RequestQueue(self.builder, samples, self.stats.slots, generation) as queue:
             while True:
                 with self.stats.measure("read"):

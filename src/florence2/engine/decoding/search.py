@@ -75,10 +75,11 @@ class SearchRegistry:
 
         A search with fewer rows than the batch uses the first rows of its slots.
         """
-        slots, _, tokens = batch.tokens_SWT.shape
+        slots, width, tokens = batch.tokens_SWT.shape
         for number in numbers:
             search = self._searches[number]
-            rows, rows_SWV = batch.view(slots, tokens, search.width), logits_SWV[:, : search.width]
+            rows = batch if search.width == width else batch.view(slots, tokens, search.width)
+            rows_SWV = logits_SWV[:, : search.width]
             if len(numbers) == 1:
                 rows.append(search.choose(rows, rows_SWV))
             else:  # each search computes all slots, for shapes that do not depend on which slots are its own
