@@ -29,7 +29,7 @@ SEARCHES = {
     "3 beams, no repeats": {"num_beams": 3, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
     "5 beams": {"num_beams": 5, "early_stopping": False},
     "2 beams, early by a guess": {"num_beams": 2, "early_stopping": False, "length_penalty": 3.0},
-    "4 beams, 3 answers": {"num_beams": 4, "num_return_sequences": 3},
+    "4 beams, 3 sequences": {"num_beams": 4, "num_return_sequences": 3},
 }
 
 
@@ -130,8 +130,8 @@ def test_several_requests_encode_their_image_once(tiny):
 
 def follow_ups(prediction: Prediction) -> list[Sample]:
     """Make a sample for each token of a prediction, and one whose prompt is too long."""
-    words = [f"what of {prediction.text[:n]}?" for n in range(prediction.num_tokens)]
-    return [Sample(prediction.file_name, image(99), task) for task in [*words, "w" * 300]]
+    prompts = [f"what of {prediction.text[:n]}?" for n in range(prediction.num_tokens)]
+    return [Sample(prediction.file_name, image(99), task) for task in [*prompts, "w" * 300]]
 
 
 @pytest.mark.parametrize(("kind", "interval"), [(Engine, 1), (Engine, 4), (GenerateEngine, 1)])
@@ -155,8 +155,8 @@ def test_follow_ups_use_the_encoded_image(tiny, kind, interval: int):
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_exact_ties_equal_generate(num_beams: int):
     model, processor = tiny_model(1)
-    words = model.model.language_model.shared.weight.data
-    words[100:110] = words[50:60]  # ten pairs of tokens that are equally likely, always
+    embeddings = model.model.language_model.shared.weight.data
+    embeddings[100:110] = embeddings[50:60]  # ten pairs of tokens that are equally likely, always
     requests, generation_args = samples(8), {"num_beams": num_beams, "num_return_sequences": num_beams}
     expected = predict_all((model, processor), requests, GenerateEngine, 1, **generation_args)
     for slots in (1, 3, 16):
@@ -227,7 +227,7 @@ def test_error_of_the_iterable_is_raised(tiny):
 
 
 def test_engine_without_a_with_block_is_closed_by_close(tiny):
-    engine = Engine(*tiny, EngineConfig(GenerationConfig(max_length=5), batch_size=2))
+    engine = Engine(*tiny, EngineConfig(GenerationConfig(max_length=5), batch_size=1))
     unfinished = engine.run(samples(3))
     assert next(unfinished).error is None
     not_started = engine.run(samples(3))
