@@ -24,7 +24,7 @@ def colors(image):
     return {color for _, color in image.getcolors(1 << 20)}
 
 
-def test_box_is_drawn_at_its_coordinates():
+def test_box_outline_is_at_its_coordinates():
     base = grey()
     annotated = annotate(base, {"bboxes": [[100, 200, 300, 500]], "labels": [""]})
     assert changed(annotated, base) == pytest.approx((100, 200, 300, 500), abs=5)

@@ -20,7 +20,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Color = tuple[int, int, int]
 
 MIN_SIDE = 640  # pixels of the longer side of an annotated image
-_MAX_LABEL_LENGTH = 48
+_MAX_TEXT_LENGTH = 48
 _PALETTE: tuple[Color, ...] = (
     (230, 57, 70),
     (29, 132, 219),
@@ -41,10 +41,11 @@ _FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "msy
 
 @dataclass(frozen=True)
 class Shape:
-    """One object to draw: its outlines, its label, and whether it is filled."""
+    """One object to draw: its outlines, its label, the text beside it, and whether it is filled."""
 
     outlines: Sequence[Ring]
     label: str
+    text: str
     is_filled: bool
 
 
@@ -74,8 +75,8 @@ def _shapes(answer: Answer) -> Iterator[Shape]:
     boxes = sorted(answer.of_kind(GeometryKind.BBOXES), key=lambda item: -item.area)
     for item in (*answer.of_kind(GeometryKind.POLYGONS), *boxes, *answer.of_kind(GeometryKind.QUAD_BOXES)):
         text = item.label if item.score is None else f"{item.label} {item.score:.2f}".strip()
-        text = textwrap.shorten(text, _MAX_LABEL_LENGTH, placeholder="...")
-        yield Shape(_outlines(item), text, item.kind is GeometryKind.POLYGONS)
+        text = textwrap.shorten(text, _MAX_TEXT_LENGTH, placeholder="...")
+        yield Shape(_outlines(item), item.label, text, item.kind is GeometryKind.POLYGONS)
 
 
 def _outlines(item: AnswerItem) -> list[Ring]:
@@ -87,21 +88,14 @@ def _outlines(item: AnswerItem) -> list[Ring]:
 
 def _assign_colors(shapes: Sequence[Shape]) -> list[Color]:
     """Assign each label a color of its own, while there are enough; objects without a label take turns."""
-    indices: dict[str, int] = {}
-    for number, shape in enumerate(shapes):
-        key = _label_without_score(shape.label) or f"\0{number}"
-        if key not in indices:
+    index_of: dict[str, int] = {}
+    keys = [" ".join(shape.label.split()).casefold() or f"\0{number}" for number, shape in enumerate(shapes)]
+    for number, (key, shape) in enumerate(zip(keys, shapes, strict=True)):
+        if key not in index_of:
             start = zlib.crc32(key.encode()) if shape.label else number
             candidates = [(start + turn) % len(_PALETTE) for turn in range(len(_PALETTE))]
-            indices[key] = next((index for index in candidates if index not in indices.values()), candidates[0])
-    return [
-        _PALETTE[indices[_label_without_score(shape.label) or f"\0{number}"]] for number, shape in enumerate(shapes)
-    ]
-
-
-def _label_without_score(label: str) -> str:
-    words = label.split()
-    return " ".join(words[:-1] if words and words[-1].replace(".", "").isdigit() else words).casefold()
+            index_of[key] = next((index for index in candidates if index not in index_of.values()), candidates[0])
+    return [_PALETTE[index_of[key]] for key in keys]
 
 
 def _fill(image: Image.Image, shapes: Sequence[Shape], colors: Sequence[Color]) -> Image.Image:
@@ -138,9 +132,9 @@ class _Annotator:
 
     def draw_label(self, shape: Shape, color: Color) -> None:
         """Draw a label at its object's top left corner, or near it if another label is there."""
-        if not shape.label or not shape.outlines:
+        if not shape.text or not shape.outlines:
             return
-        text, font = _text_and_font(shape.label, max(14, round(min(self.size) / 34)))
+        text, font = _text_and_font(shape.text, max(14, round(min(self.size) / 34)))
         left, top, right, bottom = self.draw.textbbox((0, 0), text, font=font)
         pad = self.line_width + 1
         width, height = right - left + 2 * pad, bottom - top + 2 * pad
