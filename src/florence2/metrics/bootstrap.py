@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from florence2.errors import UserError
+from florence2.errors import MissingPackageError
 
 Floats = NDArray[np.float64]
 
@@ -156,9 +156,11 @@ def _interval(value: float, resampled_B: Floats | None, *, paired: bool = False)
 
 
 def import_extra(module: str) -> Any:
-    """Import a module of the `evaluate` extra; raise a `UserError` with the install command where it is missing."""
+    """Import a module of the `evaluate` extra; raise MissingPackageError if it is not installed."""
     try:
         return import_module(module)
     except ImportError as error:
         package = module.partition(".")[0].replace("_", "-")
-        raise UserError(f"this metric needs `{package}`", "run `pip install 'florence2[evaluate]'`") from error
+        raise MissingPackageError(
+            f"this metric needs `{package}`", "run `pip install 'florence2[evaluate]'`"
+        ) from error

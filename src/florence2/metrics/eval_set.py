@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from florence2.data.sample import Prediction, ResolvedDataset, Sample
-from florence2.errors import UserError
+from florence2.errors import OptionError
 from florence2.metrics.by_task import score_tasks
 from florence2.metrics.match_predictions import PredictionRow, match_predictions
 from florence2.settings_io import closest_name_hint
@@ -56,9 +56,9 @@ def make_eval_set(samples: Sequence[Sample], metrics: Sequence[str], max_samples
     for name in metrics:
         if name not in available:
             hint = closest_name_hint(name, ["loss", *available])
-            raise UserError(f"`--eval_metrics {name}` is not a metric of these tasks", hint)
+            raise OptionError(f"`--eval_metrics {name}` is not a metric of these tasks", hint)
         if not math.isfinite(available[name].value):
-            raise UserError(
+            raise OptionError(
                 f"`{name}` cannot be computed on a validation set of size {len(selected_keys)}",
                 "add validation images, such as `--val_dataset 0.2`",
             )

@@ -13,7 +13,7 @@ from typing import Any
 
 from florence2.data.sample import Prediction, ResolvedDataset, Sample, SampleKey
 from florence2.data.tables import read_rows
-from florence2.errors import UserError
+from florence2.errors import DatasetError, UserError
 from florence2.metrics.geometry.matching import ItemsPair
 from florence2.model.answer import Answer, AnswerItem
 from florence2.model.locations import clean_text, decode
@@ -41,23 +41,23 @@ def read_predictions(path: str, task: str | None = None) -> list[PredictionRow]:
     found: list[PredictionRow] = []
     for where, row in read_rows(_jsonl_path(path)):
         if not isinstance(row.get("file_name"), str):
-            raise UserError(f"{where} is not a prediction: it has no `file_name`", _PREDICTIONS_HINT)
+            raise DatasetError(f"{where} is not a prediction: it has no `file_name`", _PREDICTIONS_HINT)
         try:
             prediction = Prediction.from_json({**row, "task": row.get("task") or task or DEFAULT_TASK})
         except UserError as error:
-            raise UserError(f"{where} has an invalid `answer`: {error.what}", error.hint) from None
+            raise DatasetError(f"{where} has an invalid `answer`: {error.what}", error.hint) from None
         image_dir = Path(path).parent / str(row.get("image_dir") or ".")
         found.append(PredictionRow(prediction, image_dir / prediction.file_name))
     if not found:
-        raise UserError(f"{path} holds no predictions", _PREDICTIONS_HINT)
+        raise DatasetError(f"{path} holds no predictions", _PREDICTIONS_HINT)
     return found
 
 
 def _jsonl_path(path: str) -> Path:
     if not Path(path).is_file():
-        raise UserError(f"{path} is not a file", _PREDICTIONS_HINT)
+        raise DatasetError(f"{path} is not a file", _PREDICTIONS_HINT)
     if Path(path).suffix.lower() not in {".jsonl", ".ndjson"}:
-        raise UserError(f"{path} does not end in .jsonl", _PREDICTIONS_HINT)
+        raise DatasetError(f"{path} does not end in .jsonl", _PREDICTIONS_HINT)
     return Path(path)
 
 
@@ -162,7 +162,7 @@ def remove_missing(results: Sequence[MatchResult]) -> list[MatchResult]:
     columns = list(zip(*(result.examples for result in results), strict=True))
     complete = [column for column in columns if all(example.prediction is not None for example in column)]
     if not complete:
-        raise UserError("no example has a prediction on both sides", "compare predictions for the same images")
+        raise DatasetError("no example has a prediction on both sides", "compare predictions for the same images")
     return [replace(result, examples=[column[i] for column in complete]) for i, result in enumerate(results)]
 
 
@@ -179,16 +179,16 @@ def _targets(group: Iterable[Sample]) -> tuple[str, ...]:
     return tuple(sample.target or "" for sample in group)
 
 
-def _nothing_matches(predictions: Sequence[PredictionRow], references: ResolvedDataset) -> UserError:
+def _nothing_matches(predictions: Sequence[PredictionRow], references: ResolvedDataset) -> DatasetError:
     predicted_tasks = sorted({row.task.name for row in predictions})
     reference_tasks = sorted({split_prompt(sample.task)[0].name for sample in references.samples})
     if not set(predicted_tasks) & set(reference_tasks):
-        return UserError(
+        return DatasetError(
             f"the predictions are for task `{predicted_tasks[0]}` and {references.source} for `{reference_tasks[0]}`",
             "pass `--task` if the references name no task",
         )
     first, other = predictions[0].prediction.file_name, references.samples[0].id
-    return UserError(
+    return DatasetError(
         f"no prediction is for an image of {references.source}: the first is for {first}, not {other}",
         "pass the dataset of the images that were predicted",
     )

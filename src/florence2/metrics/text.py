@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from florence2.errors import UserError
+from florence2.errors import MissingPackageError, UserError
 from florence2.metrics.bootstrap import Floats, Metric, MetricValues, import_extra, mean, ratio
 
 TextPair = tuple[str, Sequence[str]]  # prediction, references
@@ -93,7 +93,9 @@ def caption_metrics(pairs: Sequence[TextPair], meteor: bool = False) -> MetricVa
 def _meteor(predictions: dict[int, list[str]], references: dict[int, list[str]]) -> tuple[float, list[float]]:
     """Compute METEOR with pycocoevalcap's Java program, over all examples and for each."""
     if shutil.which("java") is None:
-        raise UserError("`--meteor` needs Java, which is not installed", "install a Java runtime, or remove `--meteor`")
+        raise MissingPackageError(
+            "`--meteor` needs Java, which is not installed", "install a Java runtime, or remove `--meteor`"
+        )
     scorer = import_extra("pycocoevalcap.meteor.meteor").Meteor()
     program = scorer.meteor_p
     try:

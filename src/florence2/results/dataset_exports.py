@@ -14,7 +14,7 @@ from florence2.data.columns import ColumnMapping, DatasetRow
 from florence2.data.inspection.convert import OutputFormat, check_distinct_stems, convert
 from florence2.data.sample import Sample
 from florence2.data.tables import Row
-from florence2.errors import UserError
+from florence2.errors import OptionError
 from florence2.model.tasks import InputType, OutputType, Task
 from florence2.settings_io import closest_name_hint
 
@@ -36,17 +36,17 @@ class DatasetExport:
         name, _, folder = argument.partition("=")
         export_format = next((known for known in FORMATS if known == name), None)
         if export_format is None:
-            raise UserError(f"`--export {name}` is not a format", closest_name_hint(name, list(FORMATS)))
+            raise OptionError(f"`--export {name}` is not a format", closest_name_hint(name, list(FORMATS)))
         predictions = Path(output_path)
         if output_path == "-" or (predictions.exists() and not predictions.is_file()):
-            raise UserError(
+            raise OptionError(
                 f"`--export` reads `--output_path`, and {output_path} is not a file",
                 "pass a file such as `--output_path captions.jsonl`",
             )
         if not any(can_export(export_format, task) for task in tasks):
             possible = [known for known in FORMATS if any(can_export(known, task) for task in tasks)]
             names = " and ".join(f"`{task.name}`" for task in tasks)
-            raise UserError(
+            raise OptionError(
                 f"{export_format} cannot hold the output of {names}",
                 f"pass `--export {'` or `--export '.join(possible)}`",
             )
@@ -62,7 +62,7 @@ class DatasetExport:
         """Raise before prediction if the samples' predictions could not be exported."""
         check_distinct_stems(self.format, (sample.id for sample in samples))
         if self.is_done:
-            raise UserError(
+            raise OptionError(
                 f"{self.folder} exists, and there are more samples to predict",
                 f"move the folder, or pass a new one: `--export {self.format}=FOLDER`",
             )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from florence2.data.sample import Prediction, Sample, SampleKey
-from florence2.errors import UserError
+from florence2.errors import DatasetError, OptionError
 from florence2.files import atomic_write
 from florence2.results.affixes import Affixes
 
@@ -116,7 +116,7 @@ class Journal:
     def _recover(self) -> None:
         """Read which samples are predicted; remove a truncated last line, errors, and replaced lines of other runs."""
         if self.path.is_dir():
-            raise UserError(f"{self.path} is a folder", "pass a file such as `--output_path captions.jsonl`")
+            raise OptionError(f"{self.path} is a folder", "pass a file such as `--output_path captions.jsonl`")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.path.is_file():
             if not os.access(self.path.parent, os.W_OK):
@@ -154,11 +154,11 @@ class Journal:
                     row = json.loads(line)
                     row["file_name"]
                 except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(
+                    raise DatasetError(
                         f"{self.path} line {number} is not a prediction", "pass another `--output_path`"
                     ) from error
                 if "run" in row and "run_id" not in row:
-                    raise UserError(
+                    raise DatasetError(
                         f"{self.path} line {number} has the keys of an older version (`folder`, `run`)",
                         "pass another `--output_path`, or rename them to `image_dir` and `run_id`",
                     )
