@@ -58,9 +58,6 @@ class DataSettings:
     """Images with annotations, from one or more sources: a folder, JSONL, COCO, YOLO, tar shards or a hub id
     (docs/data.md)."""
 
-    dataset_dir: str | None = None
-    """Folder that the file names in a dataset file are relative to (default: the folder of the file)."""
-
     sampling_weights: tuple[str, ...] = ()
     """How often an epoch draws each sample, by task or dataset: `od=2 caption=0.5 more.jsonl=3` (default: once)."""
 
@@ -69,15 +66,6 @@ class DataSettings:
 
     val_dataset: str | None = None
     """Validation set: a dataset like `--dataset`, or a fraction of it such as 0.1 (default: none)."""
-
-    image_column: str | None = None
-    """Column of a table or hub dataset that holds the images (default: found by its type)."""
-
-    text_column: str | None = None
-    """Column of a table or hub dataset that holds the texts (default: `text` or `caption`)."""
-
-    recursive: bool = False
-    """Read the images in subfolders, too."""
 
     caption_extension: str = ".txt"
     """Extension of the caption file beside each image; `.caption` is tried next."""
@@ -121,22 +109,10 @@ class CaptionSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model is trained, and where it runs."""
+    """Which model is trained."""
 
     model_id: str = "microsoft/Florence-2-base-ft"
     """Hub id, folder in the layout of Microsoft or of transformers, or `demo` for the bundled small model."""
-
-    revision: str | None = None
-    """Branch, tag or commit of the hub repository."""
-
-    offline: bool = False
-    """Use only files that are on this machine."""
-
-    device: str | None = None
-    """`cuda`, `cuda:1`, `mps` or `cpu` (default: the best available)."""
-
-    dtype: DType = "auto"
-    """Precision. `auto` is float32 on a CPU; on a GPU it is bfloat16 where the GPU supports it, else float16."""
 
     quantize: bool = False
     """Load the base model in 4 bits (nf4) and train LoRA on it; needs bitsandbytes."""
@@ -257,7 +233,10 @@ class TrainSettings:
 
     data: DataSettings
     saving: SavingSettings
+    source: SourceSettings = field(default_factory=SourceSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
+    hub: HubSettings = field(default_factory=HubSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     captions: CaptionSettings = field(default_factory=CaptionSettings)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import florence2.recipes.train as recipe
+import florence2.recipes.train as train_recipe
 from florence2 import settings_io as settings
 from florence2.config import TrainSettings
 from florence2.data.resolve import resolve_images
@@ -27,17 +27,17 @@ from tests.training.images import CAPTIONS, run, save_calm, save_photos
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Hold photos, a model without chance, and a short training with LoRA whose chance is all on."""
-    folder = tmp_path_factory.mktemp("train")
-    save_photos(folder / "photos")
-    save_calm(folder / "model")
-    save_calm(folder / "lively", dropout=0.2)
-    run(folder, "whole", **LIVELY, model_id=str(folder / "lively"))
-    return folder
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make photos, models without and with dropout, and a short LoRA run with all kinds of randomness."""
+    path = tmp_path_factory.mktemp("train")
+    save_photos(path / "photos")
+    save_calm(path / "model")
+    save_calm(path / "dropout", dropout=0.2)
+    run(path, "uninterrupted", **SEEDED_VALUES, model_id=str(path / "dropout"))
+    return path
 
 
-LIVELY: dict[str, Any] = {
+SEEDED_VALUES: dict[str, Any] = {
     "epochs": 2,
     "batch_size": 1,
     "gradient_accumulation_steps": 2,
@@ -49,93 +49,99 @@ LIVELY: dict[str, Any] = {
 }
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
-def learnt(folder: Path) -> dict[str, torch.Tensor]:
-    name = "adapter_model.safetensors" if (folder / "adapter_config.json").exists() else "model.safetensors"
-    return load_file(folder / name)
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    name = "adapter_model.safetensors" if (path / "adapter_config.json").exists() else "model.safetensors"
+    return load_file(path / name)
 
 
-def same(one: Path, other: Path) -> bool:
-    a, b = learnt(one), learnt(other)
+def have_equal_weights(first: Path, second: Path) -> bool:
+    a, b = read_weights(first), read_weights(second)
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_full_fine_tuning_repeats_all_captions(room: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    out = run(room, "full", rank=0, batch_size=8, epochs=60, learning_rate=5e-3, save_every_n_epochs=60)
-    model, processor = load(out, device="cpu")
-    found = resolve_images(str(room / "photos"), task=read_run_metadata(out).task)
+def test_full_fine_tuning_memorizes_captions(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    output = run(folder, "full", rank=0, batch_size=8, epochs=60, learning_rate=5e-3, save_every_n_epochs=60)
+    model, processor = load(output, device="cpu")
+    found = resolve_images(str(folder / "photos"), task=read_run_metadata(output).task)
     with GenerateEngine(model, processor, EngineConfig(batch_size=8)) as engine:
         assert [prediction.text for prediction in engine.run(found.samples)] == list(CAPTIONS)
-    assert rows(out)[-1]["loss"] < 0.2
-    assert capfd.readouterr().out == ""  # stdout is data, and there is none
+    assert read_metrics(output)[-1]["loss"] < 0.2
+    assert capfd.readouterr().out == ""  # stdout is for data
 
 
-def test_lora_lowers_the_loss_and_moves_nothing_else(room: Path) -> None:
-    out = run(room, "lora", batch_size=8, epochs=8, learning_rate=3e-2, dropout=0.0, trainer_args=["logging_steps=1"])
-    losses = [row["loss"] for row in rows(out)]
+def test_lora_lowers_the_loss_and_trains_only_the_adapter(folder: Path) -> None:
+    output = run(
+        folder, "lora", batch_size=8, epochs=8, learning_rate=3e-2, dropout=0.0, trainer_args=["logging_steps=1"]
+    )
+    losses = [row["loss"] for row in read_metrics(output)]
     assert losses[-1] < 0.8 * losses[0]
-    adapter = learnt(out)
-    assert all(".lora_A." in name or ".lora_B." in name for name in adapter)
-    assert all(weight.abs().sum() > 0 for name, weight in adapter.items() if ".lora_B." in name)  # they begin as zeros
-    assert (room / "model" / "model.safetensors").exists()
+    adapter_weights = read_weights(output)
+    assert all(".lora_A." in name or ".lora_B." in name for name in adapter_weights)
+    assert all(
+        weight.abs().sum() > 0 for name, weight in adapter_weights.items() if ".lora_B." in name
+    )  # initialized to zero
+    assert (folder / "model" / "model.safetensors").exists()
 
 
-def test_what_is_left_behind(room: Path) -> None:
-    out = room / "whole"
-    record = read_run_metadata(out)
-    assert record.base == str(room / "lively")
-    assert (record.task, record.prompt) == (
+def test_run_writes_metadata_card_plot_and_checkpoints(folder: Path) -> None:
+    output = folder / "uninterrupted"
+    metadata = read_run_metadata(output)
+    assert metadata.base == str(folder / "dropout")
+    assert (metadata.task, metadata.prompt) == (
         "<MORE_DETAILED_CAPTION>",
         "Describe with a paragraph what is shown in the image.",
     )
-    assert record.settings["rank"] == 4
-    assert record.data == {
-        "dataset": str(room / "photos"),
+    assert metadata.settings["rank"] == 4
+    assert metadata.data == {
+        "dataset": str(folder / "photos"),
         "pictures": 6,
         "captions": 6,
         "held_out": 2,
         "tasks": ["<MORE_DETAILED_CAPTION>"],
     }
-    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(room / "lively")
-    card = (out / "README.md").read_text()
-    assert "base_model: " in card
-    assert "| eval_loss |" in card
-    with Image.open(out / "training_curve.png") as curve:
-        assert curve.getcolors(1 << 16)[0][0] < curve.width * curve.height
-    assert not (out / ".unfinished").exists()
-    load(out, device="cpu")
-    load(out / "checkpoint-3", device="cpu")
-    assert read_run_metadata(out / "checkpoint-3").task == record.task
+    assert json.loads((output / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
+        folder / "dropout"
+    )
+    model_card = (output / "README.md").read_text()
+    assert "base_model: " in model_card
+    assert "| eval_loss |" in model_card
+    with Image.open(output / "training_curve.png") as plot:
+        assert plot.getcolors(1 << 16)[0][0] < plot.width * plot.height
+    assert not (output / ".unfinished").exists()
+    load(output, device="cpu")
+    load(output / "checkpoint-3", device="cpu")
+    assert read_run_metadata(output / "checkpoint-3").task == metadata.task
 
 
-def test_the_result_is_the_best_of_what_was_measured(room: Path) -> None:
-    out = room / "whole"
-    measured = {row["step"]: row["eval_loss"] for row in rows(out) if "eval_loss" in row}
-    assert sorted(measured) == [3, 6]
-    best = min(measured, key=lambda step: measured[step])
-    assert read_run_metadata(out).scores["best"] == f"checkpoint-{best}"
-    assert same(out, out / f"checkpoint-{best}")
+def test_result_is_the_best_checkpoint(folder: Path) -> None:
+    output = folder / "uninterrupted"
+    eval_losses = {row["step"]: row["eval_loss"] for row in read_metrics(output) if "eval_loss" in row}
+    assert sorted(eval_losses) == [3, 6]
+    best = min(eval_losses, key=lambda step: eval_losses[step])
+    assert read_run_metadata(output).scores["best"] == f"checkpoint-{best}"
+    assert have_equal_weights(output, output / f"checkpoint-{best}")
 
 
-def test_stopped_and_resumed_is_never_stopped(room: Path) -> None:
-    shutil.copytree(room / "whole" / "checkpoint-3", room / "again" / "checkpoint-3")
-    out = run(room, "again", **LIVELY, model_id=str(room / "lively"), resume="auto")
-    assert same(out / "checkpoint-6", room / "whole" / "checkpoint-6")
-    assert same(out, room / "whole")
-    later = [row for row in rows(room / "whole") if row["step"] > 3]
-    for mine, theirs in zip(rows(out), later, strict=True):
-        assert mine["step"] == theirs["step"]
-        assert mine.get("loss") == theirs.get("loss")
-        assert mine.get("eval_loss") == theirs.get("eval_loss")
+def test_resumed_run_equals_uninterrupted_run(folder: Path) -> None:
+    shutil.copytree(folder / "uninterrupted" / "checkpoint-3", folder / "resumed" / "checkpoint-3")
+    output = run(folder, "resumed", **SEEDED_VALUES, model_id=str(folder / "dropout"), resume="auto")
+    assert have_equal_weights(output / "checkpoint-6", folder / "uninterrupted" / "checkpoint-6")
+    assert have_equal_weights(output, folder / "uninterrupted")
+    later_rows = [row for row in read_metrics(folder / "uninterrupted") if row["step"] > 3]
+    for resumed, uninterrupted in zip(read_metrics(output), later_rows, strict=True):
+        assert resumed["step"] == uninterrupted["step"]
+        assert resumed.get("loss") == uninterrupted.get("loss")
+        assert resumed.get("eval_loss") == uninterrupted.get("eval_loss")
 
 
-def test_mixed_and_changed_images_go_on_as_if_never_stopped(room: Path) -> None:
-    given: dict[str, Any] = {
-        "model_id": str(room / "lively"),
-        "dataset": [str(room / "photos"), str(room / "mixed.jsonl")],
+def test_resumed_run_with_weights_and_augmentation_equals_uninterrupted_run(folder: Path) -> None:
+    values: dict[str, Any] = {
+        "model_id": str(folder / "dropout"),
+        "dataset": [str(folder / "photos"), str(folder / "mixed.jsonl")],
         "sampling_weights": ["od=1.5", "more_detailed_caption=0.25"],
         "augment": ["hflip=0.5", "crop=0.5", "scale=0.6,1.2", "order=shuffle"],
         "freeze": "vision",
@@ -146,118 +152,127 @@ def test_mixed_and_changed_images_go_on_as_if_never_stopped(room: Path) -> None:
         {"file_name": f"photos/{n}.png", "task": "od", "answer": {"bboxes": [[9, 9, 40, 40]], "labels": ["sun"]}}
         for n in range(6)
     ]
-    (room / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    out = run(room, "mixed", **given)
-    assert [path.name for path in sorted(out.glob("checkpoint-*"))] == ["checkpoint-3", "checkpoint-6"]  # 11 of 4 each
-    shutil.copytree(out / "checkpoint-3", room / "mixed again" / "checkpoint-3")
-    again = run(room, "mixed again", **given, num_workers=1, resume="auto")
-    assert same(again, out)
-    assert not same(out / "checkpoint-3", out)
+    (folder / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = run(folder, "mixed", **values)
+    assert [path.name for path in sorted(output.glob("checkpoint-*"))] == [
+        "checkpoint-3",
+        "checkpoint-6",
+    ]  # 11 of 4 each
+    shutil.copytree(output / "checkpoint-3", folder / "mixed resumed" / "checkpoint-3")
+    resumed = run(folder, "mixed resumed", **values, num_workers=1, resume="auto")
+    assert have_equal_weights(resumed, output)
+    assert not have_equal_weights(output / "checkpoint-3", output)
 
 
-def test_another_seed_is_another_training(room: Path) -> None:
-    out = run(room, "seeded", **LIVELY, model_id=str(room / "lively"), seed=1)
-    assert not same(out, room / "whole")
+def test_other_seed_gives_other_weights(folder: Path) -> None:
+    output = run(folder, "seeded", **SEEDED_VALUES, model_id=str(folder / "dropout"), seed=1)
+    assert not have_equal_weights(output, folder / "uninterrupted")
 
 
-def test_sigterm_saves_and_says_how_to_go_on(room: Path) -> None:
-    out = room / "stopped"
+def test_sigterm_saves_a_checkpoint_and_prints_the_resume_command(folder: Path) -> None:
+    output = folder / "stopped"
 
     def stop_after_two_steps() -> None:
-        while not (out / "metrics.jsonl").exists() or len(rows(out)) < 2:
+        while not (output / "metrics.jsonl").exists() or len(read_metrics(output)) < 2:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=stop_after_two_steps, daemon=True).start()
     with pytest.raises(TrainingInterrupted) as caught:
-        run(room, "stopped", epochs=50, trainer_args=["logging_steps=1"])
+        run(folder, "stopped", epochs=50, trainer_args=["logging_steps=1"])
     assert signal.getsignal(signal.SIGTERM) == before
     assert "stopped at step " in caught.value.what
     assert " --resume auto " in caught.value.hint
-    assert f"--output_dir {out}" in caught.value.hint
-    step = rows(out)[-1]["step"]
-    assert (out / f"checkpoint-{step}" / "optimizer.pt").exists()
-    assert not (out / "adapter_model.safetensors").exists()
+    assert f"--output_dir {output}" in caught.value.hint
+    step = read_metrics(output)[-1]["step"]
+    assert (output / f"checkpoint-{step}" / "optimizer.pt").exists()
+    assert not (output / "adapter_model.safetensors").exists()
 
 
-def test_wandb_keeps_its_files_offline(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_writes_offline_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    out = run(room, "wandb", log_with="wandb")
-    kept = list((out / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(kept) == 1
-    assert kept[0].stat().st_size > 1000
+    output = run(folder, "wandb", log_with="wandb")
+    run_files = list((output / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(run_files) == 1
+    assert run_files[0].stat().st_size > 1000
 
 
-def test_tensorboard_can_be_read_back(room: Path) -> None:
+def test_tensorboard_logs_the_loss(folder: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    out = run(room, "board", log_with="tensorboard", trainer_args=["logging_steps=1"])
-    (events,) = out.rglob("events.out.tfevents.*")
+    output = run(folder, "board", log_with="tensorboard", trainer_args=["logging_steps=1"])
+    (events,) = output.rglob("events.out.tfevents.*")
     read = accumulator.EventAccumulator(str(events.parent))
     read.Reload()
-    shown = [event.value for event in read.Scalars("train/loss")]
-    assert shown == pytest.approx([row["loss"] for row in rows(out)], rel=1e-5)
+    sampled = [event.value for event in read.Scalars("train/loss")]
+    assert sampled == pytest.approx([row["loss"] for row in read_metrics(output)], rel=1e-5)
 
 
-def test_samples_are_shown_and_change_nothing(room: Path) -> None:
-    shared = {"epochs": 2, "freeze": "vision", "model_id": str(room / "lively"), "dropout": 0.2}
-    plain, shown = run(room, "plain", **shared), run(room, "shown", **shared, sample_every_n_epochs=1)
-    said = [json.loads(line) for line in (shown / "samples.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["file_name"]) for row in said] == [(s, f"{n}.png") for s in (2, 4) for n in range(4)]
-    assert same(plain, shown)
-    assert not (shown / ".features").exists()  # nothing that sees learns: features were kept, and are cleared
+def test_sampling_does_not_change_weights(folder: Path) -> None:
+    shared = {"epochs": 2, "freeze": "vision", "model_id": str(folder / "dropout"), "dropout": 0.2}
+    plain, sampled = run(folder, "plain", **shared), run(folder, "sampled", **shared, sample_every_n_epochs=1)
+    sample_rows = [json.loads(line) for line in (sampled / "samples.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["file_name"]) for row in sample_rows] == [
+        (s, f"{n}.png") for s in (2, 4) for n in range(4)
+    ]
+    assert have_equal_weights(plain, sampled)
+    assert not (sampled / ".features").exists()  # the cache of the frozen vision component is removed
 
 
-def test_an_adapter_can_be_trained_on(room: Path) -> None:
-    out = run(room, "further", model_id=str(room / "whole"), learning_rate=1e-2)
-    assert learnt(out).keys() == learnt(room / "whole").keys()
-    assert not same(out, room / "whole")
-    assert read_run_metadata(out).base == str(room / "lively")
+def test_adapter_can_be_trained_further(folder: Path) -> None:
+    output = run(folder, "further", model_id=str(folder / "uninterrupted"), learning_rate=1e-2)
+    assert read_weights(output).keys() == read_weights(folder / "uninterrupted").keys()
+    assert not have_equal_weights(output, folder / "uninterrupted")
+    assert read_run_metadata(output).base == str(folder / "dropout")
 
 
-def test_weights_that_break_leave_the_state_from_before(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = Florence2Trainer.compute_loss
+def test_non_finite_gradients_stop_the_run_at_the_last_finite_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute_loss = Florence2Trainer.compute_loss
 
-    def broken_after_two(self: Florence2Trainer, *given: Any, **named: Any) -> Any:
-        return honest(self, *given, **named) * (1 if self.state.global_step < 2 else float("nan"))
+    def nan_loss_after_two_steps(self: Florence2Trainer, *args: Any, **kwargs: Any) -> Any:
+        return compute_loss(self, *args, **kwargs) * (1 if self.state.global_step < 2 else float("nan"))
 
-    monkeypatch.setattr(Florence2Trainer, "compute_loss", broken_after_two)
-    with pytest.raises(UserError, match="steps 3 to 22 had no finite gradient") as raised:
-        run(room, "broken", epochs=20, batch_size=4, save_every_n_steps=1, trainer_args=["save_total_limit=2"])
+    monkeypatch.setattr(Florence2Trainer, "compute_loss", nan_loss_after_two_steps)
+    with pytest.raises(UserError, match="steps 3 to 22 had no finite gradient") as caught:
+        run(folder, "broken", epochs=20, batch_size=4, save_every_n_steps=1, trainer_args=["save_total_limit=2"])
     monkeypatch.undo()
-    good = room / "broken" / "checkpoint-1"
-    assert f"`--model_id {good}` starts from the last finite" in (raised.value.hint or "")
-    assert sorted(path.name for path in good.parent.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
-    out = run(room, "mended", model_id=str(good), epochs=1, batch_size=4, trainer_args=["logging_steps=1"])
-    assert all(0 < row["grad_norm"] < 1e3 for row in rows(out) if "grad_norm" in row)
+    checkpoint = folder / "broken" / "checkpoint-1"
+    assert f"`--model_id {checkpoint}` starts from the last finite" in (caught.value.hint or "")
+    assert sorted(path.name for path in checkpoint.parent.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    output = run(
+        folder, "restarted", model_id=str(checkpoint), epochs=1, batch_size=4, trainer_args=["logging_steps=1"]
+    )
+    assert all(0 < row["grad_norm"] < 1e3 for row in read_metrics(output) if "grad_norm" in row)
 
 
-def test_broken_steps_at_the_end_are_told(room: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_skipped_steps_at_the_end_are_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="florence2")
-    out = run(room, "short", epochs=4, batch_size=4, learning_rate=1e30, optim="sgd")
-    broken = read_run_metadata(out).scores["skipped_steps"]
-    assert broken > 1
-    assert f"the last {broken} steps had no finite gradient" in caplog.text
+    output = run(folder, "short", epochs=4, batch_size=4, learning_rate=1e30, optim="sgd")
+    num_skipped = read_run_metadata(output).scores["skipped_steps"]
+    assert num_skipped > 1
+    assert f"the last {num_skipped} steps had no finite gradient" in caplog.text
 
 
-def test_preview_draws_what_the_model_sees_where_images_are_changed(room: Path) -> None:
-    out = run(room, "drawn", preview=2, augment=["hflip=0.5", "scale=0.5,0.8"])
-    assert [path.name for path in out.iterdir()] == ["preview.html"]
-    assert (out / "preview.html").read_text().count("data:image/jpeg") == 6
+def test_preview_draws_augmented_images(folder: Path) -> None:
+    output = run(folder, "preview_page", preview=2, augment=["hflip=0.5", "scale=0.5,0.8"])
+    assert [path.name for path in output.iterdir()] == ["preview.html"]
+    assert (output / "preview.html").read_text().count("data:image/jpeg") == 6
 
 
-def test_preview_prints_targets_and_trains_nothing(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(room, "preview", preview=2, shuffle_captions=True, caption_args=["caption_separator= "])
+def test_preview_prints_targets_without_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(folder, "preview", preview=2, shuffle_captions=True, caption_args=["caption_separator= "])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 8
     assert lines[0].startswith("0.png: Describe")
     assert {tuple(sorted(line.split(": ")[1].split())) for line in lines[1:4]} == {("red", "sun")}
-    assert not (room / "preview").exists()
+    assert not (folder / "preview").exists()
 
 
 @pytest.mark.parametrize(
-    ("values", "what"),
+    ("values", "message"),
     [
         ({"dataset": "/nowhere"}, "/nowhere"),
         ({"model_id": "/nowhere"}, "/nowhere"),
@@ -270,47 +285,46 @@ def test_preview_prints_targets_and_trains_nothing(room: Path, capsys: pytest.Ca
         ({"lora_args": ["rsloraa=true"]}, "`--lora_args` has no `rsloraa`"),
         (
             {"trainer_args": ['accelerator_config={"dispatch_batches": true}']},
-            "batches are made by each process for itself",
+            "each process makes its own batches",
         ),
         ({"lora_args": ["r=8"]}, "`--lora_args r` has its own flag"),
         ({"target_modules": ["nothing"]}, "target modules that match no layer: `nothing`"),
         ({"target_modules": ["vision"], "freeze": "vision"}, "all `--target_modules` are in the frozen component"),
-        ({"val_dataset": "2"}, "`--val_dataset 2` is no fraction"),
+        ({"val_dataset": "2"}, "`--val_dataset 2` is not a fraction"),
         ({"log_with": "tensorbord"}, "`--log_with tensorbord` is not known"),
         ({"resume": "/nowhere"}, "`--resume /nowhere` does not exist"),
-        ({"learn_rate": 1}, "`learn_rate` is not a setting of TrainSettings"),
         ({"caption_args": ["shuffle=true"]}, "`--caption_args` has no `shuffle`"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_refused_before_anything_is_written(room: Path, values: dict[str, Any], what: str) -> None:
+def test_invalid_settings_are_refused_before_writing(folder: Path, values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        run(room, "refused", **values)
-    assert what in caught.value.what
+        run(folder, "refused", **values)
+    assert message in caught.value.what
     assert "\n" not in caught.value.what
-    assert not list((room / "refused").glob("**/*"))
+    assert not list((folder / "refused").glob("**/*"))
 
 
-def test_an_earlier_training_is_not_overwritten(room: Path) -> None:
-    before = (room / "whole" / "adapter_model.safetensors").read_bytes()
+def test_earlier_run_is_not_overwritten(folder: Path) -> None:
+    before = (folder / "uninterrupted" / "adapter_model.safetensors").read_bytes()
     with pytest.raises(UserError, match="holds a run already") as caught:
-        run(room, "whole")
+        run(folder, "uninterrupted")
     assert "--resume auto" in caught.value.hint
-    assert (room / "whole" / "adapter_model.safetensors").read_bytes() == before
+    assert (folder / "uninterrupted" / "adapter_model.safetensors").read_bytes() == before
 
 
-def test_other_weights_do_not_go_on(room: Path) -> None:
+def test_incompatible_checkpoint_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="was trained with `--rank 4`, not `8`"):
-        run(room, "whole", **LIVELY, model_id=str(room / "lively"), resume="auto", rank=8)
+        run(folder, "uninterrupted", **SEEDED_VALUES, model_id=str(folder / "dropout"), resume="auto", rank=8)
 
 
-@pytest.mark.parametrize("recomputing", [False, True])
-def test_the_allocator_keeps_memory_only_where_time_counts_for_more(
-    recomputing: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_allocator_is_tuned_unless_gradient_checkpointing(
+    gradient_checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tuned: list[bool] = []
-    monkeypatch.setattr(recipe, "tune_allocator", lambda: tuned.append(True))
-    monkeypatch.setattr(recipe, "run_train", lambda _: None)
-    given = {"dataset": "d", "output_dir": "o", "gradient_checkpointing": recomputing}
-    assert recipe.main(settings.settings_from_dict(TrainSettings, given)) == 0
-    assert tuned == ([] if recomputing else [True])
+    calls: list[bool] = []
+    monkeypatch.setattr(train_recipe, "tune_allocator", lambda: calls.append(True))
+    monkeypatch.setattr(train_recipe, "run_train", lambda _: None)
+    values = {"dataset": "d", "output_dir": "o", "gradient_checkpointing": gradient_checkpointing}
+    assert train_recipe.main(settings.settings_from_dict(TrainSettings, values)) == 0
+    assert calls == ([] if gradient_checkpointing else [True])

@@ -1,11 +1,12 @@
-"""Samples in, an adapter out: fine-tune Florence-2 on pictures and their captions.
+"""Training: images with annotations in, an adapter or a fine-tuned model out.
 
-Read it top to bottom. Finding samples is `data`, loading is `model`, learning is `training`.
+`data` finds samples, `model` loads the base model, `training` trains it, `results` writes the preview page.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,26 +14,16 @@ from typing import Any
 
 import torch
 from huggingface_hub import upload_folder
-from transformers import set_seed
+from transformers import Seq2SeqTrainingArguments, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from florence2 import settings_io as by_name
 from florence2.config import TrainSettings
-from florence2.devices import dtype_hint, dtype_warning, pick_device, training_dtype
+from florence2.devices import dtype_hint, dtype_warning
 from florence2.distributed import is_main_process
 from florence2.log import logger
 from florence2.metrics.eval_set import EvalSet
-from florence2.model.load import load
-from florence2.model.storage.run_metadata import RunMetadata
-from florence2.recipes.train_evaluation import add_sample_callback, best_metric, build_eval_set, build_metrics_fn
-from florence2.recipes.train_options import (
-    check_options,
-    dataset_builder,
-    lora_options,
-    parse_data_config,
-    resume_command,
-    run_config,
-)
+from florence2.recipes.train_evaluation import TrainingPredictor, add_sample_callback, build_metrics_fn
+from florence2.recipes.training_spec import TrainingSpec
 from florence2.results.html.dataset_preview import preview_page
 from florence2.system import tune_allocator
 from florence2.training.arguments import count_steps, training_arguments
@@ -42,41 +33,40 @@ from florence2.training.callbacks.metrics_logger import save_plot
 from florence2.training.callbacks.signals import TrainingInterrupted
 from florence2.training.callbacks.training_progress import count_progress
 from florence2.training.dataset.collator import Florence2Collator
-from florence2.training.dataset.florence2_dataset import Florence2Dataset, preview_examples, preview_text
+from florence2.training.dataset.florence2_dataset import (
+    FeatureSource,
+    Florence2Dataset,
+    preview_examples,
+    preview_text,
+)
 from florence2.training.dataset.streaming import StreamingDataset
 from florence2.training.dataset.training_data import DatasetBuilder, find_training_data
 from florence2.training.performance import memory
 from florence2.training.performance.compile import compile_model
 from florence2.training.performance.cuda_graph_step import PAD_TO, can_use_cuda_graphs
 from florence2.training.performance.feature_cache import clear_features, use_cached_features
-from florence2.training.prepare_model import (
-    TrainableModel,
-    is_frozen,
-    parse_dropout_rates,
-    prepare_model_for_training,
-)
+from florence2.training.prepare_model import TrainableModel, is_frozen, prepare_model_for_training
 from florence2.training.saving.build_metadata import build_metadata
 from florence2.training.saving.checkpoints import remove_staging
 from florence2.training.saving.model_card import write_model_card
 from florence2.training.saving.model_saver import ModelSaver
-from florence2.training.saving.resume import check_resume_compatible, resolve_resume
 from florence2.training.summary import training_summary
-from florence2.training.trackers import open_trackers, resolve_trackers
+from florence2.training.trackers import open_trackers
 from florence2.training.trainer import Florence2Trainer
 from florence2.training.trainer_config import TargetTokens, TrainerConfig
 
-PREVIEW = "preview.html"
+PREVIEW_FILE = "preview.html"
 
 
 def main(settings: TrainSettings) -> int:
-    """Run `florence2 train`; return 0, or 130 where it was stopped and can go on."""
-    if not settings.training.gradient_checkpointing:  # else memory counts for more than the time it takes to get it
+    """Run `florence2 train`; return 0, or 130 if a signal stopped a run that can be resumed."""
+    if not settings.training.gradient_checkpointing:  # which saves memory at the cost of time
         tune_allocator()
-    disable_progress_bar()  # of transformers, which draws one for every file it writes
+    disable_progress_bar()  # transformers shows one for each file that it writes
     try:
         run_train(settings)
-    except TrainingInterrupted as stopped:
-        logger.info(str(stopped))
+    except TrainingInterrupted as interruption:
+        logger.info(str(interruption))
         return 130
     return 0
 
@@ -86,170 +76,176 @@ def run_train(settings: TrainSettings) -> Path:
 
     The result is the checkpoint with the best evaluation where there is a validation set, else the last state.
     """
-    output = Path(settings.saving.output_dir).expanduser()
-    checkpoint = _begin(settings, output)
-    found = find_training_data(parse_data_config(settings))
-    model, processor = _load(settings)
-    builder = dataset_builder(settings, found, model, processor)
-    if settings.captions.preview:
-        _preview(builder.train_dataset(), settings.captions.preview, output)
-        return output
+    spec = TrainingSpec.resolve(settings)
+    if spec.checkpoint:
+        logger.info(f"resuming from {spec.checkpoint}")
+    if is_main_process():
+        remove_staging(spec.output_dir)
+    data = find_training_data(spec.data)
+    base_model, processor = _load_base_model(spec)
+    builder = spec.augmentation.dataset_builder(data, base_model, processor)
+    if spec.preview:
+        _preview(builder.train_dataset(), spec.preview, spec.output_dir)
+        return spec.output_dir
 
-    exam = build_eval_set(settings, builder.eval_dataset())
-    set_seed(settings.training.seed)
-    learner = prepare_model_for_training(
-        model,
-        lora=lora_options(settings),
-        freeze=settings.model.freeze,
-        dtype=training_dtype(settings.model.dtype, pick_device(settings.model.device)),
+    eval_set = spec.evaluation.build_eval_set(builder.eval_dataset())
+    set_seed(spec.run.seed)
+    model = prepare_model_for_training(
+        base_model,
+        lora=spec.lora,
+        freeze=spec.freeze,
+        dtype=spec.dtype,
         num_image_tokens=builder.preprocessor.num_image_tokens,
     )
-    if settings.training.gradient_checkpointing:
-        memory.checkpoint_activations(learner)
-    settings = _fitted(settings, learner, builder.train_dataset(), checkpoint)
-    record = build_metadata(by_name.settings_to_dict(settings), str(model.config.name_or_path), found.train, found.eval)
+    if spec.gradient_checkpointing:
+        memory.checkpoint_activations(model)
+    if spec.auto_batch:
+        batch = auto_batch_size(spec.run.batch, model, builder.train_dataset(), spec.dtype, spec.checkpoint)
+        spec = spec.with_batch(batch)
+    saver = ModelSaver(
+        processor, build_metadata(spec.settings, str(base_model.config.name_or_path), data.train, data.eval)
+    )
+    _train(spec, model, builder, eval_set, saver)
+    return spec.output_dir
+
+
+def _train(
+    spec: TrainingSpec, model: TrainableModel, builder: DatasetBuilder, eval_set: EvalSet | None, saver: ModelSaver
+) -> None:
+    """Train the model and write the result; raise an error if the run was stopped."""
+    run, checkpoint = spec.run, spec.checkpoint
     with (
-        TrainingCallbacks(output, settings.saving.save_every_n_epochs, settings.saving.early_stopping) as watch,
-        open_trackers(resolve_trackers(settings.saving.log_with), output, by_name.settings_to_dict(settings)),
-        memory.explain_out_of_memory(settings.training.batch_size, settings.training.gradient_checkpointing),
+        TrainingCallbacks(spec.output_dir, run.save_interval.epochs, spec.evaluation.early_stopping) as callbacks,
+        open_trackers(run.trackers, spec.output_dir, dict(spec.settings)),
+        memory.explain_out_of_memory(run.batch.batch_size, spec.gradient_checkpointing),
     ):
-        trainer = _trainer(settings, learner, builder, exam, ModelSaver(processor, record), watch)
-        add_sample_callback(settings, trainer, found.eval or found.train, processor)
-        began = time.monotonic()
-        if checkpoint and watch.early_stopped_at(checkpoint, trainer.args):
+        trainer = _create_trainer(spec, model, builder, eval_set, saver, callbacks)
+        start = time.monotonic()
+        if checkpoint and callbacks.early_stopped_at(checkpoint, trainer.args):
             trainer.load_finished(checkpoint)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    watch.raise_if_stopped(trainer.state, resume_command(settings))
-    weights = trainer.full_state_dict()  # by all processes
+    callbacks.raise_if_stopped(trainer.state, spec.resume_command())
+    state_dict = trainer.full_state_dict()  # collective: every process takes part
     if trainer.is_world_process_zero():
-        _finish(trainer, output, replace(record, scores=trainer.scores(began) | watch.scores()), processor, weights)
-    return output
+        metadata = replace(saver.metadata, scores=trainer.scores(start) | callbacks.scores())
+        _save(trainer, spec.output_dir, replace(saver, metadata=metadata), state_dict)
 
 
-def _preview(dataset: Florence2Dataset, number: int, output: Path) -> None:
-    """Print what is learnt in some epochs; where pictures are changed, draw that on a page, too."""
-    print(preview_text(dataset, number))  # noqa: T201  asked for, so it goes to stdout
-    if dataset.image_augmentation.changes_images:
-        output.mkdir(parents=True, exist_ok=True)
-        seen = (dataset.rendered_example(sample, at) for sample, at in preview_examples(dataset, number))
-        with (output / PREVIEW).open("w", encoding="utf-8") as page:
-            page.writelines(preview_page("As the model sees it", seen))
-        logger.info(f"drawn in {output / PREVIEW}")
-
-
-def _begin(settings: TrainSettings, output: Path) -> Path | None:
-    """Check what can be checked before anything is read, and find the checkpoint to go on from."""
-    check_options(settings)
-    checkpoint = resolve_resume(settings.saving.resume, output)
-    if checkpoint is not None:
-        check_resume_compatible(checkpoint, by_name.settings_to_dict(settings))
-        logger.info(f"going on from {checkpoint}")
-    if is_main_process():
-        remove_staging(output)
-    return checkpoint
-
-
-def _load(settings: TrainSettings) -> tuple[Any, Any]:
-    chosen = settings.model
-    device = pick_device(chosen.device)
-    # What all learns is held in float32; a base under LoRA may be as small as the arithmetic.
-    dtype = training_dtype(chosen.dtype, device) if settings.lora.rank > 0 else torch.float32
-    if note := dtype_warning(dtype, device):
-        logger.info(note)
-    model, processor = load(
-        chosen.model_id,
-        dtype=dtype,
-        device=device,
-        revision=chosen.revision,
-        offline=chosen.offline,
-        merge=False,
-        quantize=chosen.quantize,
-        dropout=parse_dropout_rates(chosen.model_dropout_args),
-    )
-    if chosen.dtype == "auto" and (note := dtype_hint(dtype, device, model.num_parameters())):
+def _load_base_model(spec: TrainingSpec) -> tuple[Any, Any]:
+    base, device = spec.base, spec.device
+    if note := dtype_warning(base.dtype, device):
+        logger.warning(note)
+    model, processor = base.load(device)
+    if spec.settings["dtype"] == "auto" and (note := dtype_hint(base.dtype, device, model.num_parameters())):
         logger.info(note)
     return model, processor
 
 
-def _fitted(
-    settings: TrainSettings, learner: TrainableModel, dataset: Florence2Dataset, checkpoint: Path | None
-) -> TrainSettings:
-    if not settings.training.auto_batch:
-        return settings
-    dtype = training_dtype(settings.model.dtype, pick_device(settings.model.device))
-    batch = auto_batch_size(run_config(settings).batch, learner, dataset, dtype, checkpoint)
-    return replace(settings, training=replace(settings.training, **vars(batch)))
-
-
-def _trainer(
-    settings: TrainSettings,
-    learner: TrainableModel,
+def _create_trainer(
+    spec: TrainingSpec,
+    model: TrainableModel,
     builder: DatasetBuilder,
-    exam: EvalSet | None,
-    keeper: ModelSaver,
-    watch: TrainingCallbacks,
+    eval_set: EvalSet | None,
+    saver: ModelSaver,
+    callbacks: TrainingCallbacks,
 ) -> Florence2Trainer:
-    device = pick_device(settings.model.device)
-    dtype = training_dtype(settings.model.dtype, device)
-    best = best_metric(settings, exam)
-    data, run = builder.data, run_config(settings)
+    data, run = builder.data, spec.run
     args = training_arguments(
-        run, data.samples_per_epoch, has_eval=bool(data.eval), device=device, dtype=dtype, best_metric=best
+        run,
+        data.samples_per_epoch,
+        has_eval=bool(data.eval),
+        device=spec.device,
+        dtype=spec.dtype,
+        best_metric=spec.evaluation.best_metric(eval_set),
     )
     length = count_steps(run, data.samples_per_epoch, args.world_size)
-    repeats_images = args.num_train_epochs > 1 and not builder.image_augmentation.changes_images and data.stream is None
-    train_features, eval_features = None, None
-    if is_frozen(learner, "vision") and repeats_images:
-        folder, base = Path(args.output_dir), (keeper.metadata.base, keeper.metadata.revision)
-        with args.main_process_first():
-            progress = partial(count_progress, "looking at pictures")
-            train_features, eval_features = (
-                use_cached_features(
-                    Florence2Dataset(samples, builder.preprocessor), learner, folder, base, dtype, progress
-                )
-                for samples in (data.train, data.eval)
-            )
+    train_features, eval_features = _cached_features(spec, model, builder, saver, args)
     dataset = builder.train_dataset(length.steps, length.samples_per_step, train_features)
-    for line in training_summary(run, learner, dataset, length, dtype):
+    for line in training_summary(run, model, dataset, length, spec.dtype):
         logger.info(line)
-    if settings.training.compile:
-        compile_model(learner)
-    examine = build_metrics_fn(settings, exam, keeper.processor)
-    records = can_use_cuda_graphs(
-        learner,
+    if spec.compile:
+        compile_model(model)
+    predictor = TrainingPredictor(saver.processor, spec.dtype, spec.base.quantize)
+    uses_cuda_graphs = can_use_cuda_graphs(
+        model,
         run.optimizer.name,
-        checkpoints_activations=settings.training.gradient_checkpointing,
-        is_compiled=settings.training.compile,
+        checkpoints_activations=spec.gradient_checkpointing,
+        is_compiled=spec.compile,
     )
-    tokens = TargetTokens.from_model(learner, dataset.preprocessor)
-    method = TrainerConfig(dataset.preprocessor, tokens, run.optimizer, keeper, records, examine)
-    return Florence2Trainer(
-        method,
-        model=learner,
+    tokens = TargetTokens.from_model(model, dataset.preprocessor)
+    metrics_fn = build_metrics_fn(eval_set, predictor)
+    trainer = Florence2Trainer(
+        TrainerConfig(dataset.preprocessor, tokens, run.optimizer, saver, uses_cuda_graphs, metrics_fn),
+        model=model,
         args=args,
         data_collator=Florence2Collator(tokens.pad_token_id, PAD_TO, dataset.common_prompt_length())
-        if records
+        if uses_cuda_graphs
         else Florence2Collator(tokens.pad_token_id),
         train_dataset=dataset if data.stream is None else StreamingDataset.for_process(dataset, data.stream, args),
         eval_dataset=builder.eval_dataset(length.steps, eval_features) if data.eval else None,
-        callbacks=watch.callbacks,
+        callbacks=callbacks.callbacks,
     )
+    add_sample_callback(trainer, predictor, data.eval or data.train, spec.output_dir, spec.sample_interval)
+    return trainer
 
 
-def _finish(trainer: Florence2Trainer, output: Path, record: RunMetadata, processor: Any, weights: Any) -> None:
-    """Write the result and tell how it went."""
-    ModelSaver(processor, record)(trainer.trainable_model, output, weights)
-    write_model_card(output, record)
-    save_plot(output)
-    clear_features(output)
+def _cached_features(
+    spec: TrainingSpec,
+    model: TrainableModel,
+    builder: DatasetBuilder,
+    saver: ModelSaver,
+    args: Seq2SeqTrainingArguments,
+) -> tuple[FeatureSource | None, FeatureSource | None]:
+    """Compute the image features of both datasets, if every epoch passes the same images through frozen layers."""
+    data = builder.data
+    repeats_images = spec.run.epochs > 1 and not builder.image_augmentation.changes_images and data.stream is None
+    if not is_frozen(model, "vision") or not repeats_images:
+        return None, None
+    model_name = (saver.metadata.base, saver.metadata.revision)
+    progress = partial(count_progress, "computing image features")
+    with args.main_process_first():
+        train, evaluation = (
+            use_cached_features(
+                Florence2Dataset(samples, builder.preprocessor),
+                model,
+                spec.output_dir,
+                model_name,
+                spec.dtype,
+                progress,
+            )
+            for samples in (data.train, data.eval)
+        )
+    return train, evaluation
+
+
+def _save(
+    trainer: Florence2Trainer, folder: Path, saver: ModelSaver, state_dict: Mapping[str, torch.Tensor] | None
+) -> None:
+    """Write the result with its model card and loss plot, and upload it where the trainer is told to."""
+    saver(trainer.trainable_model, folder, state_dict)
+    write_model_card(folder, saver.metadata)
+    save_plot(folder)
+    clear_features(folder)
     if trainer.args.push_to_hub:
         upload_folder(
             repo_id=trainer.hub_model_id,
-            folder_path=output,
+            folder_path=folder,
             revision=trainer.args.hub_revision,
             commit_message="Fine-tune Florence-2",
             ignore_patterns=["checkpoint-*", "wandb/*", "runs/*"],
         )
-    told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in record.scores.items())
-    logger.info(f"saved {output} ({told})")
+    scores = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in saver.metadata.scores.items())
+    logger.info(f"saved {folder} ({scores})")
+
+
+def _preview(dataset: Florence2Dataset, num_samples: int, folder: Path) -> None:
+    """Print samples as some epochs augment them; write an HTML page where augmentation changes images."""
+    print(preview_text(dataset, num_samples))  # noqa: T201  the output of `--preview`
+    if not dataset.image_augmentation.changes_images:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    examples = (dataset.rendered_example(sample, draw) for sample, draw in preview_examples(dataset, num_samples))
+    with (folder / PREVIEW_FILE).open("w", encoding="utf-8") as page:
+        page.writelines(preview_page("Augmented samples", examples))
+    logger.info(f"wrote {folder / PREVIEW_FILE}")

@@ -1,12 +1,12 @@
-"""The model in training, asked: what it says about a few pictures, and its scores on those that are held back.
+"""Predictions of a model during training: metrics on the evaluation set, and samples for the trackers.
 
-Wiring between `training`, `engine` and `results`, which do not know each other. What is asked is a copy, so that the
-one that learns stays as it is to the last bit.
+They are computed by a copy of the model, so that the model in training stays bit-identical.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,11 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
-from florence2.config import TrainSettings
 from florence2.data.sample import Prediction, Sample
-from florence2.devices import pick_device, training_dtype
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generate_engine import GenerateEngine
-from florence2.errors import UserError
+from florence2.errors import OptionError
 from florence2.metrics.eval_set import EvalSet, make_eval_set
 from florence2.results.annotated_images import AnnotatedImageWriter
 from florence2.training.arguments import Interval
@@ -34,84 +32,98 @@ from florence2.training.trackers import log_samples
 from florence2.training.trainer import Florence2Trainer
 from florence2.training.trainer_config import MetricsFn
 
-SHOWN = 4  # pictures whose answers are shown as the model learns
+NUM_SAMPLE_IMAGES = 4
 LOSS = "loss"
 
 
-def build_eval_set(settings: TrainSettings, dataset: Florence2Dataset) -> EvalSet | None:
-    """Set the exam that the settings ask for; right answers are what captions are made into for measuring."""
-    saving = settings.saving
-    names = [name for name in saving.eval_metrics if name != LOSS]
-    if not dataset.samples and (saving.eval_metrics or saving.early_stopping):
-        flag = "--eval_metrics" if saving.eval_metrics else "--early_stopping"
-        raise UserError(f"`{flag}` needs pictures to measure on", "pass `--val_dataset`, such as `--val_dataset 0.1`")
-    if not names:
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How checkpoints are compared: `metrics` beside the loss, on at most `max_samples`.
+
+    The first of the metrics selects the best checkpoint. `early_stopping` is a number of evaluations.
+    """
+
+    metrics: tuple[str, ...] = ()
+    max_samples: int = 100
+    early_stopping: int | None = None
+
+    def build_eval_set(self, dataset: Florence2Dataset) -> EvalSet | None:
+        """Choose the samples of the metrics; their references are the targets of the evaluation dataset."""
+        if not dataset.samples and (self.metrics or self.early_stopping):
+            flag = "--eval_metrics" if self.metrics else "--early_stopping"
+            raise OptionError(f"`{flag}` needs a validation set", "pass `--val_dataset`, such as `--val_dataset 0.1`")
+        names = [name for name in self.metrics if name != LOSS]
+        if not names:
+            return None
+        samples = [
+            dataset.augmented(sample, SampleDraw(0, 0, index))[0] for index, sample in enumerate(dataset.samples)
+        ]
+        return make_eval_set(samples, names, self.max_samples)
+
+    def best_metric(self, eval_set: EvalSet | None) -> tuple[str, bool]:
+        """Return the metric that selects the best checkpoint, and whether higher is better."""
+        name = next(iter(self.metrics), LOSS)
+        return name, eval_set is not None and name != LOSS and eval_set.higher_is_better[name]
+
+
+@dataclass(frozen=True)
+class TrainingPredictor:
+    """Predicts with a model in training; `dtype` is that of the copy that predicts."""
+
+    processor: Any
+    dtype: torch.dtype
+    is_quantized: bool
+
+    def predict(self, model: nn.Module, samples: Sequence[Sample]) -> Iterator[Prediction]:
+        """Yield predictions as they finish."""
+        if self.is_quantized:  # 4-bit weights cannot be merged into, but `generate` works on them
+            with GenerateEngine(model.eval(), self.processor) as generate_engine:
+                yield from generate_engine.run(samples)
+            return
+        copy = inference_copy(model, self.dtype)
+        with Engine(copy, self.processor, EngineConfig(compile="off")) as engine:
+            yield from engine.run(samples)
+
+
+def build_metrics_fn(eval_set: EvalSet | None, predictor: TrainingPredictor) -> MetricsFn | None:
+    """Return the function that computes the metrics of a model; processes split the samples between them."""
+    if eval_set is None:
         return None
-    answered = [dataset.augmented(each, SampleDraw(0, 0, which))[0] for which, each in enumerate(dataset.samples)]
-    return make_eval_set(answered, names, saving.eval_samples)
 
-
-def best_metric(settings: TrainSettings, exam: EvalSet | None) -> tuple[str, bool]:
-    """Say which score makes a checkpoint the best, and whether more of it is better."""
-    first = next(iter(settings.saving.eval_metrics), LOSS)
-    return first, exam is not None and first != LOSS and exam.higher_is_better[first]
-
-
-def build_metrics_fn(settings: TrainSettings, exam: EvalSet | None, processor: Any) -> MetricsFn | None:
-    """Give the function that scores a learner; processes share the questions and get the same scores."""
-    if exam is None:
-        return None
-
-    def examine(learner: nn.Module) -> dict[str, float]:
+    def compute_metrics(model: nn.Module) -> dict[str, float]:
         with torch.no_grad():
-            place = PartialState()
-            mine = exam.unlabeled_samples[place.process_index :: place.num_processes]
-            said = list(_answers(settings, learner, processor, mine))
-            return exam.scores(gather_object(said))
+            state = PartialState()
+            samples = eval_set.unlabeled_samples[state.process_index :: state.num_processes]
+            return eval_set.scores(gather_object(list(predictor.predict(model, samples))))
 
-    return examine
+    return compute_metrics
 
 
 def add_sample_callback(
-    settings: TrainSettings, trainer: Florence2Trainer, samples: Sequence[Sample], processor: Any
+    trainer: Florence2Trainer, predictor: TrainingPredictor, samples: Sequence[Sample], folder: Path, interval: Interval
 ) -> None:
-    """Ask the model about the same few pictures as it learns, if so wished."""
-    saving = settings.saving
-    if not (saving.sample_every_n_epochs or saving.sample_every_n_steps):
+    """Let a trainer predict the same few images at an interval, if one is set."""
+    if not interval.is_set:
         return
-    trainer.require_unsharded("--sample_every_n_" + ("epochs" if saving.sample_every_n_epochs else "steps"))
-    asked = list({sample.key: sample for sample in samples}.values())[:SHOWN]
+    trainer.require_unsharded("--sample_every_n_" + ("epochs" if interval.epochs else "steps"))
+    chosen = list({sample.key: sample for sample in samples}.values())[:NUM_SAMPLE_IMAGES]
+    position = {sample.key: index for index, sample in enumerate(chosen)}
 
-    def say(folder: Path) -> list[SampleOutput]:
-        drawings = AnnotatedImageWriter(str(folder), asked)
+    def predict(image_folder: Path) -> list[SampleOutput]:
+        writer = AnnotatedImageWriter(str(image_folder), chosen)
         with eval_weights(trainer.optimizer):
-            said = list(_answers(settings, trainer.trainable_model, processor, asked))
-        order = {sample.key: place for place, sample in enumerate(asked)}
+            predictions = list(predictor.predict(trainer.trainable_model, chosen))
         return [
-            SampleOutput(each.file_name, each.text, drawings.write(each))
-            for each in sorted(said, key=lambda p: order[p.key])
+            SampleOutput(prediction.file_name, prediction.text, writer.write(prediction))
+            for prediction in sorted(predictions, key=lambda prediction: position[prediction.key])
         ]
 
-    def tell(step: int, said: list[SampleOutput]) -> None:
-        words = {each.file_name: each.text for each in said}
-        due = trainer.control.should_log
-        trainer.log({f"samples/{name}": text for name, text in words.items()})
-        trainer.control.should_log = due  # of this step, which a report in between takes as done
-        drawn = {each.file_name: each.annotated_image for each in said if each.annotated_image}
-        log_samples(trainer.callback_handler.callbacks, step, drawn, words)
+    def log(step: int, outputs: list[SampleOutput]) -> None:
+        texts = {output.file_name: output.text for output in outputs}
+        should_log = trainer.control.should_log
+        trainer.log({f"samples/{name}": text for name, text in texts.items()})
+        trainer.control.should_log = should_log  # `log` resets it, and the log of this step is still due
+        images = {output.file_name: output.annotated_image for output in outputs if output.annotated_image}
+        log_samples(trainer.callback_handler.callbacks, step, images, texts)
 
-    folder = Path(saving.output_dir).expanduser()
-    interval = Interval(saving.sample_every_n_epochs, saving.sample_every_n_steps)
-    trainer.add_callback(SampleCallback(say, tell, folder, interval))
-
-
-def _answers(
-    settings: TrainSettings, learner: nn.Module, processor: Any, samples: Sequence[Sample]
-) -> Iterator[Prediction]:
-    dtype = training_dtype(settings.model.dtype, pick_device(settings.model.device))
-    if settings.model.quantize:  # packed weights cannot be merged into; `generate` takes them as they are
-        with GenerateEngine(learner.eval(), processor) as reference:
-            yield from reference.run(samples)
-        return
-    with Engine(inference_copy(learner, dtype), processor, EngineConfig(compile="off")) as engine:
-        yield from engine.run(samples)
+    trainer.add_callback(SampleCallback(predict, log, folder, interval))
