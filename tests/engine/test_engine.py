@@ -15,7 +15,7 @@ from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generate_engine import GenerateEngine
 from florence2.engine.generation_config import GenerationConfig
 from florence2.engine.scheduler import Scheduler
-from florence2.errors import UserError
+from florence2.errors import CheckpointError, UserError
 from tests.engine.images import image, missing, samples
 from tests.tiny import tiny_model
 
@@ -242,7 +242,7 @@ def test_unmerged_adapter_is_refused(tiny):
     class Adapted:
         peft_config = ("default",)
 
-    with pytest.raises(UserError, match="not merged"):
+    with pytest.raises(CheckpointError, match="not merged"):
         Engine(Adapted(), tiny[1])
 
 

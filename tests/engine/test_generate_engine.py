@@ -8,7 +8,7 @@ from florence2.data.sample import Prediction, Sample
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generate_engine import GenerateEngine
 from florence2.engine.generation_config import GenerationConfig
-from florence2.errors import UserError
+from florence2.errors import OptionError, UserError
 from florence2.model.tasks import OutputType, find_task
 from tests.engine.images import image, missing, samples
 from tests.tiny import tiny_model
@@ -133,7 +133,7 @@ def test_score_is_the_mean_probability_of_unforced_tokens(tiny):
     ],
 )
 def test_invalid_values_are_refused_by_name(invalid: dict):
-    with pytest.raises(UserError, match=next(iter(invalid))):
+    with pytest.raises(OptionError, match=next(iter(invalid))):
         GenerationConfig(**invalid)
 
 

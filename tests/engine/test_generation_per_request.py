@@ -10,7 +10,7 @@ from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generate_engine import GenerateEngine
 from florence2.engine.generation_config import GenerationConfig
 from florence2.engine.requests import EngineInput
-from florence2.errors import UserError
+from florence2.errors import OptionError
 from tests.engine.images import samples
 from tests.engine.test_engine import late_engine, predict_all, texts
 from tests.tiny import tiny_model
@@ -115,7 +115,7 @@ def test_equal_searches_are_shared_and_idle_searches_are_dropped(tiny, monkeypat
 )
 def test_request_that_needs_more_than_a_slot_is_refused(tiny, wrong: dict, message: str):
     with Engine(*tiny, EngineConfig(config(num_beams=2), batch_size=2)) as engine:
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(OptionError, match=message):
             engine.run(samples(1), config(**wrong))
         first, second = by_name(engine.run(mixed(samples(2), [config(**wrong), config()])))
     assert message in first.error

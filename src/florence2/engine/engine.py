@@ -35,7 +35,7 @@ from florence2.engine.requests import (
 )
 from florence2.engine.scheduler import Scheduler
 from florence2.engine.stats import Stats, Timer
-from florence2.errors import UserError
+from florence2.errors import CheckpointError, UserError
 from florence2.model.processing import Preprocessor
 
 CPU_MAX_SEQS = 16
@@ -50,7 +50,9 @@ class Engine:
     def __init__(self, model: Any, processor: Any, config: EngineConfig | None = None) -> None:
         """Take a model in eval mode with any adapter merged, and its processor or the `Preprocessor` made of it."""
         if hasattr(model, "peft_config"):
-            raise UserError("the engine cannot run an adapter that is not merged", "load the model with `merge=True`")
+            raise CheckpointError(
+                "the engine cannot run an adapter that is not merged", "load the model with `merge=True`"
+            )
         self.config = config or EngineConfig()
         self.model, self.device = model, model.device
         self.preprocessor = processor if isinstance(processor, Preprocessor) else Preprocessor.from_processor(processor)

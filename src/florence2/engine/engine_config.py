@@ -8,7 +8,7 @@ from typing import Literal
 
 from florence2.data.sample import Sample
 from florence2.engine.generation_config import GenerationConfig, require_at_least
-from florence2.errors import UserError
+from florence2.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class EngineConfig:
         """Refuse a request that needs more rows or tokens than the engine's slots have."""
         if generation.width > self.generation.width:
             name = "num_beams" if generation.num_beams > 1 else "num_return_sequences"
-            raise UserError(
+            raise OptionError(
                 f"`{name}` {generation.width} of a request is above the {self.generation.width} of the engine",
                 f"make the engine with `EngineConfig(generation=GenerationConfig({name}={generation.width}))`",
             )
         if generation.max_length > self.generation.max_length:
             length = generation.max_length
-            raise UserError(
+            raise OptionError(
                 f"`max_length` {length} of a request is above the {self.generation.max_length} of the engine",
                 f"make the engine with `EngineConfig(generation=GenerationConfig(max_length={length}))`",
             )

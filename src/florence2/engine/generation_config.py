@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from florence2.data.sample import Sample
-from florence2.errors import UserError
+from florence2.errors import CheckpointError, OptionError
 from florence2.model.tasks import OutputType, Task
 
 
@@ -71,17 +71,17 @@ class GenerationConfig:
         require_at_least("top_k", self.top_k, 0)
         require_at_least("no_repeat_ngram_size", self.no_repeat_ngram_size or 0, 0)
         if self.temperature <= 0:
-            raise UserError(f"`temperature` is {self.temperature}", "pass a number above 0, or remove `do_sample`")
+            raise OptionError(f"`temperature` is {self.temperature}", "pass a number above 0, or remove `do_sample`")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"`top_p` is {self.top_p}", "pass a number above 0 and at most 1")
+            raise OptionError(f"`top_p` is {self.top_p}", "pass a number above 0 and at most 1")
         if self.repetition_penalty <= 0:
-            raise UserError(f"`repetition_penalty` is {self.repetition_penalty}", "pass a number above 0; 1 is none")
+            raise OptionError(f"`repetition_penalty` is {self.repetition_penalty}", "pass a number above 0; 1 is none")
         if self.min_length > self.max_length:
-            raise UserError(
+            raise OptionError(
                 f"`min_length` {self.min_length} is above `max_length` {self.max_length}", "pass a smaller `min_length`"
             )
         if self.num_return_sequences > self.num_beams and not (self.do_sample and self.num_beams == 1):
-            raise UserError(
+            raise OptionError(
                 f"`num_return_sequences` {self.num_return_sequences} is above `num_beams` {self.num_beams}",
                 f"pass `num_beams={self.num_return_sequences}`, or `do_sample` with one beam",
             )
@@ -190,9 +190,9 @@ def sample_seed(sample: Sample, seed: int) -> int:
 
 
 def require_at_least(name: str, value: int, minimum: int) -> None:
-    """Raise a `UserError` for a setting that is below its minimum."""
+    """Raise a `OptionError` for a setting that is below its minimum."""
     if value < minimum:
-        raise UserError(f"`{name}` is {value}", f"pass {minimum} or more")
+        raise OptionError(f"`{name}` is {value}", f"pass {minimum} or more")
 
 
 def _single_id(*candidates: int | list[int] | None) -> int:
@@ -203,7 +203,9 @@ def _single_id(*candidates: int | list[int] | None) -> int:
         if ids and len(ids) == 1:
             return int(ids[0])
         if ids:
-            raise UserError(
+            raise CheckpointError(
                 f"the checkpoint's generation config has {len(ids)} token ids for one purpose", "keep one of them"
             )
-    raise UserError("the checkpoint's generation config lacks a token id", "add start, bos, eos and pad token ids")
+    raise CheckpointError(
+        "the checkpoint's generation config lacks a token id", "add start, bos, eos and pad token ids"
+    )
