@@ -45,6 +45,7 @@ class AnnotatedImage:
     annotations: Sequence[Annotation]
     size: Size | None = None
     captions: Sequence[str] | None = None
+    ignored_shapes: Sequence[str] = ()
 
 
 def resolve_task(task: Task, has_captions: bool) -> Task:

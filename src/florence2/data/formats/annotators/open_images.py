@@ -1,0 +1,54 @@
+"""Open Images: a CSV of boxes (`ImageID, LabelName, XMin, XMax, YMin, YMax` as fractions of the image's sides).
+
+Class names come from `class-descriptions*.csv` beside the list, where there is one. `IsGroupOf` boxes cover several
+objects and are not read; each image names them in `ignored_shapes`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from florence2.data.formats.annotations import AnnotatedImage, Annotation
+from florence2.data.formats.annotators.values import csv_columns, finite_numbers, read_csv
+from florence2.data.image import ImageError, image_size, is_image_name
+
+_COLUMNS = {"ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax"}
+
+
+def is_open_images(path: Path) -> bool:
+    """Tell by its header whether a CSV file is a list of boxes of Open Images."""
+    return path.suffix.lower() == ".csv" and set(csv_columns(path)) >= _COLUMNS
+
+
+def read_open_images(path: Path, images: Path) -> Iterator[tuple[str, AnnotatedImage]]:
+    """Read the boxes of the images in a folder; boxes of images that are not there are of no use and are left out."""
+    names = _class_names(path)
+    boxes: dict[str, list[tuple[str, list[float], bool]]] = defaultdict(list)
+    for where, row in read_csv(path):
+        sides = finite_numbers([row[side] for side in ("XMin", "YMin", "XMax", "YMax")], where)
+        label = names.get(row["LabelName"], row["LabelName"])
+        boxes[row["ImageID"]].append((label, sides, row.get("IsGroupOf") == "1"))
+    for file in sorted(images.iterdir()):
+        if is_image_name(file.name) and file.stem in boxes:
+            rows = boxes[file.stem]
+            try:
+                width, height = image_size(file)
+            except ImageError:
+                width, height = 1, 1  # the image is refused when it is opened
+            found = [
+                Annotation(label, [side * (height if at % 2 else width) for at, side in enumerate(sides)])
+                for label, sides, is_group in rows
+                if not is_group
+            ]
+            groups = tuple("group box" for _, _, is_group in rows if is_group)
+            yield f"{path} image {file.stem}", AnnotatedImage(file.name, found, (width, height), ignored_shapes=groups)
+
+
+def _class_names(path: Path) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for file in sorted(path.parent.glob("*class-descriptions*.csv")):
+        for line in file.read_text(encoding="utf-8-sig").splitlines():
+            code, comma, name = line.partition(",")
+            if comma and code.startswith("/"):
+                names[code] = name.strip().strip('"')
+    return names

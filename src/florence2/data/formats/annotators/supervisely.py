@@ -1,0 +1,67 @@
+"""Supervisely: a folder `ann/` with a JSON beside each image of `img/`, under one or several datasets of a project.
+
+Rectangles and polygons are objects, bitmaps become boxes. Points, lines and graphs are not read; each image names
+them in `ignored_shapes`. Source: Supervisely's documentation of its annotation format.
+"""
+
+import base64
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, bounding_box
+from florence2.data.formats.annotators.values import finite_numbers, read_json
+from florence2.errors import UserError
+
+
+def supervisely_folders(folder: Path) -> list[Path]:
+    """Give the datasets of a project: the folder itself, or those below it, with `ann/` and `img/`."""
+    places = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    return [place for place in places if (place / "ann").is_dir() and (place / "img").is_dir()]
+
+
+def read_supervisely(folder: Path) -> Iterator[tuple[str, AnnotatedImage]]:
+    """Read the images of a project, with names relative to its folder."""
+    for dataset in supervisely_folders(folder):
+        for path in sorted((dataset / "ann").glob("*.json")):
+            document = read_json(path)
+            name = (dataset / "img" / path.stem).relative_to(folder).as_posix()
+            annotations: list[Annotation] = []
+            ignored: list[str] = []
+            for number, each in enumerate(document.get("objects") or [], start=1):
+                annotation = _annotation(each, f"{path} object {number}")
+                if annotation is not None:
+                    annotations.append(annotation)
+                else:
+                    ignored.append(str(each.get("geometryType") or "shape"))
+            size = document.get("size") or {}
+            known_size = (int(size["width"]), int(size["height"])) if size.get("width") and size.get("height") else None
+            yield str(path), AnnotatedImage(name, annotations, known_size, ignored_shapes=tuple(ignored))
+
+
+def _annotation(each: dict[str, Any], where: str) -> Annotation | None:
+    label, kind = str(each.get("classTitle") or ""), each.get("geometryType")
+    exterior = (each.get("points") or {}).get("exterior") or []
+    if kind in ("rectangle", "polygon"):
+        polygon = finite_numbers([side for point in exterior for side in point], where)
+        if len(polygon) < 4:
+            raise UserError(f"{where} has no `points.exterior`", "export it again")
+        return Annotation(label, bounding_box([polygon]), (polygon,) if kind == "polygon" else ())
+    if kind == "bitmap":
+        left, top = finite_numbers((each.get("bitmap") or {}).get("origin") or [], where)
+        width, height = _bitmap_size(each["bitmap"].get("data"), where)
+        return Annotation(label, [left, top, left + width, top + height])
+    return None
+
+
+def _bitmap_size(data: Any, where: str) -> tuple[int, int]:
+    """Read the size of a mask: a PNG, deflated, in base 64."""
+    try:
+        with Image.open(io.BytesIO(zlib.decompress(base64.b64decode(str(data))))) as mask:
+            return mask.size
+    except (ValueError, zlib.error, OSError):
+        raise UserError(f"{where} has a `bitmap` that cannot be read", "export it again") from None

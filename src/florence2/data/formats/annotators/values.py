@@ -1,0 +1,73 @@
+"""Checked values of annotation files: JSON documents, CSV rows, finite numbers, and rotated boxes."""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from florence2.data.folder import read_text
+from florence2.errors import UserError
+
+HEAD_BYTES = 65_536  # enough of a file to recognize its format
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a syntax error is a UserError that names the file."""
+    try:
+        return json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not JSON: {getattr(error, 'msg', 'nested too deeply')}", "export it again"
+        ) from None
+
+
+def peek_json(path: Path) -> Any:
+    """Read a JSON file to recognize its format; None where it is not JSON or cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError, RecursionError):
+        return None
+
+
+def read_csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Read the rows of a CSV file, each with the words that name it in an error."""
+    lines = read_text(path).splitlines()
+    try:
+        for number, row in enumerate(csv.DictReader(lines), start=2):
+            yield f"{path} line {number}", {key: value or "" for key, value in row.items() if key is not None}
+    except csv.Error as error:
+        raise UserError(f"{path} is not CSV: {error}", "export it again") from None
+
+
+def csv_columns(path: Path) -> list[str]:
+    """Read the column names of a CSV file; an empty list where it cannot be read."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            return next(csv.reader(lines), [])
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+
+
+def finite_numbers(values: Iterable[Any], where: str) -> list[float]:
+    """Convert values to finite floats; a UserError names `where` for text, NaN and infinity."""
+    values = list(values)
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != len(values) or not all(map(math.isfinite, numbers)):
+        raise UserError(f"{where} has coordinates that are not numbers: {values}"[:300], "correct or remove it")
+    return numbers
+
+
+def rotated_box(box: Sequence[float], degrees: float, pivot: tuple[float, float]) -> list[float]:
+    """Rotate a box [x1, y1, x2, y2] clockwise around a pivot; return its four corners as x, y pairs in pixels."""
+    x1, y1, x2, y2 = box
+    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    corners: list[float] = []
+    for x, y in ((x1, y1), (x2, y1), (x2, y2), (x1, y2)):
+        across, down = x - pivot[0], y - pivot[1]
+        corners += [pivot[0] + across * cosine - down * sine, pivot[1] + across * sine + down * cosine]
+    return corners

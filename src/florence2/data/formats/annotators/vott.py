@@ -1,0 +1,64 @@
+"""VoTT: its CSV export (`image,xmin,ymin,xmax,ymax,label`) and its JSON export (`assets` with `regions`)."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, bounding_box
+from florence2.data.formats.annotators.values import csv_columns, finite_numbers, read_csv, read_json
+from florence2.errors import UserError
+
+_CSV_COLUMNS = {"image", "xmin", "ymin", "xmax", "ymax", "label"}
+
+
+def is_vott_csv(path: Path) -> bool:
+    """Tell by its header whether a CSV file is an export of VoTT."""
+    return path.suffix.lower() == ".csv" and set(csv_columns(path)) >= _CSV_COLUMNS
+
+
+def is_vott(document: Any) -> bool:
+    """Tell whether a JSON document is an export of VoTT."""
+    assets = document.get("assets") if isinstance(document, dict) else None
+    first = next(iter(assets.values()), None) if isinstance(assets, dict) else None
+    return isinstance(first, dict) and "asset" in first and "regions" in first
+
+
+def read_vott_csv(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
+    """Read the images of a CSV export, in the order of their first row."""
+    annotations: dict[str, list[Annotation]] = defaultdict(list)
+    places: dict[str, str] = {}
+    for where, row in read_csv(path):
+        places.setdefault(row["image"], where)
+        box = finite_numbers([row[side] for side in ("xmin", "ymin", "xmax", "ymax")], where)
+        annotations[row["image"]].append(Annotation(row["label"], box))
+    for name, where in places.items():
+        yield where, AnnotatedImage(name, annotations[name])
+
+
+def read_vott(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
+    """Read the images of a JSON export, each with the words that name it."""
+    for key, entry in read_json(path)["assets"].items():
+        where = f"{path} asset {key}"
+        asset = entry.get("asset") or {}
+        if not isinstance(asset.get("name"), str):
+            raise UserError(f"{where} has no `name`", "export it again")
+        size = asset.get("size") or {}
+        known_size = (int(size["width"]), int(size["height"])) if size.get("width") and size.get("height") else None
+        found = [each for region in entry.get("regions") or [] for each in _annotations(region, where)]
+        yield where, AnnotatedImage(asset["name"], found, known_size)
+
+
+def _annotations(region: dict[str, Any], where: str) -> Iterator[Annotation]:
+    named = f"{where}, region {region.get('id')}"
+    points = region.get("points") or []
+    polygon = finite_numbers([point.get(side) for point in points for side in ("x", "y")], named)
+    is_outline = str(region.get("type", "")).upper() in ("POLYGON", "POLYLINE") and len(polygon) >= 6
+    box = region.get("boundingBox") or {}
+    if not is_outline and box:
+        left, top, width, height = finite_numbers([box.get(key) for key in ("left", "top", "width", "height")], named)
+        sides = [left, top, left + width, top + height]
+    else:
+        sides = bounding_box([polygon])
+    for tag in region.get("tags") or [""]:  # each tag is an object of its own
+        yield Annotation(str(tag), sides, (polygon,) if is_outline else ())

@@ -1,0 +1,1 @@
+"""Readers of text detection datasets: ICDAR, PaddleOCR, FUNSD."""

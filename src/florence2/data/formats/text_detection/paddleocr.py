@@ -1,0 +1,41 @@
+"""PaddleOCR: one text file with an image name, a tab and a JSON list of `transcription` and `points` in each line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from florence2.data.folder import read_text
+from florence2.data.formats.annotations import AnnotatedImage
+from florence2.data.formats.annotators.values import finite_numbers
+from florence2.data.formats.text_detection.text_lines import image_with_text
+from florence2.errors import UserError
+
+
+def is_paddleocr(path: Path) -> bool:
+    """Tell by its first line whether a text file is a label file of PaddleOCR."""
+    if path.suffix.lower() != ".txt":
+        return False
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            first = next((line for line in lines if line.strip()), "")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return "\t[" in first and '"transcription"' in first and '"points"' in first
+
+
+def read_paddleocr(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
+    """Read the images of a label file of PaddleOCR, each with the words that name it."""
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        where = f"{path} line {number}"
+        name, _, boxes = line.partition("\t")
+        if not line.strip():
+            continue
+        try:
+            objects = json.loads(boxes)
+        except ValueError:
+            raise UserError(f"{where} is not an image name, a tab and a JSON list", "export it again") from None
+        rows = [
+            (finite_numbers([side for point in each["points"] for side in point], where), str(each["transcription"]))
+            for each in objects
+        ]
+        yield where, image_with_text(name, rows)
