@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from florence2.data.folder import walk
+from florence2.data.folders.listing import walk
 from florence2.data.formats.annotations import AnnotatedImage
 from florence2.data.formats.annotators import createml, cvat, label_studio, open_images, supervisely, via, vott
 from florence2.data.formats.annotators.values import finite_numbers, peek_json, rotated_box

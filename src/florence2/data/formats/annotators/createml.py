@@ -6,7 +6,7 @@ from typing import Any
 
 from florence2.data.formats.annotations import AnnotatedImage, Annotation
 from florence2.data.formats.annotators.values import finite_numbers, read_json
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 
 
 def is_createml(document: Any) -> bool:
@@ -25,7 +25,7 @@ def read_createml(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
         where = f"{path} item {number}"
         name = next((item[key] for key in ("image", "imagefilename", "filename") if item.get(key)), None)
         if not isinstance(name, str):
-            raise UserError(f"{where} names no `image`", "export it again")
+            raise DatasetError(f"{where} names no `image`", "export it again")
         yield where, AnnotatedImage(name, [_annotation(row, where) for row in item.get("annotations") or []])
 
 

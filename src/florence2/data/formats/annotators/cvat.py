@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from florence2.data.formats.annotations import AnnotatedImage, Annotation, bounding_box
+from florence2.data.formats.annotations import AnnotatedImage, Annotation
 from florence2.data.formats.annotators.values import HEAD_BYTES, finite_numbers, rotated_box
-from florence2.errors import UserError
+from florence2.errors import DatasetError
+from florence2.model.geometry import bounding_box
 
 
 def is_cvat(path: Path) -> bool:
@@ -31,14 +32,14 @@ def read_cvat(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     try:
         root = ElementTree.fromstring(path.read_bytes())
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise UserError(f"{path} is not XML: {error}", "export it again") from None
+        raise DatasetError(f"{path} is not XML: {error}", "export it again") from None
     if root.find("track") is not None:
-        raise UserError(f"{path} is CVAT's format for videos", "export the task as `CVAT for images 1.1`")
+        raise DatasetError(f"{path} is CVAT's format for videos", "export the task as `CVAT for images 1.1`")
     for image in root.iter("image"):
         where = f"{path} image {image.get('id')}"
         name = image.get("name")
         if not name:
-            raise UserError(f"{where} has no `name`", "export it again")
+            raise DatasetError(f"{where} has no `name`", "export it again")
         annotations: list[Annotation] = []
         ignored: list[str] = []
         for shape in image:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
 
-from florence2.data.formats.annotations import AnnotatedImage, Annotation, bounding_box
+from florence2.data.formats.annotations import AnnotatedImage, Annotation
 from florence2.data.formats.annotators.values import finite_numbers, read_json, rotated_box
-from florence2.errors import UserError
+from florence2.errors import DatasetError
+from florence2.model.geometry import bounding_box
 
 _LABEL_KEYS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels")
 _SHAPE_KEYS = ("brushlabels", "keypointlabels", "choices", "taxonomy", "bitmasklabels", "vectorlabels")
@@ -33,7 +34,7 @@ def read_label_studio(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     for number, task in enumerate(read_json(path), start=1):
         where = f"{path} task {task.get('id', number) if isinstance(task, dict) else number}"
         if not isinstance(task, dict):
-            raise UserError(f"{where} is not a JSON object", "export it again")
+            raise DatasetError(f"{where} is not a JSON object", "export it again")
         yield where, _min_image(task, where) if "data" not in task else _task_image(task, where)
 
 
@@ -61,7 +62,7 @@ def _file_name(address: str) -> str:
 def _task_image(task: Mapping[str, Any], where: str) -> AnnotatedImage:
     key = _image_key(task["data"])
     if key is None:
-        raise UserError(f"{where} names no image in its `data`", "export tasks that label images")
+        raise DatasetError(f"{where} names no image in its `data`", "export tasks that label images")
     entries = task.get("annotations") or task.get("completions") or []
     valid = [entry for entry in entries if isinstance(entry, dict) and not entry.get("was_cancelled")]
     shapes = [shape for entry in valid[:1] for shape in entry.get("result", []) if isinstance(shape, dict)]
@@ -72,7 +73,7 @@ def _task_image(task: Mapping[str, Any], where: str) -> AnnotatedImage:
 def _min_image(row: Mapping[str, Any], where: str) -> AnnotatedImage:
     key = _image_key(row)
     if key is None:
-        raise UserError(f"{where} names no image", "export tasks that label images")
+        raise DatasetError(f"{where} names no image", "export tasks that label images")
     values = [shape for value in row.values() if isinstance(value, list) for shape in value if isinstance(shape, dict)]
     sizes = {"original_width", "original_height"}
     shapes = [{"value": shape, **{name: shape[name] for name in sizes & shape.keys()}} for shape in values]
@@ -105,7 +106,7 @@ def _annotation(value: Mapping[str, Any], size: tuple[int, int] | None, text: An
     if not is_shape or (not label and labels is None) or not ({"width", "radiusX", "points"} & value.keys()):
         return None
     if size is None:
-        raise UserError(f"{where} has no `original_width` and `original_height`", "export it again as JSON")
+        raise DatasetError(f"{where} has no `original_width` and `original_height`", "export it again as JSON")
     across, down = size[0] / 100, size[1] / 100
     if "points" in value:
         pairs = [side for point in value["points"] for side in point]

@@ -13,9 +13,10 @@ from typing import Any
 
 from PIL import Image
 
-from florence2.data.formats.annotations import AnnotatedImage, Annotation, bounding_box
+from florence2.data.formats.annotations import AnnotatedImage, Annotation
 from florence2.data.formats.annotators.values import finite_numbers, read_json
-from florence2.errors import UserError
+from florence2.errors import DatasetError
+from florence2.model.geometry import bounding_box
 
 
 def supervisely_folders(folder: Path) -> list[Path]:
@@ -49,7 +50,7 @@ def _annotation(each: dict[str, Any], where: str) -> Annotation | None:
     if kind in ("rectangle", "polygon"):
         polygon = finite_numbers([side for point in exterior for side in point], where)
         if len(polygon) < 4:
-            raise UserError(f"{where} has no `points.exterior`", "export it again")
+            raise DatasetError(f"{where} has no `points.exterior`", "export it again")
         return Annotation(label, bounding_box([polygon]), (polygon,) if kind == "polygon" else ())
     if kind == "bitmap":
         left, top = finite_numbers((each.get("bitmap") or {}).get("origin") or [], where)
@@ -64,4 +65,4 @@ def _bitmap_size(data: Any, where: str) -> tuple[int, int]:
         with Image.open(io.BytesIO(zlib.decompress(base64.b64decode(str(data))))) as mask:
             return mask.size
     except (ValueError, zlib.error, OSError):
-        raise UserError(f"{where} has a `bitmap` that cannot be read", "export it again") from None
+        raise DatasetError(f"{where} has a `bitmap` that cannot be read", "export it again") from None

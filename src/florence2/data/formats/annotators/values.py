@@ -7,18 +7,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from florence2.data.folder import read_text
-from florence2.errors import UserError
+from florence2.data.folders.listing import read_text
+from florence2.errors import DatasetError
 
 HEAD_BYTES = 65_536  # enough of a file to recognize its format
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a syntax error is a UserError that names the file."""
+    """Read a JSON file; a syntax error is a DatasetError that names the file."""
     try:
         return json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(
+        raise DatasetError(
             f"{path} is not JSON: {getattr(error, 'msg', 'nested too deeply')}", "export it again"
         ) from None
 
@@ -38,7 +38,7 @@ def read_csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         for number, row in enumerate(csv.DictReader(lines), start=2):
             yield f"{path} line {number}", {key: value or "" for key, value in row.items() if key is not None}
     except csv.Error as error:
-        raise UserError(f"{path} is not CSV: {error}", "export it again") from None
+        raise DatasetError(f"{path} is not CSV: {error}", "export it again") from None
 
 
 def csv_columns(path: Path) -> list[str]:
@@ -51,14 +51,14 @@ def csv_columns(path: Path) -> list[str]:
 
 
 def finite_numbers(values: Iterable[Any], where: str) -> list[float]:
-    """Convert values to finite floats; a UserError names `where` for text, NaN and infinity."""
+    """Convert values to finite floats; a DatasetError names `where` for text, NaN and infinity."""
     values = list(values)
     try:
         numbers = [float(value) for value in values]
     except (TypeError, ValueError):
         numbers = []
     if len(numbers) != len(values) or not all(map(math.isfinite, numbers)):
-        raise UserError(f"{where} has coordinates that are not numbers: {values}"[:300], "correct or remove it")
+        raise DatasetError(f"{where} has coordinates that are not numbers: {values}"[:300], "correct or remove it")
     return numbers
 
 

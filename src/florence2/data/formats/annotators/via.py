@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from florence2.data.formats.annotations import AnnotatedImage, Annotation, bounding_box
+from florence2.data.formats.annotations import AnnotatedImage, Annotation
 from florence2.data.formats.annotators.values import csv_columns, finite_numbers, read_csv, read_json
-from florence2.errors import UserError
+from florence2.errors import DatasetError
+from florence2.model.geometry import bounding_box
 
 _LABELS = ("label", "class", "name", "type", "category", "object")
 _CSV_COLUMNS = {"filename", "region_shape_attributes", "region_attributes"}
@@ -52,7 +53,7 @@ def read_via_csv(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
                 json.loads(row[key] or "{}") for key in sorted(_CSV_COLUMNS - {"filename"}, reverse=True)
             )
         except ValueError:
-            raise UserError(f"{where} has attributes that are not JSON", "export it again") from None
+            raise DatasetError(f"{where} has attributes that are not JSON", "export it again") from None
         if shape:
             rows[name].append((shape, attributes))
     for name, where in places.items():

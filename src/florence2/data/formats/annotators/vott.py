@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from florence2.data.formats.annotations import AnnotatedImage, Annotation, bounding_box
+from florence2.data.formats.annotations import AnnotatedImage, Annotation
 from florence2.data.formats.annotators.values import csv_columns, finite_numbers, read_csv, read_json
-from florence2.errors import UserError
+from florence2.errors import DatasetError
+from florence2.model.geometry import bounding_box
 
 _CSV_COLUMNS = {"image", "xmin", "ymin", "xmax", "ymax", "label"}
 
@@ -42,7 +43,7 @@ def read_vott(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
         where = f"{path} asset {key}"
         asset = entry.get("asset") or {}
         if not isinstance(asset.get("name"), str):
-            raise UserError(f"{where} has no `name`", "export it again")
+            raise DatasetError(f"{where} has no `name`", "export it again")
         size = asset.get("size") or {}
         known_size = (int(size["width"]), int(size["height"])) if size.get("width") and size.get("height") else None
         found = [each for region in entry.get("regions") or [] for each in _annotations(region, where)]

@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from florence2.data.folder import Listing, read_text
+from florence2.data.folders.listing import Listing, read_text
 from florence2.data.formats.annotations import AnnotatedImage
 from florence2.data.formats.annotators.values import finite_numbers
 from florence2.data.formats.text_detection.text_lines import TextLine, image_with_text
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 
 _ICDAR_NAME = re.compile(r"^(?:gt_|res_)(.+)\.txt$", re.IGNORECASE)
 
@@ -46,7 +46,7 @@ def _icdar_line(line: str, where: str) -> TextLine:
     fields = next(csv.reader([line], delimiter="," if comma else " ", skipinitialspace=True))
     count = 8 if len(fields) >= 9 and _are_numbers(fields[:8]) else 4
     if len(fields) < count or not _are_numbers(fields[:count]):
-        raise UserError(f"{where} has no four or eight coordinates", "write `x1,y1,x2,y2,x3,y3,x4,y4,text`")
+        raise DatasetError(f"{where} has no four or eight coordinates", "write `x1,y1,x2,y2,x3,y3,x4,y4,text`")
     text = ("," if comma else " ").join(fields[count:])
     return finite_numbers(fields[:count], where), text.strip().strip('"')
 

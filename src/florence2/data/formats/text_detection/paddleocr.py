@@ -4,11 +4,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from florence2.data.folder import read_text
+from florence2.data.folders.listing import read_text
 from florence2.data.formats.annotations import AnnotatedImage
 from florence2.data.formats.annotators.values import finite_numbers
 from florence2.data.formats.text_detection.text_lines import image_with_text
-from florence2.errors import UserError
+from florence2.errors import DatasetError
 
 
 def is_paddleocr(path: Path) -> bool:
@@ -33,7 +33,7 @@ def read_paddleocr(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
         try:
             objects = json.loads(boxes)
         except ValueError:
-            raise UserError(f"{where} is not an image name, a tab and a JSON list", "export it again") from None
+            raise DatasetError(f"{where} is not an image name, a tab and a JSON list", "export it again") from None
         rows = [
             (finite_numbers([side for point in each["points"] for side in point], where), str(each["transcription"]))
             for each in objects

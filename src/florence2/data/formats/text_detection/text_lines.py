@@ -6,7 +6,8 @@
 
 from collections.abc import Sequence
 
-from florence2.data.formats.annotations import AnnotatedImage, Annotation, bounding_box
+from florence2.data.formats.annotations import AnnotatedImage, Annotation
+from florence2.model.geometry import bounding_box
 
 ILLEGIBLE = ("###", "*")
 TextLine = tuple[list[float], str]
