@@ -82,12 +82,16 @@ def _to_text(value: Any, where: str) -> str:
 
 
 class DatasetRow(NamedTuple):
-    """A row with its name for errors and its image; an image that does not exist is known by its path alone."""
+    """A row with its name for errors and its image; an image that does not exist is known by its path alone.
+
+    `ignored_shapes` names the kinds of the image's shapes that the reader does not read, on the first of its rows.
+    """
 
     where: str
     row: Row
     image: Sample
     exists: bool = True
+    ignored_shapes: Sequence[str] = ()
 
 
 def locate_rows(rows: Iterable[NamedRow], columns: ColumnMapping, locate: ImageLocator) -> Iterator[DatasetRow]:
@@ -113,7 +117,7 @@ def samples_from_rows(
 
     Without targets no row is skipped: an image that cannot be read raises when it is opened.
     """
-    for where, row, image, exists in rows:
+    for where, row, image, exists, _ in rows:
         if columns.with_targets and row.get("error") not in (None, ""):
             yield Skipped(image.id, SkipReason.FAILED, str(image.image), "caption it again")
         elif columns.with_targets and not exists:

@@ -15,9 +15,9 @@ from florence2.data.folders.sidecars import Sidecars, captioned_images
 from florence2.data.folders.table_rows import metadata_rows, table_rows
 from florence2.data.formats.annotations import split_aliases
 from florence2.data.formats.detect import find_source, resolve_source
-from florence2.data.formats.shards import find_shards
 from florence2.data.image import is_image_name
 from florence2.data.sample import ResolvedDataset, Sample, SampleKey
+from florence2.data.streams.tar_source import find_shards
 from florence2.data.tables import is_table_name
 from florence2.data.validate import OnMissing, raise_on_skipped
 from florence2.errors import DatasetError

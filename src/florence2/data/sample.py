@@ -1,7 +1,8 @@
 """The input and the output of every run: `Sample`, and `Prediction` with its row of JSON."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -185,12 +186,14 @@ class ResolvedDataset:
     """The samples of a source, and its skipped images.
 
     `source` is the name that the user passed, `root` the folder that ids are relative to (None for hub datasets).
+    `ignored_shapes` are the places and kinds of annotations that the reader does not read, such as points.
     """
 
     source: str
     root: Path | None
     samples: list[Sample]
     skipped: list[Skipped] = field(default_factory=list)
+    ignored_shapes: Sequence[tuple[str, str]] = ()
 
     @property
     def num_images(self) -> int:
@@ -205,7 +208,15 @@ class ResolvedDataset:
             skipped = [each for each in self.skipped if each.reason is reason]
             if skipped:
                 line += f"; skipped: {len(skipped)} that {reason}, the first is {skipped[0].where}"
+        if self.ignored_shapes:
+            line += f"; not read: {count_kinds(kind for _, kind in self.ignored_shapes)}"
+            line += f", the first in {self.ignored_shapes[0][0]}"
         return line
+
+
+def count_kinds(kinds: Iterable[str]) -> str:
+    """Write how often each kind occurs, the most frequent first: `3 points, 1 polyline`."""
+    return ", ".join(f"{number:,} {kind}" for kind, number in Counter(kinds).most_common())
 
 
 def _count(number: int, noun: str) -> str:

@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from florence2.cli import main
+from florence2.config import DataSettings
 from florence2.data.folders.listing import walk
 from florence2.data.formats.annotations import AnnotatedImage
 from florence2.data.formats.annotators import createml, cvat, label_studio, open_images, supervisely, via, vott
 from florence2.data.formats.annotators.values import finite_numbers, peek_json, rotated_box
 from florence2.data.formats.text_detection import funsd, icdar, paddleocr
+from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.errors import UserError
+from tests.strategies import locs
 
 BOX = ("cat", [10, 10, 30, 30], 0)
 POLYGON = ("cat", [10, 10, 30, 30], 1)
@@ -279,3 +283,40 @@ def test_coordinates_that_are_not_numbers_are_refused(values: list) -> None:
 
 def test_rotation_by_180_degrees_swaps_the_corners() -> None:
     assert rotated_box([10, 10, 30, 20], 180, (20, 15)) == pytest.approx([30, 20, 10, 20, 10, 10, 30, 10])
+
+
+def cvat_folder(folder: Path, shapes: str) -> Path:
+    (folder / "images").mkdir()
+    Image.new("RGB", (100, 100)).save(folder / "images" / "a.jpg")
+    (folder / "annotations.xml").write_text(CVAT.format(shapes))
+    return folder
+
+
+def test_a_folder_of_an_annotation_program_is_a_dataset(tmp_path: Path) -> None:
+    shapes = '<box label="cat" xtl="10" ytl="10" xbr="30" ybr="30"/><points label="cat" points="1,1"/>'
+    dataset = resolve_dataset(cvat_folder(tmp_path, shapes), DatasetOptions("od"))
+    [sample] = dataset.samples
+    assert (sample.id, sample.target) == ("a.jpg", "cat<loc_100><loc_100><loc_300><loc_300>")
+    assert dataset.summary().endswith(f"not read: 1 points, the first in {tmp_path / 'annotations.xml'} image 0")
+
+
+def test_text_lines_are_ocr_with_region_by_default(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 100)).save(tmp_path / "img_1.png")
+    (tmp_path / "gt_img_1.txt").write_text("10,10,30,10,30,30,10,30,EXIT\n")
+    [sample] = resolve_dataset(tmp_path, DatasetOptions(DataSettings.task)).samples
+    assert (sample.task, sample.target) == ("<OCR_WITH_REGION>", f"EXIT{locs(100, 100, 300, 100, 300, 300, 100, 300)}")
+
+
+def test_the_split_of_a_file_name_is_used(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        Image.new("RGB", (100, 100)).save(tmp_path / f"{name}.jpg")
+        rows = f'"image","xmin","ymin","xmax","ymax","label"\n"{name}.jpg",10,10,30,30,"cat"\n'
+        (tmp_path / f"{name}-export.csv").write_text(rows)
+    assert [sample.id for sample in resolve_dataset(tmp_path, DatasetOptions("od")).samples] == ["train.jpg"]
+    assert [sample.id for sample in resolve_dataset(f"{tmp_path}:test", DatasetOptions("od")).samples] == ["test.jpg"]
+
+
+def test_data_check_counts_shapes_that_are_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = cvat_folder(tmp_path, '<box label="cat" xtl="10" ytl="10" xbr="30" ybr="30"/><points points="1,1"/>')
+    assert main(["data", "check", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ignored_shapes"] == {"points": 1}

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from florence2.data.columns import ColumnMapping
-from florence2.data.formats.shards import write_shards
 from florence2.data.sample import Sample
 from florence2.data.streams.shard_readers import ShardedSource, find_sharded_source
 from florence2.data.streams.stream import SampleStream, Shard, buffer_shuffle
+from florence2.data.streams.tar_source import write_shards
 from florence2.errors import DatasetError
 from tests.training.images import CAPTIONS, save_photos
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from florence2.api import train
 from florence2.data.columns import ColumnMapping
-from florence2.data.formats.shards import write_shards
 from florence2.data.streams.shard_readers import find_sharded_source
 from florence2.data.streams.stream import SampleStream
+from florence2.data.streams.tar_source import write_shards
 from florence2.errors import UserError
 from florence2.model.processing import Preprocessor
 from florence2.training.dataset.collator import Florence2Collator

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from florence2.data.columns import METADATA_NAMES, ColumnMapping, DatasetRow, locate_rows
+from florence2.data.folders.foreign_jsonl import translate_rows
 from florence2.data.folders.image_locator import ImageLocator, locate_beside, locate_inside
 from florence2.data.folders.listing import Listing, display_path
-from florence2.data.formats.foreign_jsonl import translate_rows
 from florence2.data.tables import read_rows
 from florence2.errors import DatasetError
 

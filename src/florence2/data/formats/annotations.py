@@ -39,7 +39,10 @@ class Annotation:
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """The annotations of one image; `size` is as the annotation file has it, `captions` is None where it has none."""
+    """The annotations of one image; `size` is as the annotation file has it, `captions` is None where it has none.
+
+    `ignored_shapes` names the kind of each shape that the reader does not read.
+    """
 
     file_name: str
     annotations: Sequence[Annotation]
@@ -48,15 +51,17 @@ class AnnotatedImage:
     ignored_shapes: Sequence[str] = ()
 
 
-def resolve_task(task: Task, has_captions: bool) -> Task:
+def resolve_task(task: Task, has_captions: bool, default: OutputType = OutputType.BOXES) -> Task:
     """Return the task for an annotation file: the given one, or detection instead of the default captioning task.
+
+    `default` is the output of that task: boxes, or quads for text lines.
 
     Raises DatasetError where annotations cannot be a target of the task.
     """
     if has_captions or task.input_type is InputType.REGION or task.output_type is not OutputType.TEXT:
         return task
     if task == find_task(DataSettings.task):
-        return next(row for row in TASKS if row.output_type is OutputType.BOXES)
+        return next(row for row in TASKS if row.output_type is default)
     names = ", ".join(
         row.name for row in TASKS if row.input_type is InputType.REGION or row.output_type is not OutputType.TEXT
     )

@@ -3,67 +3,38 @@
 A folder with a metadata table is read by that table, whatever else is in it.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 from florence2.data.columns import METADATA_NAMES, ColumnMapping, DatasetRow, partition_samples, samples_from_rows
-from florence2.data.folders.image_locator import DATASET_DIR_HINT, confine_to
 from florence2.data.folders.listing import display_path, walk
-from florence2.data.formats import coco, shards, voc, yolo
+from florence2.data.formats import coco, voc, yolo
+from florence2.data.formats.annotation_programs import annotator_file_source, annotator_folder_source
 from florence2.data.formats.annotations import (
-    AnnotatedImage,
-    image_beside,
-    resolve_task,
-    rows_from_annotations,
     split_aliases,
 )
-from florence2.data.sample import ResolvedDataset, Sample
+from florence2.data.formats.sources import AnnotationSource, DatasetSource
+from florence2.data.sample import ResolvedDataset
+from florence2.data.streams import tar_source as shards
 from florence2.errors import DatasetError
-from florence2.model.tasks import find_task
 
 _SPLITS = ("train", "val", "valid", "validation", "test")
 _ABSENT_HINT = "put the image at this path, or pass its folder as --dataset_dir"
 
 
-class DatasetSource(Protocol):
-    """A dataset in some format, read as rows with their images."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-
-    @property
-    def root(self) -> Path | None: ...  # noqa: D102
-
-    def rows(self, columns: ColumnMapping) -> Iterator[DatasetRow]: ...  # noqa: D102
-
-
-@dataclass(frozen=True)
-class AnnotationSource:
-    """Annotation files about the images of the folder `root`."""
-
-    name: str
-    root: Path
-    read: Callable[[], Iterator[tuple[str, AnnotatedImage]]]
-
-    def rows(self, columns: ColumnMapping) -> Iterator[DatasetRow]:
-        """Read the annotations of each image as rows of the task."""
-        locate = confine_to(self.root, DATASET_DIR_HINT)
-        for where, annotated in self.read():
-            task = resolve_task(find_task(columns.task), annotated.captions is not None)
-            located = locate(image_beside(self.root, annotated.file_name), where)
-            image = Sample(located.id, located.path, "")
-            for row in rows_from_annotations(annotated, task):
-                yield DatasetRow(where, {**row, "file_name": located.id}, image, located.exists)
-
-
 def resolve_source(source: DatasetSource, columns: ColumnMapping) -> ResolvedDataset:
     """Make the samples of a source."""
-    samples, skipped = partition_samples(samples_from_rows(source.rows(columns), columns, _ABSENT_HINT))
+    ignored: list[tuple[str, str]] = []
+
+    def rows() -> Iterator[DatasetRow]:
+        for row in source.rows(columns):
+            ignored.extend((row.where, kind) for kind in row.ignored_shapes)
+            yield row
+
+    samples, skipped = partition_samples(samples_from_rows(rows(), columns, _ABSENT_HINT))
     if not samples and not skipped:
         raise DatasetError(f"{source.name} has no targets for the task `{columns.task}`", "pass another --task")
-    return ResolvedDataset(source.name, source.root, samples, skipped)
+    return ResolvedDataset(source.name, source.root, samples, skipped, ignored)
 
 
 def find_source(spec: str, split: str | None = None, dataset_dir: str | Path | None = None) -> DatasetSource | None:
@@ -87,7 +58,7 @@ def _file_source(path: Path, split: str | None, root: Path | None) -> DatasetSou
         return _coco_source(path, root)
     if path.suffix.lower() in (".yaml", ".yml"):
         return _yolo_source(path, split)
-    return shards.find_shards(str(path))
+    return annotator_file_source(path, root) or shards.find_shards(str(path))
 
 
 def _split_source(path: Path, split: str | None, root: Path | None) -> DatasetSource | None:
@@ -112,7 +83,7 @@ def _folder_source(path: Path, split: str | None, root: Path | None) -> DatasetS
         return AnnotationSource(display_path(path), images, lambda: voc.read_voc(xml_folder, images, split))
     if split is None and voc.is_labelme_folder(path, listing):
         return AnnotationSource(display_path(path), path, lambda: voc.read_labelme(path))
-    return None
+    return annotator_folder_source(listing, split, root)
 
 
 def _coco_source(path: Path, root: Path | None) -> DatasetSource:

@@ -24,10 +24,10 @@ from PIL import Image
 from florence2.data.columns import METADATA_NAMES, ColumnMapping, DatasetRow
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, annotations_from_row
 from florence2.data.formats.coco import ANNOTATIONS_NAME, write_coco
-from florence2.data.formats.shards import write_shards
 from florence2.data.formats.yolo import write_yolo
 from florence2.data.image import Size
 from florence2.data.sample import Sample
+from florence2.data.streams.tar_source import write_shards
 from florence2.data.tables import Row
 from florence2.errors import DatasetError, OptionError, UserError
 from florence2.model.tasks import InputType, OutputType, split_prompt

@@ -10,7 +10,7 @@ from typing import Any
 from florence2.data.columns import ColumnMapping, DatasetRow
 from florence2.data.formats.annotations import NO_LABEL
 from florence2.data.inspection.issues import Issue, IssueKind, LengthLimit, RowReport, check_row
-from florence2.data.sample import Sample
+from florence2.data.sample import Sample, count_kinds
 from florence2.errors import UserError
 from florence2.model.location_grammar import decode_objects
 from florence2.model.tasks import InputType, find_task
@@ -21,7 +21,10 @@ _LABELS = 12  # labels that the text counts one by one
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """The contents and the issues of a dataset; `tasks` counts samples, `objects` counts objects by label."""
+    """The contents and the issues of a dataset; `tasks` counts samples, `objects` counts objects by label.
+
+    `ignored_shapes` are the places and kinds of annotations that the reader does not read, such as points.
+    """
 
     source: str
     num_images: int
@@ -30,6 +33,7 @@ class DatasetReport:
     empty_targets: int
     max_target_tokens: int
     issues: tuple[Issue, ...]
+    ignored_shapes: tuple[tuple[str, str], ...] = ()
 
     @property
     def num_samples(self) -> int:
@@ -51,6 +55,7 @@ class DatasetReport:
             "objects": dict(self.objects),
             "empty_targets": self.empty_targets,
             "max_target_tokens": self.max_target_tokens,
+            "ignored_shapes": dict(Counter(kind for _, kind in self.ignored_shapes)),
             "issue_counts": {kind.name.lower(): number for kind, number in self.issue_counts().items()},
             "issues": [
                 {"kind": issue.kind.name.lower(), "where": issue.where, "what": issue.what} for issue in self.issues
@@ -68,6 +73,10 @@ class DatasetReport:
             yield f"  {sum(self.objects.values()):8,}  objects: {labels}{more}"
         if self.empty_targets:
             yield f"  {self.empty_targets:8,}  empty targets: samples without objects or text"
+        if self.ignored_shapes:
+            kinds = count_kinds(kind for _, kind in self.ignored_shapes)
+            first = self.ignored_shapes[0][0]
+            yield f"  {len(self.ignored_shapes):8,}  shapes that are not read: {kinds}; the first in {first}"
         yield f"  the longest target has at least {self.max_target_tokens:,} tokens"
         examples: defaultdict[IssueKind, list[Issue]] = defaultdict(list)
         for issue in self.issues:
@@ -106,11 +115,13 @@ class _ReportBuilder:
         self._empty_targets = 0
         self._max_target_tokens = 0
         self._first_row: dict[tuple[str, str, str, str], str] = {}
+        self._ignored_shapes: list[tuple[str, str]] = []
 
     def add(self, row: DatasetRow, report: RowReport) -> None:
         """Count a row's samples and objects, and collect its issues."""
         self.images.setdefault(row.image.id, row.image)
         self.issues += report.issues
+        self._ignored_shapes += [(row.where, kind) for kind in row.ignored_shapes]
         for sample in report.samples:
             task, target = find_task(sample.task), sample.target or ""
             self._tasks[task.name] += 1
@@ -133,6 +144,7 @@ class _ReportBuilder:
             empty_targets=self._empty_targets,
             max_target_tokens=self._max_target_tokens,
             issues=tuple(self.issues),
+            ignored_shapes=tuple(self._ignored_shapes),
         )
 
 

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 from florence2.data import hub
 from florence2.data.columns import ColumnMapping, samples_or_skipped
 from florence2.data.folders.listing import display_path
-from florence2.data.formats.shards import TarSource, find_shards, read_tar
 from florence2.data.image import ImageError, ImageSource
 from florence2.data.resolve import split_spec
 from florence2.data.sample import Sample, Skipped
+from florence2.data.streams.tar_source import TarSource, find_shards, read_tar
 from florence2.data.tables import Row, is_table_name
 from florence2.errors import DatasetError
 

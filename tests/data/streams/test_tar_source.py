@@ -6,8 +6,8 @@ import tarfile
 import pytest
 from PIL import Image
 
-from florence2.data.formats.shards import find_shards, write_shards
 from florence2.data.resolve import DatasetOptions, resolve_dataset, resolve_images
+from florence2.data.streams.tar_source import find_shards, write_shards
 from florence2.errors import DatasetError
 from tests.strategies import locs
 
