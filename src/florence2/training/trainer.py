@@ -25,6 +25,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from florence2.errors import UserError
 from florence2.model.processing import IGNORED_LABEL
 from florence2.training import eva_init as eva
+from florence2.training.callbacks.nan_guard import NonFiniteGradientGuard
 from florence2.training.callbacks.training_progress import Throughput
 from florence2.training.dataset.collator import shift_right
 from florence2.training.dataset.florence2_dataset import Florence2Dataset
@@ -76,6 +77,7 @@ class Florence2Trainer(CheckpointTrainer):
         self.add_callback(self.throughput)
         self.graphed_step: GraphedStep | None = None
         self._frozen_modules = frozen_modules(self.model)
+        self._gradient_guards = [c for c in self.callback_handler.callbacks if isinstance(c, NonFiniteGradientGuard)]
         self._output_layer: nn.Module = self.model.get_output_embeddings()
 
     def compute_loss(
@@ -119,6 +121,12 @@ class Florence2Trainer(CheckpointTrainer):
             self.optimizer.train()
         items = torch.as_tensor(num_items_in_batch, device=self.args.device)
         return self.graphed_step(self._prepare_inputs(inputs), items)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        for guard in self._gradient_guards:
+            guard.set_norm(norm if isinstance(norm, torch.Tensor) else None)  # a float is DeepSpeed's own affair
+        return norm
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         if "error" in inputs:

@@ -8,6 +8,7 @@ from typing import Any
 
 from florence2.errors import UserError
 from florence2.model.storage.run_metadata import METADATA_FILE, read_run_metadata
+from florence2.settings_io import setting_words
 from florence2.training.saving.checkpoints import is_valid_checkpoint, last_checkpoint, list_checkpoints
 
 # These settings decide which weights a checkpoint holds, their shapes and those of the optimizer's state.
@@ -53,7 +54,7 @@ def train_command(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> s
     words = ["florence2", "train"]
     for name, value in settings.items():
         if value != defaults[name]:
-            words += _flag(name, value)
+            words += setting_words(name, value)
     return shlex.join(words)
 
 
@@ -65,11 +66,3 @@ def _require_unused(output_dir: Path) -> None:
             f"`{output_dir}` holds a run already ({name})",
             "pass `--resume auto` to resume it, or another `--output_dir`",
         )
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [f"--{name}"] if value else []
-    if isinstance(value, (list, tuple)):
-        return [f"--{name}", *map(str, value)]
-    return [f"--{name}", str(value)]
