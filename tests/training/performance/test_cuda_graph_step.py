@@ -80,7 +80,7 @@ def test_weights_that_were_moved_are_looked_for() -> None:
     steps = GraphedStep(step, layer)
     one = {"x": torch.ones(2, 3)}, torch.tensor(1)
     steps(*one)
-    steps._replay = SimpleNamespace(num_graphs=1, clear=lambda: forgotten.append(1))
+    steps._graphs = SimpleNamespace(num_graphs=1, clear=lambda: forgotten.append(1))
     steps._check_addresses()
     assert not forgotten
     layer.weight.data = layer.weight.data.clone()

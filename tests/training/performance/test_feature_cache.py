@@ -43,11 +43,11 @@ def test_what_is_there_is_not_computed_again(tmp_path: Path, bench: Bench) -> No
         seen.append(len(pixels))
         return see(pixels)
 
-    first = np.array(compute_missing(bench.dataset, range(4), file, count, batch=3))
+    first = np.array(compute_missing(bench.dataset, range(4), file, count, batch_size=3))
     assert seen == [3, 1]
     _, done = file.open()
     done[2] = 0  # as if killed before the third was whole
-    again = compute_missing(bench.dataset, range(4), file, count, batch=3)
+    again = compute_missing(bench.dataset, range(4), file, count, batch_size=3)
     assert seen == [3, 1, 3]
     assert np.array_equal(first, again)
     assert first.dtype == np.float16

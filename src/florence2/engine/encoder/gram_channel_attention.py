@@ -19,17 +19,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.florence2.modeling_florence2 import Florence2VisionChannelAttention
 
+from florence2.model.patches import replace_forward, restore_forward
+
 
 def use_gram_attention(tower: Any) -> None:
     """Patch the channel attention of a vision tower with the Gram matrix form."""
     for module in _attentions(tower):
-        module.forward = GramChannelAttention(module)
+        replace_forward(module, GramChannelAttention(module))
 
 
 def restore_attention(tower: Any) -> None:
     """Remove the patch: the tower runs its own attention again."""
     for module in _attentions(tower):
-        module.__dict__.pop("forward", None)
+        restore_forward(module)
 
 
 def _attentions(tower: Any) -> Iterator[Any]:

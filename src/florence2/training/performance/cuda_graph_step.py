@@ -1,8 +1,8 @@
-"""A GPU's training steps, recorded: forward and backward start with one call.
+"""CUDA graphs of training steps: one launch runs forward and backward pass.
 
-A host needs longer to ask for the thousands of kernels of a small batch than a GPU to run them. A recording knows
-places, not tensors: a batch is copied to where the recorded one lay, and gradients gather in tensors that stay. Batches
-are padded to a few lengths (`PAD_TO`), so that shapes come again. Knows nothing of what is learnt.
+The host needs longer to launch the thousands of kernels of a small batch than the GPU to run them. A graph reads and
+writes fixed addresses: a batch is copied into input buffers, and gradients accumulate in gradient buffers. The collator
+pads batches to a multiple of `PAD_TO`, so that shapes repeat.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,102 +19,102 @@ from florence2.training.performance.lora_linear import FusedLoraLinear
 from florence2.training.performance.memory import allocated_memory, free_device_memory, peak_memory
 
 PAD_TO = 16  # tokens
-MIN_CALLS = 3  # steps in one shape: recording takes as long as one or two
-MAX_GRAPHS = 32  # graphs of some thousand kernels, and some ten megabytes, each
+MIN_CALLS = 3  # steps of a shape before its capture, which takes as long as one or two steps
+MAX_GRAPHS = 32  # each has some thousand kernels and some ten megabytes
 
 Step = Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
 
 
 def can_use_cuda_graphs(model: nn.Module, optim: str, *, checkpoints_activations: bool, is_compiled: bool) -> bool:
-    """Tell whether every step of a shape is the same work, on one GPU, and nothing in it waits for a value.
+    """Return whether every step of a shape runs the same kernels on one GPU, without a value that the host reads.
 
-    Recomputing asks for the state of the random numbers, several processes talk to each other, some optimizers step
-    within the backward pass, skipped layers are other work; what is compiled, or more than plain LoRA, was not tried.
+    Gradient checkpointing reads the random state, several processes communicate, some optimizers step within the
+    backward pass, and LayerDrop skips layers. Compiled models and variants of LoRA are not tested.
     """
     name = optim.lower()
     if checkpoints_activations or is_compiled or "lomo" in name or "layerwise" in name:
         return False
-    on_gpu = next(model.parameters()).device.type == "cuda" and torch.version.hip is None
-    alone = PartialState().distributed_type == DistributedType.NO
-    plain = all(type(layer) is FusedLoraLinear and not layer.lora_variant for layer in _adapted(model))
-    skips = any(getattr(module, "layerdrop", 0) for module in model.modules())
-    return on_gpu and alone and plain and not skips
+    is_cuda = next(model.parameters()).device.type == "cuda" and torch.version.hip is None
+    is_single_process = PartialState().distributed_type == DistributedType.NO
+    is_plain_lora = all(type(layer) is FusedLoraLinear and not layer.lora_variant for layer in _lora_layers(model))
+    drops_layers = any(getattr(module, "layerdrop", 0) for module in model.modules())
+    return is_cuda and is_single_process and is_plain_lora and not drops_layers
 
 
 class GraphedStep:
-    """Takes steps that gather gradients, `step(batch, items) -> loss`, by heart where their shape has come before."""
+    """Runs steps that accumulate gradients, `step(batch, num_items) -> loss`, as CUDA graphs of their shapes."""
 
-    def __init__(self, step: Step, learner: nn.Module) -> None:
+    def __init__(self, step: Step, model: nn.Module) -> None:
         self._step = step
-        self._weights = [weight for weight in learner.parameters() if weight.requires_grad]
-        on_gpu = self._weights[0].device.type == "cuda"
-        self._replay = CudaGraphCache(self._take, enabled=on_gpu, min_calls=MIN_CALLS, max_graphs=MAX_GRAPHS)
-        self._loans: list[tuple[nn.Parameter, torch.Tensor]] = []
+        self._weights = [weight for weight in model.parameters() if weight.requires_grad]
+        is_cuda = self._weights[0].device.type == "cuda"
+        self._graphs = CudaGraphCache(self._run, enabled=is_cuda, min_calls=MIN_CALLS, max_graphs=MAX_GRAPHS)
+        self._grad_buffers: list[tuple[nn.Parameter, torch.Tensor]] = []
         self._addresses: list[int] = []
         self._shapes: list[tuple[Any, ...]] = []
-        self._places: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._input_buffers: dict[tuple[Any, ...], torch.Tensor] = {}
         self._losses: dict[int, torch.Tensor] = {}
 
     @property
     def num_graphs(self) -> int:
-        """Count the shapes that have a graph."""
-        return self._replay.num_graphs
+        """Count the captured graphs."""
+        return self._graphs.num_graphs
 
-    def __call__(self, batch: Mapping[str, torch.Tensor], items: torch.Tensor) -> torch.Tensor:
-        """Add the gradients of a batch to the weights', and give its loss."""
-        given = {**batch, "items": items}
-        shape = tuple((name, tensor.shape, tensor.dtype) for name, tensor in given.items())
-        for key, tensor in zip(shape, given.values(), strict=True):
-            if key not in self._places:
-                self._places[key] = torch.empty_like(tensor)
-            self._places[key].copy_(tensor, non_blocking=True)
+    def __call__(self, batch: Mapping[str, torch.Tensor], num_items: torch.Tensor) -> torch.Tensor:
+        """Add the gradients of a batch to those of the weights, and return its loss."""
+        inputs = {**batch, "num_items": num_items}
+        shape = tuple((name, tensor.shape, tensor.dtype) for name, tensor in inputs.items())
+        for key, tensor in zip(shape, inputs.values(), strict=True):
+            if key not in self._input_buffers:
+                self._input_buffers[key] = torch.empty_like(tensor)
+            self._input_buffers[key].copy_(tensor, non_blocking=True)
         if shape not in self._shapes:
             self._shapes.append(shape)
         number = self._shapes.index(shape)
         self._check_addresses()
         self._attach_grads()
-        if self._loans:
-            self._replay(number)
+        if self._grad_buffers:
+            self._graphs(number)
         else:
-            self._begin(number)
+            self._run_first(number)
         return self._losses[number].clone()
 
-    def _begin(self, number: int) -> None:
-        """Take the first step, and see what gets gradients, and whether there is room for recordings."""
+    def _run_first(self, number: int) -> None:
+        """Run the first step; it shows which weights get gradients and whether there is memory for graphs."""
         device = self._weights[0].device
         before = allocated_memory(device)
-        self._replay(number)
-        self._loans = [(weight, weight.grad) for weight in self._weights if weight.grad is not None]
-        # A recording keeps the memory of a step for good, and steps in other shapes need as much again.
+        self._graphs(number)
+        self._grad_buffers = [(weight, weight.grad) for weight in self._weights if weight.grad is not None]
+        # A graph keeps the memory of a step, and eager steps of other shapes need as much again.
         if free_device_memory(device) < 2 * (peak_memory(device) - before) or any(map(_is_hooked, self._weights)):
-            self._replay.disable()
+            self._graphs.disable()
 
     def _check_addresses(self) -> None:
-        """Forget what was recorded where an optimizer has moved weights to other places."""
+        """Discard the graphs if an optimizer has moved weights to other addresses."""
         addresses = [weight.data_ptr() for weight in self._weights]
-        if self._replay.num_graphs and addresses != self._addresses:
-            self._replay.clear()
+        if self._graphs.num_graphs and addresses != self._addresses:
+            self._graphs.clear()
         self._addresses = addresses
 
-    def _take(self, number: int) -> None:
-        lying = {key[0]: self._places[key] for key in self._shapes[number]}
-        self._losses[number] = self._step(lying, lying.pop("items"))
+    def _run(self, number: int) -> None:
+        inputs = {key[0]: self._input_buffers[key] for key in self._shapes[number]}
+        self._losses[number] = self._step(inputs, inputs.pop("num_items"))
 
     def _attach_grads(self) -> None:
-        """Let gradients gather where a recording puts them, from nothing where they were dropped."""
-        dropped = []
-        for weight, grad in self._loans:
+        """Attach the gradient buffers to the weights, and clear those of gradients that were removed."""
+        removed = []
+        for weight, grad in self._grad_buffers:
             if weight.grad is not grad:
-                dropped.append(grad)
+                removed.append(grad)
                 weight.grad = grad
-        if dropped:
-            torch._foreach_zero_(dropped)
+        if removed:
+            torch._foreach_zero_(removed)
 
 
 def _is_hooked(weight: nn.Parameter) -> bool:
-    """Tell whether something happens when a weight gets its gradient: Python that a recording would leave out."""
+    """Return whether a weight has hooks on its gradient: Python code that a graph does not replay."""
     return bool(weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None))
 
 
-def _adapted(learner: nn.Module) -> list[Any]:
-    return [module for module in learner.modules() if isinstance(module, LoraLayer)]
+def _lora_layers(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from florence2.errors import UserError
+from florence2.model.patches import replace_forward
 
 
 def use_feature_forward(model: Any, num_image_tokens: int) -> None:
@@ -17,7 +18,7 @@ def use_feature_forward(model: Any, num_image_tokens: int) -> None:
     takes a tensor of three dimensions in the place of pixels as image features.
     """
     inner = inner_model(model)
-    inner.forward = FeatureForward(inner, num_image_tokens)
+    replace_forward(inner, FeatureForward(inner, num_image_tokens))
 
 
 class FeatureForward:
