@@ -65,7 +65,15 @@ def test_an_adapter_is_trained_further_on_four_bits(room: Path) -> None:
     assert learnt(out).keys() == learnt(room / "whole").keys()
 
 
-@pytest.mark.parametrize("lora", [("use_dora=true",), ("init_lora_weights=eva",), ("use_rslora=true",)], ids=str)
-def test_with_the_image_half_at_rest_and_other_loras(room: Path, lora: tuple[str, ...]) -> None:
-    out = run(room, lora[0], **(VALUES | {"epochs": 2, "save_every_n_steps": None}), lora_args=lora, freeze="vision")
-    load(out, device="cpu")
+@pytest.mark.parametrize("lora_args", [("use_dora=true",), ("init_lora_weights=eva",), ("use_rslora=true",)], ids=str)
+def test_lora_variant_trains_language_component_on_quantized_base(room: Path, lora_args: tuple[str, ...]) -> None:
+    values = VALUES | {"epochs": 2, "save_every_n_steps": None, "lora_args": lora_args, "freeze": "vision"}
+    out = run(room, lora_args[0], **values)
+    trained = learnt(out)
+    assert not [name for name in trained if ".language_model." not in name]
+    b_matrices = [weight for name, weight in trained.items() if ".lora_B." in name]
+    assert len(b_matrices) == len(trained) / (3 if "use_dora=true" in lora_args else 2)
+    assert all(weight.any() for weight in b_matrices), "they start at zero"
+    model, _ = load(out, device="cpu", merge=False)
+    loaded = {name for name, _ in model.named_parameters() if ".lora_" in name}
+    assert len(loaded) == len(trained)

@@ -1,4 +1,4 @@
-"""Eight captioned pictures and a model without dropout, on disk: what training tests learn from."""
+"""Eight captioned images and a model without dropout on disk, for tests of training."""
 
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,16 @@ CAPTIONS = {
 
 def save_photos(folder: Path, number: int = 8) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for place, (caption, colour) in enumerate(list(CAPTIONS.items())[:number]):
+    for index, (caption, colour) in enumerate(list(CAPTIONS.items())[:number]):
         image = Image.new("RGB", (90, 70), colour)
-        ImageDraw.Draw(image).rectangle((place * 8, 10, place * 8 + 20, 40), fill="orange")
-        image.save(folder / f"{place}.png")
-        (folder / f"{place}.txt").write_text(caption)
+        ImageDraw.Draw(image).rectangle((index * 8, 10, index * 8 + 20, 40), fill="orange")
+        image.save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(caption)
     return folder
 
 
 def save_calm(folder: Path, dropout: float = 0.0) -> Path:
-    """Write the tiny model with a dropout of one's own, so that it learns fast and without chance."""
+    """Write the tiny model with one rate for all its dropout, by default none, so that training is deterministic."""
     model, processor = tiny_model()
     text = model.config.text_config
     text.dropout = text.attention_dropout = text.activation_dropout = dropout
@@ -43,6 +43,6 @@ def save_calm(folder: Path, dropout: float = 0.0) -> Path:
 
 def run(folder: Path, name: str = "out", **values: Any) -> Path:
     """Train on `folder/photos` with `folder/model` into `folder/name`."""
-    given = {"dataset": str(folder / "photos"), "model_id": str(folder / "model"), "output_dir": str(folder / name)}
-    plain = {"batch_size": 4, "epochs": 1, "device": "cpu", "learning_rate": 1e-3}
-    return train(**(given | plain | values))
+    paths = {"dataset": str(folder / "photos"), "model_id": str(folder / "model"), "output_dir": str(folder / name)}
+    defaults = {"batch_size": 4, "epochs": 1, "device": "cpu", "learning_rate": 1e-3}
+    return train(**(paths | defaults | values))

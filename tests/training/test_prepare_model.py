@@ -1,4 +1,4 @@
-"""Every way to put a LoRA on a model, by the words of the command line: each does what its name says."""
+"""Preparation of a model for training with every kind of LoRA, from the arguments of the command line."""
 
 import math
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def base_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: weight.detach() for name, weight in names if ".lora_" not in name}
 
 
-def test_rank_alpha_and_dropout() -> None:
+def test_lora_has_rank_alpha_and_dropout() -> None:
     for _, layer in layers(seeded_model(rank=3, alpha=6, dropout=0.5)):
         assert layer.r["default"] == 3
         assert layer.scaling["default"] == 2
@@ -47,12 +47,12 @@ def test_rank_alpha_and_dropout() -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_on_a_cpu_the_language_half_drops_the_quick_way(rank: int) -> None:
-    halves = [m for m in seeded_model(rank=rank).modules() if isinstance(m, (BartEncoderLayer, BartDecoderLayer))]
-    assert halves
-    assert {half.self_attn.config._attn_implementation for half in halves} == {ATTENTION}
-    assert {half.dropout for half in halves} == {0.0}
-    assert all(half.fc2._forward_hooks for half in halves), "what a layer drops, its parts do now"
+def test_language_component_uses_fast_dropout_on_a_cpu(rank: int) -> None:
+    layers = [m for m in seeded_model(rank=rank).modules() if isinstance(m, (BartEncoderLayer, BartDecoderLayer))]
+    assert layers
+    assert {layer.self_attn.config._attn_implementation for layer in layers} == {ATTENTION}
+    assert {layer.dropout for layer in layers} == {0.0}
+    assert all(layer.fc2._forward_hooks for layer in layers), "hooks drop in place of the layer"
 
 
 def test_rank_zero_trains_all_weights() -> None:
@@ -66,12 +66,12 @@ def test_rslora_scales_by_the_root_of_the_rank() -> None:
     assert scalings == {4 / math.sqrt(4)}
 
 
-def test_dora_learns_magnitudes() -> None:
+def test_dora_trains_magnitudes() -> None:
     names = [name for name, weight in seeded_model("use_dora=true").named_parameters() if weight.requires_grad]
     assert sum("lora_magnitude_vector" in name for name in names) == len(names) / 3
 
 
-def test_gaussian_begins_narrower_than_kaiming() -> None:
+def test_gaussian_initialization_is_narrower_than_kaiming() -> None:
     for (name, gauss), (_, plain) in zip(
         layers(seeded_model("init_lora_weights=gaussian", rank=8)), layers(seeded_model(rank=8)), strict=True
     ):
@@ -82,7 +82,7 @@ def test_gaussian_begins_narrower_than_kaiming() -> None:
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
-def test_what_begins_from_the_base_takes_its_part_out_of_it(init: str) -> None:
+def test_initialization_from_the_base_is_subtracted_from_it(init: str) -> None:
     before, model = (
         base_weights(tiny_model()[0]),
         seeded_model(f"init_lora_weights={init}", target_modules=("fc1", "fc2")),
@@ -98,7 +98,7 @@ def test_what_begins_from_the_base_takes_its_part_out_of_it(init: str) -> None:
             assert norms[1] < 0.999 * norms[0]
 
 
-def test_patterns_give_layers_ranks_and_alphas_of_their_own() -> None:
+def test_rank_and_alpha_patterns_apply() -> None:
     model = seeded_model(
         'rank_pattern={"fc1": 8, "decoder.layers.0.fc2": 1}', 'alpha_pattern={"fc1": 32}', rank=2, alpha=2
     )
@@ -118,7 +118,7 @@ def test_patterns_give_layers_ranks_and_alphas_of_their_own() -> None:
         ((r".*decoder.*\.(q|v)_proj",), "none", "decoder.layers.1.encoder_attn.v_proj", "encoder.layers"),
     ],
 )
-def test_targets(targets: tuple[str, ...], freeze: str, inside: str, outside: str) -> None:
+def test_target_modules(targets: tuple[str, ...], freeze: str, inside: str, outside: str) -> None:
     names = [name for name, _ in layers(seeded_model(target_modules=targets, freeze=freeze))]
     assert any(inside in name for name in names)
     assert not any(outside in name for name in names)
@@ -133,18 +133,18 @@ def test_targets(targets: tuple[str, ...], freeze: str, inside: str, outside: st
         (("rank_pattern=8",), "LoRA cannot be added"),
     ],
 )  # fmt: skip
-def test_refused(words: tuple[str, ...], what: str) -> None:
+def test_unsupported_lora_args_raise(words: tuple[str, ...], what: str) -> None:
     with pytest.raises(UserError) as caught:
         seeded_model(*words)
     assert what in caught.value.what
 
 
-def test_four_bits_do_not_go_with_all_weights() -> None:
+def test_quantize_without_lora_raises() -> None:
     with pytest.raises(UserError, match="`--quantize` does not work with `--rank 0`"):
         check_can_quantize(None, torch.device("cpu"))
 
 
-def test_dropout_of_the_model_is_set_by_name(tmp_path: Path) -> None:
+def test_model_dropout_args_set_rates(tmp_path: Path) -> None:
     words = ("drop_path_rate=0.3", "attention_dropout=0.25", "dropout=0")
     model, _ = load(save_tiny(tmp_path), device="cpu", dropout=parse_dropout_rates(words))
     assert model.model.vision_tower.config.drop_path_rate == 0.3
@@ -154,6 +154,6 @@ def test_dropout_of_the_model_is_set_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["drop_path=0.1", "dropout=1", "dropout=true", "dropout=much"])
-def test_dropout_that_cannot_be_is_refused(word: str) -> None:
+def test_invalid_model_dropout_args_raise(word: str) -> None:
     with pytest.raises(UserError, match="`--model_dropout_args"):
         parse_dropout_rates((word,))

@@ -109,7 +109,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return made
 
 
-def test_the_loss_is_that_of_the_model(bench: Bench) -> None:
+def test_loss_equals_the_loss_of_the_model(bench: Bench) -> None:
     batch = bench.batch(0, 1, 2)
     pixels = bench.preprocessor.normalize(batch["pixels_BHWC"])
     logits = bench.base(
@@ -117,10 +117,10 @@ def test_the_loss_is_that_of_the_model(bench: Bench) -> None:
         pixel_values=pixels,
         labels=batch["labels"],
     ).logits
-    words = logits[..., : bench.preprocessor.image_token_id].log_softmax(-1)
-    learnt = batch["labels"] != -100
-    chosen = words.gather(-1, batch["labels"].clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    torch.testing.assert_close(bench.loss(0, 1, 2), -chosen[learnt].mean())
+    log_probs = logits[..., : bench.preprocessor.image_token_id].log_softmax(-1)
+    has_label = batch["labels"] != -100
+    target_logits = log_probs.gather(-1, batch["labels"].clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(bench.loss(0, 1, 2), -target_logits[has_label].mean())
 
 
 def test_padding_does_not_change_the_loss(bench: Bench) -> None:
@@ -129,13 +129,13 @@ def test_padding_does_not_change_the_loss(bench: Bench) -> None:
     torch.testing.assert_close(bench.loss(0, 1, 2, 3), alone, rtol=1e-5, atol=1e-6)
 
 
-def test_nor_does_padding_to_a_multiple(bench: Bench) -> None:
+def test_padding_to_a_multiple_does_not_change_the_loss(bench: Bench) -> None:
     which = [bench.dataset[n] for n in (0, 2, 3)]
     loss = bench.trainer.compute_loss(bench.model, Florence2Collator(1, 16)(which))
     torch.testing.assert_close(loss, bench.loss(0, 2, 3), rtol=1e-5, atol=1e-6)
 
 
-def test_logits_of_padding_are_never_made(bench: Bench) -> None:
+def test_logits_are_computed_at_label_positions_only(bench: Bench) -> None:
     made: list[torch.Size] = []
     hook = bench.base.lm_head.register_forward_hook(lambda _, __, out: made.append(out.shape))
     bench.loss(1, 2)
@@ -144,15 +144,15 @@ def test_logits_of_padding_are_never_made(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_parting_a_step_changes_nothing(tmp_path: Path, rank: int) -> None:
-    whole = Bench(tmp_path, rank=rank)
-    parted = Bench(tmp_path, rank=rank, per_device_train_batch_size=1, gradient_accumulation_steps=4)
-    whole.trainer.train()
-    parted.trainer.train()
-    before, after = whole.weights(), parted.weights()
+def test_gradient_accumulation_changes_nothing(tmp_path: Path, rank: int) -> None:
+    one_batch = Bench(tmp_path, rank=rank)
+    four_batches = Bench(tmp_path, rank=rank, per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    one_batch.trainer.train()
+    four_batches.trainer.train()
+    before, after = one_batch.weights(), four_batches.weights()
     assert all(torch.allclose(before[name], after[name], atol=2e-6) for name in before)
-    a, b = whole.trainer.state.log_history[-1]["train_loss"], parted.trainer.state.log_history[-1]["train_loss"]
-    assert a == pytest.approx(b, rel=1e-5)
+    losses = [bench.trainer.state.log_history[-1]["train_loss"] for bench in (one_batch, four_batches)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -164,9 +164,7 @@ def test_parting_a_step_changes_nothing(tmp_path: Path, rank: int) -> None:
         (2, "none", ()),
     ],
 )
-def test_what_is_frozen_stays_and_the_rest_moves(
-    tmp_path: Path, rank: int, freeze: str, still: tuple[str, ...]
-) -> None:
+def test_only_trainable_weights_change(tmp_path: Path, rank: int, freeze: str, still: tuple[str, ...]) -> None:
     bench = Bench(tmp_path, rank=rank, freeze=freeze, num_train_epochs=2)
     before = bench.weights()
     bench.trainer.train()
@@ -181,7 +179,7 @@ def test_what_is_frozen_stays_and_the_rest_moves(
         assert {name for name in trained - moved if not name.endswith(("embeddings.weight", "k_proj.bias"))} == set()
 
 
-def test_the_frozen_half_drops_nothing(tmp_path: Path) -> None:
+def test_frozen_component_stays_in_eval_mode(tmp_path: Path) -> None:
     bench = Bench(tmp_path, freeze="vision")
     tower = bench.base.model.vision_tower
     bench.trainer.train()
@@ -189,18 +187,18 @@ def test_the_frozen_half_drops_nothing(tmp_path: Path) -> None:
     assert bench.base.model.language_model.training
 
 
-def test_a_broken_step_moves_nothing_and_many_end_the_training(tmp_path: Path) -> None:
-    broken = NonFiniteGradientGuard(limit=3)
-    bench = Bench(tmp_path, num_train_epochs=9, callbacks=[broken], optimizer={"name": "adamw_torch"}, weight_decay=0.1)
+def test_non_finite_steps_change_nothing_and_stop_training(tmp_path: Path) -> None:
+    guard = NonFiniteGradientGuard(limit=3)
+    bench = Bench(tmp_path, num_train_epochs=9, callbacks=[guard], optimizer={"name": "adamw_torch"}, weight_decay=0.1)
     nn.Module.register_forward_hook(bench.base.lm_head, lambda _, __, out: out * float("nan"))
     before = bench.weights()
     bench.trainer.train()
     assert all(torch.equal(before[name], weight) for name, weight in bench.weights().items())
-    assert (broken.skipped, bench.trainer.state.global_step, broken.is_exceeded) == (3, 3, True)
+    assert (guard.skipped, bench.trainer.state.global_step, guard.is_exceeded) == (3, 3, True)
 
 
 class Rates(TrainerCallback):
-    """Notes the rate of each step."""
+    """Records the learning rate of each step."""
 
     def __init__(self) -> None:
         self.taken: list[float] = []
@@ -210,7 +208,7 @@ class Rates(TrainerCallback):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant_with_warmup", "warmup_stable_decay"])
-def test_no_step_is_taken_at_a_rate_of_nothing(tmp_path: Path, schedule: str) -> None:
+def test_first_step_has_a_learning_rate_above_zero(tmp_path: Path, schedule: str) -> None:
     rates = Rates()
     Bench(tmp_path, num_train_epochs=8, callbacks=[rates], lr_scheduler_type=schedule, warmup_steps=3).trainer.train()
     assert rates.taken[:3] == pytest.approx([0.1 / 3, 0.2 / 3, 0.1])
@@ -218,18 +216,18 @@ def test_no_step_is_taken_at_a_rate_of_nothing(tmp_path: Path, schedule: str) ->
     assert 0 < rates.taken[-1] <= rates.taken[2] == max(rates.taken)
 
 
-@pytest.mark.parametrize(("given", "wanted"), [(None, [0.05]), ({"num_decay_steps": 4}, [0.0854, 0.05, 0.0146])])
-def test_by_default_the_rate_falls_in_the_last_fifth(tmp_path: Path, given: Any, wanted: list[float]) -> None:
+@pytest.mark.parametrize(("kwargs", "expected"), [(None, [0.05]), ({"num_decay_steps": 4}, [0.0854, 0.05, 0.0146])])
+def test_default_schedule_decays_over_the_last_fifth(tmp_path: Path, kwargs: Any, expected: list[float]) -> None:
     rates, schedule = Rates(), TrainingSettings().lr_scheduler_type
-    more = {"lr_scheduler_type": schedule, "lr_scheduler_kwargs": given}
+    more = {"lr_scheduler_type": schedule, "lr_scheduler_kwargs": kwargs}
     Bench(tmp_path, num_train_epochs=9, callbacks=[rates], **more).trainer.train()
-    assert rates.taken == pytest.approx([0.1] * (9 - len(wanted)) + wanted, rel=1e-2)
+    assert rates.taken == pytest.approx([0.1] * (9 - len(expected)) + expected, rel=1e-2)
 
 
 @pytest.mark.parametrize("use_cuda_graphs", [False, True])
-def test_one_broken_step_is_passed_over(tmp_path: Path, use_cuda_graphs: bool) -> None:
-    broken, saves = NonFiniteGradientGuard(limit=3), {"save_strategy": "steps", "save_steps": 2}
-    bench = Bench(tmp_path, use_cuda_graphs=use_cuda_graphs, num_train_epochs=4, callbacks=[broken], **saves)
+def test_non_finite_step_is_skipped_and_its_checkpoint_postponed(tmp_path: Path, use_cuda_graphs: bool) -> None:
+    guard, saves = NonFiniteGradientGuard(limit=3), {"save_strategy": "steps", "save_steps": 2}
+    bench = Bench(tmp_path, use_cuda_graphs=use_cuda_graphs, num_train_epochs=4, callbacks=[guard], **saves)
     calls: list[int] = []
 
     def break_the_second(_: nn.Module, __: Any, out: torch.Tensor) -> torch.Tensor:
@@ -238,19 +236,19 @@ def test_one_broken_step_is_passed_over(tmp_path: Path, use_cuda_graphs: bool) -
 
     bench.base.lm_head.register_forward_hook(break_the_second)
     bench.trainer.train()
-    assert (broken.skipped, broken.consecutive, bench.trainer.state.global_step) == (1, 0, 4)
-    # What falls on it is kept behind the next whole step.
+    assert (guard.skipped, guard.consecutive, bench.trainer.state.global_step) == (1, 0, 4)
+    # The save of the skipped step happens after the next finite step.
     assert sorted(path.name for path in tmp_path.rglob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
     assert all(torch.isfinite(weight).all() for weight in bench.weights().values())
 
 
-def test_nothing_left_to_train(tmp_path: Path) -> None:
+def test_freezing_all_target_modules_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="all `--target_modules` are in the frozen component"):
         trainable_model(freeze="vision", target_modules=("qkv",))
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_images_stay_channels_last(tmp_path: Path, rank: int) -> None:
+def test_vision_tower_stays_channels_last(tmp_path: Path, rank: int) -> None:
     bench = Bench(tmp_path, rank=rank)
     weight = bench.base.model.vision_tower.convs[0].conv.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
@@ -258,7 +256,7 @@ def test_images_stay_channels_last(tmp_path: Path, rank: int) -> None:
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_copies_are_refused_where_weights_are_parted(tmp_path: Path) -> None:
+def test_require_unsharded_raises_for_sharded_weights(tmp_path: Path) -> None:
     trainer = Bench(tmp_path).trainer
     trainer.require_unsharded("--eval_metrics")  # all weights are here
     trainer.is_fsdp_enabled = True

@@ -14,13 +14,13 @@ ROWS = [{"step": n, "loss": 1 / n} for n in range(1, 9)] + [
 ]
 
 
-def test_both_lines_are_drawn() -> None:
+def test_plot_has_both_losses() -> None:
     colours = {colour for _, colour in draw_plot(ROWS).getcolors(1 << 20)}
     assert set(COLOURS.values()) <= colours
     assert COLOURS["eval_loss"] not in {colour for _, colour in draw_plot(ROWS[:8]).getcolors(1 << 20)}
 
 
-def test_the_line_falls_with_the_loss() -> None:
+def test_line_falls_with_the_loss() -> None:
     image = draw_plot(ROWS[:8])
     blue = [
         (x, y) for x in range(image.width) for y in range(90, image.height) if image.getpixel((x, y)) == COLOURS["loss"]
@@ -28,7 +28,7 @@ def test_the_line_falls_with_the_loss() -> None:
     assert min(blue)[1] < max(blue)[1]  # the first point is above the last
 
 
-def test_what_else_is_measured_stands_below_the_losses() -> None:
+def test_metrics_have_panels_below_the_losses() -> None:
     scores = [{"step": n, "eval_exact_match": n / 9, "eval_od_f1": n / 8, "eval_runtime": 3.0} for n in (4, 8)]
     rates = [{"step": n, "learning_rate": 1e-4 / n} for n in range(1, 9)]
     losses, two, three = draw_plot(ROWS), draw_plot(ROWS + scores), draw_plot(ROWS + scores + rates)
@@ -44,7 +44,7 @@ def test_what_else_is_measured_stands_below_the_losses() -> None:
     assert TRAINING_COLOUR in {colour for _, colour in three.getcolors(1 << 20)}
 
 
-def test_what_cannot_be_drawn_is_left_out() -> None:
+def test_values_that_are_not_finite_are_skipped() -> None:
     assert draw_plot([]) is None
     assert draw_plot([{"step": 1, "loss": 2.0}]) is None
     assert draw_plot([{"step": 1, "loss": float("nan")}, {"step": 2, "loss": float("inf")}, {"loss": 1.0}]) is None

@@ -1,4 +1,4 @@
-"""Dropout in the language half on a CPU: where torch drops, as often, and with the gradients that follow."""
+"""Fast dropout in the language component on a CPU has the layers, rates and gradients of torch's."""
 
 import copy
 from pathlib import Path
@@ -24,36 +24,36 @@ RATES = {"dropout": 0.1, "attention_dropout": 0.2, "activation_dropout": 0.3}
 
 
 def pair(**rates: float) -> tuple[Any, Any]:
-    """Make a small BART whose attention drops by `functional.dropout`, and its copy that takes the quick way."""
+    """Make a small BART with eager attention, and its copy with fast dropout."""
     torch.manual_seed(0)
-    sizes = {f"{half}_{name}": 2 for half in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    sizes = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
     ffn = {"encoder_ffn_dim": 32, "decoder_ffn_dim": 24}
     plain = BartModel(
         BartConfig(vocab_size=50, d_model=16, max_position_embeddings=20, **sizes, **ffn, **rates)
     ).train()
-    quick = copy.deepcopy(plain)
+    fast = copy.deepcopy(plain)
     plain.set_attn_implementation("eager")
-    use_cpu_dropout(quick)
-    return plain, quick
+    use_cpu_dropout(fast)
+    return plain, fast
 
 
-def learn(model: Any, again: bool = False) -> list[torch.Tensor]:
-    """Give what a batch with padding says, and the gradients of all weights."""
+def output_and_gradients(model: Any, is_checkpointed: bool = False) -> list[torch.Tensor]:
+    """Return the output of a batch with padding, and the gradients of all weights."""
     torch.manual_seed(1)
     ids, mask = torch.randint(3, 50, (2, 7)), torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
-    given = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, :5], "use_cache": False}
+    batch = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, :5], "use_cache": False}
     torch.manual_seed(2)
-    if again:
-        answer = checkpoint(lambda: model(**given).last_hidden_state, use_reentrant=False)
+    if is_checkpointed:
+        output = checkpoint(lambda: model(**batch).last_hidden_state, use_reentrant=False)
     else:
-        answer = model(**given).last_hidden_state
-    answer.square().mul(torch.arange(16.0)).sum().backward()
-    return [answer, *(weight.grad for weight in model.parameters() if weight.grad is not None)]
+        output = model(**batch).last_hidden_state
+    output.square().mul(torch.arange(16.0)).sum().backward()
+    return [output, *(weight.grad for weight in model.parameters() if weight.grad is not None)]
 
 
-def test_the_same_places_are_dropped_as_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, quick = (model.double() for model in pair(**RATES))
-    found = learn(quick)
+def test_dropout_equals_torch_with_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, fast = (model.double() for model in pair(**RATES))
+    actual = output_and_gradients(fast)
     rates: list[float] = []
 
     def dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
@@ -62,43 +62,43 @@ def test_the_same_places_are_dropped_as_by_torch(monkeypatch: pytest.MonkeyPatch
         return x * draw_mask(x, quantized_rate(p)) * RATE_STEPS / (RATE_STEPS - quantized_rate(p))
 
     monkeypatch.setattr(functional, "dropout", dropout)
-    wanted = learn(plain)
+    expected = output_and_gradients(plain)
     assert sorted(set(rates)) == [0.1, 0.2, 0.3]
-    assert len(found) == len(wanted) > 50
-    for a, b in zip(found, wanted, strict=True):
+    assert len(actual) == len(expected) > 50
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
 
 
-def test_without_rates_it_is_what_it_was() -> None:
-    plain, quick = (model.double() for model in pair(dropout=0.0))
-    for a, b in zip(learn(quick), learn(plain), strict=True):
+def test_zero_rates_change_nothing() -> None:
+    plain, fast = (model.double() for model in pair(dropout=0.0))
+    for a, b in zip(output_and_gradients(fast), output_and_gradients(plain), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
 
 
-def test_answering_drops_nothing() -> None:
-    plain, quick = pair(**RATES)
-    torch.testing.assert_close(learn(quick.eval())[0], learn(plain.eval())[0])
+def test_eval_mode_drops_nothing() -> None:
+    plain, fast = pair(**RATES)
+    torch.testing.assert_close(output_and_gradients(fast.eval())[0], output_and_gradients(plain.eval())[0])
 
 
-def test_recomputed_it_drops_the_same_places() -> None:
-    _, quick = pair(**RATES)
-    twin = copy.deepcopy(quick)
-    for a, b in zip(learn(twin, again=True), learn(quick), strict=True):
+def test_recomputation_draws_the_same_mask() -> None:
+    _, fast = pair(**RATES)
+    twin = copy.deepcopy(fast)
+    for a, b in zip(output_and_gradients(twin, is_checkpointed=True), output_and_gradients(fast), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_half_precision_is_near_the_exact_numbers() -> None:
-    _, quick = pair(**RATES)
-    exact = learn(copy.deepcopy(quick))
+def test_bfloat16_is_near_float32() -> None:
+    _, fast = pair(**RATES)
+    exact = output_and_gradients(copy.deepcopy(fast))
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = learn(quick)
+        rounded = output_and_gradients(fast)
     for a, b in zip(rounded, exact, strict=True):
         assert (a.float() - b).norm() < 0.1 * exact[1].norm() + 0.1 * b.norm()
 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("masked", ["not", "bool", "float"])
-def test_masks_are_those_of_torch(causal: bool, masked: str) -> None:
+def test_attention_masks_equal_torch(causal: bool, masked: str) -> None:
     query, key, value = torch.randn(3, 2, 4, 5, 8).unbind()
     mask = None if masked == "not" else torch.rand(2, 1, 5, 5) < 0.7
     if mask is not None:
@@ -107,15 +107,15 @@ def test_masks_are_those_of_torch(causal: bool, masked: str) -> None:
         mask = torch.zeros(2, 1, 5, 5).masked_fill(~mask, -1e9)
     module = torch.nn.Module()
     module.is_causal = causal
-    rare = 1 / RATE_STEPS  # of 200 places none is dropped with these numbers, and what is kept hardly grows
+    rare = 1 / RATE_STEPS  # drops none of 200 elements with this seed, and hardly scales the others
     torch.manual_seed(0)
-    found, _ = attend(module, query, key, value, mask, dropout=rare)
-    wanted = functional.scaled_dot_product_attention(query, key, value, mask, is_causal=causal and mask is None)
-    torch.testing.assert_close(found, wanted.transpose(1, 2), rtol=1e-4, atol=1e-5)
-    assert found.is_contiguous()
+    actual, _ = attend(module, query, key, value, mask, dropout=rare)
+    expected = functional.scaled_dot_product_attention(query, key, value, mask, is_causal=causal and mask is None)
+    torch.testing.assert_close(actual, expected.transpose(1, 2), rtol=1e-4, atol=1e-5)
+    assert actual.is_contiguous()
 
 
-def test_nothing_of_it_is_kept_with_the_model(tmp_path: Path) -> None:
+def test_saved_config_does_not_change(tmp_path: Path) -> None:
     model, _ = tiny_model()
     model.save_pretrained(tmp_path / "before")
     use_cpu_dropout(model)
@@ -125,12 +125,12 @@ def test_nothing_of_it_is_kept_with_the_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_what_is_kept_is_as_it_was_and_the_rest_is_nothing(dtype: torch.dtype) -> None:
+def test_apply_mask_equals_torch_where(dtype: torch.dtype) -> None:
     x = torch.randn(7, 5).to(dtype)
     x[0, 0], x[1, 1], x[2, 2] = float("inf"), float("nan"), -0.0
-    kept = draw_mask(x, RATE_STEPS // 2)
-    assert kept.dtype == (torch.int16 if dtype in (torch.bfloat16, torch.float16) else torch.bool)
-    found = apply_mask(kept, x)
-    assert torch.equal(found.nan_to_num(7), torch.where(kept.bool(), x, 0).nan_to_num(7))
-    assert torch.equal(apply_mask(kept, x.t().contiguous().t()).nan_to_num(7), found.nan_to_num(7))  # however it lies
-    assert torch.equal(apply_mask(kept, x.double()).nan_to_num(7), found.double().nan_to_num(7))  # and however wide
+    mask = draw_mask(x, RATE_STEPS // 2)
+    assert mask.dtype == (torch.int16 if dtype in (torch.bfloat16, torch.float16) else torch.bool)
+    actual = apply_mask(mask, x)
+    assert torch.equal(actual.nan_to_num(7), torch.where(mask.bool(), x, 0).nan_to_num(7))
+    assert torch.equal(apply_mask(mask, x.t().contiguous().t()).nan_to_num(7), actual.nan_to_num(7))  # other strides
+    assert torch.equal(apply_mask(mask, x.double()).nan_to_num(7), actual.double().nan_to_num(7))  # other element size

@@ -1,4 +1,4 @@
-"""A recorded step is the step it was: the same gradients, whoever gathers or drops them; graphs where a GPU is."""
+"""A graphed training step has the gradients of an eager one; the tests of graphs need a GPU."""
 
 import json
 import shutil
@@ -13,8 +13,8 @@ from torch import nn
 
 from florence2.api import train
 from florence2.cuda_graphs import CudaGraphCache
-from florence2.training import trainer as room
-from florence2.training.performance import cuda_graph_step as recorded
+from florence2.training import trainer as trainer_module
+from florence2.training.performance import cuda_graph_step
 from florence2.training.performance.cuda_graph_step import PAD_TO, GraphedStep, can_use_cuda_graphs
 from tests.tiny import tiny_model
 from tests.training.models import trainable_model
@@ -25,23 +25,23 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 @pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("parts", [{}, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}])
-def test_what_is_learnt_is_the_same(tmp_path: Path, rank: int, parts: dict[str, int]) -> None:
-    how: dict[str, Any] = {"rank": rank, "num_train_epochs": 3, "weight_decay": 0.1, "max_grad_norm": 0.5, **parts}
-    plain, through = (
-        Bench(tmp_path, use_cuda_graphs=use_cuda_graphs, pad_to=PAD_TO, **how) for use_cuda_graphs in (False, True)
+def test_graphed_step_trains_the_same_weights(tmp_path: Path, rank: int, parts: dict[str, int]) -> None:
+    options: dict[str, Any] = {"rank": rank, "num_train_epochs": 3, "weight_decay": 0.1, "max_grad_norm": 0.5, **parts}
+    eager, graphed = (
+        Bench(tmp_path, use_cuda_graphs=use_cuda_graphs, pad_to=PAD_TO, **options) for use_cuda_graphs in (False, True)
     )
-    plain.trainer.train()
-    through.trainer.train()
-    assert through.trainer.graphed_step is not None
-    wanted = plain.weights()
-    assert all(torch.equal(weight, wanted[name]) for name, weight in through.weights().items())
+    eager.trainer.train()
+    graphed.trainer.train()
+    assert graphed.trainer.graphed_step is not None
+    expected = eager.weights()
+    assert all(torch.equal(weight, expected[name]) for name, weight in graphed.weights().items())
 
 
-def test_batches_lie_where_the_first_of_their_shape_lay() -> None:
-    layer, seen = nn.Linear(3, 1), []
+def test_batches_of_a_shape_share_input_and_gradient_buffers() -> None:
+    layer, calls = nn.Linear(3, 1), []
 
     def step(batch: dict[str, torch.Tensor], items: torch.Tensor) -> torch.Tensor:
-        seen.append((batch["x"].data_ptr(), layer.weight.grad))
+        calls.append((batch["x"].data_ptr(), layer.weight.grad))
         loss = layer(batch["x"]).sum() / items
         loss.backward()
         return loss.detach()
@@ -49,16 +49,16 @@ def test_batches_lie_where_the_first_of_their_shape_lay() -> None:
     steps = GraphedStep(step, layer)
     losses = [steps({"x": torch.full((rows, 3), float(rows))}, torch.tensor(2)) for rows in (2, 5, 2)]
     assert losses[0] == losses[2] != losses[1]
-    assert seen[0][0] == seen[2][0] != seen[1][0]
-    assert seen[1][1] is seen[2][1] is layer.weight.grad, "gradients stay where they are"
+    assert calls[0][0] == calls[2][0] != calls[1][0]
+    assert calls[1][1] is calls[2][1] is layer.weight.grad, "gradient buffers do not move"
     assert layer.weight.grad.flatten().tolist() == [2 + 12.5 + 2] * 3
     layer.zero_grad()
     steps({"x": torch.ones(2, 3)}, torch.tensor(1))
     assert layer.weight.grad.flatten().tolist() == [2.0] * 3
 
 
-def test_schedule_free_learns_between_measurements(tmp_path: Path) -> None:
-    """Measuring switches such an optimizer to its averages; a recorded step must switch it back itself."""
+def test_graphed_step_switches_schedule_free_back_to_training(tmp_path: Path) -> None:
+    """Evaluation switches such an optimizer to its averages; a graphed step must switch it back."""
     pytest.importorskip("schedulefree")
     bench = Bench(tmp_path, use_cuda_graphs=True, optimizer={"name": "schedulefree.AdamWScheduleFree"})
     trainer = bench.trainer
@@ -70,8 +70,8 @@ def test_schedule_free_learns_between_measurements(tmp_path: Path) -> None:
     assert modes == [True]
 
 
-def test_weights_that_were_moved_are_looked_for() -> None:
-    layer, forgotten = nn.Linear(3, 1), []
+def test_moved_weights_discard_the_graphs() -> None:
+    layer, cleared = nn.Linear(3, 1), []
 
     def step(batch: dict[str, torch.Tensor], items: torch.Tensor) -> torch.Tensor:
         (layer(batch["x"]).sum() / items).backward()
@@ -80,16 +80,16 @@ def test_weights_that_were_moved_are_looked_for() -> None:
     steps = GraphedStep(step, layer)
     one = {"x": torch.ones(2, 3)}, torch.tensor(1)
     steps(*one)
-    steps._graphs = SimpleNamespace(num_graphs=1, clear=lambda: forgotten.append(1))
+    steps._graphs = SimpleNamespace(num_graphs=1, clear=lambda: cleared.append(1))
     steps._check_addresses()
-    assert not forgotten
+    assert not cleared
     layer.weight.data = layer.weight.data.clone()
     steps._check_addresses()
     steps._check_addresses()
-    assert forgotten == [1]
+    assert cleared == [1]
 
 
-def test_a_cpu_records_nothing() -> None:
+def test_cpu_has_no_cuda_graphs() -> None:
     assert not can_use_cuda_graphs(trainable_model(), "adamw_torch", checkpoints_activations=False, is_compiled=False)
 
 
@@ -115,13 +115,13 @@ def test_cuda_graphs_are_used_for_plain_lora_only(
 
 
 @needs_gpu
-def test_where_a_recording_finds_no_room_steps_go_on() -> None:
-    sizes, taken = iter([1, 1 << 50, 1, 1]), []
-    replay = CudaGraphCache(lambda _: taken.append(torch.ones(next(sizes), device="cuda")), enabled=True, min_calls=2)
+def test_capture_without_memory_runs_eagerly() -> None:
+    sizes, outputs = iter([1, 1 << 50, 1, 1]), []
+    graphs = CudaGraphCache(lambda _: outputs.append(torch.ones(next(sizes), device="cuda")), enabled=True, min_calls=2)
     for _ in range(3):
-        replay(0)
-    assert [len(each) for each in taken] == [1, 1, 1]
-    assert replay.num_graphs == 0
+        graphs(0)
+    assert [len(output) for output in outputs] == [1, 1, 1]
+    assert graphs.num_graphs == 0
 
 
 def losses(out: Path) -> list[float]:
@@ -130,30 +130,37 @@ def losses(out: Path) -> list[float]:
 
 
 @needs_gpu
-def test_on_a_gpu_recorded_asked_for_and_resumed_are_one_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_graphed_eager_and_resumed_runs_are_equal_on_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from florence2.demo.dataset import make_dataset
 
-    images, made = make_dataset(tmp_path / "pictures", 24, style="tags"), []
-    monkeypatch.setattr(room, "GraphedStep", lambda *given: made.append(GraphedStep(*given)) or made[-1])
+    images, graphed_steps = make_dataset(tmp_path / "images", 24, style="tags"), []
+    monkeypatch.setattr(
+        trainer_module, "GraphedStep", lambda *args: graphed_steps.append(GraphedStep(*args)) or graphed_steps[-1]
+    )
 
     def run(name: str, **more: Any) -> Path:
         out = tmp_path / name
-        how = {"epochs": 6, "batch_size": 4, "dtype": "float32", "rank": 4, "learning_rate": 1e-3, "log_with": "none"}
-        how |= {"trainer_args": ("logging_steps=1",), "save_every_n_epochs": 1}
-        return train(dataset=str(images), output_dir=str(out), model_id="demo", **(how | more))
+        options = {
+            "epochs": 6,
+            "batch_size": 4,
+            "dtype": "float32",
+            "rank": 4,
+            "learning_rate": 1e-3,
+            "log_with": "none",
+        }
+        options |= {"trainer_args": ("logging_steps=1",), "save_every_n_epochs": 1}
+        return train(dataset=str(images), output_dir=str(out), model_id="demo", **(options | more))
 
-    by_heart = run("by heart")
-    assert made[0].num_graphs > 0
-    again = tmp_path / "again"
-    shutil.copytree(by_heart / "checkpoint-18", again / "checkpoint-18")
-    run("again", resume="auto")
-    monkeypatch.setattr(recorded, "MIN_CALLS", 10**9)
-    asked_for = run("asked for")
-    assert made[2].num_graphs == 0
-    assert losses(by_heart) == pytest.approx(losses(asked_for), rel=2e-3)
-    first, *others = (load_file(out / "adapter_model.safetensors") for out in (by_heart, again, asked_for))
+    graphed = run("graphed")
+    assert graphed_steps[0].num_graphs > 0
+    resumed = tmp_path / "resumed"
+    shutil.copytree(graphed / "checkpoint-18", resumed / "checkpoint-18")
+    run("resumed", resume="auto")
+    monkeypatch.setattr(cuda_graph_step, "MIN_CALLS", 10**9)
+    eager = run("eager")
+    assert graphed_steps[2].num_graphs == 0
+    assert losses(graphed) == pytest.approx(losses(eager), rel=2e-3)
+    first, *others = (load_file(out / "adapter_model.safetensors") for out in (graphed, resumed, eager))
     for other in others:
         for name, weight in first.items():
             torch.testing.assert_close(weight, other[name], rtol=1e-2, atol=1e-3)

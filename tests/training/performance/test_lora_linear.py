@@ -1,4 +1,4 @@
-"""The quick way of LoRA's branch on a CPU: peft's numbers and gradients, and dropout that drops what it says."""
+"""The fused LoRA branch on a CPU has the outputs and gradients of peft, and dropout at the given rate."""
 
 import copy
 from typing import Any
@@ -10,7 +10,7 @@ from peft.tuners.lora import Linear
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from florence2.training.performance import lora_linear as branches
+from florence2.training.performance import lora_linear
 from florence2.training.performance.cpu_dropout import RATE_STEPS, draw_mask
 from florence2.training.performance.lora_linear import FusedLoraLinear, use_fused_lora
 
@@ -18,7 +18,7 @@ RATE = 0.25
 
 
 def pair(dropout: float = 0.0, **lora: Any) -> tuple[Any, Any]:
-    """Make peft's layers and a copy that takes the quick way; both halves of the branch hold something."""
+    """Make layers of peft and a fused copy; no matrix of the branches is zero."""
     torch.manual_seed(0)
     body = nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 24))
     config = LoraConfig(r=3, lora_alpha=6, lora_dropout=dropout, target_modules=["0", "2"], **lora)
@@ -26,93 +26,99 @@ def pair(dropout: float = 0.0, **lora: Any) -> tuple[Any, Any]:
     for name, weight in plain.named_parameters():
         if ".lora_B" in name:
             nn.init.normal_(weight, std=0.1)
-    quick = copy.deepcopy(plain)
-    use_fused_lora(quick)
-    assert sum(type(module) is FusedLoraLinear for module in quick.modules()) == 2
-    return plain, quick
+    fused = copy.deepcopy(plain)
+    use_fused_lora(fused)
+    assert sum(type(module) is FusedLoraLinear for module in fused.modules()) == 2
+    return plain, fused
 
 
-def learn(model: Any, x: torch.Tensor, again: bool = False) -> list[torch.Tensor]:
-    """Give the answer, the gradient of what came in, and those of all weights that learn."""
+def output_and_gradients(model: Any, x: torch.Tensor, is_checkpointed: bool = False) -> list[torch.Tensor]:
+    """Return the output, the gradient of the input and those of the trainable weights."""
     x = x.clone().requires_grad_()
     torch.manual_seed(1)
-    answer = checkpoint(model, x, use_reentrant=False) if again else model(x)
-    answer.float().square().sum().backward()
-    return [answer, x.grad, *(weight.grad for weight in model.parameters() if weight.requires_grad)]
+    output = checkpoint(model, x, use_reentrant=False) if is_checkpointed else model(x)
+    output.float().square().sum().backward()
+    return [output, x.grad, *(weight.grad for weight in model.parameters() if weight.requires_grad)]
 
 
-def same(found: list[torch.Tensor], wanted: list[torch.Tensor], **by: float) -> None:
-    assert len(found) == len(wanted) == 6
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a, b, **by)
+def assert_same(actual: list[torch.Tensor], expected: list[torch.Tensor], **tolerance: float) -> None:
+    assert len(actual) == len(expected) == 6
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, **tolerance)
 
 
 @pytest.mark.parametrize("shape", [(24,), (7, 24), (2, 7, 24), (2, 3, 5, 24)])
-def test_without_dropout_it_is_what_peft_gives(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, quick = pair()
-    wanted = learn(plain, x := torch.randn(shape))
-    monkeypatch.setattr(Linear, "forward", None)  # peft's own is not asked
-    same(learn(quick, x), wanted)
+def test_branch_without_dropout_equals_peft(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, fused = pair()
+    expected = output_and_gradients(plain, x := torch.randn(shape))
+    monkeypatch.setattr(Linear, "forward", None)  # the forward of peft is not called
+    assert_same(output_and_gradients(fused, x), expected)
 
 
-def test_a_base_that_learns_too_learns_the_same() -> None:
-    plain, quick = pair()
-    for model in (plain, quick):
+def test_trainable_base_has_the_gradients_of_peft() -> None:
+    plain, fused = pair()
+    for model in (plain, fused):
         model.requires_grad_(True)
-    for a, b in zip(*(learn(model, torch.ones(5, 24)) for model in (quick, plain)), strict=True):
+    for a, b in zip(*(output_and_gradients(model, torch.ones(5, 24)) for model in (fused, plain)), strict=True):
         torch.testing.assert_close(a, b)
 
 
-def test_dropout_drops_before_the_branch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, quick = pair(dropout=RATE)
-    drawn: list[torch.Tensor] = []
-    monkeypatch.setattr(branches, "draw_mask", lambda *given: drawn.append(draw_mask(*given)) or drawn[-1])
-    found = learn(quick, x := torch.randn(6, 24))
-    shares = iter(drawn)
-    given = x.clone().requires_grad_()
-    hidden = given
-    for layer in quick.base_model.model:
+def test_dropout_applies_to_the_branch_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, fused = pair(dropout=RATE)
+    masks: list[torch.Tensor] = []
+    monkeypatch.setattr(lora_linear, "draw_mask", lambda *args: masks.append(draw_mask(*args)) or masks[-1])
+    actual = output_and_gradients(fused, x := torch.randn(6, 24))
+    unused_masks = iter(masks)
+    leaf = x.clone().requires_grad_()
+    hidden = leaf
+    for layer in fused.base_model.model:
         if not isinstance(layer, FusedLoraLinear):
             hidden = layer(hidden)
             continue
-        seen = hidden * next(shares) / (1 - RATE)
-        hidden = layer.base_layer(hidden) + 2 * seen @ layer.lora_A.default.weight.T @ layer.lora_B.default.weight.T
-    weights = [weight for weight in quick.parameters() if weight.requires_grad]
-    wanted = torch.autograd.grad(hidden.square().sum(), [given, *weights])
-    same(found, [hidden, *wanted])
+        dropped = hidden * next(unused_masks) / (1 - RATE)
+        hidden = layer.base_layer(hidden) + 2 * dropped @ layer.lora_A.default.weight.T @ layer.lora_B.default.weight.T
+    weights = [weight for weight in fused.parameters() if weight.requires_grad]
+    gradients = torch.autograd.grad(hidden.square().sum(), [leaf, *weights])
+    assert_same(actual, [hidden, *gradients])
 
 
-def test_recomputed_it_drops_the_same_places() -> None:
-    _, quick = pair(dropout=RATE)
-    twin = copy.deepcopy(quick)
-    same(learn(twin, x := torch.randn(6, 24), again=True), learn(quick, x), rtol=0, atol=0)
+def test_recomputation_draws_the_same_mask() -> None:
+    _, fused = pair(dropout=RATE)
+    twin = copy.deepcopy(fused)
+    assert_same(
+        output_and_gradients(twin, x := torch.randn(6, 24), is_checkpointed=True),
+        output_and_gradients(fused, x),
+        rtol=0,
+        atol=0,
+    )
 
 
-def test_answering_drops_nothing() -> None:
-    plain, quick = (model.eval() for model in pair(dropout=RATE))
+def test_eval_mode_drops_nothing() -> None:
+    plain, fused = (model.eval() for model in pair(dropout=RATE))
     with torch.no_grad():
-        torch.testing.assert_close(quick(torch.ones(3, 24)), plain(torch.ones(3, 24)))
+        torch.testing.assert_close(fused(torch.ones(3, 24)), plain(torch.ones(3, 24)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rate", [1 / RATE_STEPS, 0.1, 0.25, 0.5, 0.999])
-def test_each_place_is_kept_by_the_same_chance(rate: float, dtype: torch.dtype) -> None:
+def test_mask_has_the_rate_at_each_position(rate: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    dropped = round(rate * RATE_STEPS)
-    kept = draw_mask(torch.empty(250_000, 4, dtype=dtype), dropped).double()  # a row from each draw of 64 bits
-    share, spread = 1 - dropped / RATE_STEPS, (dropped / RATE_STEPS * (1 - dropped / RATE_STEPS) / 250_000) ** 0.5
-    assert kept.mean(0).sub(share).abs().max() < 5 * spread
+    drop_steps = round(rate * RATE_STEPS)
+    p = drop_steps / RATE_STEPS
+    mask = draw_mask(torch.empty(250_000, 4, dtype=dtype), drop_steps).double()  # 64 random bits make a row
+    assert mask.mean(0).sub(1 - p).abs().max() < 5 * (p * (1 - p) / 250_000) ** 0.5
     if rate == RATE:
-        together = torch.corrcoef(kept.T) - torch.eye(4)
-        assert together.abs().max() < 0.01, "one place says nothing of another"
-    assert draw_mask(torch.empty(3, 7), dropped).shape == (3, 7)
+        correlation = torch.corrcoef(mask.T) - torch.eye(4)
+        assert correlation.abs().max() < 0.01
+    assert draw_mask(torch.empty(3, 7), drop_steps).shape == (3, 7)
 
 
-def test_in_half_precision_it_is_as_near_as_peft() -> None:
-    plain, quick = pair()
-    exact, x = learn(copy.deepcopy(plain), given := torch.randn(9, 24)), given
+def test_bfloat16_error_is_that_of_peft() -> None:
+    plain, fused = pair()
+    x = torch.randn(9, 24)
+    exact = output_and_gradients(copy.deepcopy(plain), x)
     with torch.autocast("cpu", torch.bfloat16):
-        theirs, ours = learn(plain, x), learn(quick, x)
+        theirs, ours = output_and_gradients(plain, x), output_and_gradients(fused, x)
     assert ours[0].dtype == torch.bfloat16
     for a, b, c in zip(ours, theirs, exact, strict=True):
         assert a.dtype == b.dtype
@@ -120,46 +126,46 @@ def test_in_half_precision_it_is_as_near_as_peft() -> None:
 
 
 @pytest.mark.parametrize("lora", [{"use_dora": True}, {"lora_bias": True}])
-def test_what_is_more_than_two_matrices_is_left_to_peft(lora: dict[str, bool]) -> None:
-    plain, quick = pair(**lora)
+def test_lora_variants_run_peft(lora: dict[str, bool]) -> None:
+    plain, fused = pair(**lora)
     x = torch.randn(5, 24)
-    torch.testing.assert_close(quick(x), plain(x))
-    assert quick(x).grad_fn.name() != "BranchBackward"
+    torch.testing.assert_close(fused(x), plain(x))
+    assert fused(x).grad_fn.name() != "LoraBranchBackward"
 
 
-class Wrapped(nn.Linear):
-    """As FSDP wraps what it parts: the weight is whole in its own forward alone."""
+class FsdpLinear(nn.Linear):
+    """Linear layer like those of FSDP, which gather their weight in their own forward only."""
 
 
-@pytest.mark.parametrize("parted_by", ["deepspeed", "fsdp"])
-def test_parted_weights_are_left_to_peft(parted_by: str) -> None:
-    plain, quick = pair()
-    for layer in quick.modules():
-        if isinstance(layer, FusedLoraLinear) and parted_by == "deepspeed":
+@pytest.mark.parametrize("sharded_by", ["deepspeed", "fsdp"])
+def test_sharded_weights_run_peft(sharded_by: str) -> None:
+    plain, fused = pair()
+    for layer in fused.modules():
+        if isinstance(layer, FusedLoraLinear) and sharded_by == "deepspeed":
             layer.lora_A.default.weight.ds_id = 7
         elif isinstance(layer, FusedLoraLinear):
-            layer.lora_B.default.__class__ = Wrapped
+            layer.lora_B.default.__class__ = FsdpLinear
     x = torch.randn(5, 24)
-    torch.testing.assert_close(quick(x), plain(x))
-    assert quick(x).grad_fn.name() != "BranchBackward"
+    torch.testing.assert_close(fused(x), plain(x))
+    assert fused(x).grad_fn.name() != "LoraBranchBackward"
 
 
-def test_adapters_switched_off_merged_or_doubled_are_left_to_peft() -> None:
+def test_disabled_merged_or_several_adapters_run_peft() -> None:
     for change in ("disable_adapter_layers", "merge_adapter"):
-        plain, quick = pair()
-        for model in (plain, quick):
+        plain, fused = pair()
+        for model in (plain, fused):
             getattr(model.base_model, change)()
-        torch.testing.assert_close(quick(torch.ones(2, 24)), plain(torch.ones(2, 24)))
-    plain, quick = pair()
-    for model in (plain, quick):
+        torch.testing.assert_close(fused(torch.ones(2, 24)), plain(torch.ones(2, 24)))
+    plain, fused = pair()
+    for model in (plain, fused):
         model.add_adapter("other", LoraConfig(r=2, target_modules=["0"], init_lora_weights=False))
         model.base_model.set_adapter(["default", "other"])
-    quick.load_state_dict(plain.state_dict())
-    torch.testing.assert_close(quick(torch.ones(2, 24)), plain(torch.ones(2, 24)))
+    fused.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(fused(torch.ones(2, 24)), plain(torch.ones(2, 24)))
 
 
-def test_a_copy_merges_into_plain_layers() -> None:
-    _, quick = pair()
-    merged = copy.deepcopy(quick).merge_and_unload()
+def test_copy_merges_into_plain_layers() -> None:
+    _, fused = pair()
+    merged = copy.deepcopy(fused).merge_and_unload()
     assert {type(module) for module in merged} == {nn.Linear, nn.GELU}
-    torch.testing.assert_close(merged(torch.ones(2, 24)), quick.eval()(torch.ones(2, 24)))
+    torch.testing.assert_close(merged(torch.ones(2, 24)), fused.eval()(torch.ones(2, 24)))

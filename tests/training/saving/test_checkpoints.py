@@ -19,16 +19,16 @@ from florence2.training.saving.resume import resolve_resume
 
 
 def save(folder: Path, step: int) -> Path:
-    made = folder / f"checkpoint-{step}"
-    made.mkdir(parents=True)
-    (made / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    save_file({"a": torch.ones(100)}, made / "adapter_model.safetensors")
-    torch.save({"b": torch.ones(100)}, made / "optimizer.pt")
-    torch.save({"c": 1}, made / "rng_state.pth")
-    return made
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    save_file({"a": torch.ones(100)}, checkpoint / "adapter_model.safetensors")
+    torch.save({"b": torch.ones(100)}, checkpoint / "optimizer.pt")
+    torch.save({"c": 1}, checkpoint / "rng_state.pth")
+    return checkpoint
 
 
-def test_the_newest_counts_steps_not_letters(tmp_path: Path) -> None:
+def test_last_checkpoint_has_the_most_steps(tmp_path: Path) -> None:
     for step in (9, 100, 20):
         save(tmp_path, step)
     (tmp_path / "checkpoint-old").mkdir()
@@ -40,39 +40,39 @@ def test_the_newest_counts_steps_not_letters(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["trainer_state.json", "adapter_model.safetensors", "optimizer.pt", "rng_state.pth"])
 @pytest.mark.parametrize("cut", [0, 0.3, 0.99])
-def test_a_file_cut_short_is_damage(tmp_path: Path, name: str, cut: float) -> None:
+def test_truncated_file_makes_a_checkpoint_invalid(tmp_path: Path, name: str, cut: float) -> None:
     earlier, later = save(tmp_path, 1), save(tmp_path, 2)
-    whole = (later / name).read_bytes()
-    (later / name).write_bytes(whole[: int(len(whole) * cut)])
+    content = (later / name).read_bytes()
+    (later / name).write_bytes(content[: int(len(content) * cut)])
     assert not is_valid_checkpoint(later)
     assert resolve_resume("auto", tmp_path) == earlier
 
 
-def test_a_flipped_byte_in_the_optimizer_is_damage(tmp_path: Path) -> None:
-    made = save(tmp_path, 1)
-    data = bytearray((made / "optimizer.pt").read_bytes())
+def test_flipped_byte_of_the_optimizer_makes_a_checkpoint_invalid(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, 1)
+    data = bytearray((checkpoint / "optimizer.pt").read_bytes())
     data[data.index(b"\x00\x00\x80\x3f" * 8)] ^= 1
-    (made / "optimizer.pt").write_bytes(data)
-    assert not is_valid_checkpoint(made)
+    (checkpoint / "optimizer.pt").write_bytes(data)
+    assert not is_valid_checkpoint(checkpoint)
 
 
-def test_missing_weights_are_damage(tmp_path: Path) -> None:
-    made = save(tmp_path, 1)
-    (made / "adapter_model.safetensors").unlink()
-    assert not is_valid_checkpoint(made)
+def test_missing_weights_make_a_checkpoint_invalid(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, 1)
+    (checkpoint / "adapter_model.safetensors").unlink()
+    assert not is_valid_checkpoint(checkpoint)
 
 
-def test_resume_takes_a_checkpoint_or_a_folder_of_them(tmp_path: Path) -> None:
-    made = save(tmp_path / "run", 3)
-    assert resolve_resume(str(made), tmp_path / "other") == made
-    assert resolve_resume(str(tmp_path / "run"), tmp_path / "other") == made
+def test_resume_takes_a_checkpoint_or_a_folder_of_checkpoints(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path / "run", 3)
+    assert resolve_resume(str(checkpoint), tmp_path / "other") == checkpoint
+    assert resolve_resume(str(tmp_path / "run"), tmp_path / "other") == checkpoint
     assert resolve_resume("auto", tmp_path / "other") is None
-    shutil.rmtree(made)
+    shutil.rmtree(checkpoint)
     with pytest.raises(UserError, match="is damaged or no checkpoint"):
         resolve_resume(str(tmp_path / "run"), tmp_path)
 
 
-def test_what_lies_aside_is_no_checkpoint(tmp_path: Path) -> None:
+def test_staged_checkpoint_is_ignored(tmp_path: Path) -> None:
     earlier = save(tmp_path, 1)
     save(staging_dir(tmp_path), 2)  # killed before it was moved
     assert last_checkpoint(tmp_path) == earlier
@@ -80,13 +80,13 @@ def test_what_lies_aside_is_no_checkpoint(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
-def test_settling_replaces_a_damaged_one(tmp_path: Path) -> None:
+def test_commit_replaces_an_invalid_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-2").mkdir()
     commit_checkpoint(save(staging_dir(tmp_path), 2), tmp_path / "checkpoint-2")
     assert is_valid_checkpoint(tmp_path / "checkpoint-2")
 
 
-def test_never_refuses_what_is_there(tmp_path: Path) -> None:
+def test_resume_never_raises_for_an_earlier_run(tmp_path: Path) -> None:
     assert resolve_resume("never", tmp_path) is None
     save(tmp_path, 1)
     with pytest.raises(UserError, match="holds a run already"):
