@@ -1,4 +1,1 @@
-"""How Florence-2 learns: what a step sees, how it is taken, watched and kept.
-
-Knows samples and the model, not the command line and not which settings there are beyond the groups it is handed.
-"""
+"""Fine-tuning of Florence-2: datasets, model preparation, the trainer, its callbacks, checkpoints and performance."""
