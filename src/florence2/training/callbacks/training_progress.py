@@ -67,7 +67,8 @@ class TrainingProgressBar(TrainerCallback):  # type: ignore[misc]
 
     def close(self) -> None:
         """Remove the bar, if there is one."""
-        self.bar.stop()
+        if self.bar.live.is_started:
+            self.bar.stop()
 
     def _seconds_per_step(self) -> float:
         return (self.step_times[-1] - self.step_times[0]) / max(len(self.step_times) - 1, 1)
