@@ -10,7 +10,7 @@ import torch
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import SchedulerType
 
-from florence2.errors import UserError
+from florence2.errors import OptionError
 from florence2.settings_io import closest_name_hint, parse_options
 from florence2.training.optimizer.optimizer_config import ONECYCLE, OptimizerConfig
 
@@ -174,10 +174,10 @@ def training_arguments(
         args = Seq2SeqTrainingArguments(**(values | dict(run.trainer_args)))
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"transformers rejects these settings: {reason}", "see `--trainer_args`") from error
+        raise OptionError(f"transformers rejects these settings: {reason}", "see `--trainer_args`") from error
     if args.accelerator_config.dispatch_batches or args.accelerator_config.split_batches:
         what = "each process makes its own batches (`accelerator_config`)"
-        raise UserError(what, "remove `dispatch_batches` and `split_batches` from `--trainer_args`")
+        raise OptionError(what, "remove `dispatch_batches` and `split_batches` from `--trainer_args`")
     args._n_gpu = min(args.n_gpu, 1)  # several GPUs need a process each, not a thread each
     return args
 
@@ -187,17 +187,17 @@ def parse_trainer_args(words: Sequence[str]) -> dict[str, Any]:
     args = parse_options("--trainer_args", tuple(words), [item.name for item in fields(Seq2SeqTrainingArguments)])
     for name in args:
         if name in FLAG_OF_ARGUMENT:
-            raise UserError(f"`--trainer_args {name}` has its own flag", f"use `{FLAG_OF_ARGUMENT[name]}`")
+            raise OptionError(f"`--trainer_args {name}` has its own flag", f"use `{FLAG_OF_ARGUMENT[name]}`")
         if name == "hub_token":  # settings are saved and sent to trackers
-            raise UserError("a token must not be saved with the settings", "run `hf auth login`, or set HF_TOKEN")
+            raise OptionError("a token must not be saved with the settings", "run `hf auth login`, or set HF_TOKEN")
         if name in RESERVED_ARGUMENTS:
-            raise UserError(f"`--trainer_args {name}` is set by florence2", "remove it")
+            raise OptionError(f"`--trainer_args {name}` is set by florence2", "remove it")
     return args
 
 
 def _check_first_gpu(device: torch.device) -> None:
     if device.index:
-        raise UserError(
+        raise OptionError(
             f"training runs on the first visible GPU, not on `{device}`",
             f"set CUDA_VISIBLE_DEVICES={device.index} and pass `--device cuda`",
         )
@@ -208,7 +208,7 @@ def _scheduler(optimizer: OptimizerConfig) -> str:
     name = optimizer.lr_scheduler_type
     known = [ONECYCLE, *(kind.value for kind in SchedulerType)]
     if name.lower() not in known:
-        raise UserError(f"`--lr_scheduler_type {name}` is not known", closest_name_hint(name.lower(), known))
+        raise OptionError(f"`--lr_scheduler_type {name}` is not known", closest_name_hint(name.lower(), known))
     return "constant" if optimizer.uses_one_cycle else name.lower()
 
 

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers.models.florence2.modeling_florence2 import Florence2VisionChannelAttention
 
-from florence2.errors import UserError
+from florence2.errors import OptionError
 from florence2.model.adapter.lora import add_lora, merge
 from florence2.model.adapter.quantized import check_quantization_available
 from florence2.model.adapter.target_modules import MODULE_PREFIXES, is_in_component, resolve_target_modules
@@ -47,7 +47,7 @@ def parse_lora_args(words: Sequence[str]) -> dict[str, Any]:
     """Parse the `key=value` words of `--lora_args`."""
     args = parse_options("--lora_args", tuple(words), [item.name for item in fields(LoraConfig)])
     for name in args.keys() & FLAG_OF_LORA_ARG.keys():
-        raise UserError(f"`--lora_args {name}` has its own flag", f"use `{FLAG_OF_LORA_ARG[name]}`")
+        raise OptionError(f"`--lora_args {name}` has its own flag", f"use `{FLAG_OF_LORA_ARG[name]}`")
     return args
 
 
@@ -56,16 +56,16 @@ def parse_dropout_rates(words: Sequence[str]) -> dict[str, float]:
     rates = parse_options("--model_dropout_args", tuple(words), [*VISION_DROPOUT_RATES, *TEXT_DROPOUT_RATES])
     for name, rate in rates.items():
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-            raise UserError(
+            raise OptionError(
                 f"`--model_dropout_args {name}={rate}` is not a dropout rate", "pass a number from 0 to below 1"
             )
     return {name: float(rate) for name, rate in rates.items()}
 
 
 def check_can_quantize(lora: LoraOptions | None, device: torch.device) -> None:
-    """Raise UserError if a 4-bit base cannot be trained: without LoRA, or on a device without 4-bit kernels."""
+    """Raise OptionError if a 4-bit base cannot be trained: without LoRA, or on a device without 4-bit kernels."""
     if lora is None:
-        raise UserError(
+        raise OptionError(
             "`--quantize` does not work with `--rank 0`: 4-bit weights are not trainable", "pass a `--rank`"
         )
     check_quantization_available(device)
@@ -95,7 +95,7 @@ def prepare_model_for_training(
     use_fused_lora(trainable)
     use_cpu_dropout(trainable)
     if not any(weight.requires_grad for weight in trainable.parameters()):
-        raise UserError(f"`--freeze {freeze}` leaves no trainable weight", "remove `--freeze`")
+        raise OptionError(f"`--freeze {freeze}` leaves no trainable weight", "remove `--freeze`")
     return TrainableModel(trainable)
 
 
@@ -142,7 +142,7 @@ def _add_lora(model: Any, lora: LoraOptions, freeze: str) -> PeftModel:
     names = resolve_target_modules(model, tuple(lora.target_modules))
     targets = [name for name in names if not is_in_component(name, freeze)]
     if not targets:
-        raise UserError("all `--target_modules` are in the frozen component", "remove `--freeze`")
+        raise OptionError("all `--target_modules` are in the frozen component", "remove `--freeze`")
     return add_lora(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, target_modules=targets, **lora.args)
 
 

@@ -12,7 +12,7 @@ from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from florence2.distributed import is_main_process
-from florence2.errors import UserError
+from florence2.errors import MissingPackageError, OptionError, UserError
 from florence2.settings_io import closest_name_hint
 
 
@@ -26,10 +26,12 @@ def resolve_trackers(log_with: str) -> list[str]:
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
             known = ["all", "none", *INTEGRATION_TO_CALLBACK]
-            raise UserError(f"`--log_with {name}` is not known", closest_name_hint(name, known))
+            raise OptionError(f"`--log_with {name}` is not known", closest_name_hint(name, known))
         if name not in get_available_reporting_integrations():
             package = {"comet_ml": "comet_ml", "azure_ml": "azureml-sdk"}.get(name, name)
-            raise UserError(f"`--log_with {name}` needs the package {package}", f"run `pip install {package}`")
+            raise MissingPackageError(
+                f"`--log_with {name}` needs the package {package}", f"run `pip install {package}`"
+            )
     return names
 
 

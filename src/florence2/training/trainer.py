@@ -22,7 +22,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from florence2.errors import UserError
+from florence2.errors import OptionError, UserError
 from florence2.model.processing import IGNORED_LABEL
 from florence2.training import eva_init as eva
 from florence2.training.callbacks.nan_guard import NonFiniteGradientGuard
@@ -157,7 +157,7 @@ class Florence2Trainer(CheckpointTrainer):
     def require_unsharded(self, flag: str) -> None:
         """Raise UserError for a flag that needs a copy of the model, if processes hold shards of it."""
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
-            raise UserError(
+            raise OptionError(
                 f"`{flag}` needs a copy of the model, and its weights are sharded over processes",
                 f"remove `{flag}`, and run `florence2 predict` and `florence2 evaluate` on checkpoints",
             )

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from transformers import SchedulerType, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from florence2.errors import UserError
+from florence2.errors import MissingPackageError, OptionError, UserError
 from florence2.settings_io import closest_name_hint
 from florence2.training.optimizer.groups import GroupRates, parameter_groups
 from florence2.training.optimizer.optimizer_config import OptimizerConfig
@@ -36,7 +36,7 @@ def create_optimizer(
     if is_made_by_transformers(optim):
         if rates.has_custom_rates:
             flag = "--lora_plus_ratio" if config.lora_plus_ratio is not None else "--vision_learning_rate"
-            raise UserError(f"`{flag}` does not work with `--optim {optim}`", "remove one of them")
+            raise OptionError(f"`{flag}` does not work with `--optim {optim}`", "remove one of them")
         return None
     cls, kwargs = _transformers_optimizer(args, optim) if optim in TRANSFORMERS else (optimizer_class(optim), {})
     kwargs |= _checked_args(cls, config) | {"lr": rates.learning_rate}
@@ -46,9 +46,11 @@ def create_optimizer(
         with contextlib.redirect_stdout(sys.stderr):  # some optimizers print
             optimizer = cls(groups, **kwargs)
     except (TypeError, ValueError) as error:
-        raise UserError(f"`{optim}` rejects its arguments: {error}", "see `--optimizer_args`") from error
+        raise OptionError(f"`{optim}` rejects its arguments: {error}", "see `--optimizer_args`") from error
     except ImportError as error:
-        raise UserError(f"`--optim {optim}` cannot be used: {error}", "install the package that it names") from error
+        raise MissingPackageError(
+            f"`--optim {optim}` cannot be used: {error}", "install the package that it names"
+        ) from error
     _use_32_bit_embeddings(model, cls)
     assert isinstance(optimizer, torch.optim.Optimizer)
     return optimizer
@@ -80,11 +82,11 @@ def optimizer_error(optim: str, error: Exception) -> UserError:
     """Translate an error of transformers that concerns the optimizer."""
     reason = " ".join(str(error).split()).rstrip(".")
     if "optim_target_modules" in reason:
-        return UserError(
+        return OptionError(
             f"`--optim {optim}` needs the names of layers", "pass `--trainer_args optim_target_modules=fc1`"
         )
     is_in_extra = any(package in reason for package in ("bitsandbytes", "schedulefree"))
-    return UserError(f"`--optim {optim}` cannot be used: {reason}", EXTRA if is_in_extra else "install it")
+    return MissingPackageError(f"`--optim {optim}` cannot be used: {reason}", EXTRA if is_in_extra else "install it")
 
 
 def _transformers_optimizer(args: Seq2SeqTrainingArguments, optim: str) -> tuple[Any, dict[str, Any]]:
@@ -102,13 +104,13 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _checked_args(cls: Any, config: OptimizerConfig) -> dict[str, Any]:
-    """Return the optimizer's arguments; raise UserError for one that its constructor does not have."""
+    """Return the optimizer's arguments; raise OptionError for one that its constructor does not have."""
     parameters = inspect.signature(cls.__init__).parameters
     known = [name for name in parameters if name not in ("self", "params")]
     has_kwargs = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for name in config.args:
         if name not in known and not has_kwargs:
-            raise UserError(f"`{config.name}` has no argument `{name}`", closest_name_hint(name, known))
+            raise OptionError(f"`{config.name}` has no argument `{name}`", closest_name_hint(name, known))
     return dict(config.args)
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from florence2.errors import UserError
+from florence2.errors import OptionError
 from florence2.model.adapter.target_modules import is_in_component
 
 Group = dict[str, Any]
@@ -49,7 +49,7 @@ def parameter_groups(model: nn.Module, rates: GroupRates, muon: bool = False) ->
             is_lora_b = rates.lora_plus_ratio is not None and ".lora_B." in name
             groups.setdefault(_GroupKey(is_vision, is_lora_b, name in no_decay, name in matrices), []).append(weight)
     if rates.vision is not None and not any(key.is_vision for key in groups):
-        raise UserError(
+        raise OptionError(
             "`--vision_learning_rate` applies to no trainable weight", "remove it, or remove `--freeze vision`"
         )
     return [_group(key, weights, rates, muon) for key, weights in sorted(groups.items(), key=lambda item: item[0])]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.training_args import OptimizerNames
 
-from florence2.errors import UserError
+from florence2.errors import MissingPackageError, OptionError
 from florence2.settings_io import closest_name_hint
 
 EXTRA = "run `pip install 'florence2[optimizers]'`"
@@ -28,7 +28,7 @@ _UNSUPPORTED = {
 
 
 def check_name(optim: str) -> None:
-    """Raise UserError if a name is no optimizer."""
+    """Raise OptionError if a name is no optimizer."""
     if optim not in TRANSFORMERS:
         optimizer_class(optim)
 
@@ -42,13 +42,13 @@ def optimizer_class(optim: str) -> Any:
     """Return the class of an optimizer: `package.Class`, or a name of `pytorch-optimizer`."""
     cls = _import_class(optim) if "." in optim else _pytorch_optimizer_class(optim)
     if not (inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)):
-        raise UserError(
+        raise OptionError(
             f"`{optim}` is no subclass of `torch.optim.Optimizer`", "pass a class such as `torch.optim.SGD`"
         )
     closure = inspect.signature(cls.step).parameters.get("closure")
     needs_closure = closure is not None and closure.default is inspect.Parameter.empty
     if reason := _CLOSURE if needs_closure else _UNSUPPORTED.get(cls.__name__.lower()):
-        raise UserError(f"`--optim {optim}` cannot train this model: {reason}", "pass another, such as `adamw_torch`")
+        raise OptionError(f"`--optim {optim}` cannot train this model: {reason}", "pass another, such as `adamw_torch`")
     return cls
 
 
@@ -59,17 +59,17 @@ def _import_class(path: str) -> Any:
     except (ImportError, AttributeError) as error:
         top = package.split(".")[0]
         hint = EXTRA if top in _MODULES_OF_EXTRA else f"run `pip install {top.replace('_', '-')}`"
-        raise UserError(f"`--optim {path}` cannot be imported: {error}", hint) from error
+        raise MissingPackageError(f"`--optim {path}` cannot be imported: {error}", hint) from error
 
 
 def _pytorch_optimizer_class(name: str) -> Any:
     if find_spec("pytorch_optimizer") is None:
         what = f"`--optim {name}` is unknown to transformers, and the package pytorch-optimizer is not installed"
-        raise UserError(what, EXTRA)
+        raise MissingPackageError(what, EXTRA)
     import pytorch_optimizer
 
     if name.lower() not in (known := pytorch_optimizer.get_supported_optimizers()):
-        raise UserError(
+        raise OptionError(
             f"`--optim {name}` is not known", closest_name_hint(name.lower(), [*TRANSFORMERS, *known, "package.Class"])
         )
     return pytorch_optimizer.load_optimizer(name.lower())

@@ -4,14 +4,14 @@ import torch
 from torch import nn
 from transformers.models.bart.modeling_bart import BartDecoderLayer, BartEncoderLayer
 
-from florence2.errors import UserError
+from florence2.errors import OptionError
 from florence2.system import require_compiler
 
 
 def check_can_compile(freeze: str, device: torch.device) -> None:
-    """Raise UserError if compilation gains nothing or there is no compiler."""
+    """Raise OptionError if compilation gains nothing or there is no compiler."""
     if freeze == "vision" and device.type == "cpu":
-        raise UserError(
+        raise OptionError(
             "`--compile` speeds up the vision tower, and with `--freeze vision` each image passes it once",
             "remove `--compile` or `--freeze vision`",
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from florence2.errors import UserError
+from florence2.errors import CheckpointError
 from florence2.model.patches import replace_forward
 
 
@@ -39,7 +39,7 @@ class FeatureForward:
         are_features = pixel_values.ndim == 3
         features_BND = pixel_values if are_features else inner.get_image_features(pixel_values).pooler_output
         if features_BND.shape[1] != self._num_image_tokens:
-            raise UserError(
+            raise CheckpointError(
                 f"the model makes {features_BND.shape[1]} tokens of an image, and its processor reserves "
                 f"{self._num_image_tokens}",
                 "fix `size` or `image_seq_length` in its preprocessor_config.json",

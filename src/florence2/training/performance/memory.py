@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.florence2.modeling_florence2 import Florence2VisionChannelBlock, Florence2VisionSpatialBlock
 
 from florence2.distributed import local_world_size
-from florence2.errors import UserError
+from florence2.errors import DeviceMemoryError
 from florence2.model.adapter.quantized import without_dequantization
 from florence2.model.patches import replace_forward
 from florence2.system import free_memory
@@ -135,7 +135,7 @@ def explain_out_of_memory(batch_size: int, checkpoints_activations: bool) -> Ite
         if batch_size > 1:
             flags.append(f"`--batch_size {batch_size // 2} --gradient_accumulation_steps 2`")
         flags += ["`--dtype bfloat16`", "`--freeze vision`"]
-        raise UserError(f"out of memory at batch size {batch_size}", f"try {', '.join(flags)}") from error
+        raise DeviceMemoryError(f"out of memory at batch size {batch_size}", f"try {', '.join(flags)}") from error
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

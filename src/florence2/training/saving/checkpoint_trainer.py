@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Seq2SeqTrainer, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
-from florence2.errors import UserError
+from florence2.errors import OptionError
 from florence2.training.optimizer.schedule_free import to_eval_weights
 from florence2.training.saving.checkpoints import STATE, commit_checkpoint, remove_staging, staging_dir
 
@@ -20,10 +20,10 @@ SaveFn = Callable[[nn.Module, Path, Mapping[str, torch.Tensor] | None], None]
 
 
 def check_zero3_config(config: Mapping[str, Any]) -> None:
-    """Raise UserError for a DeepSpeed config that shards the weights and does not gather them when it saves."""
+    """Raise OptionError for a DeepSpeed config that shards the weights and does not gather them when it saves."""
     zero = config.get("zero_optimization", {})
     if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
-        raise UserError(
+        raise OptionError(
             "ZeRO 3 of DeepSpeed shards the weights, and its config does not gather them to save them",
             "add `zero3_save_16bit_model: true` to the `deepspeed_config` of accelerate's file",
         )
@@ -47,7 +47,7 @@ class CheckpointTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         """Keep the full embedding in every process: FSDP does not shard a weight that four modules share."""
         embedding = self.model.get_input_embeddings().weight
         if embedding.requires_grad:
-            raise UserError("FSDP cannot shard a trainable embedding", "train LoRA, or use DeepSpeed")
+            raise OptionError("FSDP cannot shard a trainable embedding", "train LoRA, or use DeepSpeed")
         owners = [module for module in self.model.modules() if getattr(module, "weight", None) is embedding]
         self.accelerator.state.fsdp_plugin.ignored_modules = owners
 

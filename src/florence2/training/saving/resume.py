@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from florence2.errors import UserError
+from florence2.errors import CheckpointError, OptionError
 from florence2.model.storage.run_metadata import METADATA_FILE, read_run_metadata
 from florence2.settings_io import setting_words
 from florence2.training.saving.checkpoints import is_valid_checkpoint, last_checkpoint, list_checkpoints
@@ -18,7 +18,7 @@ COMPATIBILITY_KEYS = ("model_id", "revision", "quantize", "freeze", "rank", "tar
 def resolve_resume(resume: str, output_dir: Path) -> Path | None:
     """Return the checkpoint that `--resume` names, or None to start from the base model.
 
-    `auto` takes the last valid checkpoint of the output folder. `never` raises UserError if the folder holds a run
+    `auto` takes the last valid checkpoint of the output folder. `never` raises OptionError if the folder holds a run
     already, so that nothing is overwritten. A path names a checkpoint or a folder of checkpoints.
     """
     if resume == "auto":
@@ -30,12 +30,12 @@ def resolve_resume(resume: str, output_dir: Path) -> Path | None:
     checkpoint = folder if is_valid_checkpoint(folder) else last_checkpoint(folder)
     if checkpoint is None:
         what = "is damaged or no checkpoint" if folder.is_dir() else "does not exist"
-        raise UserError(f"`--resume {resume}` {what}", "pass a folder `checkpoint-...`, or pass `--resume auto`")
+        raise CheckpointError(f"`--resume {resume}` {what}", "pass a folder `checkpoint-...`, or pass `--resume auto`")
     return checkpoint
 
 
 def check_resume_compatible(checkpoint: Path, settings: Mapping[str, Any]) -> None:
-    """Raise UserError if settings, by flat name, need other weights than a checkpoint holds."""
+    """Raise OptionError if settings, by flat name, need other weights than a checkpoint holds."""
     metadata = read_run_metadata(checkpoint)
     if metadata is None:
         return
@@ -43,7 +43,7 @@ def check_resume_compatible(checkpoint: Path, settings: Mapping[str, Any]) -> No
     for name in COMPATIBILITY_KEYS:
         saved = metadata.settings.get(name, current[name])
         if saved != current[name]:
-            raise UserError(
+            raise OptionError(
                 f"{checkpoint} was trained with `--{name} {saved}`, not `{current[name]}`",
                 "pass the same value, or another `--output_dir`",
             )
@@ -62,7 +62,7 @@ def _require_unused(output_dir: Path) -> None:
     checkpoints = list_checkpoints(output_dir)
     if checkpoints or (output_dir / METADATA_FILE).exists():
         name = checkpoints[-1].name if checkpoints else METADATA_FILE
-        raise UserError(
+        raise OptionError(
             f"`{output_dir}` holds a run already ({name})",
             "pass `--resume auto` to resume it, or another `--output_dir`",
         )
