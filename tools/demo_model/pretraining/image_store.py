@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from florence2.demo.scenes import Scene, make_scene
+from florence2.files import atomic_write
 
 IMAGE_SIZE = 128
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as in Florence-2
@@ -34,10 +35,8 @@ def open_image_store(folder: Path, num_images: int, report: Callable[[int, int],
         if not file.exists():
             seeds = range(FIRST_SEED + start, FIRST_SEED + min(start + SHARD_SIZE, num_images))
             pixels_BHWC = np.stack([render_resized(make_scene(seed)) for seed in seeds])
-            unfinished = file.with_suffix(".part")
-            with unfinished.open("wb") as stream:
+            with atomic_write(file, "wb") as stream:
                 np.save(stream, pixels_BHWC)
-            unfinished.replace(file)
             report(start + len(pixels_BHWC), num_images)
         shards.append(np.load(file, mmap_mode="r"))
     return shards

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed, nn
 
+from florence2.files import atomic_write
+
 SAVE_INTERVAL_S = 60
 REPORT_EVERY = 50
 
@@ -60,8 +62,8 @@ class Stage:
                 state = {"step": step + 1, "module": self.module.state_dict()}
                 if step + 1 < self.steps:
                     state |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-                torch.save(state, file.with_suffix(".part"))
-                file.with_suffix(".part").replace(file)
+                with atomic_write(file, "wb") as stream:
+                    torch.save(state, stream)
                 saved_at = time.monotonic()
 
     def _average_gradients(self) -> None:
