@@ -1,6 +1,6 @@
-"""Answers drawn at random, for the tests of the codec.
+"""Hypothesis strategies of answers, for the tests of the codec.
 
-FLORENCE2_FUZZ=10000 in the environment asks for that many cases of each property; the ordinary run takes 100.
+The environment variable FLORENCE2_FUZZ is the number of examples of each property, by default 100.
 """
 
 import os
@@ -18,7 +18,7 @@ THOUSAND = (1000, 1000)
 
 
 def locs(*bins: int) -> str:
-    """Spell bins as location tokens."""
+    """Return bins as location tokens."""
     return "".join(f"<loc_{n}>" for n in bins)
 
 
@@ -32,43 +32,47 @@ labels = st.one_of(
 sizes = st.tuples(st.integers(1, 6000), st.integers(1, 6000))
 
 
-def runs(size, points):
+def rings(size, points):
     pair = st.tuples(st.floats(0, size[0]), st.floats(0, size[1]))
-    return points.flatmap(lambda n: st.lists(pair, min_size=n, max_size=n)).map(lambda run: [v for p in run for v in p])
+    return points.flatmap(lambda n: st.lists(pair, min_size=n, max_size=n)).map(
+        lambda pairs: [v for pair in pairs for v in pair]
+    )
 
 
 @st.composite
-def values(draw, answers: OutputType, size):
-    def column(form):
-        points = {"bboxes": st.just(2), "quad_boxes": st.just(4), "polygons": st.integers(1, 5)}[form]
-        place = runs(size, points)
-        return draw(st.lists(st.lists(place, min_size=1, max_size=3) if form == "polygons" else place, max_size=5))
+def values(draw, output_type: OutputType, size):
+    def column(kind):
+        points = {"bboxes": st.just(2), "quad_boxes": st.just(4), "polygons": st.integers(1, 5)}[kind]
+        position = rings(size, points)
+        return draw(
+            st.lists(st.lists(position, min_size=1, max_size=3) if kind == "polygons" else position, max_size=5)
+        )
 
-    def named(places):
-        return draw(st.lists(labels | st.just("cat"), min_size=len(places), max_size=len(places)))
+    def labels_for(positions):
+        return draw(st.lists(labels | st.just("cat"), min_size=len(positions), max_size=len(positions)))
 
-    if answers is OutputType.TEXT:
+    if output_type is OutputType.TEXT:
         return draw(st.text().map(str.strip).filter(lambda text: "<" not in text))
-    if answers is OutputType.BOXES_OR_POLYGONS:
-        forms = {form: column(form) for form in ("bboxes", "polygons")}
-        return {key: v for form, p in forms.items() for key, v in ((form, p), (f"{form}_labels", named(p)))}
-    places = column({OutputType.QUADS: "quad_boxes", OutputType.POLYGONS: "polygons"}.get(answers, "bboxes"))
-    unlabelled = answers in (OutputType.REGIONS, OutputType.POLYGONS)
-    form = {OutputType.QUADS: "quad_boxes", OutputType.POLYGONS: "polygons"}.get(answers, "bboxes")
-    return {form: places, "labels": [""] * len(places) if unlabelled else named(places)}
+    if output_type is OutputType.BOXES_OR_POLYGONS:
+        columns = {kind: column(kind) for kind in ("bboxes", "polygons")}
+        return {key: v for kind, p in columns.items() for key, v in ((kind, p), (f"{kind}_labels", labels_for(p)))}
+    positions = column({OutputType.QUADS: "quad_boxes", OutputType.POLYGONS: "polygons"}.get(output_type, "bboxes"))
+    is_unlabeled = output_type in (OutputType.REGIONS, OutputType.POLYGONS)
+    kind = {OutputType.QUADS: "quad_boxes", OutputType.POLYGONS: "polygons"}.get(output_type, "bboxes")
+    return {kind: positions, "labels": [""] * len(positions) if is_unlabeled else labels_for(positions)}
 
 
-def sized_values(answers: OutputType):
-    return sizes.flatmap(lambda size: st.tuples(values(answers, size), st.just(size)))
+def sized_values(output_type: OutputType):
+    return sizes.flatmap(lambda size: st.tuples(values(output_type, size), st.just(size)))
 
 
 def sized_answers(output_type: OutputType):
     return sized_values(output_type).map(lambda sized: (Answer.from_dict(sized[0], output_type), sized[1]))
 
 
-places = st.integers(0, 999).map(locs)
+location_token = st.integers(0, 999).map(locs)
 markers = st.sampled_from(["<s>", "</s>", "<pad>"])
-odd = [
+ODDITIES = [
     "<loc_",
     "<loc_>",
     "<loc_1000>",
@@ -81,6 +85,7 @@ odd = [
     "<image>",
     "\0",
 ]
-debris = st.lists(
-    st.text(max_size=5) | st.sampled_from(odd) | st.sampled_from(SPECIAL_TOKENS) | markers | places, max_size=30
+malformed_texts = st.lists(
+    st.text(max_size=5) | st.sampled_from(ODDITIES) | st.sampled_from(SPECIAL_TOKENS) | markers | location_token,
+    max_size=30,
 ).map("".join)

@@ -30,7 +30,7 @@ def inputs_of(case: dict[str, torch.Tensor], prompt: str = "caption") -> dict[st
 
 
 @torch.no_grad()
-def assert_answers_as_the_original(model, case: dict[str, torch.Tensor]) -> None:
+def assert_equals_original(model, case: dict[str, torch.Tensor]) -> None:
     inputs = inputs_of(case)
     output = model(**inputs, decoder_input_ids=case["in.decoder_input_ids"])
     features = model.get_image_features(case["in.pixel_values"]).pooler_output
@@ -63,13 +63,13 @@ def split_weights(folder: Path, suffix: str) -> Path:
     source = folder / f"{stem}.{suffix}"
     state = load_file(source) if suffix == "safetensors" else torch.load(source, weights_only=True)
     names = sorted(state)
-    places = {}
+    weight_map = {}
     for n, part in enumerate((names[::2], names[1::2]), 1):
         path = folder / f"{stem}-0000{n}-of-00002.{suffix}"
         tensors = {name: state[name].contiguous() for name in part}
         save_file(tensors, path) if suffix == "safetensors" else torch.save(tensors, path)
-        places |= dict.fromkeys(part, path.name)
-    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": places}))
+        weight_map |= dict.fromkeys(part, path.name)
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": weight_map}))
     source.unlink()
     return folder
 
@@ -79,8 +79,8 @@ def edit_json(path: Path, **changes) -> None:
     content = json.loads(path.read_text())
     for name, value in changes.items():
         *parts, key = name.split("__")
-        place = content
+        content_part = content
         for part in parts:
-            place = place[part]
-        place[key] = value
+            content_part = content_part[part]
+        content_part[key] = value
     path.write_text(json.dumps(content))

@@ -17,7 +17,7 @@ from tests.model.original import (
     ROWS,
     TINY,
     TOLERANCE,
-    assert_answers_as_the_original,
+    assert_equals_original,
     copy_tiny,
     edit_json,
     expected,
@@ -26,17 +26,17 @@ from tests.model.original import (
 )
 
 
-def cpu(path, **options):
+def load_on_cpu(path, **options):
     return load(path, device="cpu", **options)
 
 
 @pytest.fixture(scope="module")
 def loaded():
-    return cpu(TINY)
+    return load_on_cpu(TINY)
 
 
 def native_copy(folder, source=TINY, **options):
-    model, processor = cpu(source)
+    model, processor = load_on_cpu(source)
     model.save_pretrained(folder, **options)
     processor.save_pretrained(folder)
     return folder
@@ -45,16 +45,16 @@ def native_copy(folder, source=TINY, **options):
 LAYOUTS = {
     "safetensors": copy_tiny,
     "pickled": lambda folder: copy_tiny(folder, "pytorch_model.bin"),
-    "safetensors in parts": lambda folder: split_weights(copy_tiny(folder), "safetensors"),
-    "pickled in parts": lambda folder: split_weights(copy_tiny(folder, "pytorch_model.bin"), "bin"),
+    "safetensors shards": lambda folder: split_weights(copy_tiny(folder), "safetensors"),
+    "pickled shards": lambda folder: split_weights(copy_tiny(folder, "pytorch_model.bin"), "bin"),
     "native": native_copy,
-    "native in parts": lambda folder: native_copy(folder, max_shard_size="400KB"),
-    "native with generation in its config": lambda folder: generation_moved(native_copy(folder)),
+    "native shards": lambda folder: native_copy(folder, max_shard_size="400KB"),
+    "native with generation in its config": lambda folder: move_generation_config(native_copy(folder)),
     "checkpoint in a trainer's folder": lambda folder: native_copy(folder / "checkpoint-10").parent,
 }
 
 
-def generation_moved(folder):
+def move_generation_config(folder):
     path = folder / "generation_config.json"
     saved = json.loads(path.read_text())
     edit_json(folder / "config.json", **{f"text_config__{key}": saved[key] for key in legacy.GENERATION_KEYS})
@@ -63,22 +63,22 @@ def generation_moved(folder):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_answers_as_the_original(layout, tmp_path):
-    model, _ = cpu(LAYOUTS[layout](tmp_path))
+def test_every_layout_equals_the_original(layout, tmp_path):
+    model, _ = load_on_cpu(LAYOUTS[layout](tmp_path))
     assert not model.training
-    assert_answers_as_the_original(model, expected())
+    assert_equals_original(model, expected())
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_an_exported_fine_tune_keeps_its_own_output_layer(native, tmp_path):
+def test_exported_fine_tune_has_an_untied_output_layer(native, tmp_path):
     source = native_copy(tmp_path, TINY / "exported") if native else TINY / "exported"
-    model, _ = cpu(source)
+    model, _ = load_on_cpu(source)
     assert model.config.tie_word_embeddings is False
-    assert_answers_as_the_original(model, expected("expected_exported"))
+    assert_equals_original(model, expected("expected_exported"))
     assert model.get_input_embeddings().weight is model.model.language_model.decoder.embed_tokens.weight
 
 
-def test_the_embedding_is_one_matrix_under_four_names(loaded):
+def test_embedding_is_one_tensor_with_four_names(loaded):
     state = loaded[0].state_dict()
     names = [legacy.SHARED, *legacy.TIED, legacy.HEAD]
     assert len({state[name].data_ptr() for name in names}) == 1
@@ -86,8 +86,8 @@ def test_the_embedding_is_one_matrix_under_four_names(loaded):
     assert not state[legacy.HEAD][ROWS:].any()
 
 
-def test_gradients_agree_with_the_original():
-    model, _ = cpu(TINY)
+def test_gradients_equal_the_original():
+    model, _ = load_on_cpu(TINY)
     case = expected()
     output = model(**inputs_of(case), labels=case["in.labels"])
     logits, labels = output.logits[..., :ROWS], case["in.labels"]
@@ -103,7 +103,7 @@ def test_gradients_agree_with_the_original():
         torch.testing.assert_close(found[: len(case[key])], case[key], **TOLERANCE)
 
 
-def test_config_keeps_what_only_training_sees(loaded):
+def test_config_has_dropout_rates(loaded):
     config = loaded[0].config
     assert (config.text_config.dropout, config.text_config.attention_dropout) == (0.1, 0.1)
     assert (config.text_config.activation_dropout, config.vision_config.drop_path_rate) == (0.1, 0.1)
@@ -113,14 +113,14 @@ def test_config_keeps_what_only_training_sees(loaded):
 
 @pytest.mark.parametrize("source", [TINY, TINY / "exported"], ids=["hub", "exported"])
 def test_generation_follows_text_config(source):
-    found = cpu(source)[0].generation_config
+    found = load_on_cpu(source)[0].generation_config
     assert (found.num_beams, found.early_stopping, found.no_repeat_ngram_size) == (3, True, 3)
     assert (found.forced_bos_token_id, found.forced_eos_token_id, found.decoder_start_token_id) == (0, 2, 2)
     assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (0, 2, 1)
 
 
-def test_rows_without_a_word_are_never_generated():
-    model, _ = cpu(TINY / "exported")
+def test_rows_without_a_token_are_never_generated():
+    model, _ = load_on_cpu(TINY / "exported")
     inputs = inputs_of(expected("expected_exported"))
     favourite = model.generate(**inputs, max_new_tokens=12)[0, 2]
     with torch.no_grad():
@@ -131,8 +131,8 @@ def test_rows_without_a_word_are_never_generated():
 
 
 @pytest.mark.parametrize("source", [TINY, TINY / "exported"], ids=["hub", "exported"])
-def test_prompts_and_images_are_the_originals(source, tmp_path):
-    _, processor = cpu(source)
+def test_processor_equals_the_original(source, tmp_path):
+    _, processor = load_on_cpu(source)
     processor.save_pretrained(tmp_path)
     known = json.loads((TINY / "expected_processing.json").read_text())
     image = Image.new("RGB", (40, 30))
@@ -152,7 +152,7 @@ def test_prompts_and_images_are_the_originals(source, tmp_path):
     torch.testing.assert_close(pixels, case["in.pixel_values"], atol=1e-5, rtol=0)
 
 
-def real_folder(name, folder):
+def copy_real_files(name, folder):
     for path in (HUB / name).glob("*.json"):
         shutil.copyfile(path, folder / path.name)
     shutil.copyfile(HUB / "microsoft-large" / "tokenizer.json", folder / "tokenizer.json")
@@ -160,7 +160,7 @@ def real_folder(name, folder):
 
 
 @pytest.mark.parametrize(("name", "tensors"), [("microsoft-base", 666), ("microsoft-large", 918)])
-def test_every_tensor_of_the_real_checkpoints_has_its_place(name, tensors):
+def test_tensors_of_real_checkpoints_match_the_model(name, tensors):
     shapes = json.loads(gzip.decompress((HUB / name / "shapes.json.gz").read_bytes()))
     assert len(shapes) == tensors
     with torch.device("meta"):
@@ -171,11 +171,11 @@ def test_every_tensor_of_the_real_checkpoints_has_its_place(name, tensors):
         options["text_config"]["vocab_size"] = 51289
         model = Florence2ForConditionalGeneration(Florence2Config(**options))
     native = {key: tuple(value.shape) for key, value in legacy.to_native(state).items()}
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    assert native == {key: shape for key, shape in wanted.items() if key not in (*legacy.TIED, legacy.HEAD)}
+    shapes_of_model = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    assert native == {key: shape for key, shape in shapes_of_model.items() if key not in (*legacy.TIED, legacy.HEAD)}
 
 
-def test_the_large_config_is_that_of_transformers_own_conversion():
+def test_converted_large_config_equals_transformers_conversion():
     ours = legacy.config_to_native(checkpoint.read_json(HUB / "microsoft-large" / "config.json"))
     theirs = checkpoint.read_json(HUB / "community-large" / "config.json")
     for part in ("vision_config", "text_config"):
@@ -184,7 +184,7 @@ def test_the_large_config_is_that_of_transformers_own_conversion():
         assert {key: ours[part][key] for key in shared} == {key: theirs[part][key] for key in shared}
 
 
-def test_an_exported_config_of_base_means_the_same_as_the_hubs():
+def test_exported_base_config_equals_the_hubs():
     hub, exported = (
         legacy.config_to_native(checkpoint.read_json(HUB / name / "config.json"))
         for name in ("microsoft-base", "exported-base")
@@ -192,67 +192,76 @@ def test_an_exported_config_of_base_means_the_same_as_the_hubs():
     assert hub == exported
 
 
-def test_the_real_tokenizer_gets_the_known_ids(tmp_path):
-    tokenizer = checkpoint.read_tokenizer(real_folder("microsoft-base", tmp_path))
+def test_real_tokenizer_has_the_known_ids(tmp_path):
+    tokenizer = checkpoint.read_tokenizer(copy_real_files("microsoft-base", tmp_path))
     known = {"<od>": 50265, "<loc_0>": 50269, "<loc_999>": 51268, "<cap>": 51269, "<and>": 51288, "<image>": 51289}
     assert {token: tokenizer.convert_tokens_to_ids(token) for token in known} == known
     assert tokenizer("Hello world")["input_ids"] == [0, 31414, 232, 2]
     assert len(tokenizer) == 51290
 
 
-@pytest.mark.parametrize("asked", ["bfloat16", "float16", torch.bfloat16, "float32", "auto", None])
-def test_dtype(asked):
-    model, _ = cpu(TINY, dtype=asked)
-    wanted = asked if isinstance(asked, torch.dtype) else getattr(torch, asked or "float32", torch.float32)
-    assert {value.dtype for value in model.state_dict().values()} == {wanted}
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", torch.bfloat16, "float32", "auto", None])
+def test_dtype(dtype):
+    model, _ = load_on_cpu(TINY, dtype=dtype)
+    expected_dtype = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype or "float32", torch.float32)
+    assert {value.dtype for value in model.state_dict().values()} == {expected_dtype}
 
 
-def test_training_may_overwrite_the_file_it_loaded(tmp_path):
+def test_loaded_weights_survive_the_removal_of_their_file(tmp_path):
     folder = native_copy(tmp_path)
-    model, _ = cpu(folder)
+    model, _ = load_on_cpu(folder)
     before = model.lm_head.weight.clone()
     (folder / "model.safetensors").write_bytes(b"")
     assert torch.equal(model.lm_head.weight, before)
 
 
-def rewrite(folder, change):
+def change_weights(folder, change):
     path = folder / "model.safetensors"
     state = load_file(path)
     change(state)
     save_file(state, path, metadata={"format": "pt"})
 
 
-def spoil(name, value):
-    return lambda folder: rewrite(folder, lambda state: state.update({name: value(state[name])}))
+def change_tensor(name, value):
+    return lambda folder: change_weights(folder, lambda state: state.update({name: value(state[name])}))
 
 
 SHARED = "language_model.model.shared.weight"
-BAD = {
+FAULTS = {
     "missing": (
-        lambda folder: rewrite(folder, lambda state: [state.pop(key) for key in list(state) if "fc1" in key]),
+        lambda folder: change_weights(folder, lambda state: [state.pop(key) for key in list(state) if "fc1" in key]),
         r"weights missing in .*model\.language_model\.decoder\.layers\.0\.fc1\.bias`, .* and \d+ more",
     ),
-    "no embedding": (lambda folder: rewrite(folder, lambda state: state.pop(SHARED)), "weights missing .*shared"),
+    "no embedding": (
+        lambda folder: change_weights(folder, lambda state: state.pop(SHARED)),
+        "weights missing .*shared",
+    ),
     "unexpected": (
-        lambda folder: rewrite(folder, lambda state: state.update(extra=torch.ones(1))),
+        lambda folder: change_weights(folder, lambda state: state.update(extra=torch.ones(1))),
         "weights unexpected in .*: `extra`",
     ),
-    "wrong shape": (spoil("image_proj_norm.weight", lambda t: t[1:].clone()), "wrongly shaped .*image_proj_norm"),
-    "not finite": (spoil("image_proj_norm.weight", lambda t: t * float("nan")), "not finite .*image_proj_norm"),
+    "wrong shape": (
+        change_tensor("image_proj_norm.weight", lambda t: t[1:].clone()),
+        "wrongly shaped .*image_proj_norm",
+    ),
+    "not finite": (change_tensor("image_proj_norm.weight", lambda t: t * float("nan")), "not finite .*image_proj_norm"),
     "a bias on the logits": (
-        spoil("language_model.final_logits_bias", lambda t: t + 1),
+        change_tensor("language_model.final_logits_bias", lambda t: t + 1),
         "weights unexpected in .*: `language_model.final_logits_bias`",
     ),
     "untied inside": (
-        lambda folder: rewrite(
+        lambda folder: change_weights(
             folder,
             lambda state: state.update({"language_model.model.encoder.embed_tokens.weight": state[SHARED] + 1}),
         ),
         "tie `model.language_model.encoder.embed_tokens.weight` to the embedding, but they differ",
     ),
-    "too few rows": (spoil(SHARED, lambda t: t[:-7].clone()), "tokenizer has 1501 tokens and the model 1493 rows"),
+    "too few rows": (
+        change_tensor(SHARED, lambda t: t[:-7].clone()),
+        "tokenizer has 1501 tokens and the model 1493 rows",
+    ),
     "another model": (lambda folder: edit_json(folder / "config.json", model_type="bert"), "is a `bert` model"),
-    "another tower": (
+    "other vision tower": (
         lambda folder: edit_json(folder / "config.json", vision_config__model_type="clip"),
         "`vision_config.model_type` 'clip'",
     ),
@@ -264,7 +273,7 @@ BAD = {
         lambda folder: edit_json(folder / "config.json", vision_config__image_pos_embed={"type": "sine"}),
         "`image_pos_embed.type` 'sine'",
     ),
-    "a word for a number": (
+    "string for a number": (
         lambda folder: edit_json(folder / "config.json", text_config__encoder_layers="six"),
         r"config\.json` cannot be used: .*encoder_layers",
     ),
@@ -273,11 +282,11 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_a_wrong_checkpoint_is_one_line(case, tmp_path):
-    spoiling, message = BAD[case]
-    spoiling(copy_tiny(tmp_path))
+@pytest.mark.parametrize("case", FAULTS)
+def test_faulty_checkpoint_is_refused_in_one_line(case, tmp_path):
+    damage, message = FAULTS[case]
+    damage(copy_tiny(tmp_path))
     with pytest.raises(UserError, match=message) as caught:
-        cpu(tmp_path)
+        load_on_cpu(tmp_path)
     assert "\n" not in caught.value.what
     assert not caught.value.what.endswith(".")

@@ -1,4 +1,4 @@
-"""The codec against itself: numbers, there and back, order, cutting."""
+"""The codec against itself: bins, round trip, order, truncation."""
 
 import math
 import random
@@ -16,17 +16,17 @@ from tests.strategies import THOUSAND, fuzz, locs, sized_answers
 
 STRUCTURED = [kind for kind in OutputType if kind is not OutputType.TEXT]
 
-# Numbers
+# Bins
 
 
 @given(st.integers(0, 20_000), st.integers(1, 20_000))
-def test_quantize_is_the_exact_floor(value: int, size: int):
+def test_bin_is_the_exact_floor(value: int, size: int):
     exact = min(math.floor(Fraction(value * 1000, size)), 999)
     assert to_bin(value, size) == exact
 
 
 @pytest.mark.parametrize(
-    ("value", "wanted"),
+    ("value", "expected"),
     [
         (0, 0),
         (0.639, 0),
@@ -37,37 +37,37 @@ def test_quantize_is_the_exact_floor(value: int, size: int):
         (-3, 0),
     ],
 )
-def test_quantize_floors_and_clamps(value: float, wanted: int):
-    assert to_bin(value, 640) == wanted
+def test_bin_is_floored_and_clamped(value: float, expected: int):
+    assert to_bin(value, 640) == expected
 
 
 @given(st.integers(0, 999), st.integers(1, 20_000))
-def test_a_bins_middle_is_in_the_bin(n: int, size: int):
+def test_center_of_a_bin_is_in_the_bin(n: int, size: int):
     assert to_bin(from_bin(n, size), size) == n
 
 
-def test_write_region_is_the_input_of_region_tasks():
+def test_encoded_region_is_the_input_of_region_tasks():
     region = encode_region([64, 48, 639.9, 480], (640, 480))
     assert region == "<loc_100><loc_100><loc_999><loc_999>"
     assert find_task("region_to_category").format_prompt(region) == f"What is the region {region}?"
 
 
-# There and back
+# Round trip
 
 
-def assert_near(ours, wanted, size):
+def assert_near(ours, expected, size):
     """Assert equality of labels, and of numbers to half a bin."""
-    if isinstance(wanted, float):
-        assert abs(ours - wanted) <= size / 2000 * (1 + 1e-9)
-    elif isinstance(wanted, str):
-        assert ours == wanted
-    elif isinstance(wanted, dict):
-        assert list(ours) == list(wanted)
-        for key in wanted:
-            assert_near(ours[key], wanted[key], size)
+    if isinstance(expected, float):
+        assert abs(ours - expected) <= size / 2000 * (1 + 1e-9)
+    elif isinstance(expected, str):
+        assert ours == expected
+    elif isinstance(expected, dict):
+        assert list(ours) == list(expected)
+        for key in expected:
+            assert_near(ours[key], expected[key], size)
     else:
-        assert len(ours) == len(wanted)
-        for i, (one, other) in enumerate(zip(ours, wanted, strict=True)):
+        assert len(ours) == len(expected)
+        for i, (one, other) in enumerate(zip(ours, expected, strict=True)):
             assert_near(one, other, size[i % 2] if isinstance(other, float) else size)
 
 

@@ -1,4 +1,4 @@
-"""The codec against transformers' own parsers: equal, but for the differences that `locations.py` states."""
+"""The codec against transformers' own parsers: equal except for the differences that `locations.py` lists."""
 
 import re
 import string
@@ -12,7 +12,7 @@ from transformers.models.florence2.processing_florence2 import Florence2PostProc
 from florence2.model.answer import Answer
 from florence2.model.locations import clean_text, decode, encode, to_bin
 from florence2.model.tasks import TASKS, OutputType, find_task
-from tests.strategies import BOX, THOUSAND, fuzz, locs, markers, places, sized_values, sizes
+from tests.strategies import BOX, THOUSAND, fuzz, location_token, locs, markers, sized_values, sizes
 from tests.tiny import tiny_processor
 
 BANNED = ["it", "the image"]
@@ -29,54 +29,67 @@ def processor():
 
 
 @given(st.floats(0, 5000, width=32), st.integers(1, 5000))
-def test_quantize_equals_transformers_off_the_edges(processor, value: float, size: int):
-    place = value * 1000 / size
-    assume(abs(place - round(place)) > 1e-6)
+def test_bin_equals_transformers_off_the_edges(processor, value: float, size: int):
+    position = value * 1000 / size
+    assume(abs(position - round(position)) > 1e-6)
     theirs = processor.post_processor.quantize(torch.tensor([[value, value]], dtype=torch.float64), (size, size))
     assert theirs.tolist() == [[to_bin(value, size)] * 2]
 
 
-words = st.text(string.printable.replace("<", "").replace("\n", "").replace("\r", "")[:94], min_size=1, max_size=8)
-words = (words | st.sampled_from(["it", "the image", "stop-sign", "a, 2"])).filter(str.strip)
+label_text = st.text(string.printable.replace("<", "").replace("\n", "").replace("\r", "")[:94], min_size=1, max_size=8)
+label_text = (label_text | st.sampled_from(["it", "the image", "stop-sign", "a, 2"])).filter(str.strip)
 sequences = {
-    OutputType.TEXT: words | places | st.sampled_from(["<s>", "</s>", "<sep>"]),
-    OutputType.BOXES: words | places | markers | st.lists(places, min_size=3, max_size=9).map("".join),
-    OutputType.REGIONS: words | places | markers | st.lists(places, min_size=3).map("".join) | st.just("<sep>"),
-    OutputType.QUADS: words | places | markers | st.lists(places, min_size=7, max_size=18).map("".join),
-    OutputType.POLYGONS: words
+    OutputType.TEXT: label_text | location_token | st.sampled_from(["<s>", "</s>", "<sep>"]),
+    OutputType.BOXES: label_text
+    | location_token
+    | markers
+    | st.lists(location_token, min_size=3, max_size=9).map("".join),
+    OutputType.REGIONS: label_text
+    | location_token
+    | markers
+    | st.lists(location_token, min_size=3).map("".join)
+    | st.just("<sep>"),
+    OutputType.QUADS: label_text
+    | location_token
+    | markers
+    | st.lists(location_token, min_size=7, max_size=18).map("".join),
+    OutputType.POLYGONS: label_text
     | markers
     | st.sampled_from(["<sep>", "<poly>", "</poly>"])
-    | st.lists(places, min_size=1, max_size=9).map("".join),
+    | st.lists(location_token, min_size=1, max_size=9).map("".join),
 }
 sequences[OutputType.PHRASES] = sequences[OutputType.BOXES]
 
 
-def texts(answers: OutputType):
-    """Answers, most of them damaged; open-vocabulary ones are all boxes or all polygons, as transformers needs it."""
-    if answers is not OutputType.BOXES_OR_POLYGONS:
-        return st.lists(sequences[answers]).map("".join)
-    inside = st.sampled_from(["<sep>", "<poly>", "</poly>", "</poly><poly>"]) | st.lists(places).map("".join)
-    masks = st.tuples(words, st.just("<poly>"), st.lists(inside, max_size=6).map("".join)).map("".join)
+def texts(output_type: OutputType):
+    """Mostly malformed texts; open-vocabulary ones have boxes or polygons only, as transformers requires."""
+    if output_type is not OutputType.BOXES_OR_POLYGONS:
+        return st.lists(sequences[output_type]).map("".join)
+    inside = st.sampled_from(["<sep>", "<poly>", "</poly>", "</poly><poly>"]) | st.lists(location_token).map("".join)
+    masks = st.tuples(label_text, st.just("<poly>"), st.lists(inside, max_size=6).map("".join)).map("".join)
     return texts(OutputType.BOXES) | st.lists(masks).map("".join)
 
 
-def their_answer(processor, answers: OutputType, text: str, size):
-    """Return transformers' answer but for the differences 4 and 8 of the module's list."""
-    token = TOKENS[answers]
+def their_answer(processor, output_type: OutputType, text: str, size):
+    """Return transformers' answer without the differences 4 and 8 of the module's list."""
+    token = TOKENS[output_type]
     value = processor.post_process_generation(text, task=token, image_size=size)[token]
-    for form in [] if answers is OutputType.TEXT else ["bboxes", "quad_boxes", "polygons"]:
-        key = f"{form}_labels" if f"{form}_labels" in value else "labels"
-        if form in value:
+    for kind in [] if output_type is OutputType.TEXT else ["bboxes", "quad_boxes", "polygons"]:
+        key = f"{kind}_labels" if f"{kind}_labels" in value else "labels"
+        if kind in value:
             pairs = [
-                (mended_label(label), mended_place(place)) for label, place in zip(value[key], value[form], strict=True)
+                (normalize_label(label), normalize_position(position))
+                for label, position in zip(value[key], value[kind], strict=True)
             ]
-            if answers is OutputType.POLYGONS:
-                pairs = [(mended_label(label), mended_place(value[form][i])) for i, label in enumerate(value[key])]
-            if answers is OutputType.POLYGONS:
-                pairs = [("", place) for _, place in pairs]
-            unwanted = [None, *BANNED] if answers is OutputType.PHRASES else [None]
-            pairs = [(label, place) for label, place in pairs if label not in unwanted and place]
-            value |= {key: [label for label, _ in pairs], form: [place for _, place in pairs]}
+            if output_type is OutputType.POLYGONS:
+                pairs = [
+                    (normalize_label(label), normalize_position(value[kind][i])) for i, label in enumerate(value[key])
+                ]
+            if output_type is OutputType.POLYGONS:
+                pairs = [("", position) for _, position in pairs]
+            dropped = [None, *BANNED] if output_type is OutputType.PHRASES else [None]
+            pairs = [(label, position) for label, position in pairs if label not in dropped and position]
+            value |= {key: [label for label, _ in pairs], kind: [position for _, position in pairs]}
     return value
 
 
@@ -86,18 +99,18 @@ def our_value(output_type: OutputType, text: str, size, banned=()):
     return decode(output_type, text, size, banned=banned).to_dict()
 
 
-def mended_label(label: str) -> str | None:
-    """Return what stands behind the last (half) special token; None where nothing does."""
-    half, label = re.fullmatch(r"(.*(?:loc_\d+|sep|/?poly)>)?(.*)", label).groups()
-    return None if half and not label else label.strip()
+def normalize_label(label: str) -> str | None:
+    """Return the text after the last special token or part of one; None where there is none."""
+    token, label = re.fullmatch(r"(.*(?:loc_\d+|sep|/?poly)>)?(.*)", label).groups()
+    return None if token and not label else label.strip()
 
 
-def mended_place(place: list) -> list:
-    return [polygon for polygon in place if polygon] if isinstance(place[0], list) else place
+def normalize_position(position: list) -> list:
+    return [polygon for polygon in position if polygon] if isinstance(position[0], list) else position
 
 
-def assert_cut_down(ours, theirs):
-    """Assert that theirs is ours with numbers cut down to whole ones, in their single precision."""
+def assert_truncated(ours, theirs):
+    """Assert that theirs equals ours with numbers truncated to integers, in single precision."""
     if isinstance(ours, float):
         assert theirs in (int(ours), int(ours * (1 + 1e-6)), int(ours * (1 - 1e-6)))
     elif isinstance(ours, str):
@@ -105,42 +118,48 @@ def assert_cut_down(ours, theirs):
     elif isinstance(ours, dict):
         assert ours.keys() == theirs.keys()
         for key in ours:
-            assert_cut_down(ours[key], theirs[key])
+            assert_truncated(ours[key], theirs[key])
     else:
         assert len(ours) == len(theirs)
         for one, other in zip(ours, theirs, strict=True):
-            assert_cut_down(one, other)
+            assert_truncated(one, other)
 
 
-@pytest.mark.parametrize("answers", OutputType)
-def test_reads_ascii_as_transformers_does(processor, answers):
+@pytest.mark.parametrize("output_type", OutputType)
+def test_decoding_of_ascii_equals_transformers(processor, output_type):
     @fuzz
-    @given(texts(answers), sizes)
+    @given(texts(output_type), sizes)
     def check(text, size):
-        assert_cut_down(our_value(answers, text, size, banned=BANNED), their_answer(processor, answers, text, size))
+        assert_truncated(
+            our_value(output_type, text, size, banned=BANNED), their_answer(processor, output_type, text, size)
+        )
 
     check()
 
 
-@pytest.mark.parametrize("answers", OutputType)
-def test_transformers_reads_what_we_write(processor, answers):
+@pytest.mark.parametrize("output_type", OutputType)
+def test_transformers_decodes_encoded_answers(processor, output_type):
     @fuzz
-    @given(sized_values(answers))
-    def check(given):
-        value, size = given
+    @given(sized_values(output_type))
+    def check(sized):
+        value, size = sized
         columns = {} if isinstance(value, str) else value
         for key in (key for key in columns if "labels" in key):
             columns[key] = [re.sub(r"[^ -~]|<", "", label).strip() for label in columns[key]]
-        if answers is OutputType.BOXES_OR_POLYGONS and columns["polygons"]:
+        if output_type is OutputType.BOXES_OR_POLYGONS and columns["polygons"]:
             columns |= {"bboxes": [], "bboxes_labels": []}
-        text = value if answers is OutputType.TEXT else encode(answers, Answer.from_dict(columns, answers), size)
-        theirs = processor.post_process_generation(text, task=TOKENS[answers], image_size=size)[TOKENS[answers]]
-        assert_cut_down(our_value(answers, text, size, banned=BANNED), theirs)
+        text = (
+            value
+            if output_type is OutputType.TEXT
+            else encode(output_type, Answer.from_dict(columns, output_type), size)
+        )
+        theirs = processor.post_process_generation(text, task=TOKENS[output_type], image_size=size)[TOKENS[output_type]]
+        assert_truncated(our_value(output_type, text, size, banned=BANNED), theirs)
 
     check()
 
 
-def test_reads_the_answer_microsofts_base_gives():
+def test_answer_of_microsofts_base_decodes():
     text = f"</s><s>car{locs(53, 333, 933, 774)}wheel{locs(704, 576, 866, 772, 149, 584, 310, 773)}</s><pad><pad>"
     answer = decode(find_task("od"), text, (640, 480))
     assert answer.labels == ["car", "wheel", "wheel"]
@@ -150,14 +169,14 @@ def test_reads_the_answer_microsofts_base_gives():
 # The stated differences
 
 
-def both(processor, answers, text):
-    token = TOKENS[answers]
+def decode_both(processor, output_type, text):
+    token = TOKENS[output_type]
     theirs = processor.post_process_generation(text, task=token, image_size=THOUSAND)[token]
-    return our_value(answers, text, THOUSAND), theirs
+    return our_value(output_type, text, THOUSAND), theirs
 
 
 @pytest.mark.parametrize(
-    ("answers", "text", "ours", "theirs"),
+    ("output_type", "text", "ours", "theirs"),
     [
         (OutputType.BOXES, f"naïve 猫{BOX}", ["naïve 猫"], ["nave "]),
         (OutputType.PHRASES, f"a\nb{BOX}", ["a\nb"], []),
@@ -174,31 +193,31 @@ def both(processor, answers, text):
         (OutputType.PHRASES, f"it{BOX}", ["it"], []),
     ],
 )
-def test_labels_differ_from_transformers_on_purpose(processor, answers, text, ours, theirs):
-    answer, their_answer = both(processor, answers, text)
+def test_labels_differ_from_transformers_on_purpose(processor, output_type, text, ours, theirs):
+    answer, their_answer = decode_both(processor, output_type, text)
     assert answer["labels"] == ours
     assert their_answer["labels"] == theirs
 
 
 def test_numbers_differ_from_transformers_on_purpose(processor):
-    answer, theirs = both(processor, OutputType.REGIONS, "<loc_0><loc_7><loc_1000><loc_0012>")
+    answer, theirs = decode_both(processor, OutputType.REGIONS, "<loc_0><loc_7><loc_1000><loc_0012>")
     assert answer["bboxes"] == [[0.5, 7.5, 999.5, 12.5]]
     assert theirs["bboxes"] == [[0, 7, 1000, 12]]
 
 
-def test_boxes_beside_polygons_stay_boxes(processor):
-    answer, theirs = both(processor, OutputType.BOXES_OR_POLYGONS, f"a{BOX}b<poly>{BOX}</poly>")
+def test_boxes_beside_polygons_remain_boxes(processor):
+    answer, theirs = decode_both(processor, OutputType.BOXES_OR_POLYGONS, f"a{BOX}b<poly>{BOX}</poly>")
     assert (answer["bboxes_labels"], answer["polygons_labels"]) == (["a"], ["b"])
     assert (theirs["bboxes_labels"], theirs["polygons_labels"]) == ([], ["a", "b"])
 
 
 def test_polygons_without_a_point_are_dropped(processor):
     text = f"<poly>{BOX}<sep><loc_1></poly>"
-    answer, theirs = both(processor, OutputType.POLYGONS, text)
+    answer, theirs = decode_both(processor, OutputType.POLYGONS, text)
     assert answer["polygons"] == [[[1.5, 2.5, 3.5, 4.5]]]
     assert theirs["polygons"] == [[[1, 2, 3, 4], []]]
 
 
-def test_padding_is_stripped_from_text(processor):
-    answer, theirs = both(processor, OutputType.TEXT, "</s><s>a cat </s><pad><pad>")
+def test_padding_is_removed_from_text(processor):
+    answer, theirs = decode_both(processor, OutputType.TEXT, "</s><s>a cat </s><pad><pad>")
     assert (answer, theirs) == ("a cat", "a cat <pad><pad>")

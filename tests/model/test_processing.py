@@ -55,13 +55,13 @@ def test_pixels_equal_transformers_pil_processor(processor, width, height, pixel
     ours = Preprocessor.from_processor(processor)
     image = noise(width, height)
     theirs = processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
-    got = ours.normalize(ours.resize(image))
-    assert got.dtype == torch.float32
-    assert got.shape == (3, pixels, pixels)
-    torch.testing.assert_close(got, theirs, atol=1e-5, rtol=0)
+    ours_CHW = ours.normalize(ours.resize(image))
+    assert ours_CHW.dtype == torch.float32
+    assert ours_CHW.shape == (3, pixels, pixels)
+    torch.testing.assert_close(ours_CHW, theirs, atol=1e-5, rtol=0)
 
 
-def test_pixels_with_microsofts_own_settings(processor):
+def test_pixels_with_microsofts_settings_equal_transformers(processor):
     settings = {
         "do_convert_rgb": None,
         "do_normalize": True,
@@ -84,7 +84,7 @@ def test_pixels_with_microsofts_own_settings(processor):
     assert ours.min_size == (768, 768)
 
 
-def test_other_settings_are_honoured(processor):
+def test_pixels_with_other_settings_equal_transformers(processor):
     processor = with_images(
         processor, resample=2, rescale_factor=1 / 127.5, image_mean=[0.5, 0.4, 0.3], image_std=[0.5, 0.6, 0.7]
     )
@@ -95,7 +95,7 @@ def test_other_settings_are_honoured(processor):
     assert ours.resample == Image.Resampling.BILINEAR
 
 
-def test_a_batch_is_normalized_like_its_images(preprocessor):
+def test_batch_is_normalized_like_its_images(preprocessor):
     pixels = [preprocessor.resize(noise(20 + n, 30)) for n in range(3)]
     batch = preprocessor.normalize(torch.from_numpy(np.stack(pixels)))
     assert batch.shape == (3, 3, 64, 64)
@@ -117,7 +117,7 @@ def test_a_batch_is_normalized_like_its_images(preprocessor):
         ({"resample": 77}, "resample: 77"),
     ],
 )
-def test_steps_we_do_not_do_are_refused(processor, settings, named):
+def test_unsupported_steps_are_refused(processor, settings, named):
     with pytest.raises(UserError, match=named) as error:
         Preprocessor.from_processor(with_images(processor, **settings))
     assert error.value.hint
@@ -125,23 +125,23 @@ def test_steps_we_do_not_do_are_refused(processor, settings, named):
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_prompts_equal_transformers_processor(processor, preprocessor, task):
-    words = {
+    inputs = {
         InputType.NOTHING: "",
         InputType.WORDS: " a red boat, and Straßen in 日本 ",
         InputType.REGION: "<loc_1><loc_20><loc_300><loc_999>",
     }
-    said = words[task.input_type]
-    theirs = processor(images=noise(8, 8), text=task.token + said, return_tensors="pt")["input_ids"][0].tolist()
-    assert preprocessor.prompt_ids(task, said) == theirs
+    task_input = inputs[task.input_type]
+    theirs = processor(images=noise(8, 8), text=task.token + task_input, return_tensors="pt")["input_ids"][0].tolist()
+    assert preprocessor.prompt_ids(task, task_input) == theirs
 
 
 @pytest.mark.parametrize("text", ["a small red boat", "<VQA>how many?", "<GENERATE_TAGS>", "  spaced  ", "é ü 日本"])
-def test_free_prompts_equal_transformers_processor(processor, preprocessor, text):
+def test_custom_prompts_equal_transformers_processor(processor, preprocessor, text):
     theirs = processor(images=noise(8, 8), text=text, return_tensors="pt")["input_ids"][0].tolist()
     assert preprocessor.prompt_ids(find_task(text)) == theirs
 
 
-def test_prompt_longer_than_the_encoder_is_an_error(preprocessor):
+def test_too_long_prompt_is_refused(preprocessor):
     task = find_task("open_vocabulary_detection")
     ids = preprocessor.prompt_ids(task, "boat " * 10)
     assert preprocessor.prompt_ids(task, "boat " * 10, max_length=len(ids)) == ids
@@ -159,7 +159,7 @@ def test_layout_tokens_in_a_prompt_are_refused(preprocessor, token):
 @pytest.mark.parametrize(
     "text", ["a red plate", "<loc_10><loc_20>car<loc_999>", "é ü 日本", "", "a<sep>b<poly>c</poly>"]
 )
-def test_targets_are_read_back(preprocessor, text):
+def test_targets_survive_the_round_trip(preprocessor, text):
     ids = preprocessor.target_ids(text)
     assert (ids[0], ids[-1]) == (0, 2)
     assert preprocessor.decode(ids) == text
@@ -167,17 +167,17 @@ def test_targets_are_read_back(preprocessor, text):
     assert preprocessor.decode([*ids, -100, preprocessor.image_token_id]) == text
 
 
-def test_target_too_long_is_cut_before_the_end_token(preprocessor):
-    whole, cut = preprocessor.encode_target("xyz" * 20)
-    assert not cut
-    assert preprocessor.encode_target("xyz" * 20, len(whole)) == (whole, False)
-    ids, cut = preprocessor.encode_target("xyz" * 20, 10)
-    assert cut
-    assert ids == [*whole[:9], 2]
-    assert preprocessor.target_ids("xyz" * 20, 10) == ids
+def test_too_long_target_is_truncated_before_the_end_token(preprocessor):
+    ids, is_truncated = preprocessor.encode_target("xyz" * 20)
+    assert not is_truncated
+    assert preprocessor.encode_target("xyz" * 20, len(ids)) == (ids, False)
+    shorter, is_truncated = preprocessor.encode_target("xyz" * 20, 10)
+    assert is_truncated
+    assert shorter == [*ids[:9], 2]
+    assert preprocessor.target_ids("xyz" * 20, 10) == shorter
 
 
-def test_layout_tokens_in_a_caption_are_left_out(preprocessor):
+def test_layout_tokens_in_a_caption_are_removed(preprocessor):
     assert preprocessor.target_ids("<s>a boat</s><pad><pad> ") == preprocessor.target_ids("a boat")
 
 
@@ -187,19 +187,19 @@ def test_decode_equals_transformers_processor(processor, preprocessor):
     assert preprocessor.decode(ids) == theirs
 
 
-def test_positions_are_read_from_the_config():
+def test_max_target_tokens_is_the_number_of_decoder_positions():
     model, _ = tiny_model()
     assert max_target_tokens(model.config) == 128
 
 
-def test_it_travels_to_worker_processes(preprocessor):
+def test_preprocessor_survives_pickling(preprocessor):
     copy = pickle.loads(pickle.dumps(preprocessor))
     image = noise(30, 20)
     assert np.array_equal(copy.resize(image), preprocessor.resize(image))
     assert copy.target_ids("a boat") == preprocessor.target_ids("a boat")
 
 
-def test_it_cannot_be_changed(preprocessor):
+def test_preprocessor_is_frozen(preprocessor):
     with pytest.raises(dataclasses.FrozenInstanceError):
         preprocessor.size = (1, 1)
 
@@ -216,12 +216,12 @@ def original():
 
 def test_prompts_equal_the_original(original):
     ours, expected = original
-    places = [ours.image_token_id] * ours.num_image_tokens
+    image_tokens = [ours.image_token_id] * ours.num_image_tokens
     assert len(expected["prompts"]) == 16
-    for asked in expected["prompts"].values():
-        task, words = split_prompt(asked["text"])
-        assert task.format_prompt(words) == asked["expanded"]
-        assert ours.prompt_ids(task, words) == places + asked["input_ids"]
+    for row in expected["prompts"].values():
+        task, task_input = split_prompt(row["text"])
+        assert task.format_prompt(task_input) == row["expanded"]
+        assert ours.prompt_ids(task, task_input) == image_tokens + row["input_ids"]
 
 
 def test_targets_equal_the_original(original):
@@ -233,10 +233,10 @@ def test_targets_equal_the_original(original):
 
 def test_pixels_equal_the_original(original):
     ours, _ = original
-    known = load_file(FIXTURES / "tiny-legacy" / "expected.safetensors")
+    tensors = load_file(FIXTURES / "tiny-legacy" / "expected.safetensors")
     assert (ours.size, ours.num_image_tokens) == ((96, 96), 10)
-    for name, pixels in zip("ab", known["in.pixel_values"], strict=True):
-        image = Image.fromarray(known[f"in.image_{name}"].numpy())
+    for name, pixels in zip("ab", tensors["in.pixel_values"], strict=True):
+        image = Image.fromarray(tensors[f"in.image_{name}"].numpy())
         torch.testing.assert_close(ours.normalize(ours.resize(image)), pixels, atol=1e-5, rtol=0)
 
 
@@ -244,17 +244,17 @@ PREPROCESSOR = Preprocessor.from_processor(tiny_processor())
 
 
 @given(st.lists(st.integers(0, 1500), max_size=40))
-def test_ids_say_where_they_stand(ids):
+def test_spans_of_ids_cover_the_text(ids):
     text, spans = PREPROCESSOR.decode(ids), PREPROCESSOR.char_spans(ids)
-    assert {place for span in spans for place in range(*span)} >= set(range(len(text.rstrip("\ufffd"))))
-    for number, (start, end) in zip(ids, spans, strict=True):
-        alone = PREPROCESSOR.tokenizer.decode([number], clean_up_tokenization_spaces=False)
+    assert {index for span in spans for index in range(*span)} >= set(range(len(text.rstrip("\ufffd"))))
+    for token_id, (start, end) in zip(ids, spans, strict=True):
+        alone = PREPROCESSOR.tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
         if start < end <= len(text) and "\ufffd" not in alone:
-            assert text[start:end].strip().endswith(alone.strip())  # a broken letter may stand before it
+            assert text[start:end].strip().endswith(alone.strip())  # an incomplete character may precede it
 
 
-def test_each_id_stands_on_its_own_characters(preprocessor):
+def test_span_of_each_id_has_its_characters(preprocessor):
     ids = preprocessor.target_ids("a cat<loc_12>日本!<loc_999>")
     text, spans = preprocessor.decode(ids), preprocessor.char_spans(ids)
-    stood = [text[slice(*span)] for span in spans]
-    assert stood == ["", "a", " ", "c", "at", "<loc_12>", *"日日日本本本", "!", "<loc_999>", ""]
+    pieces = [text[slice(*span)] for span in spans]
+    assert pieces == ["", "a", " ", "c", "at", "<loc_12>", *"日日日本本本", "!", "<loc_999>", ""]

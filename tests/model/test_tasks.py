@@ -8,7 +8,7 @@ from florence2.model.tasks import SPECIAL_TOKENS, TASKS, InputType, OutputType, 
 from tests.tiny import tiny_processor
 
 BY_TOKEN = {task.token: task for task in TASKS}
-FREE = [
+CUSTOM_PROMPTS = [
     "",
     "Describe the dog.",
     "<DocVQA>",
@@ -35,7 +35,7 @@ def theirs() -> Florence2Processor:
     return tiny_processor()
 
 
-def test_rows_are_transformers_tasks(theirs):
+def test_tasks_equal_transformers(theirs):
     kinds = {token: THEIR_KINDS[kind] for token, kind in theirs.tasks_answer_post_processing_type.items()}
     assert len(TASKS) == 15
     assert {task.token: task.output_type for task in TASKS} == kinds
@@ -45,21 +45,23 @@ def test_rows_are_transformers_tasks(theirs):
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
-@pytest.mark.parametrize("given", ["", "a cat", "  two\ncats ", "<loc_1><loc_2><loc_3><loc_4>", "{input} {0} <and> é"])
-def test_wording_equals_transformers(theirs, task: Task, given: str):
-    if task.input_type is InputType.NOTHING and given:
+@pytest.mark.parametrize(
+    "task_input", ["", "a cat", "  two\ncats ", "<loc_1><loc_2><loc_3><loc_4>", "{input} {0} <and> é"]
+)
+def test_prompt_equals_transformers(theirs, task: Task, task_input: str):
+    if task.input_type is InputType.NOTHING and task_input:
         with pytest.raises(UserError, match="takes no input"):
-            task.format_prompt(given)
+            task.format_prompt(task_input)
         with pytest.raises(ValueError, match="only content"):
-            theirs._construct_prompts(task.token + given)
+            theirs._construct_prompts(task.token + task_input)
     else:
-        assert [task.format_prompt(given)] == theirs._construct_prompts(task.token + given)
+        assert [task.format_prompt(task_input)] == theirs._construct_prompts(task.token + task_input)
 
 
-@pytest.mark.parametrize("text", FREE)
-def test_any_other_string_is_a_prompt_that_answers_text(theirs, text: str):
-    task, words = split_prompt(text)
-    assert (task, words) == (find_task(text), "")
+@pytest.mark.parametrize("text", CUSTOM_PROMPTS)
+def test_other_string_is_a_custom_prompt_for_text(theirs, text: str):
+    task, task_input = split_prompt(text)
+    assert (task, task_input) == (find_task(text), "")
     assert (task.token, task.prompt, task.input_type, task.output_type) == (
         text,
         text,
@@ -72,7 +74,7 @@ def test_any_other_string_is_a_prompt_that_answers_text(theirs, text: str):
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
-def test_a_task_is_found_under_every_spelling(task: Task):
+def test_task_is_found_by_every_spelling(task: Task):
     name = task.token.strip("<>")
     assert not task.is_custom
     assert task.name == name.lower()
@@ -82,22 +84,22 @@ def test_a_task_is_found_under_every_spelling(task: Task):
 
 
 @pytest.mark.parametrize(
-    ("text", "token", "words"),
+    ("text", "token", "task_input"),
     [
         ("<OD>", "<OD>", ""),
         ("<CAPTION_TO_PHRASE_GROUNDING>a cat", "<CAPTION_TO_PHRASE_GROUNDING>", "a cat"),
         ("<CAPTION_TO_PHRASE_GROUNDING> a cat", "<CAPTION_TO_PHRASE_GROUNDING>", "a cat"),  # as ComfyUI writes it
         ("<region-to-ocr><loc_1><loc_2>", "<REGION_TO_OCR>", "<loc_1><loc_2>"),
         ("<OPEN_VOCABULARY_DETECTION>car<and>person", "<OPEN_VOCABULARY_DETECTION>", "car<and>person"),
-        ("<OD>cat", "<OD>", "cat"),  # `wording` refuses it, as transformers does
+        ("<OD>cat", "<OD>", "cat"),  # `format_prompt` refuses it, as transformers does
         ("<REGION_TO_OCR>a\nb", "<REGION_TO_OCR>", "a\nb"),
     ],
 )
-def test_split_prompt(text: str, token: str, words: str):
-    assert split_prompt(text) == (BY_TOKEN[token], words)
+def test_split_prompt(text: str, token: str, task_input: str):
+    assert split_prompt(text) == (BY_TOKEN[token], task_input)
 
 
-def test_a_task_with_its_input_is_no_task():
+def test_task_with_its_input_is_refused():
     with pytest.raises(UserError) as error:
         find_task("<REGION_TO_OCR>here")
     assert error.value.hint == "pass the task `<REGION_TO_OCR>` and the input `here` separately"
@@ -105,16 +107,16 @@ def test_a_task_with_its_input_is_no_task():
 
 @settings(max_examples=300, deadline=None)
 @given(st.text())
-def test_split_prompt_takes_any_text(text: str):
-    task, words = split_prompt(text)
-    assert task in TASKS or (task.token, words) == (text, "")
+def test_split_prompt_accepts_any_text(text: str):
+    task, task_input = split_prompt(text)
+    assert task in TASKS or (task.token, task_input) == (text, "")
 
 
-def test_special_tokens_stand_in_the_order_of_their_ids():
-    rest = (
+def test_special_tokens_are_in_the_order_of_their_ids():
+    other_tokens = (
         "<cap> </cap> <ncap> </ncap> <dcap> </dcap> <grounding> </grounding> <seg> </seg> <sep> <region_cap> "
         "</region_cap> <region_to_desciption> </region_to_desciption> <proposal> </proposal> <poly> </poly> <and>"
     )
-    places = [f"<loc_{n}>" for n in range(1000)]
-    assert list(SPECIAL_TOKENS) == ["<od>", "</od>", "<ocr>", "</ocr>", *places, *rest.split()]
+    location_tokens = [f"<loc_{n}>" for n in range(1000)]
+    assert list(SPECIAL_TOKENS) == ["<od>", "</od>", "<ocr>", "</ocr>", *location_tokens, *other_tokens.split()]
     assert len(set(SPECIAL_TOKENS)) == 1024

@@ -1,1 +1,1 @@
-"""What Florence-2 is and speaks: its tasks, tokens, weights and pixels. Nobody else names a token or a tensor."""
+"""The model: its tasks, tokens, answers, preprocessing, weights and adapters."""

@@ -13,7 +13,7 @@ from florence2.model.adapter import lora
 from florence2.model.adapter.target_modules import DEFAULT_TARGET_MODULES, resolve_target_modules
 from florence2.model.load import load
 from florence2.model.storage import legacy_layout as legacy
-from tests.model.original import TINY, assert_answers_as_the_original, edit_json, expected, inputs_of
+from tests.model.original import TINY, assert_equals_original, edit_json, expected, inputs_of
 
 PUBLISHED = ("qkv", "proj", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
 
@@ -22,12 +22,12 @@ def tiny():
     return load(TINY, device="cpu")[0]
 
 
-def attach(model, **options):
+def add_lora(model, **options):
     return lora.add_lora(model, **({"rank": 4, "alpha": 8} | options))
 
 
-def shake(model, seed=0):
-    """Give a fresh LoRA an effect, as training would."""
+def randomize_lora(model, seed=0):
+    """Add noise to a new LoRA, so that it has an effect."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in model.named_parameters():
         if "lora_" in name:
@@ -43,23 +43,23 @@ def logits(model):
 
 @pytest.fixture
 def adapter(tmp_path):
-    """The adapter trained on Microsoft's names, naming a base that is here."""
+    """The adapter trained on Microsoft's names, with a local base."""
     folder = shutil.copytree(TINY / "adapter", tmp_path / "adapter")
     edit_json(folder / "adapter_config.json", base_model_name_or_path=str(TINY))
     return folder
 
 
 @pytest.mark.parametrize("merge", [True, False])
-def test_an_adapter_trained_on_microsofts_names_answers_as_the_original(merge, adapter):
+def test_adapter_for_legacy_names_equals_the_original(merge, adapter):
     model, _ = load(adapter, device="cpu", merge=merge)
     assert isinstance(model, Florence2ForConditionalGeneration if merge else PeftModel)
-    assert_answers_as_the_original(model if merge else model.get_base_model(), expected("expected_adapter"))
+    assert_equals_original(model if merge else model.get_base_model(), expected("expected_adapter"))
     case = expected("expected_adapter")
     ids = model.generate(**inputs_of(case), max_new_tokens=24)
     assert ids.tolist() == case["generate.caption.beam3"].tolist()
 
 
-def test_saved_again_it_is_native_and_the_same(adapter, tmp_path):
+def test_saved_adapter_is_native_and_equal(adapter, tmp_path):
     wrapped, _ = load(adapter, device="cpu", merge=False)
     lora.save_adapter(wrapped, tmp_path / "again", revision="refs/pr/6")
     saved = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
@@ -67,10 +67,10 @@ def test_saved_again_it_is_native_and_the_same(adapter, tmp_path):
     names = load_file(tmp_path / "again" / "adapter_model.safetensors").keys()
     assert names == set(json.loads((TINY / "adapter_key_map.json").read_text()).values()) & names
     assert len(names) == 152
-    assert_answers_as_the_original(load(tmp_path / "again", device="cpu")[0], expected("expected_adapter"))
+    assert_equals_original(load(tmp_path / "again", device="cpu")[0], expected("expected_adapter"))
 
 
-def test_the_base_may_be_given_or_lie_beside(adapter, tmp_path):
+def test_base_is_an_argument_or_relative_to_the_adapter(adapter, tmp_path):
     edit_json(adapter / "adapter_config.json", base_model_name_or_path="microsoft/nowhere")
     with pytest.raises(UserError, match=r"needs its base `microsoft/nowhere`: .*cache has no") as caught:
         load(adapter, device="cpu", offline=True)
@@ -84,10 +84,10 @@ def test_the_base_may_be_given_or_lie_beside(adapter, tmp_path):
         load(adapter, device="cpu")
 
 
-def test_the_published_targets_are_the_default():
+def test_default_target_modules_are_the_published_ones():
     assert DEFAULT_TARGET_MODULES == PUBLISHED
     model = tiny()
-    wrapped = attach(model)
+    wrapped = add_lora(model)
     trained = [name for name, value in wrapped.named_parameters() if value.requires_grad]
     assert all("lora_" in name for name in trained)
     layers = legacy.adapted_modules({name.replace(".default", ""): torch.zeros(1) for name in trained})
@@ -95,7 +95,7 @@ def test_the_published_targets_are_the_default():
     assert {layer.rpartition(".")[2] for layer in layers} == set(PUBLISHED)
 
 
-def test_targets_by_part_expression_and_path():
+def test_target_modules_by_component_regex_and_path():
     model = tiny()
     vision, language = (resolve_target_modules(model, part) for part in ("vision", "language"))
     assert sorted(vision + language) == resolve_target_modules(model, PUBLISHED)
@@ -111,12 +111,12 @@ def test_targets_by_part_expression_and_path():
     assert resolve_target_modules(model, "encoder.layers.0.fc1") == ["model.language_model.encoder.layers.0.fc1"]
 
 
-def test_names_that_match_nothing_are_named():
+def test_target_modules_without_match_are_refused():
     with pytest.raises(UserError, match=r"match no layer: `o_proj`, `linear`, `Conv2d`\n") as caught:
-        attach(tiny(), target_modules=["q_proj", "o_proj", "k_proj", "linear", "Conv2d", "lm_head"])
+        add_lora(tiny(), target_modules=["q_proj", "o_proj", "k_proj", "linear", "Conv2d", "lm_head"])
     assert "qkv" in caught.value.hint
     with pytest.raises(UserError, match=r"match no layer: `\(`"):
-        attach(tiny(), target_modules="(")
+        add_lora(tiny(), target_modules="(")
 
 
 @pytest.mark.parametrize(
@@ -137,32 +137,32 @@ def test_names_that_match_nothing_are_named():
     ],
     ids=str,
 )
-def test_attached_saved_loaded_and_merged_it_is_the_same(options, tmp_path):
+def test_saved_loaded_and_merged_adapters_are_equal(options, tmp_path):
     model = tiny()
     before = logits(model)
-    wrapped = shake(attach(model, **options).eval())
+    wrapped = randomize_lora(add_lora(model, **options).eval())
     if options.get("modules_to_save"):
         wrapped.get_base_model().model.multi_modal_projector.image_proj_norm.weight.data += 0.5
     after = logits(wrapped)
     assert (after - before).abs().max() > 1e-3
     lora.save_adapter(wrapped, tmp_path)
-    kept, _ = load(tmp_path, device="cpu", merge=False)
+    wrapped_again, _ = load(tmp_path, device="cpu", merge=False)
     merged, _ = load(tmp_path, device="cpu")
-    torch.testing.assert_close(logits(kept), after, atol=2e-4, rtol=0)
+    torch.testing.assert_close(logits(wrapped_again), after, atol=2e-4, rtol=0)
     torch.testing.assert_close(logits(merged), after, atol=2e-4, rtol=0)
     torch.testing.assert_close(logits(lora.merge(wrapped)), after, atol=2e-4, rtol=0)
-    merged.save_pretrained(tmp_path / "whole")
-    load(TINY, device="cpu")[1].save_pretrained(tmp_path / "whole")
-    torch.testing.assert_close(logits(load(tmp_path / "whole", device="cpu")[0]), after, atol=2e-4, rtol=0)
+    merged.save_pretrained(tmp_path / "merged")
+    load(TINY, device="cpu")[1].save_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(load(tmp_path / "merged", device="cpu")[0]), after, atol=2e-4, rtol=0)
 
 
-def test_a_fresh_adapter_changes_nothing_and_learns():
+def test_new_adapter_is_an_identity_with_gradients():
     model = tiny()
     before = logits(model)
-    wrapped = attach(model)
+    wrapped = add_lora(model)
     torch.testing.assert_close(logits(wrapped.eval()), before, atol=1e-5, rtol=0)
     case = expected()
-    torch.manual_seed(0)  # drop-path must not leave a block out
+    torch.manual_seed(0)  # with this seed drop path drops no block
     wrapped.train()
     wrapped(**inputs_of(case), labels=case["in.labels"]).loss.backward()
     gradients = [value.grad for name, value in wrapped.named_parameters() if "lora_B" in name]
@@ -170,25 +170,25 @@ def test_a_fresh_adapter_changes_nothing_and_learns():
     assert len(gradients) == len(resolve_target_modules(tiny(), PUBLISHED))
 
 
-def test_an_adapter_on_the_output_layer_leaves_the_embedding_alone():
+def test_adapter_of_output_layer_does_not_change_the_embedding():
     model = tiny()
     embedding = model.get_input_embeddings().weight.clone()
-    merged = lora.merge(shake(attach(model, target_modules=["lm_head"])))
+    merged = lora.merge(randomize_lora(add_lora(model, target_modules=["lm_head"])))
     assert merged.config.tie_word_embeddings is False
     assert torch.equal(merged.get_input_embeddings().weight, embedding)
     assert not torch.equal(merged.lm_head.weight, embedding)
 
 
-def test_what_peft_saves_by_itself_loads_too(tmp_path):
+def test_adapter_saved_by_peft_loads(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped = get_peft_model(tiny(), LoraConfig(r=2, target_modules=["lm_head", "fc1"], task_type="SEQ_2_SEQ_LM"))
-        shake(wrapped.eval()).save_pretrained(tmp_path)
+        randomize_lora(wrapped.eval()).save_pretrained(tmp_path)
     assert any("base_layer" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
     torch.testing.assert_close(logits(load(tmp_path, device="cpu")[0]), logits(wrapped), atol=2e-4, rtol=0)
 
 
-def test_a_trainers_folder_answers_with_its_last_checkpoint(adapter, tmp_path):
+def test_folder_of_trainer_loads_its_last_checkpoint(adapter, tmp_path):
     for step, scale in ((9, 0.0), (10, 1.0)):
         folder = shutil.copytree(adapter, tmp_path / "run" / f"checkpoint-{step}")
         state = load_file(adapter / "adapter_model.safetensors")
@@ -207,12 +207,12 @@ def first(state, part):
     return next(name for name in sorted(state) if part in name)
 
 
-BAD = {
-    "one half": (
+FAULTS = {
+    "missing tensor": (
         lambda folder: change_weights(folder, lambda state: state.pop(first(state, "lora_B"))),
         "1 weights of the adapter match no module",
     ),
-    "another layer": (
+    "unknown layer": (
         lambda folder: change_weights(
             folder, lambda state: state.update({"base_model.model.language_model.nose.lora_A.weight": torch.ones(4, 8)})
         ),
@@ -223,7 +223,7 @@ BAD = {
         "does not fit its base: .*size mismatch",
     ),
     "not LoRA": (lambda folder: edit_json(folder / "adapter_config.json", peft_type="IA3"), "of type `IA3`"),
-    "begun on another base": (
+    "changed base": (
         lambda folder: edit_json(folder / "adapter_config.json", init_lora_weights="pissa_niter_16"),
         "initialization `pissa_niter_16` changed its base",
     ),
@@ -235,10 +235,10 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_a_wrong_adapter_is_one_line(case, adapter):
-    spoil, message = BAD[case]
-    spoil(adapter)
+@pytest.mark.parametrize("case", FAULTS)
+def test_faulty_adapter_is_refused_in_one_line(case, adapter):
+    damage, message = FAULTS[case]
+    damage(adapter)
     with pytest.raises(UserError, match=message) as caught:
         load(adapter, device="cpu")
     assert "\n" not in caught.value.what
@@ -253,6 +253,6 @@ def test_a_wrong_adapter_is_one_line(case, adapter):
         ({"modules_to_save": ["embed_tokens"]}, "which cannot have a LoRA"),
     ],
 )
-def test_wrong_settings_are_one_line(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
-        attach(tiny(), **options)
+        add_lora(tiny(), **options)

@@ -18,7 +18,7 @@ from florence2.model.storage import checkpoint_files as checkpoint
 from tests.model.original import TINY, copy_tiny, split_weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-REFUSALS = {  # name on the hub: status, what the hub calls it
+REFUSALS = {  # name on the hub: HTTP status, error code
     "some/gated": (403, "GatedRepo"),
     "some/nowhere": (401, "RepoNotFound"),
     "some/removed": (404, "RepoNotFound"),
@@ -29,9 +29,9 @@ REFUSALS = {  # name on the hub: status, what the hub calls it
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a download needs: it has one model, and refuses others in the ways the hub does."""
+    """A stub of the hub that serves one model and refuses others as the hub does."""
 
-    asked: list[str] = []  # noqa: RUF012
+    requested_paths: list[str] = []  # noqa: RUF012
     folder: Path
 
     def do_HEAD(self):
@@ -39,7 +39,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = self.path.partition("?")[0]
-        self.asked.append(path)
+        self.requested_paths.append(path)
         files = [file for file in sorted(self.folder.rglob("*")) if file.is_file()]
         for name, (status, code) in REFUSALS.items():
             if name in path:
@@ -91,7 +91,7 @@ def hub(cache, tmp_path, monkeypatch):
     (Hub.folder / "modeling_florence2.py").write_text("raise SystemExit('remote code ran')")
     (Hub.folder / "nested").mkdir()
     (Hub.folder / "nested" / "big.json").write_text("{}")
-    Hub.asked.clear()
+    Hub.requested_paths.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(hub_settings, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
@@ -100,16 +100,17 @@ def hub(cache, tmp_path, monkeypatch):
     server.server_close()
 
 
-def put_in_cache(cache: Path, name: str) -> Path:
-    """Lay a checkpoint out as the hub's client caches it."""
-    place = cache / f"models--{name.replace('/', '--')}"
-    (place / "refs").mkdir(parents=True)
-    (place / "refs" / "main").write_text(COMMIT)
-    (place / "refs" / "v2").write_text(COMMIT)
-    return copy_tiny(place / "snapshots" / COMMIT)
+def write_to_cache(cache: Path, name: str) -> Path:
+    """Write a checkpoint in the layout of the hub client's cache."""
+    root = cache / f"models--{name.replace('/', '--')}"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text(COMMIT)
+    (root / "refs" / "v2").write_text(COMMIT)
+    return copy_tiny(root / "snapshots" / COMMIT)
 
 
-def line(name, **options):
+def load_error(name, **options) -> str:
+    """Return what is wrong, after a check of the error's form."""
     with pytest.raises(UserError) as caught:
         load(name, device="cpu", **options)
     assert "\n" not in caught.value.what
@@ -119,8 +120,8 @@ def line(name, **options):
     return caught.value.what
 
 
-def test_a_hub_model_is_fetched_without_its_code(hub, tmp_path):
-    """In a process of its own, since the hub's client reads its environment when it is imported."""
+def test_download_of_hub_model_excludes_code(hub, tmp_path):
+    """In a subprocess, because the hub's client reads the environment when it is imported."""
     code = (
         "from florence2.model.load import load; from florence2.errors import UserError\n"
         "print(load('tiny/pickled', device='cpu')[0].config.name_or_path)\n"
@@ -128,11 +129,13 @@ def test_a_hub_model_is_fetched_without_its_code(hub, tmp_path):
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE_"))}
     environment |= {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub_settings.ENDPOINT}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["tiny/pickled", "1500"]
-    fetched = {path.name for path in (tmp_path / "home" / "hub").rglob("snapshots/*/*")}
-    assert fetched == {path.name for path in Hub.folder.iterdir()} - {"modeling_florence2.py", "nested"}
-    assert not [path for path in Hub.asked if path.endswith((".py", "big.json"))]
+    completed = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert completed.stdout.splitlines() == ["tiny/pickled", "1500"]
+    downloaded = {path.name for path in (tmp_path / "home" / "hub").rglob("snapshots/*/*")}
+    assert downloaded == {path.name for path in Hub.folder.iterdir()} - {"modeling_florence2.py", "nested"}
+    assert not [path for path in Hub.requested_paths if path.endswith((".py", "big.json"))]
 
 
 @pytest.mark.parametrize(
@@ -146,37 +149,37 @@ def test_a_hub_model_is_fetched_without_its_code(hub, tmp_path):
         ("some/broken", "the hub refused `some/broken` with status 500"),
     ],
 )
-def test_the_hub_refuses(hub, name, message):
-    assert message in line(name, revision="refs/pr/6")
+def test_refusal_of_hub_is_explained(hub, name, message):
+    assert message in load_error(name, revision="refs/pr/6")
 
 
-def test_no_hub_in_reach(cache):
-    message = "there is no folder `some/model`, and the hub's cache has no whole copy of it"
-    assert message in line("some/model")
-    assert message in line("some/model", offline=True)
+def test_unreachable_hub_is_explained(cache):
+    message = "there is no folder `some/model`, and the hub's cache has no complete copy of it"
+    assert message in load_error("some/model")
+    assert message in load_error("some/model", offline=True)
 
 
-def test_a_cached_model_needs_no_hub(cache):
-    put_in_cache(cache, "some/model")
+def test_cached_model_loads_without_hub(cache):
+    write_to_cache(cache, "some/model")
     for options in ({}, {"offline": True}, {"offline": True, "revision": "v2"}, {"offline": True, "revision": COMMIT}):
         assert load("some/model", device="cpu", **options)[1].image_token_id == 1500
-    assert "no whole copy of it at revision `v3`" in line("some/model", offline=True, revision="v3")
+    assert "no complete copy of it at revision `v3`" in load_error("some/model", offline=True, revision="v3")
 
 
-def test_a_partly_cached_model_says_what_is_missing(cache):
-    (put_in_cache(cache, "some/model") / "model.safetensors").unlink()
-    assert "has no weights" in line("some/model", offline=True)
+def test_incomplete_cache_names_missing_weights(cache):
+    (write_to_cache(cache, "some/model") / "model.safetensors").unlink()
+    assert "has no weights" in load_error("some/model", offline=True)
 
 
-def test_offline_by_the_environment(cache, hub, monkeypatch):
-    put_in_cache(cache, "some/gated")
+def test_offline_environment_sends_no_request(cache, hub, monkeypatch):
+    write_to_cache(cache, "some/gated")
     monkeypatch.setattr(hub_settings, "HF_HUB_OFFLINE", True)
     assert load("some/gated", device="cpu")[1].image_token_id == 1500
-    assert "no whole copy of it" in line("tiny/pickled")
-    assert not Hub.asked
+    assert "no complete copy of it" in load_error("tiny/pickled")
+    assert not Hub.requested_paths
 
 
-def test_a_full_disk_and_a_broken_connection():
+def test_full_disk_and_broken_connection_are_explained():
     with pytest.raises(UserError, match="the disk is full: `some/model` cannot be stored") as caught:  # noqa: SIM117
         with checkpoint._hub_errors("some/model", None):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -187,67 +190,69 @@ def test_a_full_disk_and_a_broken_connection():
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c", "what is this", ".hidden", "C:\\models", ""])
-def test_a_name_that_can_be_no_hub_id(name):
-    assert f"there is no folder `{name}`" in line(name)
+def test_invalid_hub_id_is_refused(name):
+    assert f"there is no folder `{name}`" in load_error(name)
 
 
-def test_a_folder_that_is_no_model(tmp_path):
-    assert "has no `config.json` and no `adapter_config.json`" in line(tmp_path)
+def test_folder_without_model_is_refused(tmp_path):
+    assert "has no `config.json` and no `adapter_config.json`" in load_error(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
-    assert "is a file" in line(tmp_path / "notes.txt")
+    assert "is a file" in load_error(tmp_path / "notes.txt")
     (tmp_path / "config.json").write_text('{"model_type": "florence2"')
-    assert "config.json` cannot be read" in line(tmp_path)
+    assert "config.json` cannot be read" in load_error(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
-    assert "config.json` is not a JSON object" in line(tmp_path)
+    assert "config.json` is not a JSON object" in load_error(tmp_path)
 
 
-class Bomb:
+class CodeOnUnpickling:
     def __reduce__(self):
         return os.system, ("echo remote code ran > /dev/stderr",)
 
 
-def cut(path):
+def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def pointer(path):
+def write_lfs_pointer(path):
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 463221266\n")
 
 
 @pytest.mark.parametrize(
-    ("weights", "spoil", "message"),
+    ("weights", "damage", "message"),
     [
-        ("model.safetensors", cut, "model.safetensors` is damaged"),
+        ("model.safetensors", truncate, "model.safetensors` is damaged"),
         ("model.safetensors", lambda path: path.write_bytes(b""), "model.safetensors` is damaged"),
         ("model.safetensors", lambda path: path.write_bytes(b"x" * 999), "model.safetensors` is damaged"),
-        ("model.safetensors", pointer, "is a git-lfs pointer"),
-        ("pytorch_model.bin", cut, "pytorch_model.bin` is damaged"),
+        ("model.safetensors", write_lfs_pointer, "is a git-lfs pointer"),
+        ("pytorch_model.bin", truncate, "pytorch_model.bin` is damaged"),
         ("pytorch_model.bin", lambda path: path.write_bytes(b""), "pytorch_model.bin` is damaged"),
         ("pytorch_model.bin", lambda path: path.write_bytes(b"x" * 999), "pytorch_model.bin` is damaged"),
-        ("pytorch_model.bin", lambda path: torch.save({"w": Bomb()}, path), "holds more than tensors"),
-        ("pytorch_model.bin", lambda path: torch.save({"epoch": 3}, path), "is not a table of tensors"),
+        ("pytorch_model.bin", lambda path: torch.save({"w": CodeOnUnpickling()}, path), "holds more than tensors"),
+        ("pytorch_model.bin", lambda path: torch.save({"epoch": 3}, path), "is not a dictionary of tensors"),
     ],
 )
-def test_damaged_weights(weights, spoil, message, tmp_path, capfd):
-    spoil(copy_tiny(tmp_path, weights) / weights)
-    assert message in line(tmp_path)
+def test_damaged_weights_are_refused(weights, damage, message, tmp_path, capfd):
+    damage(copy_tiny(tmp_path, weights) / weights)
+    assert message in load_error(tmp_path)
     assert "remote code ran" not in capfd.readouterr().err
 
 
-def test_damaged_parts(tmp_path):
+def test_damaged_shards_are_refused(tmp_path):
     folder = split_weights(copy_tiny(tmp_path), "safetensors")
     (folder / "model-00002-of-00002.safetensors").unlink()
-    assert "model-00002-of-00002.safetensors` is missing" in line(folder)
+    assert "model-00002-of-00002.safetensors`, which `model.safetensors.index.json` lists, is missing" in load_error(
+        folder
+    )
     (folder / "model.safetensors.index.json").write_text("{}")
-    assert "has no `weight_map`" in line(folder)
+    assert "has no `weight_map`" in load_error(folder)
 
 
-def test_a_damaged_tokenizer(tmp_path):
+def test_damaged_tokenizer_is_refused(tmp_path):
     (copy_tiny(tmp_path) / "tokenizer.json").write_text("{")
-    assert "tokenizer.json` is damaged" in line(tmp_path)
+    assert "tokenizer.json` is damaged" in load_error(tmp_path)
 
 
-def test_old_exports_without_tokenizer_json_have_vocab_and_merges(tmp_path):
+def test_tokenizer_of_old_export_is_built_from_vocab_and_merges(tmp_path):
     for name in ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"):
         (tmp_path / name).write_bytes((TINY / "exported" / name).read_bytes())
     tokenizer = checkpoint.read_tokenizer(tmp_path)
@@ -259,6 +264,6 @@ def test_old_exports_without_tokenizer_json_have_vocab_and_merges(tmp_path):
         assert tokenizer(text)["input_ids"] == ids
 
 
-def test_demo_is_the_model_in_the_package(monkeypatch, tmp_path):
+def test_demo_is_the_bundled_model(monkeypatch, tmp_path):
     monkeypatch.setattr(checkpoint, "_DEMO", copy_tiny(tmp_path / "model"))
     assert load("demo", device="cpu")[0].config.name_or_path == "demo"

@@ -19,51 +19,53 @@ def tiny_adapter():
     return load_file(folder / "adapter_model.safetensors"), json.loads((folder / "adapter_config.json").read_text())
 
 
-def test_every_name_of_the_map_both_ways():
+def test_names_convert_in_both_directions():
     names = json.loads((TINY / "key_map.json").read_text())
-    plain = {old: new for old, new in names.items() if new and "transposed" not in new}
-    assert len(plain) == len(names) - 2
-    assert {old: legacy.native_name(old) for old in plain} == plain
-    assert {new: legacy.legacy_name(new) for new in plain.values()} == {new: old for old, new in plain.items()}
+    renames = {old: new for old, new in names.items() if new and "transposed" not in new}
+    assert len(renames) == len(names) - 2
+    assert {old: legacy.native_name(old) for old in renames} == renames
+    assert {new: legacy.legacy_name(new) for new in renames.values()} == {new: old for old, new in renames.items()}
 
 
 @pytest.mark.parametrize("name", ["microsoft-base", "microsoft-large"])
-def test_every_name_of_the_real_checkpoints_comes_back(name):
+def test_names_of_real_checkpoints_survive_the_round_trip(name):
     shapes = json.loads(gzip.decompress((HUB / name / "shapes.json.gz").read_bytes()))
-    small = {key: [min(n, 3 + i) for i, n in enumerate(shape)] for key, shape in shapes.items()}
-    state = {key: torch.zeros(shape) for key, shape in small.items()}
+    shrunk = {key: [min(n, 3 + i) for i, n in enumerate(shape)] for key, shape in shapes.items()}
+    state = {key: torch.zeros(shape) for key, shape in shrunk.items()}
     state[legacy.LOGITS_BIAS] = torch.zeros(1, 3)
-    back = legacy.to_legacy(legacy.to_native(state), vocab_size=3)
-    assert {key: tensor.shape for key, tensor in back.items()} == {key: tensor.shape for key, tensor in state.items()}
+    converted = legacy.to_legacy(legacy.to_native(state), vocab_size=3)
+    assert {key: tensor.shape for key, tensor in converted.items()} == {
+        key: tensor.shape for key, tensor in state.items()
+    }
 
 
 @pytest.mark.parametrize("folder", ["", "exported"])
-def test_a_loaded_model_goes_back_to_the_same_tensors(folder):
+def test_legacy_tensors_survive_the_round_trip(folder):
     model, _ = load(TINY / folder, device="cpu", dtype="float16")
     original = load_file(TINY / folder / "model.safetensors")
-    back = legacy.to_legacy(model.state_dict(), vocab_size=ROWS)
-    assert back.keys() == original.keys()
+    converted = legacy.to_legacy(model.state_dict(), vocab_size=ROWS)
+    assert converted.keys() == original.keys()
     for key, tensor in original.items():
-        assert torch.equal(back[key], tensor), key
-        assert back[key].is_contiguous()
+        assert torch.equal(converted[key], tensor), key
+        assert converted[key].is_contiguous()
 
 
 @pytest.mark.parametrize("folder", [TINY, TINY / "exported"], ids=["hub", "exported"])
-def test_a_config_goes_back_to_the_same_meaning(folder):
+def test_legacy_config_survives_the_round_trip(folder):
     raw = checkpoint.read_json(folder / "config.json")
     model, _ = load(folder, device="cpu")
-    back = legacy.config_to_legacy(model.config.to_dict(), model.generation_config.to_dict())
-    assert legacy.config_to_native(back) == legacy.config_to_native(raw)
+    converted = legacy.config_to_legacy(model.config.to_dict(), model.generation_config.to_dict())
+    assert legacy.config_to_native(converted) == legacy.config_to_native(raw)
     for part in ("text_config", "vision_config"):
-        common = back[part].keys() & raw[part].keys()
-        assert {key: back[part][key] for key in common if key != "model_type"} == {
+        common = converted[part].keys() & raw[part].keys()
+        assert {key: converted[part][key] for key in common if key != "model_type"} == {
             key: raw[part][key] for key in common if key != "model_type"
         }
-    assert back["vocab_size"] == back["text_config"]["vocab_size"] == ROWS
-    assert set(legacy.GENERATION_KEYS) <= back["text_config"].keys()
+    assert converted["vocab_size"] == converted["text_config"]["vocab_size"] == ROWS
+    assert set(legacy.GENERATION_KEYS) <= converted["text_config"].keys()
 
 
-def test_a_config_without_a_needed_key_is_refused():
+def test_config_without_required_key_is_refused():
     raw = checkpoint.read_json(TINY / "config.json")
     del raw["vision_config"]["dim_embed"]
     with pytest.raises(UserError, match="lacks 'dim_embed' in `vision_config`"):
@@ -72,7 +74,7 @@ def test_a_config_without_a_needed_key_is_refused():
         legacy.config_to_native(raw | {"text_config": raw["text_config"] | {"d_model": 49}})
 
 
-def test_every_name_of_an_adapter():
+def test_adapter_names_convert_to_native():
     state, config = tiny_adapter()
     names = json.loads((TINY / "adapter_key_map.json").read_text())
     renamed, _ = legacy.adapter_to_native(state, config)
@@ -80,7 +82,7 @@ def test_every_name_of_an_adapter():
     assert all(torch.equal(renamed[names[key]], tensor) for key, tensor in state.items())
 
 
-def test_an_adapters_targets_are_full_paths():
+def test_target_modules_of_adapter_become_full_paths():
     state, config = tiny_adapter()
     _, translated = legacy.adapter_to_native(state, config)
     assert len(translated["target_modules"]) == len(state) // 2
@@ -89,15 +91,15 @@ def test_an_adapters_targets_are_full_paths():
     assert (translated["r"], translated["lora_alpha"]) == (config["r"], config["lora_alpha"])
 
 
-def test_an_adapter_comes_back():
+def test_adapter_survives_the_round_trip():
     state, config = tiny_adapter()
-    back, translated = legacy.adapter_to_legacy(*legacy.adapter_to_native(state, config), vocab_size=ROWS)
-    assert back.keys() == state.keys()
-    assert all(torch.equal(back[key], tensor) for key, tensor in state.items())
+    converted, translated = legacy.adapter_to_legacy(*legacy.adapter_to_native(state, config), vocab_size=ROWS)
+    assert converted.keys() == state.keys()
+    assert all(torch.equal(converted[key], tensor) for key, tensor in state.items())
     assert "vision_tower.convs.0.proj" in translated["target_modules"]
 
 
-def test_patterns_and_saved_modules_are_renamed():
+def test_patterns_and_saved_modules_are_converted():
     state = {
         f"{PREFIX}vision_tower.blocks.0.0.spatial_block.ffn.fn.net.fc1.lora_A.weight": torch.ones(2, 8),
         f"{PREFIX}language_model.model.encoder.layers.1.fc1.lora_A.weight": torch.ones(4, 8),
@@ -122,7 +124,7 @@ def test_patterns_and_saved_modules_are_renamed():
     assert translated["exclude_modules"] is None
 
 
-def test_rows_of_the_output_layer_are_fitted():
+def test_adapter_of_output_layer_is_resized():
     state = {
         f"{PREFIX}lm_head.lora_A.weight": torch.ones(2, 5),
         f"{PREFIX}lm_head.lora_B.weight": torch.ones(10, 2),
@@ -131,5 +133,5 @@ def test_rows_of_the_output_layer_are_fitted():
     longer = legacy.resize_adapter(state, 11)
     assert [list(tensor.shape) for tensor in longer.values()] == [[2, 5], [11, 2], [10, 2, 1, 1]]
     assert not longer[f"{PREFIX}lm_head.lora_B.weight"][10:].any()
-    back = legacy.resize_adapter(longer, 10)
-    assert all(torch.equal(back[key], tensor) for key, tensor in state.items())
+    converted = legacy.resize_adapter(longer, 10)
+    assert all(torch.equal(converted[key], tensor) for key, tensor in state.items())

@@ -1,1 +1,1 @@
-"""LoRA on a native Florence-2: where it attaches, how it begins, how it is read, merged and saved. Trains nothing."""
+"""LoRA adapters: adding, loading, merging and saving them, their target modules, and a quantized base."""

@@ -1,1 +1,1 @@
-"""Checkpoint files: how they are found and read, the two layouts of their names, and the metadata of a training run."""
+"""Checkpoint files: finding and reading them, the two layouts of tensor names, and the metadata of a training run."""

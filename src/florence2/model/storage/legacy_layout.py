@@ -1,7 +1,6 @@
-"""Microsoft's checkpoint layout and transformers' own: one table of names, read both ways.
+"""Conversion between Microsoft's checkpoint layout (legacy) and transformers' own (native), by one table of names.
 
-Checkpoints and adapters are renamed by the same rows. Knows tensors and plain dictionaries; it opens no file,
-builds no model and does not know where either came from.
+The same rows rename checkpoints and adapters. The functions take and return tensors and plain dictionaries.
 """
 
 import re
@@ -11,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from florence2.errors import UserError
+from florence2.errors import CheckpointError
 
 State = dict[str, Tensor]
 
-# A row says: this module of Microsoft's code is that module of transformers. `*` stands for one part of the path.
+# A row maps a module of Microsoft's code to that of transformers. `*` matches one part of the path.
 _BLOCK = "vision_tower.blocks.*.*"
 _PROJECTOR = "model.multi_modal_projector"
 LAYERS: tuple[tuple[str, str], ...] = (
@@ -36,11 +35,11 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("language_model.lm_head", "lm_head"),
     ("language_model.model", "model.language_model"),
 )
-# The two tensors that are more than a name: a bare matrix used as `x @ W`, and a bias that is always zero.
+# Two tensors need more than a new name: a bare matrix used as `x @ W`, and a bias that is always zero.
 PROJECTION = ("image_projection", f"{_PROJECTOR}.image_projection.weight")
 LOGITS_BIAS = "language_model.final_logits_bias"
 
-# config.json: what keeps its name in either layout, and the few keys that do not.
+# The keys of config.json that have one name in both layouts.
 _VISION_KEYS = (
     *("depths", "patch_size", "patch_stride", "patch_padding", "patch_prenorm", "num_heads", "num_groups"),
     *("window_size", "drop_path_rate", "projection_dim"),
@@ -83,39 +82,40 @@ _TO_LEGACY = _compile((native, legacy) for legacy, native in LAYERS)
 
 def _rename(name: str, rows: tuple[tuple[re.Pattern[str], str], ...]) -> str:
     for pattern, template in rows:
-        renamed, hits = pattern.subn(template, name)
-        if hits:
+        renamed, num_matches = pattern.subn(template, name)
+        if num_matches:
             return renamed
     return name
 
 
 def native_name(name: str) -> str:
-    """Name a module or tensor of Microsoft's code as transformers does; an unknown name stays as it is."""
+    """Convert the name of a module or tensor to transformers' name; an unknown name does not change."""
     return _rename(name, _TO_NATIVE)
 
 
 def legacy_name(name: str) -> str:
-    """Name a module or tensor of transformers as Microsoft's code does; an unknown name stays as it is."""
+    """Convert the name of a module or tensor to Microsoft's name; an unknown name does not change."""
     return _rename(name, _TO_LEGACY)
 
 
 def config_to_native(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate Microsoft's config.json to keyword arguments of `Florence2Config`.
+    """Convert Microsoft's config.json to keyword arguments of `Florence2Config`.
 
-    Only known keys are taken: exports carry some sixty more, which would change the meaning of the rest.
+    Other keys than those of this module are ignored: exports have some sixty more, which would override these.
     """
     vision, text = raw.get("vision_config") or {}, raw.get("text_config") or {}
     temporal, position = vision.get("visual_temporal_embedding") or {}, vision.get("image_pos_embed") or {}
-    demands = {
+    requirements = {
         "vision_config.model_type": (vision.get("model_type") or "davit", "davit"),
         "visual_temporal_embedding.type": (temporal.get("type"), "COSINE"),
         "image_pos_embed.type": (position.get("type"), "learned_abs_2d"),
         "image_feature_source": (vision.get("image_feature_source"), _FEATURES),
         "projection_dim": (vision.get("projection_dim"), text.get("d_model")),
     }
-    for key, (found, wanted) in demands.items():
-        if found != wanted:
-            raise UserError(f"`config.json` has `{key}` {found!r}, where Florence-2 has {wanted!r}")
+    for key, (value, required) in requirements.items():
+        if value != required:
+            what = f"`config.json` has `{key}` {value!r}, where Florence-2 has {required!r}"
+            raise CheckpointError(what, "pass a Florence-2 model")
     try:
         vision_config = {key: vision[key] for key in _VISION_KEYS} | {
             "model_type": "florence_vision",
@@ -124,14 +124,14 @@ def config_to_native(raw: Mapping[str, Any]) -> dict[str, Any]:
             "max_position_embeddings": position["max_pos_embeddings"],
         }
     except KeyError as error:
-        raise UserError(f"`config.json` lacks {error} in `vision_config`") from None
+        raise CheckpointError(f"`config.json` lacks {error} in `vision_config`", "copy or download it again") from None
     text_config = {key: text[key] for key in _TEXT_KEYS if key in text}
     return {"vision_config": vision_config, "text_config": text_config | {"model_type": "bart"}}
 
 
 def config_to_legacy(native: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate `Florence2Config.to_dict()` and a generation config to Microsoft's config.json."""
-    vision, text, rows = native["vision_config"], native["text_config"], native["image_token_id"]
+    """Convert `Florence2Config.to_dict()` and a generation config to Microsoft's config.json."""
+    vision, text, vocab_size = native["vision_config"], native["text_config"], native["image_token_id"]
     positions = {"type": "learned_abs_2d", "max_pos_embeddings": vision["max_position_embeddings"]}
     frames = {"type": "COSINE", "max_temporal_embeddings": vision["max_temporal_embeddings"]}
     return {
@@ -139,10 +139,10 @@ def config_to_legacy(native: Mapping[str, Any], generation: Mapping[str, Any]) -
         "model_type": "florence2",
         "is_encoder_decoder": True,
         "projection_dim": vision["projection_dim"],
-        "vocab_size": rows,
+        "vocab_size": vocab_size,
         "text_config": {key: text[key] for key in _TEXT_KEYS}
         | {key: generation[key] for key in GENERATION_KEYS if generation.get(key) is not None}
-        | {"vocab_size": rows, "is_encoder_decoder": True},
+        | {"vocab_size": vocab_size, "is_encoder_decoder": True},
         "vision_config": {key: vision[key] for key in _VISION_KEYS}
         | {"model_type": "davit", "dim_embed": vision["embed_dim"], "image_feature_source": _FEATURES}
         | {"visual_temporal_embedding": frames, "image_pos_embed": positions},
@@ -150,7 +150,7 @@ def config_to_legacy(native: Mapping[str, Any], generation: Mapping[str, Any]) -
 
 
 def to_native(state: Mapping[str, Tensor]) -> State:
-    """Rename a whole checkpoint of Microsoft's; unknown names are kept, so that the loader can report them."""
+    """Convert the tensors of a legacy checkpoint; unknown names remain, so that the loader reports them."""
     native = {native_name(name): tensor for name, tensor in state.items()}
     if PROJECTION[0] in native:
         native[PROJECTION[1]] = native.pop(PROJECTION[0]).T
@@ -161,7 +161,7 @@ def to_native(state: Mapping[str, Tensor]) -> State:
 
 
 def to_legacy(state: Mapping[str, Tensor], vocab_size: int) -> State:
-    """Rename a whole native checkpoint as the hub stores it: `vocab_size` rows, tied matrices once, a zero bias."""
+    """Convert a native checkpoint to the tensors on the hub: `vocab_size` rows, tied ones once, a zero bias."""
     shared = state[SHARED]
     legacy: State = {}
     for name, tensor in state.items():
@@ -176,19 +176,19 @@ def to_legacy(state: Mapping[str, Tensor], vocab_size: int) -> State:
 
 
 def adapter_to_native(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
-    """Rename a LoRA trained on Microsoft's modules, and say by full path where it attaches."""
+    """Convert a LoRA for Microsoft's modules, and its config, whose target modules become full paths."""
     return _translate_adapter(state, config, native_name)
 
 
 def adapter_to_legacy(
     state: Mapping[str, Tensor], config: Mapping[str, Any], vocab_size: int
 ) -> tuple[State, dict[str, Any]]:
-    """Rename a LoRA of ours for Microsoft's modules; `vocab_size` is the row count there."""
+    """Convert a LoRA for native modules to one for Microsoft's, with their `vocab_size`."""
     return _translate_adapter(resize_adapter(state, vocab_size), config, legacy_name)
 
 
 def adapted_modules(state: Mapping[str, Tensor]) -> list[str]:
-    """List the paths of the modules that carry a LoRA in an adapter's state."""
+    """Return the sorted paths of the modules that have a LoRA in an adapter's tensors."""
     paths = {
         name.removeprefix(_ADAPTER_PREFIX)[: match.start() - len(_ADAPTER_PREFIX)]
         for name in state
@@ -198,7 +198,7 @@ def adapted_modules(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def resize_adapter(state: Mapping[str, Tensor], vocab_size: int) -> State:
-    """Cut or zero-fill the tensors that have one row (or column) for each token."""
+    """Truncate or zero-pad the tensors that have one row (or column) for each token."""
     resized = dict(state)
     for name, tensor in state.items():
         path = name.removeprefix(_ADAPTER_PREFIX)
@@ -220,7 +220,7 @@ def _translate_adapter(
     renamed = {_ADAPTER_PREFIX + rename(name.removeprefix(_ADAPTER_PREFIX)): tensor for name, tensor in state.items()}
     modules = adapted_modules(state)
     translated = dict(config) | {
-        # Suffixes and regexes were written for the other names; full paths mean the same on any model.
+        # Suffixes and regexes match the other names; full paths are unambiguous.
         "target_modules": [rename(module) for module in modules],
         "modules_to_save": _saved_modules(state, config.get("modules_to_save") or (), rename),
         "exclude_modules": None,
@@ -237,13 +237,13 @@ def _translate_adapter(
 def _saved_modules(state: Mapping[str, Tensor], names: Iterable[str], rename: Any) -> list[str] | None:
     saved = set()
     for name in names:
-        whole = re.compile(rf"^({re.escape(_ADAPTER_PREFIX)})((?:.*\.)?{re.escape(name)})(?=\.)")
-        saved |= {rename(match[2]) for key in state if (match := whole.match(key))}
+        path = re.compile(rf"^({re.escape(_ADAPTER_PREFIX)})((?:.*\.)?{re.escape(name)})(?=\.)")
+        saved |= {rename(match[2]) for key in state if (match := path.match(key))}
     return sorted(saved) or None
 
 
 def _expand_pattern(pattern: Mapping[str, int], modules: Iterable[str], rename: Any) -> dict[str, int]:
-    """Resolve peft's suffix or regex keys to full paths; the first key that fits a module wins, as in peft."""
+    """Resolve peft's suffix or regex keys to full paths; the first key that matches a module applies, as in peft."""
     expanded = {}
     for module in modules:
         for key, value in pattern.items():
