@@ -50,3 +50,21 @@ def test_tuned_allocator_keeps_freed_memory():
     )
     assert plain > 100  # five times 64 MiB, in pages of 4 KiB or of 2 MiB
     assert tuned * 10 < plain
+
+
+def test_a_process_ends_with_its_code_after_threads_and_exit_handlers() -> None:
+    code = """
+import atexit, threading, time
+from florence2.system import exit_process
+atexit.register(lambda: print("handler"))
+threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+exit_process(3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (3, ["thread", "handler"])
+
+
+def test_help_and_wrong_values_keep_their_exit_codes() -> None:
+    for words, expected in ((["--version"], 0), (["train", "--help"], 0), (["predict", "--num_beams", "x"], 2)):
+        done = subprocess.run([sys.executable, "-m", "florence2", *words], capture_output=True, text=True, check=False)
+        assert (done.returncode, bool(done.stdout or done.stderr)) == (expected, True)

@@ -2,8 +2,8 @@
 
 import sys
 
-from florence2.cli import main
+from florence2.cli import run_program
 from florence2.legacy_cli import PREDICT
 
 if __name__ == "__main__":
-    sys.exit(main(["predict", *sys.argv[1:]], published=PREDICT, prog="inference.py"))
+    run_program(["predict", *sys.argv[1:]], published=PREDICT, prog="inference.py")

@@ -2,8 +2,8 @@
 
 import sys
 
-from florence2.cli import main
+from florence2.cli import run_program
 from florence2.legacy_cli import TRAIN
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]], published=TRAIN, prog="train_florence.py"))
+    run_program(["train", *sys.argv[1:]], published=TRAIN, prog="train_florence.py")

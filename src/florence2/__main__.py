@@ -1,8 +1,6 @@
 """`python -m florence2`, so that `accelerate launch -m florence2 train ...` works."""
 
-import sys
-
-from florence2.cli import main
+from florence2.cli import run_program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program()

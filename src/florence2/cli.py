@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 
@@ -20,6 +20,7 @@ from florence2.errors import OptionError, UserError
 from florence2.legacy_cli import Rewrite, translate
 from florence2.log import log_to_stderr
 from florence2.settings_io import closest_name_hint, setting_names, setting_words
+from florence2.system import exit_process
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,17 @@ def main(
         raise
     except KeyboardInterrupt:
         return 130
+
+
+def run_program(
+    arguments: Sequence[str] | None = None, *, published: dict[str, Rewrite] | None = None, prog: str | None = None
+) -> NoReturn:
+    """Run one command as the main program of this process, and end the process with its exit code."""
+    try:
+        code = main(arguments, published=published, prog=prog)
+    except SystemExit as error:  # of the parser, after the help or a wrong value
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    exit_process(code)
 
 
 def _split_command(words: list[str]) -> tuple[str, list[str]]:

@@ -1,9 +1,14 @@
 """What this machine offers: its compiler, its memory and its allocator. Knows no torch and no model."""
 
+import atexit
+import contextlib
 import ctypes
 import os
 import shutil
+import sys
+import threading
 from pathlib import Path
+from typing import NoReturn
 
 from florence2.errors import MissingPackageError
 
@@ -68,3 +73,16 @@ def tune_allocator() -> bool:
     # No mapping of their own for large blocks; never trim; grow by 64 MiB.
     options = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 * MIB))
     return all(mallopt(name, value) == 1 for name, value in options)
+
+
+def exit_process(code: int) -> NoReturn:
+    """End the process after its threads and exit handlers, without finalizing the interpreter.
+
+    A native thread that still runs while the interpreter is finalized aborts the process with exit code 134.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe
+            stream.flush()
+    os._exit(code)
