@@ -83,7 +83,7 @@ class OurDataset(NoiseDataset):
 
     def __getitem__(self, index: Any) -> dict[str, Any]:
         prompt, labels = self.sample_ids()
-        item: dict[str, Any] = {"index": 0, "input_ids": prompt, "labels": labels}
+        item: dict[str, Any] = {"input_ids": prompt, "labels": labels}
         if self.options.cached_features:
             width = self.config.text_config.d_model
             features_ND = self.image.flatten()[: self.num_image_tokens * width].view(-1, width)

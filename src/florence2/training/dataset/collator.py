@@ -26,7 +26,7 @@ class Florence2Collator:
     `common_prompt_length`; and `label_positions_N` is padded with -1 to one of eight lengths.
 
     With `preprocessor`, a batch holds the arguments of transformers' `Florence2ForConditionalGeneration`, as its own
-    `Trainer` requires: `pixel_values` instead of bytes, and neither `index` nor `label_positions_N`.
+    `Trainer` requires: `pixel_values` instead of bytes, and no `label_positions_N`.
     """
 
     pad_token_id: int
@@ -45,7 +45,6 @@ class Florence2Collator:
                 batch[name.replace("_", "_B")] = stacked
         if self.preprocessor is not None:
             return batch | {"pixel_values": self.preprocessor.normalize(batch.pop("pixels_BHWC"))}
-        batch["index"] = torch.tensor([example["index"] for example in examples])
         batch["label_positions_N"] = self._label_positions(batch["labels"])
         return batch
 

@@ -83,11 +83,7 @@ class Florence2Dataset(Dataset[dict[str, Any]]):
     def example(self, sample: Sample, draw: SampleDraw) -> dict[str, Any]:
         """Return the arrays of one augmented sample."""
         augmented, window = self.augmented(sample, draw)
-        example = {
-            "index": draw.sample_index,
-            "input_ids": self._prompt_ids(augmented),
-            "labels": self._target_ids(augmented),
-        }
+        example: dict[str, Any] = {"input_ids": self._prompt_ids(augmented), "labels": self._target_ids(augmented)}
         if self.features is None:
             example["pixels_HWC"] = self._pixels(sample, window)
         else:

@@ -25,7 +25,7 @@ NUM_PREVIEW_SAMPLES = 32  # samples that are read from a stream before training 
 
 @dataclass(frozen=True)
 class TrainingDataConfig:
-    """Which samples a run trains on and evaluates on.
+    """The choice of the samples that a run trains on and evaluates on.
 
     `sampling_weights` maps names of tasks and of datasets to the number of times an epoch draws each of their samples.
     `val_dataset` is a dataset, or the fraction of the training images that is used for evaluation. `keep_lines` keeps
@@ -151,18 +151,8 @@ def find_training_data(config: TrainingDataConfig) -> TrainingData:
         logger.info(f"{stream.source.name} is streamed from {stream.source.num_shards:,} shards")
         samples = stream.first(NUM_PREVIEW_SAMPLES)
         return TrainingData(samples, eval=_load_samples(config, val) if isinstance(val, str) else [], stream=stream)
-    samples_by_dataset = {name: _load_samples(config, name) for name in config.datasets}
-    if len(samples_by_dataset) > 1:
-        samples_by_dataset = {
-            name: [replace(sample, id=f"{name}/{sample.id}") for sample in samples]
-            for name, samples in samples_by_dataset.items()
-        }
-    dataset_of = {sample.id: name for name, samples in samples_by_dataset.items() for sample in samples}
-    samples, val_samples = train_val_split(
-        [sample for samples in samples_by_dataset.values() for sample in samples],
-        val if isinstance(val, float) else 0,
-        config.seed,
-    )
+    samples, dataset_of = _load_datasets(config)
+    samples, val_samples = train_val_split(samples, val if isinstance(val, float) else 0, config.seed)
     if isinstance(val, str):
         val_samples = _load_samples(config, val)
     weights = _sample_weights(config.sampling_weights, samples, dataset_of)
@@ -189,6 +179,19 @@ def _open_stream(config: TrainingDataConfig) -> SampleStream:
     columns = ColumnMapping(config.task, image=config.image_column, text=config.text_column)
     source = find_sharded_source(config.datasets[0], columns, offline=config.offline)
     return SampleStream(source, config.seed, config.on_missing)
+
+
+def _load_datasets(config: TrainingDataConfig) -> tuple[list[Sample], dict[str, str]]:
+    """Load the samples of all datasets, and the dataset of each sample id; of several, the ids start with the name."""
+    samples: list[Sample] = []
+    dataset_of: dict[str, str] = {}
+    for name in dict.fromkeys(config.datasets):
+        loaded = _load_samples(config, name)
+        if len(set(config.datasets)) > 1:
+            loaded = [replace(sample, id=f"{name}/{sample.id}") for sample in loaded]
+        samples += loaded
+        dataset_of |= dict.fromkeys((sample.id for sample in loaded), name)
+    return samples, dataset_of
 
 
 def _load_samples(config: TrainingDataConfig, name: str) -> list[Sample]:
