@@ -1,6 +1,6 @@
-"""A Florence-2 small enough for every test: native classes, random weights, a byte-level tokenizer, 64x64 pixels.
+"""A tiny Florence-2 for tests: native classes, random weights, a byte-level tokenizer, 64x64 pixels.
 
-`tiny_model(seed)` makes model and processor in memory; `save_tiny(folder)` writes them in transformers' layout.
+`tiny_model(seed)` returns a model and its processor; `save_tiny(folder)` writes them in transformers' layout.
 """
 
 import string
@@ -26,13 +26,13 @@ LAYOUT_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
 def tiny_model(seed: int = 0) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
-    """Make a random model in eval mode and its processor; one seed makes the same weights every time."""
+    """Return a random model in eval mode and its processor; the seed determines the weights."""
     processor = tiny_processor()
     config = tiny_config(processor.image_token_id)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Florence2ForConditionalGeneration(config).eval()
-        _roughen(model)
+        _scale_weights(model)
     model.generation_config = tiny_generation_config()
     return model, processor
 
@@ -46,7 +46,7 @@ def save_tiny(folder: Path, seed: int = 0) -> Path:
 
 
 def tiny_processor() -> Florence2Processor:
-    """Make the processor: 64x64 pixels, five image tokens, a tokenizer of single bytes."""
+    """Return the processor: 64x64 pixels, five image tokens, a byte-level tokenizer."""
     images = CLIPImageProcessorPil(
         size={"height": PIXELS, "width": PIXELS},
         do_center_crop=False,
@@ -58,7 +58,7 @@ def tiny_processor() -> Florence2Processor:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Make a byte-level BPE tokenizer whose few merges are pairs of small letters."""
+    """Return a byte-level BPE tokenizer whose few merges are pairs of lowercase letters."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [(a, b) for a in "aeiou" for b in string.ascii_lowercase]
     words = [*LAYOUT_TOKENS[:4], *alphabet, *(a + b for a, b in merges), LAYOUT_TOKENS[4]]
@@ -84,7 +84,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_config(image_token_id: int) -> Florence2Config:
-    """Describe the tiny architecture; windows are padded and heads differ between encoder and decoder."""
+    """Return the config; windows are padded, and the numbers of heads differ between encoder and decoder."""
     vision = Florence2VisionConfig(
         embed_dim=(8, 16, 24, 32),
         num_heads=(1, 2, 2, 4),
@@ -112,7 +112,7 @@ def tiny_config(image_token_id: int) -> Florence2Config:
 
 
 def tiny_generation_config() -> GenerationConfig:
-    """Say what Microsoft's checkpoints say about generation."""
+    """Return the generation config of Microsoft's checkpoints."""
     return GenerationConfig(
         bos_token_id=0,
         pad_token_id=1,
@@ -126,8 +126,8 @@ def tiny_generation_config() -> GenerationConfig:
     )
 
 
-def _roughen(model: Florence2ForConditionalGeneration) -> None:
-    """Make the weights large enough for answers to depend on picture, prompt and what was said before."""
+def _scale_weights(model: Florence2ForConditionalGeneration) -> None:
+    """Scale the weights up, so that answers depend on the image, the prompt and the previous tokens."""
     for name, weight in model.named_parameters():
         if weight.dim() == 1:
             weight.data += 0.1 * torch.randn_like(weight)
@@ -135,11 +135,11 @@ def _roughen(model: Florence2ForConditionalGeneration) -> None:
             weight.data = 0.5 * torch.randn_like(weight)
         else:
             weight.data = torch.randn_like(weight) * (1.5 / weight[0].numel() ** 0.5)
-    _let_answers_end(model)
+    _raise_eos_probability(model)
 
 
-def _let_answers_end(model: Florence2ForConditionalGeneration) -> None:
-    """Lift the odds of eos, so that about half of all greedy answers end by themselves."""
+def _raise_eos_probability(model: Florence2ForConditionalGeneration) -> None:
+    """Raise the probability of eos, so that about half of all greedy answers end before the maximal length."""
     language = model.model.language_model
     bias = language.decoder.layers[-1].final_layer_norm.bias.data
     bias *= 5

@@ -1,4 +1,4 @@
-"""The original code's numbers for the tiny checkpoint, and how a loaded model is held against them."""
+"""The original code's outputs for the tiny checkpoint, and the comparison of a loaded model with them."""
 
 import json
 import shutil
@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TINY = FIXTURES / "tiny-legacy"
 HUB = FIXTURES / "hub"
-ROWS = 1500  # the original's vocabulary; ours has `<image>` behind it
+ROWS = 1500  # the original vocabulary size; the native one has `<image>` as well
 IMAGE_TOKENS = 10
 TOLERANCE = {"atol": 1e-4, "rtol": 0}
 
 
 def expected(name: str = "expected") -> dict[str, torch.Tensor]:
-    """The inputs of all cases, and the outputs of one, without their `out.`."""
+    """Return the inputs of all cases, and the outputs of one without their prefix `out.`."""
     tensors = load_file(TINY / "expected.safetensors")
     inputs = {key: value for key, value in tensors.items() if key.startswith("in.")}
     outputs = load_file(TINY / f"{name}.safetensors")
@@ -47,7 +47,7 @@ def assert_equals_original(model, case: dict[str, torch.Tensor]) -> None:
 
 
 def copy_tiny(folder: Path, weights: str | None = "model.safetensors") -> Path:
-    """Copy the tiny checkpoint with one file of weights, or none."""
+    """Copy the tiny checkpoint with one file of weights, or without weights."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in TINY.iterdir():
         if path.name in ("config.json", "generation_config.json", "preprocessor_config.json", weights) or (
@@ -58,7 +58,7 @@ def copy_tiny(folder: Path, weights: str | None = "model.safetensors") -> Path:
 
 
 def split_weights(folder: Path, suffix: str) -> Path:
-    """Replace the weights of a folder by two files and an index."""
+    """Replace the weights of a folder by two shards and an index."""
     stem = "model" if suffix == "safetensors" else "pytorch_model"
     source = folder / f"{stem}.{suffix}"
     state = load_file(source) if suffix == "safetensors" else torch.load(source, weights_only=True)
@@ -75,7 +75,7 @@ def split_weights(folder: Path, suffix: str) -> Path:
 
 
 def edit_json(path: Path, **changes) -> None:
-    """Change keys of a JSON file; `part__key` means a key of a part."""
+    """Change keys of a JSON file; `part__key` is a nested key."""
     content = json.loads(path.read_text())
     for name, value in changes.items():
         *parts, key = name.split("__")
