@@ -52,7 +52,7 @@ def test_file_name_has_task_and_input_if_one_image_has_several_samples(photos, t
     assert path == tmp_path / "sub" / "a.region_to_category.250-250-625-625.jpg"
 
 
-def test_region_of_text_task_is_drawn_with_text_as_label(photos, tmp_path):
+def test_region_of_text_task_has_text_as_label(photos, tmp_path):
     task = "<REGION_TO_CATEGORY>"
     writer = AnnotatedImageWriter(str(tmp_path), [sample(photos, task, REGION)])
     path = writer.write(Prediction("sub/a.png", task, REGION, text="cat"))
