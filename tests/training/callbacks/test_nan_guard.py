@@ -73,3 +73,24 @@ def test_norms_of_a_gpu_are_read_late_or_before_saving(
     assert control.should_save == (save and not consecutive)
     guard.on_train_end()
     assert guard.skipped == sum(skipped)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_step_is_skipped_without_a_host_sync() -> None:
+    weight = nn.Parameter(torch.ones(3, device="cuda"))
+    optimizer, guard = fused(weight), NonFiniteGradientGuard()
+    gradients = [torch.full_like(weight, value) for value in (float("nan"), float("inf"), 0.5)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for gradient in gradients:
+            weight.grad = gradient
+            guard.set_norm(torch.nn.utils.clip_grad_norm_([weight], 1.0))
+            guard.on_pre_optimizer_step(None, None, TrainerControl(), optimizer)
+            optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert guard.skipped == 0
+    guard.on_train_end()
+    assert (guard.skipped, guard.consecutive) == (2, 0)
+    assert optimizer.state[weight]["step"].item() == 1
+    assert weight.isfinite().all()

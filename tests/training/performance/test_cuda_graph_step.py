@@ -37,7 +37,7 @@ def test_graphed_step_trains_the_same_weights(tmp_path: Path, rank: int, parts: 
     assert all(torch.equal(weight, expected[name]) for name, weight in graphed.weights().items())
 
 
-def test_batches_of_a_shape_share_input_and_gradient_buffers() -> None:
+def test_batches_of_a_shape_use_the_same_buffers() -> None:
     layer, calls = nn.Linear(3, 1), []
 
     def step(batch: dict[str, torch.Tensor], items: torch.Tensor) -> torch.Tensor:
