@@ -1,4 +1,4 @@
-"""The command line on a CPU that accelerate takes for an accelerator: it offers FSDP on no other device."""
+"""The command line on a CPU that accelerate treats as a GPU, because accelerate supports FSDP only there."""
 
 import sys
 from typing import Any
@@ -8,16 +8,16 @@ from accelerate.utils import DistributedType
 
 from florence2.cli import main
 
-_begin = PartialState.__init__
+_initialize = PartialState.__init__
 
 
-def _begin_as_an_accelerator(self: PartialState, *given: Any, **named: Any) -> None:
-    _begin(self, *given, **named)
+def _initialize_as_multi_gpu(self: PartialState, *args: Any, **kwargs: Any) -> None:
+    _initialize(self, *args, **kwargs)
     if self._shared_state.get("distributed_type") == DistributedType.MULTI_CPU:
         self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-PartialState.__init__ = _begin_as_an_accelerator
+PartialState.__init__ = _initialize_as_multi_gpu
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

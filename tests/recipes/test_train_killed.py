@@ -1,6 +1,6 @@
-"""Kill a training at random moments and go on: the result is that of a training that was left alone.
+"""A run that is killed at random moments and resumed gives the result of an uninterrupted run.
 
-FLORENCE2_LONG=1 in the environment asks for 20 kills, some of them before the first step; the ordinary run makes two.
+FLORENCE2_LONG=1 in the environment sets 20 kills, some of them before the first step; the default is two.
 """
 
 import contextlib
@@ -31,34 +31,34 @@ VALUES: dict[str, Any] = {
 }
 
 
-def go_on(folder: Path) -> None:
+def resume(folder: Path) -> None:
     """Train in this process, silently, from the newest checkpoint."""
     torch.set_num_threads(1)
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+    with Path(os.devnull).open("w") as null, contextlib.redirect_stderr(null):
         run(folder, "killed", **VALUES, resume="auto")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a fork server")
-def test_killed_and_resumed_is_never_killed(tmp_path: Path) -> None:
+def test_killed_and_resumed_run_equals_uninterrupted_run(tmp_path: Path) -> None:
     save_photos(tmp_path / "photos")
     save_calm(tmp_path / "model", dropout=0.2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    whole = run(tmp_path, "whole", **VALUES)
+    uninterrupted = run(tmp_path, "uninterrupted", **VALUES)
     torch.set_num_threads(threads)
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["tests.training.images"])
-    chance, kills = random.Random(), 0
+    rng, kills = random.Random(), 0
     while True:
-        process = processes.Process(target=go_on, args=(tmp_path,))
+        process = processes.Process(target=resume, args=(tmp_path,))
         process.start()
-        had = list_checkpoints(tmp_path / "killed")
-        if LONG and chance.random() < 0.3:  # while it starts, reads and loads
-            process.join(chance.uniform(0, 3))
+        checkpoints = list_checkpoints(tmp_path / "killed")
+        if LONG and rng.random() < 0.3:  # while it starts, reads and loads
+            process.join(rng.uniform(0, 3))
         else:
-            while kills < KILLS and process.is_alive() and list_checkpoints(tmp_path / "killed") == had:
+            while kills < KILLS and process.is_alive() and list_checkpoints(tmp_path / "killed") == checkpoints:
                 time.sleep(0.002)
-            time.sleep(chance.uniform(0, 0.15))  # a step and its checkpoint take about this long
+            time.sleep(rng.uniform(0, 0.15))  # a step and its checkpoint take about this long
         if kills < KILLS and process.is_alive():
             process.kill()
             kills += 1
@@ -67,7 +67,7 @@ def test_killed_and_resumed_is_never_killed(tmp_path: Path) -> None:
             break
     assert kills > 0
     print(f"{kills} kills, {EPOCHS * 2} steps")
-    mine, theirs = (load_file(out / "adapter_model.safetensors") for out in (tmp_path / "killed", whole))
-    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    resumed, expected = (load_file(out / "adapter_model.safetensors") for out in (tmp_path / "killed", uninterrupted))
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
     assert (tmp_path / "killed" / "metrics.jsonl").read_text().count("\n") == EPOCHS * 2
     assert not list((tmp_path / "killed").glob(".unfinished/*"))

@@ -1,4 +1,4 @@
-"""Two processes over gloo take the steps that one process takes with twice the batch, the weights parted or not."""
+"""Two processes over gloo take the same steps as one process with twice the batch, with and without sharded weights."""
 
 import json
 import os
@@ -24,120 +24,122 @@ from tests.training.images import CAPTIONS, run, save_calm, save_photos
 
 ROOT = Path(__file__).parents[2]
 SHARED = {"epochs": 2, "learning_rate": 1e-1, "dropout": 0.0, "optim": "torch.optim.SGD", "rank": 4, "task": "ocr"}
-PLAIN = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no -m florence2"
+LAUNCH_OPTIONS = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no -m florence2"
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo is tried on POSIX")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo is tested on POSIX")
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("processes")
-    save_photos(folder / "photos")
-    save_calm(folder / "model")
-    plain = {"batch_size": 4, "trainer_args": ["logging_steps=1"], "val_dataset": str(folder / "photos")}
-    run(folder, "one", **SHARED, **plain, eval_metrics=["loss", "cer"])
-    return folder
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("processes")
+    save_photos(path / "photos")
+    save_calm(path / "model")
+    plain = {"batch_size": 4, "trainer_args": ["logging_steps=1"], "val_dataset": str(path / "photos")}
+    run(path, "one", **SHARED, **plain, eval_metrics=["loss", "cer"])
+    return path
 
 
-EXAM = ("--eval_metrics", "loss", "cer")
+EVAL_FLAGS = ("--eval_metrics", "loss", "cer")
 
 
-def launch(room: Path, how: str, name: str, *more: str, **other: Any) -> str:
-    """Train in two processes and return what they said."""
-    given = {"dataset": "photos", "model_id": "model", "output_dir": name, "device": "cpu", "batch_size": 2}
-    flags = [word for flag, value in (given | SHARED | other).items() for word in (f"--{flag}", str(value))]
+def launch_train(folder: Path, launch_options: str, name: str, *more: str, **more_values: Any) -> str:
+    """Train in two processes and return their log."""
+    values = {"dataset": "photos", "model_id": "model", "output_dir": name, "device": "cpu", "batch_size": 2}
+    flags = [word for flag, value in (values | SHARED | more_values).items() for word in (f"--{flag}", str(value))]
     flags += ["--trainer_args", "logging_steps=1", "--val_dataset", "photos", *more]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-    done = subprocess.run(
-        [*command, *how.split(), "train", *flags],
-        cwd=room,
+    result = subprocess.run(
+        [*command, *launch_options.split(), "train", *flags],
+        cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stderr
 
 
-def fsdp(room: Path) -> str:
-    """Give the launch options for the example of FSDP, on a CPU."""
+def fsdp(folder: Path) -> str:
+    """Return the launch options of the FSDP example, on a CPU."""
     config = yaml.safe_load((ROOT / "examples" / "devices" / "fsdp.yaml").read_text())
-    (room / "fsdp.yaml").write_text(yaml.safe_dump(config | {"mixed_precision": "no", "use_cpu": True}))
+    (folder / "fsdp.yaml").write_text(yaml.safe_dump(config | {"mixed_precision": "no", "use_cpu": True}))
     return f"--config_file fsdp.yaml {ROOT / 'tests' / 'recipes' / 'fsdp_on_cpu.py'}"
 
 
-def learnt(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter_model.safetensors")
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path / "adapter_model.safetensors")
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_alike(two: Path, one: Path) -> None:
-    """Hold one training's weights and losses against another's."""
-    for here, there in ((two, one), (two / "checkpoint-2", one / "checkpoint-2")):
-        mine, theirs = learnt(here), learnt(there)
-        assert mine.keys() == theirs.keys()
-        assert all(torch.allclose(mine[name], theirs[name], atol=1e-6) for name in theirs)
-    start = learnt(one / "checkpoint-2")
-    assert any((start[name] - weight).abs().max() > 1e-5 for name, weight in learnt(one).items())
-    for mine, theirs in zip(rows(two), rows(one), strict=True):
-        assert mine["step"] == theirs["step"]
-        for name in {"loss", "eval_loss", "eval_cer"} & mine.keys():
-            assert mine[name] == pytest.approx(theirs[name], abs=1e-4)
-    assert sum("eval_loss" in row for row in rows(two)) == 2
+def assert_close(actual: Path, expected: Path) -> None:
+    """Compare the weights and losses of two runs."""
+    for actual_folder, expected_folder in ((actual, expected), (actual / "checkpoint-2", expected / "checkpoint-2")):
+        actual_weights, expected_weights = read_weights(actual_folder), read_weights(expected_folder)
+        assert actual_weights.keys() == expected_weights.keys()
+        assert all(torch.allclose(actual_weights[name], expected_weights[name], atol=1e-6) for name in expected_weights)
+    start = read_weights(expected / "checkpoint-2")
+    assert any((start[name] - weight).abs().max() > 1e-5 for name, weight in read_weights(expected).items())
+    for actual_row, expected_row in zip(read_metrics(actual), read_metrics(expected), strict=True):
+        assert actual_row["step"] == expected_row["step"]
+        for name in {"loss", "eval_loss", "eval_cer"} & actual_row.keys():
+            assert actual_row[name] == pytest.approx(expected_row[name], abs=1e-4)
+    assert sum("eval_loss" in row for row in read_metrics(actual)) == 2
 
 
-def test_two_processes_are_one_with_twice_the_batch(room: Path) -> None:
-    said = launch(room, PLAIN, "two", *EXAM)
-    assert said.count("captions, 4 steps of 4") == 1  # only one of them talks
-    assert said.count("saved two") == 1
-    assert_alike(room / "two", room / "one")
+def test_two_processes_equal_one_with_twice_the_batch(folder: Path) -> None:
+    log = launch_train(folder, LAUNCH_OPTIONS, "two", *EVAL_FLAGS)
+    assert log.count("samples, 4 steps of 4") == 1  # only the main process logs
+    assert log.count("saved two") == 1
+    assert_close(folder / "two", folder / "one")
 
 
-@pytest.mark.skipif(not os.environ.get("FLORENCE2_LONG"), reason="FLORENCE2_LONG=1 asks for it")
-def test_two_processes_go_on(room: Path) -> None:
-    shutil.copytree(room / "two" / "checkpoint-2", room / "two-again" / "checkpoint-2")
-    launch(room, PLAIN, "two-again", *EXAM, "--resume", "auto")
-    again, whole = learnt(room / "two-again"), learnt(room / "two")
-    assert all(torch.equal(again[name], weight) for name, weight in whole.items())
+@pytest.mark.skipif(not os.environ.get("FLORENCE2_LONG"), reason="set FLORENCE2_LONG=1")
+def test_two_processes_resume(folder: Path) -> None:
+    shutil.copytree(folder / "two" / "checkpoint-2", folder / "two-resumed" / "checkpoint-2")
+    launch_train(folder, LAUNCH_OPTIONS, "two-resumed", *EVAL_FLAGS, "--resume", "auto")
+    resumed, uninterrupted = read_weights(folder / "two-resumed"), read_weights(folder / "two")
+    assert all(torch.equal(resumed[name], weight) for name, weight in uninterrupted.items())
 
 
-@pytest.mark.skipif(not os.environ.get("FLORENCE2_LONG"), reason="FLORENCE2_LONG=1 asks for it")
-def test_two_machines_are_one_with_twice_the_batch(room: Path) -> None:
+@pytest.mark.skipif(not os.environ.get("FLORENCE2_LONG"), reason="set FLORENCE2_LONG=1")
+def test_two_machines_equal_one_with_twice_the_batch(folder: Path) -> None:
     config = yaml.safe_load((ROOT / "examples" / "devices" / "two_machines.yaml").read_text())
-    here = {"num_processes": 2, "main_process_ip": "127.0.0.1", "mixed_precision": "no"}
-    (room / "machines.yaml").write_text(yaml.safe_dump(config | here))
+    machine = {"num_processes": 2, "main_process_ip": "127.0.0.1", "mixed_precision": "no"}
+    (folder / "machines.yaml").write_text(yaml.safe_dump(config | machine))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    how = f"--main_process_port {port} --config_file machines.yaml --machine_rank %d -m florence2"
+    launch_options = f"--main_process_port {port} --config_file machines.yaml --machine_rank %d -m florence2"
     with ThreadPoolExecutor(2) as machines:
-        said = list(machines.map(lambda rank: launch(room, how % rank, "machines", *EXAM), range(2)))
-    assert [each.count("saved machines") for each in said] == [1, 0]  # only one of them talks
-    assert_alike(room / "machines", room / "one")
+        logs = list(
+            machines.map(lambda rank: launch_train(folder, launch_options % rank, "machines", *EVAL_FLAGS), range(2))
+        )
+    assert [log_of_rank.count("saved machines") for log_of_rank in logs] == [1, 0]  # only the main process logs
+    assert_close(folder / "machines", folder / "one")
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_learns_the_same_and_goes_on(room: Path, stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deepspeed_equals_one_process_and_resumes(folder: Path, stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("deepspeed", reason="deepspeed is not installed")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     config = yaml.safe_load((ROOT / "examples" / "devices" / "deepspeed.yaml").read_text())
     config["deepspeed_config"]["zero_stage"] = stage
-    (room / "ds.yaml").write_text(yaml.safe_dump(config | {"mixed_precision": "no", "use_cpu": True}))
-    plain, how, name = f"zero-{stage}-one", "--config_file ds.yaml -m florence2", f"zero-{stage}"
-    # DeepSpeed knows no optimizer but Adam and its kin by heart.
+    (folder / "ds.yaml").write_text(yaml.safe_dump(config | {"mixed_precision": "no", "use_cpu": True}))
+    plain, launch_options, name = f"zero-{stage}-one", "--config_file ds.yaml -m florence2", f"zero-{stage}"
+    # DeepSpeed supports only Adam and its relatives without a setting.
     adam = {"optim": "adamw_torch", "learning_rate": 1e-3}
-    run(room, plain, **SHARED | adam, batch_size=4)
-    launch(room, how, name, **adam)
-    mine, theirs = learnt(room / name), learnt(room / plain)
-    assert all(torch.allclose(mine[key], weight, atol=1e-4) for key, weight in theirs.items())
-    shutil.copytree(room / name / "checkpoint-2", room / f"{name}-again" / "checkpoint-2")
-    launch(room, how, f"{name}-again", "--resume", "auto", **adam)
-    again = learnt(room / f"{name}-again")
-    assert all(torch.equal(again[key], weight) for key, weight in mine.items())
+    run(folder, plain, **SHARED | adam, batch_size=4)
+    launch_train(folder, launch_options, name, **adam)
+    actual_weights, expected_weights = read_weights(folder / name), read_weights(folder / plain)
+    assert all(torch.allclose(actual_weights[key], weight, atol=1e-4) for key, weight in expected_weights.items())
+    shutil.copytree(folder / name / "checkpoint-2", folder / f"{name}-resumed" / "checkpoint-2")
+    launch_train(folder, launch_options, f"{name}-resumed", "--resume", "auto", **adam)
+    resumed = read_weights(folder / f"{name}-resumed")
+    assert all(torch.equal(resumed[key], weight) for key, weight in actual_weights.items())
 
 
 @pytest.mark.parametrize(
@@ -149,48 +151,48 @@ def test_deepspeed_learns_the_same_and_goes_on(room: Path, stage: int, monkeypat
         ({"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}, False),
     ],
 )
-def test_weights_that_could_not_be_kept_are_not_parted(zero: dict[str, Any], is_refused: bool) -> None:
+def test_zero3_without_gathering_is_refused(zero: dict[str, Any], is_refused: bool) -> None:
     with pytest.raises(UserError, match="does not gather them to save them") if is_refused else nullcontext():
         check_zero3_config({"zero_optimization": zero})
 
 
-def test_parted_weights_learn_the_same_and_go_on(room: Path) -> None:
-    launch(room, fsdp(room), "parted")
-    assert_alike(room / "parted", room / "one")
-    kept = room / "parted" / "checkpoint-2"
-    assert len(list((kept / "pytorch_model_fsdp_0").glob("*.distcp"))) == 2  # a part from each process
-    load(kept, device="cpu")
-    shutil.copytree(kept, room / "parted-again" / "checkpoint-2")
-    launch(room, fsdp(room), "parted-again", "--resume", "auto")
-    again, whole = learnt(room / "parted-again"), learnt(room / "parted")
-    assert all(torch.equal(again[name], weight) for name, weight in whole.items())
+def test_fsdp_equals_one_process_and_resumes(folder: Path) -> None:
+    launch_train(folder, fsdp(folder), "sharded")
+    assert_close(folder / "sharded", folder / "one")
+    checkpoint = folder / "sharded" / "checkpoint-2"
+    assert len(list((checkpoint / "pytorch_model_fsdp_0").glob("*.distcp"))) == 2  # one from each process
+    load(checkpoint, device="cpu")
+    shutil.copytree(checkpoint, folder / "sharded-resumed" / "checkpoint-2")
+    launch_train(folder, fsdp(folder), "sharded-resumed", "--resume", "auto")
+    resumed, uninterrupted = read_weights(folder / "sharded-resumed"), read_weights(folder / "sharded")
+    assert all(torch.equal(resumed[name], weight) for name, weight in uninterrupted.items())
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo is tried on POSIX")
-def test_two_processes_share_a_stream_as_two_workers_do(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo is tested on POSIX")
+def test_two_processes_split_a_stream_as_two_workers_do(tmp_path: Path) -> None:
     photos = save_photos(tmp_path / "photos")
     save_calm(tmp_path / "model")
     (tmp_path / "tars").mkdir()
     images = [(f"{n}.png", (photos / f"{n}.png").read_bytes(), [{"text": text}]) for n, text in enumerate(CAPTIONS)]
     write_shards(tmp_path / "tars", images, per_shard=3)
-    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
+    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
     plain = "--mixed_precision no --dynamo_backend no -m florence2 train --streaming"
-    given = {"dataset": "tars", "model_id": "model", "output_dir": "two", "device": "cpu", "batch_size": 1}
-    flags = [word for name, value in (given | SHARED).items() for word in (f"--{name}", str(value))]
+    values = {"dataset": "tars", "model_id": "model", "output_dir": "two", "device": "cpu", "batch_size": 1}
+    flags = [word for name, value in (values | SHARED).items() for word in (f"--{name}", str(value))]
     command = [
         sys.executable,
-        *launch.split(),
+        *launcher.split(),
         *plain.split(),
         *flags,
         "--trainer_args",
         "max_steps=5",
         "logging_steps=1",
     ]
-    done = subprocess.run(
+    result = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    one = run(
+    assert result.returncode == 0, result.stderr[-3000:]
+    expected = run(
         tmp_path,
         "one",
         **SHARED,
@@ -201,7 +203,9 @@ def test_two_processes_share_a_stream_as_two_workers_do(tmp_path: Path) -> None:
         num_workers=2,
         trainer_args=["max_steps=5", "logging_steps=1"],
     )
-    mine, theirs = (load_file(out / "adapter_model.safetensors") for out in (tmp_path / "two", one))
-    assert all(torch.allclose(mine[name], theirs[name], atol=1e-6) for name in theirs)
-    for here, there in zip(rows(tmp_path / "two"), rows(one), strict=True):
-        assert here["loss"] == pytest.approx(there["loss"], abs=1e-4)
+    actual_weights, expected_weights = (
+        load_file(out / "adapter_model.safetensors") for out in (tmp_path / "two", expected)
+    )
+    assert all(torch.allclose(actual_weights[name], expected_weights[name], atol=1e-6) for name in expected_weights)
+    for actual_row, expected_row in zip(read_metrics(tmp_path / "two"), read_metrics(expected), strict=True):
+        assert actual_row["loss"] == pytest.approx(expected_row["loss"], abs=1e-4)
