@@ -85,6 +85,7 @@ class DatasetRow(NamedTuple):
     """A row with its name for errors and its image; an image that does not exist is known by its path alone.
 
     `ignored_shapes` names the kinds of the image's shapes that the reader does not read, on the first of its rows.
+    `unlisted_annotations` names annotations of the row's file whose image is not listed.
     """
 
     where: str
@@ -92,6 +93,7 @@ class DatasetRow(NamedTuple):
     image: Sample
     exists: bool = True
     ignored_shapes: Sequence[str] = ()
+    unlisted_annotations: Sequence[str] = ()
 
 
 def locate_rows(rows: Iterable[NamedRow], columns: ColumnMapping, locate: ImageLocator) -> Iterator[DatasetRow]:
@@ -117,7 +119,7 @@ def samples_from_rows(
 
     Without targets no row is skipped: an image that cannot be read raises when it is opened.
     """
-    for where, row, image, exists, _ in rows:
+    for where, row, image, exists, *_ in rows:
         if columns.with_targets and row.get("error") not in (None, ""):
             yield Skipped(image.id, SkipReason.FAILED, str(image.image), "caption it again")
         elif columns.with_targets and not exists:

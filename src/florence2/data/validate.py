@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Literal
 
 from florence2.data.image import ImageError
@@ -77,7 +78,7 @@ def check_images(
             progress(checked)
     samples = [sample for sample in dataset.samples if sample.id not in unreadable]
     in_order = [unreadable[id_] for id_ in dict.fromkeys(s.id for s in dataset.samples) if id_ in unreadable]
-    checked_dataset = ResolvedDataset(dataset.source, dataset.root, samples, [*dataset.skipped, *in_order])
+    checked_dataset = replace(dataset, samples=samples, skipped=[*dataset.skipped, *in_order])
     return raise_on_skipped(checked_dataset, on_missing)
 
 

@@ -4,9 +4,34 @@ import json
 from pathlib import Path
 from typing import Any
 
+from florence2.data.columns import ColumnMapping
+from florence2.data.inspection.dataset_report import report_dataset
+from florence2.data.inspection.dataset_rows import dataset_rows
+from florence2.data.inspection.issues import LengthLimit, min_token_count
+from florence2.data.resolve import split_spec
 from tests.data.images import image
 
 SIZE = (200, 100)
+
+
+def read_objects(spec: Path | str, task: str = "od", **options: Any) -> dict[str, list[tuple[str, list[float]]]]:
+    """Read the objects of each image as `florence2 data convert` does: labels with boxes, quads or polygons."""
+    path, split = split_spec(str(spec), None)
+    objects: dict[str, list[tuple[str, list[float]]]] = {}
+    for row in dataset_rows(path, ColumnMapping(task), split=split, **options):
+        answer = row.row["answer"]
+        kind = next(kind for kind in ("bboxes", "quad_boxes", "polygons") if kind in answer)
+        rounded = [[round(side, 6) for side in ring] for ring in answer[kind]]
+        objects.setdefault(row.row["file_name"], []).extend(zip(answer["labels"], rounded, strict=True))
+    return objects
+
+
+def check(spec: Path | str, task: str = "od", **options: Any) -> dict[str, Any]:
+    """Return the report of `florence2 data check` as JSON."""
+    columns = ColumnMapping(task)
+    path, split = split_spec(str(spec), None)
+    rows = dataset_rows(path, columns, split=split, **options)
+    return report_dataset(path, rows, columns, LengthLimit(min_token_count, 1024)).to_json()
 
 
 def coco(path: Path, annotations: list[dict[str, Any]], images: int = 1) -> Path:

@@ -1,7 +1,7 @@
 """Sources of the formats of annotation programs and text detection datasets, recognized by the shape of their files."""
 
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,8 @@ def annotator_folder_source(listing: Listing, split: str | None, root: Path | No
 
 def _source(name: str, files: list[tuple[Path, Read]], root: Path | None) -> AnnotationSource:
     first_path, first_read = files[0]
-    first = next((image for _, image in first_read(first_path)), None)
-    images = root or coco_image_folder(first_path, first.file_name if first else "")
+    first_names = [image.file_name for _, image in islice(first_read(first_path), 1)]
+    images = root or coco_image_folder(first_path, first_names)
     is_text = first_read is paddleocr.read_paddleocr
     output = OutputType.QUADS if is_text else OutputType.BOXES
     return AnnotationSource(name, images, lambda: chain.from_iterable(read(path) for path, read in files), output)

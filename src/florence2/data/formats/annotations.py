@@ -41,7 +41,8 @@ class Annotation:
 class AnnotatedImage:
     """The annotations of one image; `size` is as the annotation file has it, `captions` is None where it has none.
 
-    `ignored_shapes` names the kind of each shape that the reader does not read.
+    `ignored_shapes` names the kind of each shape that the reader does not read. `unlisted_annotations` names, on one
+    image of a file, the annotations in that file whose image is not listed.
     """
 
     file_name: str
@@ -49,6 +50,7 @@ class AnnotatedImage:
     size: Size | None = None
     captions: Sequence[str] | None = None
     ignored_shapes: Sequence[str] = ()
+    unlisted_annotations: Sequence[str] = ()
 
 
 def resolve_task(task: Task, has_captions: bool, default: OutputType = OutputType.BOXES) -> Task:
@@ -72,14 +74,14 @@ def rows_from_annotations(image: AnnotatedImage, task: Task) -> Iterator[Row]:
     """Write the annotations of an image as rows of a task.
 
     A task with a text input has one row for each label, a task with a region input one for each object. An image
-    without objects has an empty answer where the task is about the full image, and no row elsewhere.
+    without objects has an empty answer where the task is about the full image, and no row elsewhere. An image without
+    captions has a row without a target in a file of captions.
     """
     common: Row = {"file_name": image.file_name}
     if image.size:
         common |= {"width": image.size[0], "height": image.size[1]}
     if image.captions is not None:
-        if image.captions:
-            yield {**common, "text": list(image.captions)}
+        yield {**common, "text": list(image.captions)}
         return
     common["task"] = task.token
     for task_input, answer in _inputs_and_answers(image.annotations, task):

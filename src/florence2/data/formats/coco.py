@@ -1,82 +1,202 @@
 """COCO annotation files: one JSON with `images`, `annotations` and `categories`, for boxes, polygons and captions.
 
 A box is [x, y, width, height] in pixels, a segmentation a list of polygons or a run-length mask. A crowd
-(`iscrowd: 1`) is many objects in one polygon and is skipped. The label is the category's `name`.
+(`iscrowd: 1`) is many objects in one polygon and is skipped; keypoints are skipped, too. `ignored_shapes` names both.
+The label is the category's `name`. Ids are equal where their text is equal, `1` and `"1"`.
 """
 
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from florence2.data.folders.listing import read_text
-from florence2.data.formats.annotations import AnnotatedImage, Annotation, Box, image_beside
+from florence2.data.folders.listing import read_text, walk
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, Box, split_aliases
 from florence2.data.formats.mask_polygons import mask_to_polygons
 from florence2.errors import DatasetError
 from florence2.model.geometry import bounding_box, polygon_area
 
 ANNOTATIONS_NAME = "_annotations.coco.json"
 _FIRST_KEY = re.compile(r'\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:\s*[\[{"]')
-_HEAD = 4096  # characters in which the first key must be
+_ANY_KEY = re.compile(r'"(?:images|annotations|categories)"\s*:\s*\[|"info"\s*:\s*null')
+_HEAD = 65_536  # characters in which a key of COCO must be
+_KINDS = ("instances", "person_keypoints", "stuff", "captions")  # names of files, the preferred kind first
+_KINDS_WITHOUT_OBJECTS = ("image_info", "panoptic", "labels")
+_SPLITS = ("train", *split_aliases("val"), "test")
+_NAMES_TO_FIND = 100  # file names that are tried in each folder that may contain the images
 
 
 def is_coco(path: Path) -> bool:
-    """Return whether a JSON file is a COCO annotation file, by its first key."""
+    """Return whether a JSON file is a COCO annotation file, by its first key, else by all its keys."""
     if path.suffix.lower() != ".json":
         return False
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as text:
-            return _FIRST_KEY.match(text.read(_HEAD)) is not None
-    except OSError:
+            head = text.read(_HEAD)
+        if _FIRST_KEY.match(head):
+            return True
+        content = json.loads(path.read_text(encoding="utf-8-sig")) if _ANY_KEY.search(head) else None
+    except (OSError, ValueError, RecursionError):
         return False
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        return False
+    return isinstance(content.get("annotations"), list) or isinstance(content.get("categories"), list)
+
+
+def find_coco(folder: Path, split: str | None) -> Path | None:
+    """Return the COCO file of a split in `annotations/` of a folder; without a split, of the first split that it has.
+
+    Of the kinds of files for one split, objects come before captions.
+
+    Raises DatasetError where several files of one kind fit.
+    """
+    inner = folder / "annotations"
+    names = next(walk(inner, recursive=False)).names if inner.is_dir() else ()
+    stems = [Path(name).stem for name in names if name.lower().endswith(".json")]
+    stems = [stem for stem in stems if not stem.startswith(_KINDS_WITHOUT_OBJECTS)]
+    found: dict[str, list[Path]] = defaultdict(list)
+    for stem in stems:
+        path = next(inner / name for name in names if Path(name).stem == stem and name.lower().endswith(".json"))
+        if is_coco(path):
+            found[_split_of(stem, split)].append(path)
+    order = [split] if split else [*_SPLITS[:1], "", *_SPLITS[1:]]
+    paths = next((found[each] for each in order if each in found), [])
+    best = min((_kind_rank(path.stem) for path in paths), default=0)
+    chosen = [path for path in paths if _kind_rank(path.stem) == best]
+    if len(chosen) > 1:
+        listed = ", ".join(path.name for path in chosen)
+        raise DatasetError(f"{inner} contains several COCO files: {listed}", "pass one of them itself as the dataset")
+    return chosen[0] if chosen else None
+
+
+def _kind_rank(stem: str) -> int:
+    return next((rank for rank, kind in enumerate(_KINDS) if stem.startswith(kind)), len(_KINDS))
+
+
+def _split_of(stem: str, split: str | None) -> str:
+    """Return the split that the name of a file has, "" for none: `instances_Train2017` has `train`."""
+    kind = next((kind for kind in _KINDS if stem.startswith(f"{kind}_")), "")
+    rest = stem.removeprefix(f"{kind}_").lower()
+    words = {rest, *(word.rstrip("0123456789") for word in re.split(r"[_.\-]", rest))}
+    if split is not None:
+        return split if words & {alias.lower() for alias in split_aliases(split)} else ""
+    return next((name for name in _SPLITS if name in words), "")
 
 
 def read_coco(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the images of a COCO file in its order, each with its name for errors."""
     content = _parse_coco(path)
-    labels = {row.get("id"): str(row.get("name")) for row in content.get("categories", [])}
-    rows_by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for row in content.get("annotations", []):
-        rows_by_image[row.get("image_id")].append(row)
-    has_captions = any("caption" in row for row in content.get("annotations", []))
+    labels = _category_names(content["categories"], path)
+    rows_by_image, unlisted = _rows_by_image(content, path)
+    has_captions = any("caption" in row for row in content["annotations"])
     for image in content["images"]:
         where = f"{path} image {image.get('id')}"
         if not isinstance(image.get("file_name"), str):
             raise DatasetError(f"{where} has no `file_name`")
-        rows = rows_by_image[image.get("id")]
+        rows = rows_by_image[_id_text(image.get("id"))]
         size = (image["width"], image["height"]) if image.get("width") and image.get("height") else None
-        captions = [str(row["caption"]).strip() for row in rows if row.get("caption")] if has_captions else None
-        objects = [] if has_captions else [row for row in rows if not row.get("iscrowd")]
-        annotations = [_parse_annotation(row, labels, where) for row in objects]
-        yield where, AnnotatedImage(image["file_name"], annotations, size, captions)
+        ignored: list[str] = []
+        if has_captions:
+            ignored += ["object in a list of captions" for row in rows if "caption" not in row]
+            captions = [str(row["caption"]).strip() for row in rows if row.get("caption")]
+            annotated = AnnotatedImage(image["file_name"], [], size, captions, ignored, unlisted)
+        else:
+            annotations = [each for row in rows if (each := _parse_annotation(row, labels, where, ignored))]
+            annotated = AnnotatedImage(image["file_name"], annotations, size, None, ignored, unlisted)
+        yield where, annotated
+        unlisted = ()
 
 
-def _parse_coco(path: Path) -> dict[str, Any]:
+def _parse_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         content = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise DatasetError(f"{path} is not JSON: {getattr(error, 'msg', 'nested too deeply')}") from None
     keys = ("images", "annotations", "categories")
-    lists = [content.get(key, []) if isinstance(content, dict) else None for key in keys]
-    if not lists[0] or not all(isinstance(rows, list) and all(isinstance(r, dict) for r in rows) for rows in lists):
+    lists: dict[str, Any] = {key: content.get(key) or [] if isinstance(content, dict) else None for key in keys}
+    is_valid = all(isinstance(rows, list) and all(isinstance(r, dict) for r in rows) for rows in lists.values())
+    if not is_valid or not lists["images"]:
         raise DatasetError(
             f"{path} is not a COCO annotation file", "write `images`, `annotations` and `categories`, each a list"
         )
-    return dict(content)
+    if any("segments_info" in row for row in lists["annotations"]):
+        raise DatasetError(
+            f"{path} has panoptic segmentations, which are not read",
+            "pass the file of instances, or convert it with panopticapi's `panoptic2detection_coco_format.py`",
+        )
+    return lists
 
 
-def _parse_annotation(row: dict[str, Any], labels: dict[Any, str], image: str) -> Annotation:
+def _category_names(categories: Sequence[dict[str, Any]], path: Path) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for row in categories:
+        key, name = _id_text(row.get("id")), row.get("name")
+        if name in (None, ""):
+            raise DatasetError(f"{path} has the category {row.get('id')} without a `name`", "add its `name`")
+        if names.setdefault(key, str(name)) != str(name):
+            raise DatasetError(
+                f"{path} has two names for the category id {row.get('id')}: `{names[key]}` and `{name}`",
+                "give each category an id of its own",
+            )
+    return names
+
+
+def _rows_by_image(
+    content: dict[str, list[dict[str, Any]]], path: Path
+) -> tuple[dict[str, list[dict[str, Any]]], Sequence[str]]:
+    """Group the annotations by image; also return the names of those whose image is not listed."""
+    files: dict[str, Any] = {}
+    for image in content["images"]:
+        key, name = _id_text(image.get("id")), image.get("file_name")
+        if files.setdefault(key, name) != name:
+            raise DatasetError(
+                f"{path} has two images with the id {image.get('id')}: {files[key]} and {name}",
+                "give each image an id of its own",
+            )
+    grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    unlisted: list[str] = []
+    for row in content["annotations"]:
+        key = _id_text(row.get("image_id"))
+        if key in files:
+            grouped[key].append(row)
+        else:
+            unlisted.append(f"{path} annotation {row.get('id')} of image {row.get('image_id')}")
+    if unlisted and not grouped:
+        raise DatasetError(
+            f"no annotation of {path} is about one of its images, the first: {unlisted[0]}",
+            "correct `image_id` of the annotations, or `id` of the images",
+        )
+    return grouped, unlisted
+
+
+def _id_text(value: Any) -> str:
+    is_integral = isinstance(value, float) and value.is_integer()
+    return str(int(value) if is_integral else value).strip()
+
+
+def _parse_annotation(row: dict[str, Any], labels: dict[str, str], image: str, ignored: list[str]) -> Annotation | None:
+    """Read an object and add to `ignored` what is not read of it; None for a crowd."""
+    if str(row.get("iscrowd") or "0").strip().lower() not in ("0", "0.0", "false"):
+        ignored.append("crowd")
+        return None
     where = f"{image}, annotation {row.get('id')}"
-    if row.get("category_id") not in labels:
+    label = labels.get(_id_text(row.get("category_id")))
+    if label is None:
         raise DatasetError(f"{where} has the category {row.get('category_id')}, which is not in `categories`")
+    if isinstance(row.get("keypoints"), list) and any(row["keypoints"]):
+        ignored.append("keypoints")
     polygons = _parse_polygons(row.get("segmentation"), where)
-    return Annotation(labels[row["category_id"]], _parse_bbox(row.get("bbox"), polygons, where), polygons)
+    outlines = tuple(polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0)
+    ignored += ["polygon without three corners"] * (len(polygons) - len(outlines))
+    return Annotation(label, _parse_bbox(row.get("bbox"), outlines, where), outlines)
 
 
 def _parse_bbox(bbox: Any, polygons: tuple[list[float], ...], where: str) -> Box:
-    if isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(side, int | float) for side in bbox):
+    is_box = isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(side, int | float) for side in bbox)
+    if is_box and (any(bbox) or not polygons):
         x, y, width, height = map(float, bbox)
         return [x, y, x + width, y + height]
     if not polygons:
@@ -88,6 +208,8 @@ def _parse_polygons(segmentation: Any, where: str) -> tuple[list[float], ...]:
     if isinstance(segmentation, dict):
         return mask_to_polygons(segmentation, where)
     polygons = segmentation if isinstance(segmentation, list) else []
+    if polygons and all(isinstance(side, int | float) for side in polygons):
+        polygons = [polygons]  # one polygon, written without the list around it
     if not all(isinstance(each, list) and all(isinstance(side, int | float) for side in each) for each in polygons):
         raise DatasetError(
             f"{where} has a `segmentation` that is not a list of polygons", "write [[x, y, x, y, ...], ...]"
@@ -95,15 +217,24 @@ def _parse_polygons(segmentation: Any, where: str) -> tuple[list[float], ...]:
     return tuple([float(side) for side in polygon] for polygon in polygons if polygon)
 
 
-def coco_image_folder(path: Path, first: str) -> Path:
-    """Return the folder that file names are relative to: the COCO file's own, or one of COCO's standard layout.
+def coco_image_folder(path: Path, names: Sequence[str]) -> Path:
+    """Return the folder that file names are relative to: the COCO file's own, or one of a standard layout.
 
-    `first` is one of the file names; it must exist in the folder.
+    One of `names`, the file names, must exist in the folder.
     """
     split = path.stem.rpartition("_")[2]  # instances_train2017 -> train2017
     parent, root = path.parent, path.parent.parent
-    candidates = [parent, parent / "images", root / split, root / "images" / split, root / "images", parent / split]
-    return next((folder for folder in candidates if (folder / image_beside(folder, first)).is_file()), parent)
+    folders = [parent, parent / "images", root / split, root / "images" / split, root / "images", parent / split]
+    full_names = [name.replace("\\", "/") for name in names[:_NAMES_TO_FIND]]
+    last_names = [name.rpartition("/")[2] for name in full_names]
+    below = walk(root / "images", recursive=True) if (root / "images").is_dir() else ()
+    candidates = chain(
+        ((folder, full_names) for folder in folders),
+        ((folder, last_names) for folder in folders),
+        ((listing.path, last_names) for listing in below),
+    )
+    found = (folder for folder, each in candidates if any((folder / name).is_file() for name in each))
+    return next(found, parent)
 
 
 def write_coco(path: Path, images: Iterable[AnnotatedImage]) -> None:

@@ -10,11 +10,9 @@ from florence2.data.columns import METADATA_NAMES, ColumnMapping, DatasetRow, pa
 from florence2.data.folders.listing import display_path, walk
 from florence2.data.formats import coco, voc, yolo
 from florence2.data.formats.annotation_programs import annotator_file_source, annotator_folder_source
-from florence2.data.formats.annotations import (
-    split_aliases,
-)
+from florence2.data.formats.annotations import split_aliases
 from florence2.data.formats.sources import AnnotationSource, DatasetSource
-from florence2.data.sample import ResolvedDataset
+from florence2.data.sample import ResolvedDataset, count_kinds
 from florence2.data.streams import tar_source as shards
 from florence2.errors import DatasetError
 
@@ -29,6 +27,7 @@ def resolve_source(source: DatasetSource, columns: ColumnMapping) -> ResolvedDat
     def rows() -> Iterator[DatasetRow]:
         for row in source.rows(columns):
             ignored.extend((row.where, kind) for kind in row.ignored_shapes)
+            ignored.extend((where, "annotation of an image that is not listed") for where in row.unlisted_annotations)
             yield row
 
     samples, skipped = partition_samples(samples_from_rows(rows(), columns, _ABSENT_HINT))
@@ -75,8 +74,8 @@ def _folder_source(path: Path, split: str | None, root: Path | None) -> DatasetS
     for name in yolo.CONFIG_NAMES:
         if (path / name).is_file():
             return _yolo_source(path / name, split)
-    if coco_files := sorted((path / "annotations").glob(f"instances_{split or 'train'}*.json")):
-        return _coco_source(coco_files[0], root)
+    if coco_file := coco.find_coco(path, split):
+        return _coco_source(coco_file, root)
     listing = next(walk(path, recursive=False))
     if voc_folders := voc.find_voc(path, listing):
         xml_folder, images = voc_folders[0], root or voc_folders[1]
@@ -88,7 +87,11 @@ def _folder_source(path: Path, split: str | None, root: Path | None) -> DatasetS
 
 def _coco_source(path: Path, root: Path | None) -> DatasetSource:
     images = list(coco.read_coco(path))
-    root = root or coco.coco_image_folder(path, images[0][1].file_name)
+    if not any(image.annotations or image.captions for _, image in images):
+        kinds = count_kinds(kind for _, image in images for kind in image.ignored_shapes)
+        what = f"{path} has no object that can be read" + (f", only {kinds}" if kinds else "")
+        raise DatasetError(what, "pass a file of objects or captions, such as `instances_train.json`")
+    root = root or coco.coco_image_folder(path, [image.file_name for _, image in images])
     return AnnotationSource(str(path), root, lambda: iter(images))
 
 

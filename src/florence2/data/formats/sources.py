@@ -9,7 +9,7 @@ from florence2.data.columns import ColumnMapping, DatasetRow
 from florence2.data.folders.image_locator import DATASET_DIR_HINT, confine_to
 from florence2.data.formats.annotations import AnnotatedImage, image_beside, resolve_task, rows_from_annotations
 from florence2.data.sample import Sample
-from florence2.model.tasks import OutputType, find_task
+from florence2.model.tasks import OutputType, Task, find_task
 
 
 class DatasetSource(Protocol):
@@ -36,11 +36,28 @@ class AnnotationSource:
     def rows(self, columns: ColumnMapping) -> Iterator[DatasetRow]:
         """Read the annotations of each image as rows of the task."""
         locate = confine_to(self.root, DATASET_DIR_HINT)
+        pending: DatasetRow | None = None
+        ignored: list[str] = []
+        unlisted: list[str] = []
         for where, annotated in self.read():
             task = resolve_task(find_task(columns.task), annotated.captions is not None, self.default_output)
             located = locate(image_beside(self.root, annotated.file_name), where)
             image = Sample(located.id, located.path, "")
-            ignored = annotated.ignored_shapes
+            ignored += [*annotated.ignored_shapes, *_objects_without_polygons(annotated, task)]
+            unlisted += annotated.unlisted_annotations
             for row in rows_from_annotations(annotated, task):
-                yield DatasetRow(where, {**row, "file_name": located.id}, image, located.exists, ignored)
-                ignored = ()
+                if pending is not None:
+                    yield pending
+                named_row = {**row, "file_name": located.id}
+                pending = DatasetRow(where, named_row, image, located.exists, tuple(ignored), tuple(unlisted))
+                ignored, unlisted = [], []
+        if pending is not None:  # what is not read of the last images, which have no rows, is counted with the last row
+            counts = (*pending.ignored_shapes, *ignored), (*pending.unlisted_annotations, *unlisted)
+            yield pending._replace(ignored_shapes=counts[0], unlisted_annotations=counts[1])
+
+
+def _objects_without_polygons(image: AnnotatedImage, task: Task) -> list[str]:
+    """Name the objects that a task with polygons as its output cannot have as a target."""
+    if task.output_type is not OutputType.POLYGONS:
+        return []
+    return ["object without a polygon" for annotation in image.annotations if not annotation.polygons]

@@ -32,6 +32,7 @@ class IssueKind(StrEnum):
     UNREADABLE = "images that cannot be read"
     SIZE = "images whose size differs from the annotation"
     MALFORMED = "rows that cannot be read"
+    UNLISTED = "annotations of images that are not listed"
     TASK = "unknown tasks"
     INPUT = "inputs that do not fit the task"
     EMPTY = "rows without a target"
