@@ -74,9 +74,9 @@ def create_engine(spec: EngineSpec, num_samples: int) -> Engine | GenerateEngine
     num_processes = rank.world_size if rank else len(devices)
     config = WorkerConfig(spec.model.load, replace(spec.config, expected_samples=num_samples // num_processes))
     if rank is None:
-        return MultiEngine(config, devices, warn=logger.warning)
+        return MultiEngine(config, devices)
     own_device = [local_device(devices[0], rank.local_rank)] if num_samples else []
-    return MultiEngine(config, own_device, accept_workers(rank), warn=logger.warning)
+    return MultiEngine(config, own_device, accept_workers(rank))
 
 
 def serve_as_worker(rank: LauncherRank, device: str | None) -> None:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from unittest.mock import patch
 
 import pytest
 
@@ -14,6 +15,7 @@ from florence2.engine.stats import Stats
 from florence2.engine.workers.multi_engine import MultiEngine
 from florence2.engine.workers.worker import WorkerConfig, WorkerOutput, WorkerReady, run_worker
 from florence2.errors import UserError
+from florence2.log import logger
 from tests.engine.images import image, missing, samples
 from tests.engine.test_engine import predict_all, texts
 from tests.tiny import tiny_model
@@ -62,7 +64,10 @@ def predict_with(
     for thread in threads:
         thread.start()
     try:
-        with MultiEngine(WorkerConfig(load_tiny, CONFIG), [], [ours for ours, _ in ends], warnings.append) as engine:
+        with (
+            patch.object(logger, "warning", warnings.append),
+            MultiEngine(WorkerConfig(load_tiny, CONFIG), [], [ours for ours, _ in ends]) as engine,
+        ):
             predictions = list(engine.run(requests, generation))
             assert warnings or engine.stats.images == len(requests)
     finally:  # a thread that runs on would share its random numbers with the next test

@@ -6,9 +6,8 @@ is an error.
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Self
@@ -21,6 +20,7 @@ from florence2.engine.requests import EngineInput
 from florence2.engine.stats import Stats
 from florence2.engine.workers.worker import EngineWorker, WorkerConfig, start_worker
 from florence2.errors import UserError
+from florence2.log import logger
 
 
 class MultiEngine:
@@ -34,10 +34,9 @@ class MultiEngine:
         config: WorkerConfig,
         devices: Sequence[str | None],
         remote_connections: Sequence[Connection] = (),
-        warn: Callable[[str], None] = warnings.warn,
     ) -> None:
-        """Start a worker on each device; `warn` is called with a message when a worker dies."""
-        self.config, self.warn = config, warn
+        """Start a worker on each device; log a warning when a worker dies."""
+        self.config = config
         num_on_cpu = sum(device == "cpu" for device in devices)
         threads = max(1, torch.get_num_threads() // num_on_cpu) if num_on_cpu else None
         self._workers = [start_worker(device, threads) for device in devices]
@@ -136,6 +135,6 @@ class MultiEngine:
         death = f"the engine on {worker.name} ended{code}"
         if not self._alive:
             raise UserError(f"{death}, and no other engine is left", "run it again; finished predictions are not lost")
-        self.warn(f"{death}; the others continue")
+        logger.warning(f"{death}; the others continue")
         self._head.extendleft(reversed(worker.pending))
         worker.pending.clear()

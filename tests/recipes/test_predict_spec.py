@@ -1,0 +1,41 @@
+import pickle
+from pathlib import Path
+
+import pytest
+
+from florence2.config import ComputeSettings, HubSettings
+from florence2.errors import OptionError
+from florence2.recipes import create_engine
+from florence2.recipes.create_engine import ModelSource, parse_devices
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_hub_model_is_resolved_once_and_loaded_at_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = tmp_path / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    resolved, loaded = [], []
+    monkeypatch.setattr(create_engine, "find_folder", lambda *args: resolved.append(args) or snapshot)
+    monkeypatch.setattr(create_engine, "load", lambda name, **options: loaded.append((name, options["revision"])))
+    source = ModelSource.resolve("owner/model", HubSettings(revision="main"), "auto")
+    assert resolved == [("owner/model", "main", False)]
+    source = pickle.loads(pickle.dumps(source))  # as it travels to the workers
+    source.load("cpu")
+    snapshot.rmdir()  # a worker on another machine has no such folder
+    source.load("cpu")
+    assert loaded == [(str(snapshot), COMMIT), ("owner/model", COMMIT)]
+    assert len(resolved) == 1
+
+
+def test_local_model_keeps_its_revision(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    source = ModelSource.resolve(str(tmp_path), HubSettings(), "auto")
+    assert (source.folder, source.revision) == (tmp_path, None)
+
+
+def test_devices_are_parsed() -> None:
+    assert parse_devices(ComputeSettings(), None) == (None,)
+    assert parse_devices(ComputeSettings(device="cpu"), None) == ("cpu",)
+    assert parse_devices(ComputeSettings(), "0, 1,cpu") == ("cuda:0", "cuda:1", "cpu")
+    with pytest.raises(OptionError, match="exclude each other"):
+        parse_devices(ComputeSettings(device="cpu"), "0,1")
