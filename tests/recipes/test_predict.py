@@ -89,7 +89,7 @@ def test_sidecars_are_written_beside_images(tiny: Path, tmp_path: Path) -> None:
     assert (folder / "a.txt").read_text(encoding="utf-8") == f"by hand {predicted['a.png']}".strip() + "\n"
 
 
-def test_predictions_are_drawn_on_saved_images(tiny: Path, tmp_path: Path) -> None:
+def test_save_images_writes_annotated_images(tiny: Path, tmp_path: Path) -> None:
     folder = save_images(tmp_path / "photos", "a.png", "deep/a.png")
     run_predict(tiny, folder, tmp_path / "o.jsonl", recursive=True, save_images=str(tmp_path / "images"))
     written = {path.relative_to(tmp_path / "images").as_posix() for path in (tmp_path / "images").rglob("*.jpg")}
