@@ -10,6 +10,7 @@ Weights and processor are saved in the format of the bundled model. An interrupt
 import argparse
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -31,7 +32,6 @@ from tools.demo_model.scores import BUNDLED_MODEL, print_scores, score_checkpoin
 
 FIRST_SEED = 20_000_000  # scenes that neither the pre-training nor any score uses
 IMAGES_PER_STEP, EXAMPLES_PER_IMAGE = 16, 8
-LEARNING_RATE = 4e-4
 FINETUNING_TASK_WEIGHTS = TASK_WEIGHTS | {
     "caption": 4.0,
     "detailed_caption": 2.0,
@@ -47,6 +47,16 @@ FINETUNING_TASK_WEIGHTS = TASK_WEIGHTS | {
 }
 
 
+@dataclass(frozen=True)
+class FinetuningRecipe:
+    """Length, learning rate, mixture of tasks and seed of a fine-tuning."""
+
+    max_steps: int
+    learning_rate: float = 4e-4
+    task_weights: dict[str, float] = field(default_factory=lambda: FINETUNING_TASK_WEIGHTS)
+    seed: int = 0
+
+
 def main() -> None:
     """Parse the command line, train, save the model and print its scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -54,12 +64,21 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for features and checkpoints (default: OUT/../finetune)")
     parser.add_argument("--model_path", type=Path, default=BUNDLED_MODEL, help="model to start from (default: bundled)")
     parser.add_argument("--names", nargs="*", default=["grapes", "cherries", "broccoli", "corn"])
+    parser.add_argument("--grounding_weight", type=float, default=4.0, help="of caption_to_phrase_grounding")
+    parser.add_argument("--learning_rate", type=float, default=4e-4)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max_steps", type=int, default=700)
     parser.add_argument("--num_images", type=int, default=8000)
     parser.add_argument("--num_scenes", type=int, default=400, help="held-out scenes to score on")
     args = parser.parse_args()
     scenes = training_scenes(args.num_images, args.names)
-    finetune(args.model_path, args.out, args.work or args.out.parent / "finetune", scenes, args.max_steps)
+    recipe = FinetuningRecipe(
+        args.max_steps,
+        args.learning_rate,
+        FINETUNING_TASK_WEIGHTS | {"caption_to_phrase_grounding": args.grounding_weight},
+        args.seed,
+    )
+    finetune(args.model_path, args.out, args.work or args.out.parent / "finetune", scenes, recipe)
     print_scores(score_checkpoint(args.out, args.num_scenes))
 
 
@@ -75,7 +94,7 @@ def training_scenes(num_scenes: int, names: Sequence[str]) -> list[Scene]:
     return scenes
 
 
-def finetune(model_path: Path, out: Path, work: Path, scenes: list[Scene], max_steps: int) -> None:
+def finetune(model_path: Path, out: Path, work: Path, scenes: list[Scene], recipe: FinetuningRecipe) -> None:
     """Train the language model on the scenes, and save the model."""
     model = Florence2ForConditionalGeneration.from_pretrained(
         model_path, dtype=torch.float32, attn_implementation="eager"
@@ -85,7 +104,7 @@ def finetune(model_path: Path, out: Path, work: Path, scenes: list[Scene], max_s
     preprocessor = Preprocessor.from_processor(processor)
     run = Pretraining(model, preprocessor, CellHeads(MODEL_DIM), CellCodes(), text_loss, [], seed=0)
     work.mkdir(parents=True, exist_ok=True)
-    finetuning_stage(run, scenes, _features(run, scenes, work / "features.pt"), max_steps).run(work)
+    finetuning_stage(run, scenes, _features(run, scenes, work / "features.pt"), recipe).run(work)
     model.to(torch.float16).save_pretrained(out)
     for file in model_path.glob("*.json"):  # configs, tokenizer and image processor do not change
         shutil.copy(file, out)
@@ -105,17 +124,17 @@ def _features(run: Pretraining, scenes: list[Scene], file: Path, batch_size: int
     return features
 
 
-def finetuning_stage(run: Pretraining, scenes: list[Scene], features: Tensor, max_steps: int) -> Stage:
+def finetuning_stage(run: Pretraining, scenes: list[Scene], features: Tensor, recipe: FinetuningRecipe) -> Stage:
     """Train only the language model on cached features, with supervised cross-attention."""
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         start = step * IMAGES_PER_STEP
-        order = np.random.default_rng((7, start // len(scenes))).permutation(len(scenes))
+        order = np.random.default_rng((recipe.seed, start // len(scenes))).permutation(len(scenes))
         indices = [int(order[(start + i) % len(scenes)]) for i in range(IMAGES_PER_STEP)]
-        random = Random(f"refine {step}")
+        random = Random(f"finetuning {recipe.seed} {step}")
         batch = [scenes[i] for i in indices]
         examples = [
-            sample_example(scene, run.preprocessor, random, FINETUNING_TASK_WEIGHTS)
+            sample_example(scene, run.preprocessor, random, recipe.task_weights)
             for scene in batch
             for _ in range(EXAMPLES_PER_IMAGE)
         ]
@@ -123,9 +142,9 @@ def finetuning_stage(run: Pretraining, scenes: list[Scene], features: Tensor, ma
         image_indices = [i for i in range(IMAGES_PER_STEP) for _ in range(EXAMPLES_PER_IMAGE)]
         return run.language_losses(features[indices], examples, image_indices, object_orders_BC)
 
-    rates = {"florence.model.language_model": LEARNING_RATE}
+    rates = {"florence.model.language_model": recipe.learning_rate}
     return Stage(
-        "finetuning", run.module, loss, max_steps, IMAGES_PER_STEP * EXAMPLES_PER_IMAGE, rates, warmup_steps=30
+        "finetuning", run.module, loss, recipe.max_steps, IMAGES_PER_STEP * EXAMPLES_PER_IMAGE, rates, warmup_steps=30
     )
 
 

@@ -11,7 +11,7 @@ from transformers import Florence2ForConditionalGeneration, Florence2Processor
 from florence2.demo.scenes import make_scene
 from florence2.demo.sheet import all_emoji, open_sheet
 from tools.demo_model.build import build
-from tools.demo_model.finetune import finetune, training_scenes
+from tools.demo_model.finetune import FinetuningRecipe, finetune, training_scenes
 from tools.demo_model.pack_emoji import MAX_CORNERS, MIN_AREA_CHANGE, simplify, trace_outline
 from tools.demo_model.pretraining.cells import GRID_SIZE, HEADS, IGNORE_INDEX, cell_labels, knot_weights
 from tools.demo_model.pretraining.stage import Stage
@@ -91,7 +91,7 @@ def test_outlines_follow_from_the_sheet():
 def test_finetuning_changes_only_the_language_model(tmp_path: Path):
     scenes = training_scenes(20, ["corn"])
     assert sum("corn" in [obj.name for obj in scene.objects] for scene in scenes) >= 8
-    finetune(BUNDLED_MODEL, tmp_path / "model", tmp_path / "work", scenes, max_steps=2)
+    finetune(BUNDLED_MODEL, tmp_path / "model", tmp_path / "work", scenes, FinetuningRecipe(max_steps=2))
     before, after = (load_file(folder / "model.safetensors") for folder in (BUNDLED_MODEL, tmp_path / "model"))
     assert {name: weight.dtype for name, weight in after.items()} == {name: w.dtype for name, w in before.items()}
     changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
