@@ -10,7 +10,7 @@ from PIL import Image
 from florence2.demo.dataset import make_dataset
 from florence2.demo.scenes import Scene, make_scene
 from florence2.demo.sheet import all_emoji
-from florence2.demo.targets import STYLES, all_targets, scene_target
+from florence2.demo.targets import STYLES, all_targets, definite_phrase, phrase, scene_target
 from florence2.errors import UserError
 from florence2.model.locations import clean_text, decode
 from florence2.model.tasks import TASKS, find_task
@@ -95,6 +95,22 @@ def test_every_caption_style_names_objects_word_and_ground():
         assert [word for word in text.replace(",", "").replace(".", "").split() if word in names] == names
         assert scene.sign.word in text
         assert scene.background in text
+
+
+def test_phrases_are_english():
+    scenes = list(map(make_scene, range(1500)))
+    phrases = {obj.name: (phrase(obj), definite_phrase(obj)) for scene in scenes for obj in scene.objects}
+    assert phrases.keys() == {emoji.name for emoji in all_emoji()}
+    expected = {
+        "grapes": ("grapes", "the grapes"),
+        "cherries": ("cherries", "the cherries"),
+        "broccoli": ("broccoli", "the broccoli"),
+        "corn": ("an ear of corn", "the ear of corn"),
+    }
+    vowels = ("owl", "octopus", "apple", "eggplant", "egg", "airplane", "umbrella")
+    for name, found in phrases.items():
+        article = "an" if name in vowels else "a"  # "a unicorn"
+        assert found == expected.get(name, (f"{article} {name}", f"the {name}"))
 
 
 def test_dataset_has_images_captions_and_a_jsonl_for_each_task(tmp_path: Path):

@@ -12,6 +12,8 @@ from florence2.model.answer import Answer, AnswerItem
 from florence2.model.locations import encode, encode_region
 from florence2.model.tasks import TASKS, OutputType, Task, find_task
 
+# The names that have no singular with "a" or "an".
+_PHRASES = {"grapes": "grapes", "cherries": "cherries", "broccoli": "broccoli", "corn": "an ear of corn"}
 _NUMBERS = ("no", "one", "two", "three", "four")
 
 
@@ -57,7 +59,7 @@ def scene_target(scene: Scene, task: str, index: int = 0) -> SceneTarget | None:
         case "open_vocabulary_detection":
             return _target(scene, row, obj.name, Answer(row.output_type, (AnswerItem.box(obj.box, obj.name),)))
         case "referring_expression_segmentation":
-            return _target(scene, row, f"the {obj.name}", mask(obj))
+            return _target(scene, row, definite_phrase(obj), mask(obj))
         case "region_to_segmentation":
             return _target(scene, row, region, mask(obj))
         case "region_to_category":
@@ -126,8 +128,14 @@ def description(obj: SceneObject) -> str:
 
 
 def phrase(obj: SceneObject) -> str:
-    """`a dog`."""
-    return f"{'an' if obj.name[0] in 'aeio' or obj.name == 'umbrella' else 'a'} {obj.name}"
+    """`a dog`, `an apple`, `grapes`, `an ear of corn`."""
+    article = "an" if obj.name[0] in "aeio" or obj.name == "umbrella" else "a"
+    return _PHRASES.get(obj.name, f"{article} {obj.name}")
+
+
+def definite_phrase(obj: SceneObject) -> str:
+    """`the dog`, `the apple`, `the grapes`, `the ear of corn`."""
+    return f"the {phrase(obj).removeprefix('an ').removeprefix('a ')}"
 
 
 def labeled_boxes(objects: Sequence[SceneObject], labels: Sequence[str]) -> Answer:
