@@ -19,7 +19,7 @@ def bundled():
     return model, Florence2Processor.from_pretrained(BUNDLED_MODEL)
 
 
-def test_scores_on_held_out_scenes_reach_the_minimum(bundled):
+def test_scores_reach_the_minimum(bundled):
     model, processor = bundled
     scenes = [make_scene(EVAL_SEED + i) for i in range(200)]
     tasks = sorted({name.split(":")[0] for name in MIN_SCORES})
