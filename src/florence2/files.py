@@ -1,6 +1,9 @@
-"""Atomic writing of files."""
+"""Atomic writing of files, and valid JSON for them."""
 
+import json
+import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,3 +28,28 @@ def atomic_write(path: Path, mode: str = "w", *, sync: bool = False) -> Iterator
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def to_json(value: Any, *, indent: int | None = None, encoding: str | None = "utf-8") -> str:
+    """Return valid JSON that can be encoded in `encoding`.
+
+    NaN and infinite numbers become null. A lone surrogate, which stands for a byte of a file name that is not UTF-8, is
+    written as its JSON escape, so that it can be read back; in another encoding so is everything beyond ASCII.
+    """
+    is_utf8 = (encoding or "").lower().replace("_", "-") in {"utf-8", "utf8"}
+    try:
+        text = json.dumps(value, ensure_ascii=not is_utf8, indent=indent, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_without_non_finite(value), ensure_ascii=not is_utf8, indent=indent, allow_nan=False)
+    return _SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _without_non_finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _without_non_finite(each) for key, each in value.items()}
+    return [_without_non_finite(each) for each in value] if isinstance(value, list | tuple) else value

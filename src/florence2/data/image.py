@@ -6,6 +6,7 @@ An image that cannot be read raises an `ImageError` of one line that names it; n
 import io
 import os
 import re
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,13 +24,13 @@ from florence2.errors import DatasetError
 ImageSource = Path | bytes | Image.Image
 Size = tuple[int, int]  # (width, height) in pixels
 
-_PLAIN = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-# Formats whose decoder may be missing: the modules that decode them.
+_PLAIN = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff")
+# Formats whose decoder may be missing: the package to install, and the modules that decode them.
 _OPTIONAL = {
-    "avif": ("PIL._avif",),
-    "heic": ("pillow_heif", "pi_heif"),
-    "heif": ("pillow_heif", "pi_heif"),
-    "jxl": ("pillow_jxl", "jxlpy"),
+    "avif": ("pillow>=11.3", ("PIL._avif",)),
+    "heic": ("pillow-heif", ("pillow_heif", "pi_heif")),
+    "heif": ("pillow-heif", ("pillow_heif", "pi_heif")),
+    "jxl": ("pillow-jxl-plugin", ("pillow_jxl", "jxlpy")),
 }
 _TRANSPOSES = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,13 +52,19 @@ def _is_installed(module: str) -> bool:
 
 IMAGE_EXTENSIONS = frozenset(
     [f".{name}" for name in _PLAIN]
-    + [f".{name}" for name, modules in _OPTIONAL.items() if any(map(_is_installed, modules))]
+    + [f".{name}" for name, (_, modules) in _OPTIONAL.items() if any(map(_is_installed, modules))]
 )
 
 
 def is_image_name(name: str) -> bool:
     """Return whether a file name has the extension of an image format that can be decoded, in any letter case."""
     return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS  # noqa: PTH122 - pathlib is slow for a million names
+
+
+def missing_package(name: str) -> str:
+    """Return the package that decodes files of this name, or "" if none is needed or it is installed."""
+    extension = os.path.splitext(name)[1].lower()  # noqa: PTH122
+    return "" if extension in IMAGE_EXTENSIONS else _OPTIONAL.get(extension[1:], ("",))[0]
 
 
 class ImageError(DatasetError):
@@ -106,6 +113,8 @@ def _pillow_image(source: ImageSource) -> Iterator[Image.Image]:
     if isinstance(source, Image.Image):
         yield source
         return
+    if isinstance(source, Path) and not _can_be_opened(source):
+        raise ImageError(f"{source} is not a regular file", "remove it, or replace it with an image")
     _ignore_pillow_warnings()
     try:
         image = Image.open(_stream(source))
@@ -115,6 +124,12 @@ def _pillow_image(source: ImageSource) -> Iterator[Image.Image]:
         image = Image.open(_stream(source))
     with image:
         yield image
+
+
+def _can_be_opened(path: Path) -> bool:
+    """Return False for pipes, sockets and devices: opening one may wait for ever."""
+    mode = path.stat().st_mode
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)  # a folder has an error of its own
 
 
 def _stream(source: Path | bytes) -> Path | io.BytesIO:
@@ -131,7 +146,7 @@ def _ignore_pillow_warnings() -> None:
 @cache
 def _register_optional_decoders() -> bool:
     """Register the installed decoders of heic and jxl; return whether there are any."""
-    installed = [name for names in _OPTIONAL.values() for name in names if name[:3] != "PIL" and _is_installed(name)]
+    installed = [name for _, names in _OPTIONAL.values() for name in names if name[:3] != "PIL" and _is_installed(name)]
     for name in installed:
         module = import_module(name)
         if hasattr(module, "register_heif_opener"):
@@ -164,12 +179,8 @@ def _image_errors(source: ImageSource, name: str) -> Iterator[None]:
 
 
 def _decoder_hint(where: str) -> str:
-    suffix = Path(where).suffix.lower().lstrip(".")
-    if suffix in ("heic", "heif") and f".{suffix}" not in IMAGE_EXTENSIONS:
-        return "install `pillow-heif` to read it"
-    if suffix == "jxl" and ".jxl" not in IMAGE_EXTENSIONS:
-        return "install `pillow-jxl-plugin` to read it"
-    return ""
+    package = missing_package(where)
+    return f"install `{package}` to read it" if package else ""
 
 
 def _orientation(image: Image.Image) -> int:

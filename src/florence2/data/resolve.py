@@ -188,14 +188,16 @@ def _with_common_root(samples: list[Sample], table_folder: Path) -> tuple[Path, 
 
 
 def _folder_images(folder: Path, columns: ColumnMapping, recursive: bool) -> ResolvedDataset:
-    samples = [
-        Sample(listing.id(name), listing.path / name, columns.task, columns.input)
-        for listing in walk(folder, recursive)
-        for name in listing.images()
-    ]
+    samples: list[Sample] = []
+    ignored: list[tuple[str, str]] = []
+    for listing in walk(folder, recursive):
+        samples += (
+            Sample(listing.id(name), listing.path / name, columns.task, columns.input) for name in listing.images()
+        )
+        ignored += listing.ignored_files()
     if not samples:
         raise no_images_error(folder, recursive)
-    return ResolvedDataset(display_path(folder), folder, samples)
+    return ResolvedDataset(display_path(folder), folder, samples, ignored_files=ignored)
 
 
 def _glob_images(pattern: str, columns: ColumnMapping) -> ResolvedDataset:

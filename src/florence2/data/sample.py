@@ -186,7 +186,8 @@ class ResolvedDataset:
     """The samples of a source, and its skipped images.
 
     `source` is the name that the user passed, `root` the folder that ids are relative to (None for hub datasets).
-    `ignored_shapes` are the places and kinds of annotations that the reader does not read, such as points.
+    `ignored_shapes` are the places and kinds of annotations that the reader does not read, such as points;
+    `ignored_files` are paths and kinds of files that may be meant as images, such as pipes or unknown extensions.
     """
 
     source: str
@@ -194,6 +195,7 @@ class ResolvedDataset:
     samples: list[Sample]
     skipped: list[Skipped] = field(default_factory=list)
     ignored_shapes: Sequence[tuple[str, str]] = ()
+    ignored_files: Sequence[tuple[str, str]] = ()
 
     @property
     def num_images(self) -> int:
@@ -211,7 +213,16 @@ class ResolvedDataset:
         if self.ignored_shapes:
             line += f"; not read: {count_kinds(kind for _, kind in self.ignored_shapes)}"
             line += f", the first in {self.ignored_shapes[0][0]}"
+        if self.ignored_files:
+            line += f"; {self.ignored_files_note()}"
         return line
+
+    def ignored_files_note(self) -> str:
+        """Count the ignored files by kind and name the first; "" if there are none."""
+        if not self.ignored_files:
+            return ""
+        kinds = count_kinds(kind for _, kind in self.ignored_files)
+        return f"files that are not read as images: {kinds}; the first is {self.ignored_files[0][0]}"
 
 
 def count_kinds(kinds: Iterable[str]) -> str:

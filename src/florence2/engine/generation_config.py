@@ -186,7 +186,7 @@ class ModelGenerationConfig:
 def sample_seed(sample: Sample, seed: int) -> int:
     """Derive the seed of a sample's random numbers; it does not depend on the other samples of a run."""
     name = "\x00".join((str(seed), *sample.key))
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest())
+    return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=7).digest())
 
 
 def require_at_least(name: str, value: int, minimum: int) -> None:

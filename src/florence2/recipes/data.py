@@ -5,7 +5,6 @@ Rows come from `data/formats/` and `data/inspection/`. A model is loaded only to
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from florence2.data.inspection.issues import LengthLimit, check_row, min_token_c
 from florence2.data.resolve import split_spec
 from florence2.data.sample import Sample
 from florence2.errors import DatasetError
+from florence2.files import to_json
 from florence2.results.html.dataset_preview import preview_page
 
 MAX_TARGET_TOKENS = 1024  # of every checkpoint that Microsoft published
@@ -28,7 +28,7 @@ MAX_TARGET_TOKENS = 1024  # of every checkpoint that Microsoft published
 def main_check(settings: CheckSettings) -> int:
     """Run `florence2 data check`; return 0, or 1 if the dataset has errors."""
     report = run_check(settings)
-    text = json.dumps(report.to_json(), ensure_ascii=False) if settings.json else "\n".join(report.lines())
+    text = to_json(report.to_json(), encoding=sys.stdout.encoding) if settings.json else "\n".join(report.lines())
     sys.stdout.write(f"{text}\n")
     return 1 if report.issues else 0
 

@@ -6,7 +6,6 @@ predicts first.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.data.sample import ResolvedDataset
 from florence2.distributed import is_main_process
 from florence2.errors import OptionError
+from florence2.files import to_json
 from florence2.log import logger, render_text
 from florence2.metrics.by_task import ScoreDifference, TaskScores, compare, score_tasks
 from florence2.metrics.match_predictions import (
@@ -36,7 +36,7 @@ def main(settings: EvaluateSettings) -> int:
     """Run `florence2 evaluate`."""
     scores = run_evaluate(settings)
     if settings.score.output_path == "-" and is_main_process():
-        sys.stdout.write(json.dumps(scores, ensure_ascii=False, indent=2) + "\n")
+        sys.stdout.write(to_json(scores, indent=2, encoding=sys.stdout.encoding) + "\n")
     return 0
 
 
@@ -143,7 +143,7 @@ def _score(settings: EvaluateSettings, matches: list[MatchResult]) -> list[TaskS
 def _write(settings: EvaluateSettings, tasks: Any, notes: list[str], scores: dict[str, Any]) -> None:
     options, source = settings.score, settings.prediction
     if options.output_path != "-":
-        _write_text(options.output_path, json.dumps(scores, ensure_ascii=False, indent=2) + "\n")
+        _write_text(options.output_path, to_json(scores, indent=2) + "\n")
     if options.html:
         predictions = " and ".join(source.compare) or source.predictions or source.model_path
         title = f"{predictions} against {settings.reference.references}"

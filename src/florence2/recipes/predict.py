@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def run_predict(settings: PredictSettings) -> RunSummary:
         if not export.is_done:
             for line in export.write(journal.rows(), images.samples, root):
                 logger.info(line)
-    return summary
+    return replace(summary, ignored_files=images.ignored_files_note())
 
 
 def _predictions(

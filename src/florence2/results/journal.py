@@ -13,11 +13,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self, TextIO
 
 from florence2.data.sample import Prediction, Sample, SampleKey
 from florence2.errors import DatasetError, OptionError
-from florence2.files import atomic_write
+from florence2.files import atomic_write, to_json
 from florence2.results.affixes import Affixes
 
 RowKey = tuple[str, str, str, str]
@@ -51,7 +51,7 @@ class Journal:
         self.path, self.run_id, self.image_dir = Path(path), run_id, image_dir
         self._affixes, self._overwrite = affixes, overwrite
         self._to_stdout = path == "-"
-        self._file: IO[str] | None = sys.stdout if self._to_stdout else None
+        self._file: TextIO | None = sys.stdout if self._to_stdout else None
         self._predicted: set[RowKey] = set()
         self._other_runs: set[RowKey] = set()
         self._is_regular_file = not self._to_stdout and (not self.path.exists() or self.path.is_file())  # not a pipe
@@ -102,7 +102,7 @@ class Journal:
             return
         if self._file is None:
             self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.write(to_json(row, encoding=self._file.encoding) + "\n")
         self._file.flush()
         if prediction.error is None:
             self._predicted.add(self._key(row))
@@ -166,7 +166,7 @@ class Journal:
 
     def _rewrite(self, keep: Callable[[Row], bool]) -> None:
         with atomic_write(self.path, sync=True) as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows() if keep(row))
+            file.writelines(to_json(row) + "\n" for row in self._rows() if keep(row))
 
 
 def _is_truncated(path: Path) -> bool:

@@ -19,13 +19,17 @@ LINE_INTERVAL = 30.0  # seconds
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The result of a prediction run: numbers of predictions, and (file name, error) of each image that failed."""
+    """The result of a prediction run: numbers of predictions, and (file name, error) of each image that failed.
+
+    `ignored_files` is a line about files that were not read as images.
+    """
 
     num_predictions: int = 0
     num_resumed: int = 0
     num_tokens: int = 0
     errors: tuple[tuple[str, str], ...] = ()
     seconds: float = 0.0
+    ignored_files: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -43,6 +47,8 @@ class RunSummary:
         if self.errors:
             name, error = self.errors[0]
             lines.append(f"{len(self.errors)} failed; the first: {name}: {error}")
+        if self.ignored_files:
+            lines.append(self.ignored_files)
         return "\n".join(lines)
 
 

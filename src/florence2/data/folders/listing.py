@@ -8,17 +8,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from florence2.data.image import is_image_name
+from florence2.data.image import is_image_name, missing_package
 from florence2.errors import DatasetError
+
+# Files beside images that are no images and need no mention.
+_TEXT_EXTENSIONS = frozenset(
+    f".{name}" for name in ("txt caption json jsonl csv tsv parquet xml yaml yml md html py ini log npz db".split())
+)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of one folder, sorted by name; `subpath` is its posix path within the source, "" at the top."""
+    """The files of one folder, sorted by name; `subpath` is its posix path within the source, "" at the top.
+
+    `special_names` are pipes, sockets and devices, which are never opened.
+    """
 
     path: Path
     subpath: str
     names: tuple[str, ...]
+    special_names: tuple[str, ...] = ()
 
     def id(self, name: str) -> str:
         """Return a file's posix path relative to the source."""
@@ -28,34 +37,62 @@ class Listing:
         """Return the names of the image files."""
         return [name for name in self.names if is_image_name(name)]
 
+    def ignored_files(self) -> list[tuple[str, str]]:
+        """Return path and kind of each file that may be meant as an image and is not read as one."""
+        special = [(self.id(name), "pipe or device") for name in self.special_names]
+        return special + [(self.id(name), kind) for name in self.names if (kind := _unread_kind(name))]
+
+
+def _unread_kind(name: str) -> str:
+    extension = os.path.splitext(name)[1].lower()  # noqa: PTH122
+    if extension in _TEXT_EXTENSIONS or is_image_name(name):
+        return ""
+    package = missing_package(name)
+    return (extension or "without an extension") + (f" (install `{package}`)" if package else "")
+
 
 def walk(folder: Path, recursive: bool) -> Iterator[Listing]:
     """List a folder and, with `recursive`, its subfolders, each after its parent."""
     pending: list[tuple[Path, str, tuple[tuple[int, int], ...]]] = [(folder, "", ())]
     while pending:
         path, subpath, ancestors = pending.pop()
-        names, subfolders = _scan(path)
-        yield Listing(path, subpath, tuple(names))
-        if not recursive:
-            return
+        names, subfolders, special = _scan(path)
         stat = path.stat()
         if (stat.st_dev, stat.st_ino) in ancestors:
             continue  # a symbolic link to a parent folder
+        yield Listing(path, subpath, tuple(names), tuple(special))
+        if not recursive:
+            return
         lineage = (*ancestors, (stat.st_dev, stat.st_ino))
         pending += [(path / name, f"{subpath}/{name}" if subpath else name, lineage) for name in reversed(subfolders)]
 
 
-def _scan(path: Path) -> tuple[list[str], list[str]]:
+def _scan(path: Path) -> tuple[list[str], list[str], list[str]]:
+    """Return the names of files, subfolders, and special files."""
     names: list[str] = []
     subfolders: list[str] = []
+    special: list[str] = []
     try:
         with os.scandir(path) as entries:
             for entry in entries:
                 if not entry.name.startswith("."):
-                    (subfolders if entry.is_dir() else names).append(entry.name)
+                    _choose(entry, names, subfolders, special).append(entry.name)
     except OSError as error:
         raise DatasetError(f"{path} cannot be listed: {error.strerror}", "check the folder's permissions") from None
-    return sorted(names), sorted(subfolders)
+    return sorted(names), sorted(subfolders), sorted(special)
+
+
+def _choose(entry: os.DirEntry[str], names: list[str], subfolders: list[str], special: list[str]) -> list[str]:
+    """Return the list for an entry; a link that leads nowhere is a file, whose error is found when it is opened."""
+    try:
+        if entry.is_dir():
+            return subfolders
+        if entry.is_file():
+            return names
+        entry.stat()
+    except OSError:
+        return names
+    return special
 
 
 def read_text(path: Path) -> str:

@@ -17,6 +17,7 @@ from florence2.data.folders.listing import read_text, walk
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, Box, split_aliases
 from florence2.data.formats.mask_polygons import mask_to_polygons
 from florence2.errors import DatasetError
+from florence2.files import to_json
 from florence2.model.geometry import bounding_box, polygon_area
 
 ANNOTATIONS_NAME = "_annotations.coco.json"
@@ -252,7 +253,7 @@ def write_coco(path: Path, images: Iterable[AnnotatedImage]) -> None:
             annotation_rows.append(row | _geometry_fields(annotation))
     categories = [{"id": number, "name": label, "supercategory": ""} for label, number in ids.items()]
     content = {"images": image_rows, "annotations": annotation_rows, "categories": categories}
-    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    path.write_text(to_json(content), encoding="utf-8")
 
 
 def _geometry_fields(annotation: Annotation) -> dict[str, Any]:

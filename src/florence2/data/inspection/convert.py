@@ -10,7 +10,6 @@ Images are hard-linked or copied, never moved; a file that cannot be linked is c
 """
 
 import io
-import json
 import os
 import shutil
 from collections import Counter
@@ -30,6 +29,7 @@ from florence2.data.sample import Sample
 from florence2.data.streams.tar_source import write_shards
 from florence2.data.tables import Row
 from florence2.errors import DatasetError, OptionError, UserError
+from florence2.files import to_json
 from florence2.model.tasks import InputType, OutputType, split_prompt
 
 OutputFormat = Literal["jsonl", "coco", "yolo", "folder", "shards"]
@@ -166,7 +166,7 @@ def _write_images(records: Iterable[ImageRecord], folder: Path, link_mode: LinkM
 
 def _write_jsonl(records: list[ImageRecord], folder: Path, link_mode: LinkMode, _: Counter[str]) -> int:
     rows = [row for record in records for row in record.rows]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(to_json(row) + "\n" for row in rows)
     (folder / METADATA_NAMES[0]).write_text(text, encoding="utf-8")
     _write_images(records, folder, link_mode)
     return len(rows)

@@ -22,6 +22,7 @@ from florence2.data.image import is_image_name
 from florence2.data.sample import Sample
 from florence2.data.tables import Row
 from florence2.errors import DatasetError
+from florence2.files import to_json
 
 PER_SHARD = 1000  # images in each tar that is written
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -181,7 +182,7 @@ def write_shards(folder: Path, images: Iterable[tuple[str, bytes, list[Row]]], p
             assert tar is not None
             _add_file(tar, f"{number:08d}{Path(name).suffix.lower()}", encoded)
             content: Any = rows[0] if len(rows) == 1 else rows
-            _add_file(tar, f"{number:08d}.json", json.dumps(content, ensure_ascii=False).encode())
+            _add_file(tar, f"{number:08d}.json", to_json(content).encode())
     finally:
         if tar:
             tar.close()

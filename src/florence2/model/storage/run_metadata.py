@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from florence2.files import atomic_write
+from florence2.files import atomic_write, to_json
 
 METADATA_FILE = "training_settings.json"
 
@@ -44,4 +44,4 @@ def write_run_metadata(folder: Path, metadata: RunMetadata) -> None:
     """Write the metadata into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / METADATA_FILE) as file:
-        file.write(json.dumps(asdict(metadata), indent=2, ensure_ascii=False) + "\n")
+        file.write(to_json(asdict(metadata), indent=2) + "\n")

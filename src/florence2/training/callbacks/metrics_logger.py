@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerState
 
-from florence2.files import atomic_write
+from florence2.files import atomic_write, to_json
 from florence2.training.callbacks.loss_plot import draw_plot
 
 METRICS_FILE = "metrics.jsonl"
@@ -82,7 +82,7 @@ def save_plot(folder: Path) -> None:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(dict(row), ensure_ascii=False) + "\n"
+    return to_json(dict(row)) + "\n"
 
 
 def _number(value: Any) -> Any:

@@ -95,12 +95,12 @@ class Florence2Dataset(Dataset[dict[str, Any]]):
         name, window = "/".join(sample.key), CropWindow()
         key = f"{name}/{draw.repeat}" if draw.repeat else name
         if self.augment and not self.image_augmentation.is_noop:
-            rng = random.Random(f"view/{self.seed}/{draw.epoch}/{key}")
+            rng = _random_stream(f"view/{self.seed}/{draw.epoch}/{key}")
             sample, window = augment_sample(sample, self.image_augmentation, rng)
         target = augment_caption(
             sample.target or "",
             self.caption_augmentation,
-            random.Random(f"{self.seed}/{draw.epoch}/{key}"),
+            _random_stream(f"{self.seed}/{draw.epoch}/{key}"),
             epoch=draw.epoch,
             step=draw.global_index // self.samples_per_step,
             augment=self.augment,
@@ -183,3 +183,8 @@ def preview_text(dataset: Florence2Dataset, num_samples: int, num_epochs: int = 
         new_prompt = f" {prompt}" if augmented.input != sample.input else ""
         lines.append(f"  epoch {draw.epoch + 1}{change}:{new_prompt} {augmented.target}")
     return "\n".join(lines)
+
+
+def _random_stream(name: str) -> random.Random:
+    """Return `Random(name)`; a name may contain a file name that is not UTF-8."""
+    return random.Random(name.encode(errors="surrogateescape"))

@@ -1,0 +1,1 @@
+"""Faults of files, folders and machines that bulk prediction survives."""
