@@ -21,8 +21,8 @@ from florence2.model.geometry import bounding_box
 
 def supervisely_folders(folder: Path) -> list[Path]:
     """Give the datasets of a project: the folder itself, or those below it, with `ann/` and `img/`."""
-    places = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    return [place for place in places if (place / "ann").is_dir() and (place / "img").is_dir()]
+    folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    return [place for place in folders if (place / "ann").is_dir() and (place / "img").is_dir()]
 
 
 def read_supervisely(folder: Path) -> Iterator[tuple[str, AnnotatedImage]]:

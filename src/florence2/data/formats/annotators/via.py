@@ -44,10 +44,10 @@ def read_via(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
 def read_via_csv(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the images of a CSV export, in the order of their first row."""
     rows: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = defaultdict(list)
-    places: dict[str, str] = {}
+    first_lines: dict[str, str] = {}
     for where, row in read_csv(path):
         name = row.get("filename") or row.get("#filename") or ""
-        places.setdefault(name, where)
+        first_lines.setdefault(name, where)
         try:
             shape, attributes = (
                 json.loads(row[key] or "{}") for key in sorted(_CSV_COLUMNS - {"filename"}, reverse=True)
@@ -56,7 +56,7 @@ def read_via_csv(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
             raise DatasetError(f"{where} has attributes that are not JSON", "export it again") from None
         if shape:
             rows[name].append((shape, attributes))
-    for name, where in places.items():
+    for name, where in first_lines.items():
         yield where, _image(name, rows[name], where)
 
 

@@ -28,12 +28,12 @@ def is_vott(document: Any) -> bool:
 def read_vott_csv(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the images of a CSV export, in the order of their first row."""
     annotations: dict[str, list[Annotation]] = defaultdict(list)
-    places: dict[str, str] = {}
+    first_lines: dict[str, str] = {}
     for where, row in read_csv(path):
-        places.setdefault(row["image"], where)
+        first_lines.setdefault(row["image"], where)
         box = finite_numbers([row[side] for side in ("xmin", "ymin", "xmax", "ymax")], where)
         annotations[row["image"]].append(Annotation(row["label"], box))
-    for name, where in places.items():
+    for name, where in first_lines.items():
         yield where, AnnotatedImage(name, annotations[name])
 
 
