@@ -98,9 +98,9 @@ def test_run_writes_metadata_card_plot_and_checkpoints(folder: Path) -> None:
     assert metadata.settings["rank"] == 4
     assert metadata.data == {
         "dataset": str(folder / "photos"),
-        "pictures": 6,
-        "captions": 6,
-        "held_out": 2,
+        "num_images": 6,
+        "num_samples": 6,
+        "num_eval_samples": 2,
         "tasks": ["<MORE_DETAILED_CAPTION>"],
     }
     assert json.loads((output / "adapter_config.json").read_text())["base_model_name_or_path"] == str(

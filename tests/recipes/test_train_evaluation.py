@@ -153,7 +153,7 @@ def test_trackers_get_annotated_images(folder: Path, tracked_run: Path) -> None:
 
 
 def test_metrics_are_logged_at_every_step(tracked_run: Path) -> None:
-    for name in ("loss", "learning_rate", "grad_norm", "pictures_per_second"):
+    for name in ("loss", "learning_rate", "grad_norm", "images_per_second"):
         assert list(read_metric(tracked_run, name)) == [1, 2], name
     for name in ("eval_loss", "eval_f1", "eval_map"):
         assert list(read_metric(tracked_run, name)) == [1, 2], name
@@ -163,4 +163,4 @@ def test_metrics_are_logged_at_every_step(tracked_run: Path) -> None:
     events_reader.Reload()
     expected = {"train/loss", "train/learning_rate", "train/grad_norm", "eval/loss", "eval/f1", "eval/map"}
     assert expected <= set(events_reader.Tags()["scalars"])
-    assert "train/pictures_per_second" in events_reader.Tags()["scalars"]
+    assert "train/images_per_second" in events_reader.Tags()["scalars"]

@@ -178,7 +178,7 @@ class Florence2Trainer(CheckpointTrainer):
             samples_per_step = (
                 self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
             )
-            logs["pictures_per_second"] = round(self.throughput.steps_per_second(self.state) * samples_per_step, 3)
+            logs["images_per_second"] = round(self.throughput.steps_per_second(self.state) * samples_per_step, 3)
         super().log(logs, *args, **kwargs)
 
     def scores(self, start_time: float) -> dict[str, Any]:

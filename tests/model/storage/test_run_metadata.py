@@ -7,7 +7,7 @@ import pytest
 
 from florence2.model.storage.run_metadata import RunMetadata, read_run_metadata, write_run_metadata
 
-METADATA = RunMetadata("owner/model", "main", "<CAPTION>", "What?", {"rank": 4, "output_dir": "out"}, {"pictures": 3})
+METADATA = RunMetadata("owner/model", "main", "<CAPTION>", "What?", {"rank": 4, "output_dir": "out"}, {"num_images": 3})
 
 
 def test_written_metadata_is_read_back(tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ def build_metadata(
         settings=dict(settings),
         data={
             "dataset": " ".join(settings["dataset"]),
-            "pictures": "streamed" if settings["streaming"] else len({sample.id for sample in train}),
-            "captions": "streamed" if settings["streaming"] else len(train),
-            "held_out": len(evaluation),
+            "num_images": "streamed" if settings["streaming"] else len({sample.id for sample in train}),
+            "num_samples": "streamed" if settings["streaming"] else len(train),
+            "num_eval_samples": len(evaluation),
             "tasks": tasks,
         },
         versions=package_versions(),
