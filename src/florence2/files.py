@@ -1,13 +1,20 @@
-"""Atomic writing of files, and valid JSON for them."""
+"""Atomic writing of files, a lock against a second writer, and valid JSON."""
 
+import contextlib
+import errno
+import hashlib
 import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+_MAX_NAME_BYTES = 255
+_LOCKED_ERRORS = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 
 
 @contextmanager
@@ -17,7 +24,7 @@ def atomic_write(path: Path, mode: str = "w", *, sync: bool = False) -> Iterator
     An error in the block leaves `path` as it is. `mode` is `"w"` (UTF-8) or `"wb"`. With `sync`, the content is on
     the disk before it replaces `path`.
     """
-    temporary = path.with_name(f".{path.name}.unfinished")
+    temporary = path.with_name(_hidden_name(path.name, ".unfinished"))
     try:
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -28,6 +35,69 @@ def atomic_write(path: Path, mode: str = "w", *, sync: bool = False) -> Iterator
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _hidden_name(name: str, suffix: str) -> str:
+    """Return a name for a file beside another one; file systems limit names to 255 bytes."""
+    hidden = f".{name}{suffix}"
+    if len(os.fsencode(hidden)) <= _MAX_NAME_BYTES:
+        return hidden
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}{suffix}"
+
+
+class WriteLock:
+    """A lock that one process holds while it writes a file; the system releases it when the process ends.
+
+    The lock is on a hidden file beside `path`, because `path` itself may be replaced. `is_acquired` is False where
+    another process holds it, None where the file system cannot lock.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.with_name(_hidden_name(path.name, ".lock"))
+        self._descriptor: int | None = None
+        self.is_acquired: bool | None = self._acquire()
+
+    def release(self) -> None:
+        """Remove the lock file and release the lock."""
+        if self._descriptor is None:
+            return
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            self._path.unlink()
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def _acquire(self) -> bool | None:
+        while True:
+            descriptor: int | None = None
+            try:
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+                _lock_without_waiting(descriptor)
+                if self._is_current(descriptor):
+                    self._descriptor = descriptor
+                    return True
+                os.close(descriptor)  # its owner removed it in between
+            except OSError as error:
+                if descriptor is None:
+                    return None
+                os.close(descriptor)
+                return False if error.errno in _LOCKED_ERRORS else None
+
+    def _is_current(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+
+def _lock_without_waiting(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 _SURROGATES = re.compile("[\ud800-\udfff]")

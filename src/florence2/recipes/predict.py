@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import errno
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from florence2.data.resolve import resolve_images
 from florence2.data.sample import Prediction, ResolvedDataset, Sample, relative_image_dir
 from florence2.distributed import is_main_process, launcher_rank
 from florence2.engine.stats import Stats
-from florence2.errors import OptionError
+from florence2.errors import OptionError, UserError
 from florence2.log import logger
 from florence2.model.tasks import Task, find_task
 from florence2.pipeline.class_splitter import ClassSplitter
@@ -30,6 +31,8 @@ from florence2.results.journal import Journal
 from florence2.results.progress import PredictProgressBar, RunSummary, time_breakdown
 from florence2.results.sidecar import SidecarWriter
 from florence2.system import tune_allocator
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # no further file can be written either
 
 
 def main(settings: PredictSettings) -> int:
@@ -56,6 +59,8 @@ def run_predict(settings: PredictSettings) -> RunSummary:
     exports = [DatasetExport.parse(each, output.output_path, _tasks(pipeline, images)) for each in output.export]
     affixes = Affixes(output.prefix, output.suffix)
     sidecars = _sidecar_writer(spec, pipeline, root)
+    if sidecars:
+        sidecars.check_samples(images.samples)
     writers = [each for each in (sidecars, _annotated_image_writer(spec, pipeline, images)) if each]
     image_dir = relative_image_dir(Path(output.output_path), root)
     with Journal(
@@ -71,8 +76,7 @@ def run_predict(settings: PredictSettings) -> RunSummary:
             export.check_samples(images.samples)
         with PredictProgressBar(None if pipeline.has_follow_ups else len(images.samples), num_resumed) as progress:
             for prediction, stats in _predictions(spec, pipeline, samples):
-                for writer in writers:
-                    writer.write(affixes.add(prediction))
+                prediction = _write(writers, affixes, prediction)
                 journal.write(prediction)
                 progress.update(prediction, stats.slots_in_use, stats.slots)
             summary = progress.summary()
@@ -81,6 +85,22 @@ def run_predict(settings: PredictSettings) -> RunSummary:
             for line in export.write(journal.rows(), images.samples, root):
                 logger.info(line)
     return replace(summary, ignored_files=images.ignored_files_note())
+
+
+def _write(
+    writers: Sequence[SidecarWriter | AnnotatedImageWriter], affixes: Affixes, prediction: Prediction
+) -> Prediction:
+    """Write the files of a prediction; a file that cannot be written is an error of this prediction alone."""
+    try:
+        for writer in writers:
+            writer.write(affixes.add(prediction))
+    except UserError as error:
+        return replace(prediction, error=error.what)
+    except OSError as error:
+        if error.errno in _DISK_ERRORS:
+            raise
+        return replace(prediction, error=f"{error.filename or 'a file'} cannot be written: {error.strerror}")
+    return prediction
 
 
 def _predictions(

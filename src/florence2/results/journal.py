@@ -17,7 +17,8 @@ from typing import Any, Self, TextIO
 
 from florence2.data.sample import Prediction, Sample, SampleKey
 from florence2.errors import DatasetError, OptionError
-from florence2.files import atomic_write, to_json
+from florence2.files import WriteLock, atomic_write, to_json
+from florence2.log import logger
 from florence2.results.affixes import Affixes
 
 RowKey = tuple[str, str, str, str]
@@ -42,7 +43,7 @@ class Journal:
 
     `path` `-` is stdout, which is never read back. `image_dir` is the path from the file to the images; each line has
     it, so that the file is a dataset. `affixes` are added to captions as they are written. `overwrite` discards this
-    run's earlier lines.
+    run's earlier lines. A file that another process writes is refused.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class Journal:
         self._predicted: set[RowKey] = set()
         self._other_runs: set[RowKey] = set()
         self._is_regular_file = not self._to_stdout and (not self.path.exists() or self.path.is_file())  # not a pipe
+        self._lock: WriteLock | None = None
         if not self._to_stdout:
-            self._recover()
+            self._open()
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +67,14 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Close the file, and remove the lines of other runs that this run replaced."""
+        """Close the file, remove the lines of other runs that this run replaced, and release the lock."""
+        try:
+            self._close_file()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def _close_file(self) -> None:
         if self._to_stdout or self._file is None:
             return
         with self._file as file:
@@ -113,11 +122,27 @@ class Journal:
             if sample and sample.follow_up:
                 yield sample.follow_up(self._affixes.strip(Prediction.from_json(row)))
 
-    def _recover(self) -> None:
-        """Read which samples are predicted; remove a truncated last line, errors, and replaced lines of other runs."""
+    def _open(self) -> None:
+        """Lock the file against a second process, and read it."""
         if self.path.is_dir():
             raise OptionError(f"{self.path} is a folder", "pass a file such as `--output_path captions.jsonl`")
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._is_regular_file:
+            self._lock = WriteLock(self.path)
+            if self._lock.is_acquired is False:
+                raise OptionError(
+                    f"another process writes {self.path}", "wait until it ends, or pass another `--output_path`"
+                )
+            if self._lock.is_acquired is None:
+                logger.warning(f"{self.path} cannot be locked: do not start a second run that writes it")
+        try:
+            self._recover()
+        except BaseException:
+            self.close()
+            raise
+
+    def _recover(self) -> None:
+        """Read which samples are predicted; remove a truncated last line, errors, and replaced lines of other runs."""
         if not self.path.is_file():
             if not os.access(self.path.parent, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path))
