@@ -60,7 +60,7 @@ def test_coco_objects_of_other_programs_are_read(
         ([CAT], {"categories": [{"id": 1}]}, "the category 1 without a `name`"),  # a category without a name
         ([CAT], {"images": [{"id": 1, "file_name": n} for n in ("a.jpg", "b.jpg")]}, "two images with the id 1"),
         ([{**CAT, "image_id": 9}], {}, "no annotation of .* annotation 1 of image 9"),  # ids that do not meet
-        ([], {}, "has no object that can be read"),  # a list of images only
+        ([], {}, "has no annotations"),  # a list of images only
         ([{**CAT, "iscrowd": 1}], {}, "has no object that can be read, only 1 crowd"),  # crowds only
         ([{**CAT, "segments_info": []}], {}, "panoptic"),  # panoptic segmentation
     ],
@@ -79,7 +79,7 @@ def test_coco_annotations_of_unlisted_images_are_issues(tmp_path: Path) -> None:
     path = write(tmp_path / "x.json", CAT, {**CAT, "id": 2, "image_id": 99})
     report = check(path)
     assert report["issues"] == [
-        {"kind": "unlisted", "where": f"{path} annotation 2 of image 99", "what": "no image of the file has this id"}
+        {"kind": "unlisted", "where": f"{path} annotation 2 of image 99", "what": "its image is not listed"}
     ]
     dataset = check_images(resolve_dataset(path, DatasetOptions("od")))
     assert dataset.summary().endswith(

@@ -3,6 +3,7 @@
 The text of the file is the caption; line breaks become spaces unless `keep_lines` is set.
 """
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,23 @@ class Sidecars:
         return ("\n" if self.keep_lines else " ").join(line for line in lines if line)
 
 
+def is_yolo_text(text: str) -> bool:
+    """Return whether every line of a text is a class and at least four fractions of an image's sides."""
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    return bool(lines) and all(
+        len(fields) >= 5
+        and re.fullmatch(r"\d+", fields[0])
+        and all(re.fullmatch(r"[01](\.\d*)?|\.\d+|\d(\.\d+)?e-\d+", field) for field in fields[1:])
+        for fields in lines
+    )
+
+
+def _read_caption(path: Path, sidecars: Sidecars) -> str:
+    if is_yolo_text(caption := sidecars.read(path)):
+        raise DatasetError(f"{path} has labels of YOLO, not a caption", "list the names of classes in data.yaml")
+    return caption
+
+
 def captioned_images(
     listings: Sequence[Listing], *, task: str, sidecars: Sidecars, known: Collection[str] = ()
 ) -> tuple[list[Sample], list[Skipped]]:
@@ -59,7 +77,7 @@ def captioned_images(
         sidecar_names = sidecars.name_by_stem(listing)
         for name in (name for name in listing.images() if listing.id(name) not in known):
             stem = name.rpartition(".")[0]
-            caption = sidecars.read(listing.path / sidecar_names[stem]) if stem in sidecar_names else ""
+            caption = _read_caption(listing.path / sidecar_names[stem], sidecars) if stem in sidecar_names else ""
             if caption:
                 samples.append(Sample(listing.id(name), listing.path / name, parsed_task.token, task_input, caption))
             else:

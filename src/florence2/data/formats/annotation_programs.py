@@ -9,7 +9,7 @@ from florence2.data.folders.listing import Listing, display_path, walk
 from florence2.data.formats.annotations import AnnotatedImage, split_aliases
 from florence2.data.formats.annotators import createml, cvat, label_studio, open_images, supervisely, via, vott
 from florence2.data.formats.annotators.values import HEAD_BYTES, peek_json
-from florence2.data.formats.coco import coco_image_folder
+from florence2.data.formats.coco_layout import coco_image_folder
 from florence2.data.formats.sources import AnnotationSource
 from florence2.data.formats.text_detection import funsd, icdar, paddleocr
 from florence2.model.tasks import OutputType

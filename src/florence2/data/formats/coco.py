@@ -9,12 +9,11 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from florence2.data.folders.listing import read_text, walk
-from florence2.data.formats.annotations import AnnotatedImage, Annotation, Box, split_aliases
+from florence2.data.folders.listing import read_text
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, Box
 from florence2.data.formats.mask_polygons import mask_to_polygons
 from florence2.errors import DatasetError
 from florence2.files import to_json
@@ -24,10 +23,6 @@ ANNOTATIONS_NAME = "_annotations.coco.json"
 _FIRST_KEY = re.compile(r'\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:\s*[\[{"]')
 _ANY_KEY = re.compile(r'"(?:images|annotations|categories)"\s*:\s*\[|"info"\s*:\s*null')
 _HEAD = 65_536  # characters in which a key of COCO must be
-_KINDS = ("instances", "person_keypoints", "stuff", "captions")  # names of files, the preferred kind first
-_KINDS_WITHOUT_OBJECTS = ("image_info", "panoptic", "labels")
-_SPLITS = ("train", *split_aliases("val"), "test")
-_NAMES_TO_FIND = 100  # file names that are tried in each folder that may contain the images
 
 
 def is_coco(path: Path) -> bool:
@@ -45,46 +40,6 @@ def is_coco(path: Path) -> bool:
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         return False
     return isinstance(content.get("annotations"), list) or isinstance(content.get("categories"), list)
-
-
-def find_coco(folder: Path, split: str | None) -> Path | None:
-    """Return the COCO file of a split in `annotations/` of a folder; without a split, of the first split that it has.
-
-    Of the kinds of files for one split, objects come before captions.
-
-    Raises DatasetError where several files of one kind fit.
-    """
-    inner = folder / "annotations"
-    names = next(walk(inner, recursive=False)).names if inner.is_dir() else ()
-    stems = [Path(name).stem for name in names if name.lower().endswith(".json")]
-    stems = [stem for stem in stems if not stem.startswith(_KINDS_WITHOUT_OBJECTS)]
-    found: dict[str, list[Path]] = defaultdict(list)
-    for stem in stems:
-        path = next(inner / name for name in names if Path(name).stem == stem and name.lower().endswith(".json"))
-        if is_coco(path):
-            found[_split_of(stem, split)].append(path)
-    order = [split] if split else [*_SPLITS[:1], "", *_SPLITS[1:]]
-    paths = next((found[each] for each in order if each in found), [])
-    best = min((_kind_rank(path.stem) for path in paths), default=0)
-    chosen = [path for path in paths if _kind_rank(path.stem) == best]
-    if len(chosen) > 1:
-        listed = ", ".join(path.name for path in chosen)
-        raise DatasetError(f"{inner} contains several COCO files: {listed}", "pass one of them itself as the dataset")
-    return chosen[0] if chosen else None
-
-
-def _kind_rank(stem: str) -> int:
-    return next((rank for rank, kind in enumerate(_KINDS) if stem.startswith(kind)), len(_KINDS))
-
-
-def _split_of(stem: str, split: str | None) -> str:
-    """Return the split that the name of a file has, "" for none: `instances_Train2017` has `train`."""
-    kind = next((kind for kind in _KINDS if stem.startswith(f"{kind}_")), "")
-    rest = stem.removeprefix(f"{kind}_").lower()
-    words = {rest, *(word.rstrip("0123456789") for word in re.split(r"[_.\-]", rest))}
-    if split is not None:
-        return split if words & {alias.lower() for alias in split_aliases(split)} else ""
-    return next((name for name in _SPLITS if name in words), "")
 
 
 def read_coco(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
@@ -123,6 +78,8 @@ def _parse_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
         raise DatasetError(
             f"{path} is not a COCO annotation file", "write `images`, `annotations` and `categories`, each a list"
         )
+    if not lists["annotations"] and (lists["categories"] or "annotations" not in content):
+        raise DatasetError(f"{path} has no annotations", "pass a file that has some, such as `instances_train.json`")
     if any("segments_info" in row for row in lists["annotations"]):
         raise DatasetError(
             f"{path} has panoptic segmentations, which are not read",
@@ -216,26 +173,6 @@ def _parse_polygons(segmentation: Any, where: str) -> tuple[list[float], ...]:
             f"{where} has a `segmentation` that is not a list of polygons", "write [[x, y, x, y, ...], ...]"
         )
     return tuple([float(side) for side in polygon] for polygon in polygons if polygon)
-
-
-def coco_image_folder(path: Path, names: Sequence[str]) -> Path:
-    """Return the folder that file names are relative to: the COCO file's own, or one of a standard layout.
-
-    One of `names`, the file names, must exist in the folder.
-    """
-    split = path.stem.rpartition("_")[2]  # instances_train2017 -> train2017
-    parent, root = path.parent, path.parent.parent
-    folders = [parent, parent / "images", root / split, root / "images" / split, root / "images", parent / split]
-    full_names = [name.replace("\\", "/") for name in names[:_NAMES_TO_FIND]]
-    last_names = [name.rpartition("/")[2] for name in full_names]
-    below = walk(root / "images", recursive=True) if (root / "images").is_dir() else ()
-    candidates = chain(
-        ((folder, full_names) for folder in folders),
-        ((folder, last_names) for folder in folders),
-        ((listing.path, last_names) for listing in below),
-    )
-    found = (folder for folder, each in candidates if any((folder / name).is_file() for name in each))
-    return next(found, parent)
 
 
 def write_coco(path: Path, images: Iterable[AnnotatedImage]) -> None:

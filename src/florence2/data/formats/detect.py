@@ -8,10 +8,13 @@ from pathlib import Path
 
 from florence2.data.columns import METADATA_NAMES, ColumnMapping, DatasetRow, partition_samples, samples_from_rows
 from florence2.data.folders.listing import display_path, walk
-from florence2.data.formats import coco, voc, yolo
+from florence2.data.formats import coco, voc
 from florence2.data.formats.annotation_programs import annotator_file_source, annotator_folder_source
 from florence2.data.formats.annotations import split_aliases
+from florence2.data.formats.coco_layout import coco_image_folder, find_coco
 from florence2.data.formats.sources import AnnotationSource, DatasetSource
+from florence2.data.formats.yolo.yolo_layout import NAME_LISTS, find_yolo, open_yolo
+from florence2.data.formats.yolo.yolo_lines import read_yolo
 from florence2.data.sample import ResolvedDataset, count_kinds
 from florence2.data.streams import tar_source as shards
 from florence2.errors import DatasetError
@@ -55,8 +58,8 @@ def find_source(spec: str, split: str | None = None, dataset_dir: str | Path | N
 def _file_source(path: Path, split: str | None, root: Path | None) -> DatasetSource | None:
     if coco.is_coco(path):
         return _coco_source(path, root)
-    if path.suffix.lower() in (".yaml", ".yml"):
-        return _yolo_source(path, split)
+    if path.suffix.lower() in (".yaml", ".yml") or path.name in NAME_LISTS:
+        return _yolo_source(path, split, root)
     return annotator_file_source(path, root) or shards.find_shards(str(path))
 
 
@@ -71,10 +74,9 @@ def _split_source(path: Path, split: str | None, root: Path | None) -> DatasetSo
 def _folder_source(path: Path, split: str | None, root: Path | None) -> DatasetSource | None:
     if split is None and (path / coco.ANNOTATIONS_NAME).is_file():
         return _coco_source(path / coco.ANNOTATIONS_NAME, root)
-    for name in yolo.CONFIG_NAMES:
-        if (path / name).is_file():
-            return _yolo_source(path / name, split)
-    if coco_file := coco.find_coco(path, split):
+    if yolo_config := find_yolo(path):
+        return _yolo_source(yolo_config, split, root)
+    if coco_file := find_coco(path, split):
         return _coco_source(coco_file, root)
     listing = next(walk(path, recursive=False))
     if voc_folders := voc.find_voc(path, listing):
@@ -87,14 +89,13 @@ def _folder_source(path: Path, split: str | None, root: Path | None) -> DatasetS
 
 def _coco_source(path: Path, root: Path | None) -> DatasetSource:
     images = list(coco.read_coco(path))
-    if not any(image.annotations or image.captions for _, image in images):
-        kinds = count_kinds(kind for _, image in images for kind in image.ignored_shapes)
-        what = f"{path} has no object that can be read" + (f", only {kinds}" if kinds else "")
-        raise DatasetError(what, "pass a file of objects or captions, such as `instances_train.json`")
-    root = root or coco.coco_image_folder(path, [image.file_name for _, image in images])
+    kinds = count_kinds(kind for _, image in images for kind in image.ignored_shapes)
+    if kinds and not any(image.annotations or image.captions for _, image in images):
+        raise DatasetError(f"{path} has no object that can be read, only {kinds}", "pass a file of objects or captions")
+    root = root or coco_image_folder(path, [image.file_name for _, image in images])
     return AnnotationSource(str(path), root, lambda: iter(images))
 
 
-def _yolo_source(path: Path, split: str | None) -> DatasetSource:
-    dataset = yolo.open_yolo(path, split)
-    return AnnotationSource(str(path), dataset.root, lambda: yolo.read_yolo(dataset))
+def _yolo_source(path: Path, split: str | None, root: Path | None) -> DatasetSource:
+    dataset = open_yolo(path, split, root)
+    return AnnotationSource(str(path), dataset.root, lambda: read_yolo(dataset))

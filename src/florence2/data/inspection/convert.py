@@ -23,7 +23,7 @@ from PIL import Image
 from florence2.data.columns import METADATA_NAMES, ColumnMapping, DatasetRow
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, annotations_from_row
 from florence2.data.formats.coco import ANNOTATIONS_NAME, write_coco
-from florence2.data.formats.yolo import write_yolo
+from florence2.data.formats.yolo.yolo_lines import write_yolo
 from florence2.data.image import Size
 from florence2.data.sample import Sample
 from florence2.data.streams.tar_source import write_shards
@@ -188,7 +188,7 @@ def _write_yolo(records: list[ImageRecord], folder: Path, link_mode: LinkMode, s
     records = [replace(record, name=f"images/{record.name.removeprefix('images/')}") for record in records]
     _write_images(records, folder, link_mode)
     images = [_annotated_image(record, skipped) for record in records]
-    skipped["polygons beyond the one that a YOLO line stores"] += write_yolo(folder, images)
+    skipped.update(write_yolo(folder, images))
     return sum(len(record.annotations) for record in records)
 
 

@@ -122,7 +122,7 @@ class _ReportBuilder:
         self.images.setdefault(row.image.id, row.image)
         self.issues += report.issues
         for where in row.unlisted_annotations:
-            self.issues.append(Issue(IssueKind.UNLISTED, where, "no image of the file has this id"))
+            self.issues.append(Issue(IssueKind.UNLISTED, where, "its image is not listed"))
         self._ignored_shapes += [(row.where, kind) for kind in row.ignored_shapes]
         for sample in report.samples:
             task, target = find_task(sample.task), sample.target or ""

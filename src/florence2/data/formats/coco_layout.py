@@ -1,0 +1,77 @@
+"""Layouts of COCO datasets: the annotation file of a split in a folder, and the folder of the images of a file."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+from florence2.data.folders.listing import walk
+from florence2.data.formats.annotations import split_aliases
+from florence2.data.formats.coco import is_coco
+from florence2.errors import DatasetError
+
+_KINDS = ("instances", "person_keypoints", "stuff", "captions")  # names of files, the preferred kind first
+_KINDS_WITHOUT_OBJECTS = ("image_info", "panoptic", "labels")
+_SPLITS = ("train", *split_aliases("val"), "test")
+_NAMES_TO_FIND = 100  # file names that are tried in each folder that may contain the images
+
+
+def find_coco(folder: Path, split: str | None) -> Path | None:
+    """Return the COCO file of a split in `annotations/` of a folder; without a split, of the first split that it has.
+
+    Of the kinds of files for one split, objects come before captions.
+
+    Raises DatasetError where several files of one kind fit.
+    """
+    inner = folder / "annotations"
+    names = next(walk(inner, recursive=False)).names if inner.is_dir() else ()
+    stems = [Path(name).stem for name in names if name.lower().endswith(".json")]
+    stems = [stem for stem in stems if not stem.startswith(_KINDS_WITHOUT_OBJECTS)]
+    found: dict[str, list[Path]] = defaultdict(list)
+    for stem in stems:
+        path = next(inner / name for name in names if Path(name).stem == stem and name.lower().endswith(".json"))
+        if is_coco(path):
+            found[_split_of(stem, split)].append(path)
+    order = [split] if split else [*_SPLITS[:1], "", *_SPLITS[1:]]
+    paths = next((found[each] for each in order if each in found), [])
+    best = min((_kind_rank(path.stem) for path in paths), default=0)
+    chosen = [path for path in paths if _kind_rank(path.stem) == best]
+    if len(chosen) > 1:
+        listed = ", ".join(path.name for path in chosen)
+        raise DatasetError(f"{inner} contains several COCO files: {listed}", "pass one of them itself as the dataset")
+    return chosen[0] if chosen else None
+
+
+def _kind_rank(stem: str) -> int:
+    return next((rank for rank, kind in enumerate(_KINDS) if stem.startswith(kind)), len(_KINDS))
+
+
+def _split_of(stem: str, split: str | None) -> str:
+    """Return the split that the name of a file has, "" for none: `instances_Train2017` has `train`."""
+    kind = next((kind for kind in _KINDS if stem.startswith(f"{kind}_")), "")
+    rest = stem.removeprefix(f"{kind}_").lower()
+    words = {rest, *(word.rstrip("0123456789") for word in re.split(r"[_.\-]", rest))}
+    if split is not None:
+        return split if words & {alias.lower() for alias in split_aliases(split)} else ""
+    return next((name for name in _SPLITS if name in words), "")
+
+
+def coco_image_folder(path: Path, names: Sequence[str]) -> Path:
+    """Return the folder that file names are relative to: the COCO file's own, or one of a standard layout.
+
+    One of `names`, the file names, must exist in the folder.
+    """
+    split = path.stem.rpartition("_")[2]  # instances_train2017 -> train2017
+    parent, root = path.parent, path.parent.parent
+    folders = [parent, parent / "images", root / split, root / "images" / split, root / "images", parent / split]
+    full_names = [name.replace("\\", "/") for name in names[:_NAMES_TO_FIND]]
+    last_names = [name.rpartition("/")[2] for name in full_names]
+    below = walk(root / "images", recursive=True) if (root / "images").is_dir() else ()
+    candidates = chain(
+        ((folder, full_names) for folder in folders),
+        ((folder, last_names) for folder in folders),
+        ((listing.path, last_names) for listing in below),
+    )
+    found = (folder for folder, each in candidates if any((folder / name).is_file() for name in each))
+    return next(found, parent)

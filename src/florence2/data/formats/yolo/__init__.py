@@ -1,0 +1,1 @@
+"""YOLO datasets: their layout on disk, and the lines of their label files."""

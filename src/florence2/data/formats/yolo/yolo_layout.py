@@ -1,0 +1,188 @@
+"""Layouts of YOLO datasets: the names of classes, the images of a split, and the label file of each image.
+
+The names are in `data.yaml`, or in a list of names (`classes.txt`, `obj.names`). Images are in `images/` with labels in
+`labels/` or `labelTxt/`, or have their label files beside them. An image without a label file has no objects.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from florence2.data.folders.listing import read_text, walk
+from florence2.data.folders.sidecars import is_yolo_text
+from florence2.data.formats.annotations import split_aliases
+from florence2.errors import DatasetError
+
+CONFIG_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
+NAME_LISTS = ("obj.names", "classes.txt", "labels/classes.txt", "_darknet.labels")
+_LABEL_FOLDERS = ("labels", "labeltxt")  # in lower case
+_NAMES_HINT = "list them, as in `names: [cat, dog]`"
+_SPLITS = ("train", *split_aliases("val"), "test")
+
+
+@dataclass(frozen=True)
+class YoloDataset:
+    """One split of a YOLO dataset: the folder that contains the images, each image with its labels, and the names.
+
+    `num_keypoint_values` is the count of numbers after the box of a pose line. `unlisted` are labels without an image.
+    """
+
+    root: Path
+    labels: dict[Path, Path]
+    names: dict[int, str]
+    num_keypoint_values: int = 0
+    unlisted: Sequence[str] = ()
+
+
+def find_yolo(folder: Path) -> Path | None:
+    """Return `data.yaml` of a folder, else a list of names if the folder has labels for it."""
+    config = next((folder / name for name in CONFIG_NAMES if (folder / name).is_file()), None)
+    if config is not None:
+        return config
+    names = next((folder / name for name in NAME_LISTS if (folder / name).is_file()), None)
+    has_labels = any((folder / name).is_dir() for name in ("labels", "obj_train_data"))
+    if names is not None and not has_labels:
+        listing = next(walk(folder, recursive=False))
+        beside = (label_path(folder / name) for name in listing.images())
+        has_labels = any(path.is_file() and is_yolo_text(read_text(path)) for path in beside)
+    return names if has_labels else None
+
+
+def open_yolo(path: Path, split: str | None, dataset_dir: Path | None = None) -> YoloDataset:
+    """List the images of a split with their labels: of the given one, else of `train`, else of the first that exists.
+
+    `path` is `data.yaml` or a list of names; `dataset_dir` replaces its folder as the place of the images.
+    """
+    if path.suffix.lower() in (".yaml", ".yml"):
+        config = _read_config(path)
+        names = config["names"]
+        sources = [_resolve_path(path, config, each, dataset_dir) for each in _split_paths(path, config, split)]
+    else:
+        config = {}
+        names = {number: name.strip() for number, name in enumerate(read_text(path).splitlines()) if name.strip()}
+        is_with_labels = path.parent.name == "labels" and path.name == "classes.txt"
+        folder = dataset_dir or (path.parent.parent if is_with_labels else path.parent)
+        sources = [_split_folder(folder, split)]
+    images = [image for source in sources for image in _list_images(source)]
+    if not images:
+        raise DatasetError(f"{path} points to {sources[0]}, which contains no images", "correct the paths in it")
+    label_folders = cache(_label_folders)
+    labels = {image: _find_label(image, path.parent, label_folders) for image in images}
+    if not any(label.is_file() for label in labels.values()):
+        raise DatasetError(
+            f"none of the {len(images):,} images of {path} has a label file, the first would be {labels[images[0]]}",
+            "put the label files in `labels/` beside `images/`, or beside the images",
+        )
+    has_folders = all(source.is_dir() for source in sources)
+    root = sources[0] if has_folders and len(sources) == 1 else dataset_dir or path.parent
+    shape = config.get("kpt_shape")
+    values = int(shape[0]) * int(shape[1]) if isinstance(shape, list) and len(shape) == 2 else 0
+    return YoloDataset(root, labels, names, values, _labels_without_image(labels) if has_folders else ())
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read `data.yaml`; its `names` become text by number, also where YAML reads them as booleans."""
+    try:
+        text = read_text(path)
+        config, as_text = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        raise DatasetError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict) or config.get("names") in (None, ""):
+        raise DatasetError(f"{path} has no `names` of classes", _NAMES_HINT)
+    values, texts = config["names"], as_text["names"]
+    if isinstance(values, list):
+        values, texts = dict(enumerate(values)), {str(number): name for number, name in enumerate(texts)}
+    if not isinstance(values, dict):
+        raise DatasetError(f"{path} has `names` that are not a list", _NAMES_HINT)
+    if invalid := [key for key in texts if not re.fullmatch(r"\d+", key)]:
+        raise DatasetError(
+            f"{path} has `names` with `{invalid[0]}` where the number of a class belongs",
+            "write the number first, as in `0: cat`",
+        )
+    return {**config, "names": {int(key): texts[str(key)] for key, name in values.items() if name not in (None, "")}}
+
+
+def _split_paths(path: Path, config: dict[str, Any], split: str | None) -> list[str]:
+    candidates = split_aliases(split) if split else _SPLITS
+    paths = next((config[each] for each in candidates if config.get(each)), None)
+    if not paths:
+        keys = ", ".join(f"`{key}`" for key in config)
+        raise DatasetError(f"{path} has no split `{candidates[0]}`", f"pass a split among its keys {keys}")
+    return [str(each) for each in (paths if isinstance(paths, list) else [paths])]
+
+
+def _resolve_path(config_path: Path, config: dict[str, Any], name: str, dataset_dir: Path | None) -> Path:
+    """Find a split's folder or list; some exporters write `../train/images` and mean `train/images`."""
+    base = config_path.parent / str(config.get("path") or "")
+    base = base if base.is_dir() else config_path.parent  # `path` is often a folder on another machine
+    for folder in (base,) if dataset_dir is None else (dataset_dir, base):
+        for path in (folder / name, folder / name.removeprefix("../")):
+            if path.exists():
+                return path
+    if dataset_dir is not None and dataset_dir.is_dir():
+        return dataset_dir
+    raise DatasetError(f"{base / name} does not exist", f"correct the paths in {config_path.name}")
+
+
+def _split_folder(folder: Path, split: str | None) -> Path:
+    """Return the folder or list of a split where no `data.yaml` names it."""
+    for name in split_aliases(split) if split else _SPLITS:
+        for path in (f"images/{name}", f"{name}/images", f"obj_{name}_data", f"{name}.txt", name):
+            if (folder / path).exists():
+                return folder / path
+    if split is not None:
+        raise DatasetError(f"{folder} has no split `{split}`", "pass a split that it has, or none")
+    return folder / "images" if (folder / "images").is_dir() else folder
+
+
+def _list_images(source: Path) -> list[Path]:
+    if source.is_dir():
+        return [listing.path / name for listing in walk(source, recursive=True) for name in listing.images()]
+    names = [line.strip() for line in read_text(source).splitlines() if line.strip()]
+    # darknet's lists start with `data/`, which is the folder of the list
+    paths = ((source.parent / name, source.parent / name.removeprefix("data/")) for name in names)
+    return [path if path.is_file() or not other.is_file() else other for path, other in paths]
+
+
+def label_path(image: Path) -> Path:
+    """Return the label file of an image: in `labels/` where the image is in `images/`, else beside the image."""
+    parts = list(image.with_suffix(".txt").parts)
+    for i in range(len(parts) - 2, -1, -1):
+        if parts[i].lower() == "images":
+            return Path(*parts[:i], "labels", *parts[i + 1 :])
+    return image.with_suffix(".txt")
+
+
+def _label_folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.name.lower() in _LABEL_FOLDERS and path.is_dir())
+
+
+def _find_label(image: Path, config_folder: Path, label_folders: Callable[[Path], list[Path]]) -> Path:
+    """Return the label file of an image in any of the places where programs write it, else the default path."""
+    candidates = [label_path(image)]
+    parts = image.with_suffix(".txt").parts
+    for i in (i for i in range(len(parts) - 2, -1, -1) if parts[i].lower() == "images"):
+        candidates += [folder.joinpath(*parts[i + 1 :]) for folder in label_folders(Path(*parts[:i]))]
+    candidates += [image.with_suffix(".txt"), config_folder / "labels" / f"{image.stem}.txt"]
+    return next((path for path in candidates if path.is_file()), candidates[0])
+
+
+def _labels_without_image(labels: dict[Path, Path]) -> list[str]:
+    used = set(labels.values())
+    folders = sorted({path.parent for path in used if path.is_file() and path.parent.name.lower() != "images"})
+    texts = (folder / name for folder in folders for name in next(walk(folder, recursive=False)).names)
+    return [str(path) for path in texts if path.suffix == ".txt" and path not in used and _has_labels(path)]
+
+
+def _has_labels(path: Path) -> bool:
+    try:
+        return is_yolo_text(read_text(path))
+    except DatasetError:
+        return False
