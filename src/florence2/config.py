@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+DEFAULT_TASK = "more_detailed_caption"  # of a dataset that names none
+DEFAULT_TARGET_MODULES = ("qkv", "proj", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class DataSettings:
     on_missing: Literal["error", "skip"] = "error"
     """How to handle images that cannot be read or have no caption: stop before training, or skip them."""
 
-    task: str = "more_detailed_caption"
+    task: str = DEFAULT_TASK
     """Task of the samples that name none: a task by name, or a prompt of your own (also `--prompt`)."""
 
     num_workers: int = 0
@@ -137,7 +139,7 @@ class LoraSettings:
     dropout: float = 0.25
     """Dropout before each LoRA layer."""
 
-    target_modules: tuple[str, ...] = ("qkv", "proj", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
+    target_modules: tuple[str, ...] = DEFAULT_TARGET_MODULES
     """Layers that get LoRA: names, one regular expression, `all-linear`, `vision` or `language`."""
 
     lora_args: tuple[str, ...] = ()
@@ -460,7 +462,7 @@ class InspectedSettings:
     dataset: str
     """Anything that `--dataset` of `florence2 train` accepts."""
 
-    task: str = DataSettings.task
+    task: str = DEFAULT_TASK
     """Task of the rows that name none; lists of objects accept every task that detects objects."""
 
     offline: bool = False

@@ -69,7 +69,14 @@ def run_convert(settings: ConvertSettings) -> ConversionResult:
 def _rows(data: InspectedSettings, source: SourceSettings) -> Iterator[DatasetRow]:
     spec, split = split_spec(data.dataset, None)
     columns = _columns(data, source)
-    return dataset_rows(spec, columns, split=split, dataset_dir=source.dataset_dir, recursive=source.recursive)
+    return dataset_rows(
+        spec,
+        columns,
+        split=split,
+        dataset_dir=source.dataset_dir,
+        recursive=source.recursive,
+        offline=data.offline,
+    )
 
 
 def _columns(data: InspectedSettings, source: SourceSettings) -> ColumnMapping:

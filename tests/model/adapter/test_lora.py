@@ -8,9 +8,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import Florence2ForConditionalGeneration
 
+from florence2.config import DEFAULT_TARGET_MODULES
 from florence2.errors import UserError
 from florence2.model.adapter import lora
-from florence2.model.adapter.target_modules import DEFAULT_TARGET_MODULES, resolve_target_modules
+from florence2.model.adapter.target_modules import resolve_target_modules
 from florence2.model.load import load
 from florence2.model.storage import legacy_layout as legacy
 from tests.model.original import TINY, assert_equals_original, edit_json, expected, inputs_of

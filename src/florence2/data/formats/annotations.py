@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from florence2.config import DataSettings
+from florence2.config import DEFAULT_TASK
 from florence2.data.sample import Size
 from florence2.data.tables import Row
 from florence2.errors import DatasetError
@@ -62,7 +62,7 @@ def resolve_task(task: Task, has_captions: bool, default: OutputType = OutputTyp
     """
     if has_captions or task.input_type is InputType.REGION or task.output_type is not OutputType.TEXT:
         return task
-    if task == find_task(DataSettings.task):
+    if task == find_task(DEFAULT_TASK):
         return next(row for row in TASKS if row.output_type is default)
     names = ", ".join(
         row.name for row in TASKS if row.input_type is InputType.REGION or row.output_type is not OutputType.TEXT

@@ -25,8 +25,12 @@ def dataset_rows(
     split: str | None = None,
     dataset_dir: str | None = None,
     recursive: bool = False,
+    offline: bool = False,
 ) -> Iterator[DatasetRow]:
-    """Read the rows of a dataset, found as training finds it; `dataset_dir` is the folder of the images."""
+    """Read the rows of a dataset, found as training finds it; `dataset_dir` is the folder of the images.
+
+    With `offline` a hub dataset is read from the cache alone.
+    """
     path = Path(spec).expanduser()
     is_saved = path.is_dir() and hub.is_saved_dataset(path)
     if not is_saved and (source := find_source(spec, split, dataset_dir)):
@@ -36,7 +40,7 @@ def dataset_rows(
     elif path.is_file() and is_table_name(path.name) and not _has_images(path):
         yield from _without_failed(table_rows(path, columns, dataset_dir))
     else:
-        yield from _sample_rows(spec, columns, split, dataset_dir)
+        yield from _sample_rows(spec, columns, split, dataset_dir, offline)
 
 
 def _has_images(path: Path) -> bool:
@@ -63,7 +67,9 @@ def _folder_rows(folder: Path, columns: ColumnMapping, recursive: bool) -> Itera
         yield _row_from_skipped(skipped, folder / skipped.id)
 
 
-def _sample_rows(spec: str, columns: ColumnMapping, split: str | None, dataset_dir: str | None) -> Iterator[DatasetRow]:
+def _sample_rows(
+    spec: str, columns: ColumnMapping, split: str | None, dataset_dir: str | None, offline: bool
+) -> Iterator[DatasetRow]:
     """Read rows as training does: datasets on the hub, folders of a split, and names that lead to an error."""
     options = DatasetOptions(
         columns.task,
@@ -72,6 +78,7 @@ def _sample_rows(spec: str, columns: ColumnMapping, split: str | None, dataset_d
         on_missing="skip",
         image_column=columns.image,
         text_column=columns.text,
+        offline=offline,
     )
     dataset = resolve_dataset(spec, options)
     yield from map(_row_from_sample, dataset.samples)

@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import Florence2ForConditionalGeneration
 
+from florence2.config import DEFAULT_TARGET_MODULES
 from florence2.errors import CheckpointError, OptionError
-from florence2.model.adapter.target_modules import DEFAULT_TARGET_MODULES, resolve_target_modules
+from florence2.model.adapter.target_modules import resolve_target_modules
 from florence2.model.storage import checkpoint_files as checkpoint
 from florence2.model.storage import legacy_layout as legacy
 

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from florence2.config import LoraSettings
+from florence2.config import DEFAULT_TARGET_MODULES
 from florence2.errors import OptionError
 
-DEFAULT_TARGET_MODULES: tuple[str, ...] = LoraSettings().target_modules
 MODULE_PREFIXES = {
     "vision": ("model.vision_tower.", "model.multi_modal_projector."),
     "language": ("model.language_model.", "lm_head."),
