@@ -179,7 +179,11 @@ def sizes_and_boxes(draw):
     width, height = draw(st.integers(8, 5000)), draw(st.integers(8, 5000))
     fraction = st.floats(0, 1, allow_nan=False)
     sides = draw(
-        st.lists(st.tuples(fraction, fraction, fraction, fraction, st.sampled_from(["cat", "stop-sign"])), max_size=6)
+        st.lists(
+            st.tuples(fraction, fraction, fraction, fraction, st.sampled_from(["cat", "stop-sign"])),
+            min_size=1,
+            max_size=6,
+        )
     )
     corners = [(sorted((a * width, b * width)), sorted((c * height, d * height)), label) for a, b, c, d, label in sides]
     return (width, height), [([x1, y1, x2, y2], label) for (x1, x2), (y1, y2), label in corners]
