@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from florence2.data.folders.listing import display_path
+from florence2.data.folders.listing import display_path, find_name
 from florence2.data.tables import Row
 from florence2.errors import DatasetError
 
@@ -40,6 +40,9 @@ def confine_to(root: Path, hint: str) -> Callable[[str, str], LocatedImage]:
             name = name.replace("\\", "/")
         plain = os.path.normpath(os.path.join(plain_root, name))
         mode = _file_mode(plain)
+        if not mode and not name.isascii() and (existing := find_name(Path(plain_root), name)):
+            plain = os.path.normpath(os.path.join(plain_root, existing))
+            mode = _file_mode(plain)
         folder, last = os.path.split(plain)
         real = os.path.realpath(plain) if stat.S_ISLNK(mode) else os.path.join(real_folder(folder), last)
         if not _is_inside(real, real_root) or "\0" in name:

@@ -4,6 +4,7 @@ Names that start with a dot are ignored.
 """
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,12 @@ def _choose(entry: os.DirEntry[str], names: list[str], subfolders: list[str], sp
     except OSError:
         return names
     return special
+
+
+def find_name(folder: Path, name: str) -> str | None:
+    """Return the name of a file in a folder, in the Unicode normalization form that exists; None if none does."""
+    forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+    return next((each for each in forms if (folder / each).is_file()), None)
 
 
 def read_text(path: Path) -> str:

@@ -4,6 +4,7 @@ The text of the file is the caption; line breaks become spaces unless `keep_line
 """
 
 import re
+import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +30,14 @@ class Sidecars:
         return cls(tuple(dict.fromkeys([f".{last.lower()}", ".caption"])), suffix, keep_lines)
 
     def name_by_stem(self, listing: Listing) -> dict[str, str]:
-        """Map the image stem of each sidecar in a folder to the sidecar's name."""
+        """Map the image stem of each sidecar in a folder, in normalization form NFC, to the sidecar's name."""
         found: dict[str, str] = {}
         for preferred in self.extensions:
             for name in listing.names:
                 stem, _, extension = name.rpartition(".")
                 if f".{extension.lower()}" == preferred and stem.endswith(self.suffix):
-                    found.setdefault(stem[: len(stem) - len(self.suffix)], name)
+                    image_stem = stem[: len(stem) - len(self.suffix)]
+                    found.setdefault(unicodedata.normalize("NFC", image_stem), name)
         return found
 
     def read(self, path: Path) -> str:
@@ -76,7 +78,7 @@ def captioned_images(
     for listing in listings:
         sidecar_names = sidecars.name_by_stem(listing)
         for name in (name for name in listing.images() if listing.id(name) not in known):
-            stem = name.rpartition(".")[0]
+            stem = unicodedata.normalize("NFC", name.rpartition(".")[0])
             caption = _read_caption(listing.path / sidecar_names[stem], sidecars) if stem in sidecar_names else ""
             if caption:
                 samples.append(Sample(listing.id(name), listing.path / name, parsed_task.token, task_input, caption))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2.config import DEFAULT_TASK
+from florence2.data.folders.listing import find_name
 from florence2.data.sample import Size
 from florence2.data.tables import Row
 from florence2.errors import DatasetError
@@ -171,10 +172,7 @@ def _region_box(region: Any, size: Callable[[], Size]) -> Box:
 def image_beside(folder: Path, name: str) -> str:
     """Return the name of an image within a folder; only its last part where the path is from another machine."""
     plain = name.replace("\\", "/")
-    if (folder / plain).is_file():
-        return plain
-    last = plain.rpartition("/")[2]
-    return last if (folder / last).is_file() else plain
+    return find_name(folder, plain) or find_name(folder, plain.rpartition("/")[2]) or plain
 
 
 def split_aliases(split: str) -> tuple[str, ...]:

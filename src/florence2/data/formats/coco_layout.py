@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-from florence2.data.folders.listing import walk
+from florence2.data.folders.listing import find_name, walk
 from florence2.data.formats.annotations import split_aliases
 from florence2.data.formats.coco import is_coco
 from florence2.errors import DatasetError
@@ -73,5 +73,5 @@ def coco_image_folder(path: Path, names: Sequence[str]) -> Path:
         ((folder, last_names) for folder in folders),
         ((listing.path, last_names) for listing in below),
     )
-    found = (folder for folder, each in candidates if any((folder / name).is_file() for name in each))
+    found = (folder for folder, each in candidates if any(find_name(folder, name) for name in each))
     return next(found, parent)

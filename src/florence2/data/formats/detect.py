@@ -66,6 +66,8 @@ def _file_source(path: Path, split: str | None, root: Path | None) -> DatasetSou
 def _split_source(path: Path, split: str | None, root: Path | None) -> DatasetSource | None:
     names = _SPLITS if split is None else split_aliases(split)
     for name in names:
+        if any((path / name / table).is_file() for table in METADATA_NAMES):
+            return None
         if (path / name).is_dir() and (source := _folder_source(path / name, None, root)):
             return source
     return None
@@ -79,11 +81,12 @@ def _folder_source(path: Path, split: str | None, root: Path | None) -> DatasetS
     if coco_file := find_coco(path, split):
         return _coco_source(coco_file, root)
     listing = next(walk(path, recursive=False))
-    if voc_folders := voc.find_voc(path, listing):
-        xml_folder, images = voc_folders[0], root or voc_folders[1]
+    if voc_folders := voc.find_voc(path, listing, root):
+        xml_folder, images = voc_folders
         return AnnotationSource(display_path(path), images, lambda: voc.read_voc(xml_folder, images, split))
     if split is None and voc.is_labelme_folder(path, listing):
-        return AnnotationSource(display_path(path), path, lambda: voc.read_labelme(path))
+        images = root or path
+        return AnnotationSource(display_path(path), images, lambda: voc.read_labelme(path, images))
     return annotator_folder_source(listing, split, root)
 
 

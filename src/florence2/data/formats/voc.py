@@ -1,12 +1,14 @@
 """Formats with one annotation file for each image: Pascal VOC's XML and LabelMe's JSON.
 
 VOC corners are read unchanged, counted from 0 as most tools do: boxes of a tool that counts from 1 are one pixel off.
-Of LabelMe's shapes, polygons, rectangles, circles and masks are objects (masks and circles as boxes); points and lines
-are not. Shapes with the same label and `group_id` are parts of one object.
+Of LabelMe's shapes, polygons, rectangles, rotated rectangles, circles and masks are objects (masks and circles as
+boxes); points and lines are not, and `ignored_shapes` names them. Shapes with the same label and `group_id` are parts
+of one object. A file is about the image with its stem, else about the image that it names.
 """
 
 import json
 import math
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,20 +16,28 @@ from xml.etree import ElementTree
 
 from florence2.data.folders.listing import Listing, read_text, walk
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, image_beside, split_aliases
+from florence2.data.formats.annotators.values import read_xml
 from florence2.errors import DatasetError
 from florence2.model.geometry import bounding_box
 
+_POLYGON_TYPES = ("polygon", "rotation", "oriented_rectangle", "quadrilateral")  # the last three are quads
 NamedImages = Iterator[tuple[str, AnnotatedImage]]  # each with its name for errors
 
 
-def find_voc(folder: Path, listing: Listing) -> tuple[Path, Path] | None:
-    """Return the folders of (XML files, images): VOC's own two, or one for both; None if there are no XML files."""
+def find_voc(folder: Path, listing: Listing, dataset_dir: Path | None = None) -> tuple[Path, Path] | None:
+    """Return the folders of (XML files, images): VOC's own two, or one for both; None if there are no XML files.
+
+    `dataset_dir` is the folder of the images, where they are elsewhere.
+    """
     if (folder / "Annotations").is_dir():
         images = folder / "JPEGImages"
-        return folder / "Annotations", images if images.is_dir() else folder
+        return folder / "Annotations", dataset_dir or (images if images.is_dir() else folder)
     xml_names = [name for name in listing.names if name.lower().endswith(".xml")]
-    image_by_stem = _image_by_stem(listing) if xml_names else {}
-    return (folder, folder) if any(_stem(name) in image_by_stem for name in xml_names) else None
+    if not xml_names:
+        return None
+    images = dataset_dir or folder
+    image_by_stem = _image_by_stem(next(walk(images, recursive=False)))
+    return (folder, images) if any(_stem(name) in image_by_stem for name in xml_names) else None
 
 
 def is_labelme_folder(folder: Path, listing: Listing) -> bool:
@@ -43,7 +53,7 @@ def is_labelme_folder(folder: Path, listing: Listing) -> bool:
 
 
 def _stem(name: str) -> str:
-    return name.rpartition(".")[0]
+    return unicodedata.normalize("NFC", name.rpartition(".")[0])
 
 
 def _image_by_stem(listing: Listing) -> dict[str, str]:
@@ -70,16 +80,22 @@ def _split_stems(folder: Path, split: str | None) -> set[str] | None:
 
 
 def _parse_voc(path: Path, images: Path, image_by_stem: dict[str, str]) -> AnnotatedImage:
-    try:
-        root = ElementTree.fromstring(read_text(path))
-    except ElementTree.ParseError as error:
-        raise DatasetError(f"{path} is not XML: {error}") from None
+    root = read_xml(path)
     annotations = [_parse_voc_object(element, path) for element in root.iter("object")]
-    name = image_beside(images, root.findtext("filename") or "")
-    if not name or not (images / name).is_file():
-        name = image_by_stem.get(path.stem) or name or f"{path.stem}.jpg"
+    name, ignored = _image_of(path, (root.findtext("filename") or "").strip(), images, image_by_stem)
+    ignored += ["part" for _ in root.iter("part")]
     width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
-    return AnnotatedImage(name, annotations, (width, height) if width and height else None)
+    return AnnotatedImage(name, annotations, (width, height) if width and height else None, ignored_shapes=ignored)
+
+
+def _image_of(path: Path, named: str, images: Path, image_by_stem: dict[str, str]) -> tuple[str, list[str]]:
+    """Return the image of an annotation file, and a name for the report where the file names another one."""
+    name = image_beside(images, named) if named else ""
+    is_file = bool(name) and (images / name).is_file()
+    same_stem = image_by_stem.get(_stem(path.name))
+    if same_stem is None or (is_file and _stem(Path(name).name) == _stem(path.name)):
+        return name or f"{path.stem}.jpg", []
+    return same_stem, ["name of another image"] if is_file else []
 
 
 def _parse_voc_object(element: ElementTree.Element, path: Path) -> Annotation:
@@ -91,32 +107,33 @@ def _parse_voc_object(element: ElementTree.Element, path: Path) -> Annotation:
     return Annotation(label, box)
 
 
-def read_labelme(folder: Path) -> NamedImages:
-    """Read the images of a folder that has a JSON beside each."""
+def read_labelme(folder: Path, images: Path) -> NamedImages:
+    """Read the images of a folder of JSON files."""
     listing = next(walk(folder, recursive=False))
-    image_by_stem = _image_by_stem(listing)
+    image_by_stem = _image_by_stem(next(walk(images, recursive=False)))
     for name in listing.names:
         if name.lower().endswith(".json"):
-            yield str(folder / name), _parse_labelme(folder / name, folder, image_by_stem)
+            yield str(folder / name), _parse_labelme(folder / name, images, image_by_stem)
 
 
-def _parse_labelme(path: Path, folder: Path, image_by_stem: dict[str, str]) -> AnnotatedImage:
+def _parse_labelme(path: Path, images: Path, image_by_stem: dict[str, str]) -> AnnotatedImage:
     try:
         content = json.loads(read_text(path))
         shapes = content["shapes"]
-        name = image_beside(folder, str(content["imagePath"]))
+        named = str(content["imagePath"])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise DatasetError(f"{path} is not a JSON of LabelMe", "write `shapes` and `imagePath`") from None
-    if not (folder / name).is_file():
-        name = image_by_stem.get(path.stem, name)
+    name, ignored = _image_of(path, named, images, image_by_stem)
     width, height = content.get("imageWidth"), content.get("imageHeight")
     parts: dict[Any, list[Annotation]] = {}
     for number, shape in enumerate(shapes):
         if (part := _parse_shape(shape, f"{path} shape {number + 1}")) is not None:
             group = shape.get("group_id")
             parts.setdefault((part.label, number if group is None else f"group {group}"), []).append(part)
+        else:
+            ignored.append(str(shape.get("shape_type") or "polygon"))
     annotations = [_merge_parts(each) for each in parts.values()]
-    return AnnotatedImage(name, annotations, (width, height) if width and height else None)
+    return AnnotatedImage(name, annotations, (width, height) if width and height else None, ignored_shapes=ignored)
 
 
 def _merge_parts(parts: list[Annotation]) -> Annotation:
@@ -133,7 +150,7 @@ def _parse_shape(shape: Any, where: str) -> Annotation | None:
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DatasetError(f"{where} has no `label` or no `points`", "fix or remove it") from None
     coords = [side for point in points for side in point]
-    if shape_type == "polygon" and len(points) >= 3:
+    if shape_type in _POLYGON_TYPES and len(points) >= 3:
         return Annotation(label, bounding_box([coords]), (coords,))
     if shape_type == "circle" and len(points) == 2:
         (x, y), edge = points

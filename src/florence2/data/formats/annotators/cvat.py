@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from florence2.data.formats.annotations import AnnotatedImage, Annotation
-from florence2.data.formats.annotators.values import HEAD_BYTES, finite_numbers, rotated_box
+from florence2.data.formats.annotators.values import HEAD_BYTES, finite_numbers, read_xml, rotated_box
 from florence2.errors import DatasetError
 from florence2.model.geometry import bounding_box
 
@@ -29,10 +29,7 @@ def is_cvat(path: Path) -> bool:
 
 def read_cvat(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the images of a CVAT file, each with the words that name it."""
-    try:
-        root = ElementTree.fromstring(path.read_bytes())
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise DatasetError(f"{path} is not XML: {error}", "export it again") from None
+    root = read_xml(path)
     if root.find("track") is not None:
         raise DatasetError(f"{path} is CVAT's format for videos", "export the task as `CVAT for images 1.1`")
     for image in root.iter("image"):

@@ -1,11 +1,13 @@
-"""Checked values of annotation files: JSON documents, CSV rows, finite numbers, and rotated boxes."""
+"""Checked values of annotation files: JSON and XML documents, CSV rows, finite numbers, and rotated boxes."""
 
 import csv
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from florence2.data.folders.listing import read_text
 from florence2.errors import DatasetError
@@ -21,6 +23,29 @@ def read_json(path: Path) -> Any:
         raise DatasetError(
             f"{path} is not JSON: {getattr(error, 'msg', 'nested too deeply')}", "export it again"
         ) from None
+
+
+def read_xml(path: Path) -> ElementTree.Element:
+    """Read an XML file in the encoding that it declares, by default UTF-8."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from None
+    declared = re.match(rb"""\s*<\?xml[^>]*encoding\s*=\s*["']([\w.:-]+)["']""", content.removeprefix(b"\xef\xbb\xbf"))
+    encoding = declared[1].decode() if declared else "utf-8"
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    elif encoding.lower() in ("utf-8", "utf8"):
+        encoding = "utf-8-sig"
+    elif encoding.lower() in ("gb2312", "gbk"):
+        encoding = "gb18030"  # programs that declare these write the characters of their superset, too
+    try:
+        return ElementTree.fromstring(content.decode(encoding))
+    except (UnicodeDecodeError, LookupError):
+        what = f"{path} is not text in the encoding `{encoding.removesuffix('-sig')}`"
+        raise DatasetError(what, "save it as UTF-8, and declare `encoding`") from None
+    except (ElementTree.ParseError, ValueError) as error:
+        raise DatasetError(f"{path} is not XML: {error}", "export it again") from None
 
 
 def peek_json(path: Path) -> Any:

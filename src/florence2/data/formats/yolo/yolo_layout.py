@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from florence2.data.folders.listing import read_text, walk
+from florence2.data.folders.listing import find_name, read_text, walk
 from florence2.data.folders.sidecars import is_yolo_text
 from florence2.data.formats.annotations import split_aliases
 from florence2.errors import DatasetError
@@ -145,8 +145,9 @@ def _list_images(source: Path) -> list[Path]:
         return [listing.path / name for listing in walk(source, recursive=True) for name in listing.images()]
     names = [line.strip() for line in read_text(source).splitlines() if line.strip()]
     # darknet's lists start with `data/`, which is the folder of the list
-    paths = ((source.parent / name, source.parent / name.removeprefix("data/")) for name in names)
-    return [path if path.is_file() or not other.is_file() else other for path, other in paths]
+    paths = [(source.parent / name, source.parent / name.removeprefix("data/")) for name in names]
+    found = [[path.parent / name for path in each if (name := find_name(path.parent, path.name))] for each in paths]
+    return [next(iter(existing), source.parent / name) for existing, name in zip(found, names, strict=True)]
 
 
 def label_path(image: Path) -> Path:
@@ -171,7 +172,8 @@ def _find_label(image: Path, config_folder: Path, label_folders: Callable[[Path]
     for i in (i for i in range(len(parts) - 2, -1, -1) if parts[i].lower() == "images"):
         candidates += [folder.joinpath(*parts[i + 1 :]) for folder in label_folders(Path(*parts[:i]))]
     candidates += [image.with_suffix(".txt"), config_folder / "labels" / f"{image.stem}.txt"]
-    return next((path for path in candidates if path.is_file()), candidates[0])
+    found = (path.with_name(name) for path in candidates if (name := find_name(path.parent, path.name)))
+    return next(found, candidates[0])
 
 
 def _labels_without_image(labels: dict[Path, Path]) -> list[str]:
