@@ -79,8 +79,20 @@ def test_several_targets_of_one_row(photos):
     assert [s[3] for s in read_samples(path)] == ["one", "two"]
 
 
-def test_number_as_text(photos):
-    assert read_samples(jsonl(photos / "list.jsonl", [{"file_name": "a.jpg", "text": 7}]))[0][3] == "7"
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (7, "has the text `7`, which is not a string"),  # a class number
+        (0.5, "has the text `0.5`, which is not a string"),  # a score
+        (True, "has the text `True`, which is not a string"),  # a truth value
+        ([1, 2], "has the text `1`, which is not a string"),  # a list of numbers
+        (float("nan"), "has no caption"),  # NaN of pandas in place of null
+        ([float("nan")], "has no caption"),  # NaN within a list
+        (float("inf"), "has the text `inf`, which is not a string"),  # infinity
+    ],
+)
+def test_text_that_is_not_a_string_is_rejected(photos, text, message):
+    assert message in read_error(jsonl(photos / "list.jsonl", [{"file_name": "a.jpg", "text": text}])).what
 
 
 def test_region_in_pixels(photos):
@@ -196,7 +208,10 @@ def test_kohya_json(photos):
     path.write_text(
         json.dumps({"a": {"caption": "a boat", "tags": "boat, sea"}, str(photos / "in" / "b.png"): {"tags": "sea"}})
     )
-    assert read_samples(path) == [("a.jpg", "<CAPTION>", "", "a boat"), ("in/b.png", "<CAPTION>", "", "sea")]
+    assert read_samples(path) == [
+        ("a.jpg", "<CAPTION>", "", "a boat,boat, sea"),  # joined as kohya's trainers join them
+        ("in/b.png", "<CAPTION>", "", "sea"),
+    ]
 
 
 def test_json_list_of_rows(photos):

@@ -12,6 +12,7 @@ of "" means an image without text; for other tasks an empty target is a missing 
 prediction and is skipped. `image_dir` is the path from a table to its images, as predictions have it.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,14 +48,34 @@ class ColumnMapping:
         """Return the name of the image as the row has it."""
         names = (self.image,) if self.image else IMAGE_COLUMNS
         name = _first_value(row, names)
+        images = row.get("images") if name is None and not self.image else name
+        if isinstance(images, list):
+            if len(images) > 1:
+                raise DatasetError(f"{where} has {len(images)} images", "write one image in each row")
+            name = images[0] if images and name is None else None
+        if isinstance(name, dict):
+            name = name.get("path")
         if not isinstance(name, str):
             columns = ", ".join(f"`{name}`" for name in row) or "none"
             raise DatasetError(f"{where} names no image", f"add `{names[0]}`; its columns are {columns}")
         return name
 
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Return the columns of targets, the first of which is used that has a value."""
+        return (self.text,) if self.text else TEXT_COLUMNS
+
+    def has_text(self, row: Row) -> bool:
+        """Return whether a row has a value in a column of targets."""
+        return _first_value(row, self.text_columns) is not None
+
+    def has_prompt(self, row: Row) -> bool:
+        """Return whether a row has a task or a prompt of its own."""
+        return _first_value(row, TASK_COLUMNS) is not None
+
     def texts(self, row: Row, where: str) -> list[str]:
         """Return the targets that are text, without blank ones."""
-        value = _first_value(row, (self.text,) if self.text else TEXT_COLUMNS)
+        value = _first_value(row, self.text_columns)
         texts = [_to_text(each, where) for each in (value if isinstance(value, list) else [value])]
         return [text for text in texts if text]
 
@@ -72,13 +93,32 @@ class ColumnMapping:
 
 
 def _first_value(row: Row, names: Sequence[str]) -> Any:
-    return next((row[name] for name in names if row.get(name) not in (None, "")), None)
+    for name in names:
+        value = row.get(name)
+        if not is_missing(value):
+            return value
+    return None
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a value is null, empty text or NaN, which tables of numbers have in place of null."""
+    return value is None or value == "" or value != value
 
 
 def _to_text(value: Any, where: str) -> str:
+    if isinstance(value, str):
+        return value.strip()
+    if is_missing(value):
+        return ""
     if isinstance(value, dict | list):
-        raise DatasetError(f"{where} has a text that is not a string", "put boxes and polygons under `answer`")
-    return "" if value is None else str(value).strip()
+        raise DatasetError(
+            f"{where} has a text that is not a string",
+            "write a string or a list of strings; put boxes and polygons under `answer`",
+        )
+    raise DatasetError(
+        f"{where} has the text `{value}`, which is not a string",
+        "write a number in quotes, and the name of a class in place of its number",
+    )
 
 
 class DatasetRow(NamedTuple):
@@ -86,6 +126,7 @@ class DatasetRow(NamedTuple):
 
     `ignored_shapes` names the kinds of the image's shapes that the reader does not read, on the first of its rows.
     `unlisted_annotations` names annotations of the row's file whose image is not listed.
+    `error` says why the columns of the row could not be read.
     """
 
     where: str
@@ -94,6 +135,7 @@ class DatasetRow(NamedTuple):
     exists: bool = True
     ignored_shapes: Sequence[str] = ()
     unlisted_annotations: Sequence[str] = ()
+    error: UserError | None = None
 
 
 def locate_rows(rows: Iterable[NamedRow], columns: ColumnMapping, locate: ImageLocator) -> Iterator[DatasetRow]:
@@ -119,16 +161,19 @@ def samples_from_rows(
 
     Without targets no row is skipped: an image that cannot be read raises when it is opened.
     """
-    for where, row, image, exists, *_ in rows:
+    for each in rows:
+        where, row, image, exists = each[:4]
         if columns.with_targets and row.get("error") not in (None, ""):
             yield Skipped(image.id, SkipReason.FAILED, str(image.image), "caption it again")
         elif columns.with_targets and not exists:
             yield Skipped(image.id, SkipReason.ABSENT, str(image.image), absent_hint)
+        elif each.error is not None:
+            raise each.error
         else:
-            yield from samples_or_skipped(row, where, columns, image)
+            yield from _samples_or_skipped(row, where, columns, image)
 
 
-def samples_or_skipped(row: Row, where: str, columns: ColumnMapping, image: Sample) -> Iterator[Sample | Skipped]:
+def _samples_or_skipped(row: Row, where: str, columns: ColumnMapping, image: Sample) -> Iterator[Sample | Skipped]:
     """Make the samples of one row, or the reason why it has none."""
     name = str(image.image) if isinstance(image.image, Path) else where
     try:
@@ -142,7 +187,7 @@ def samples_or_skipped(row: Row, where: str, columns: ColumnMapping, image: Samp
         return
     yield from samples
     if not samples:
-        yield Skipped(image.id, SkipReason.NO_CAPTION, name, f"add `{columns.text or TEXT_COLUMNS[0]}` to {where}")
+        yield Skipped(image.id, SkipReason.NO_CAPTION, name, f"add `{columns.text_columns[0]}` to {where}")
 
 
 def partition_samples(items: Iterable[Sample | Skipped]) -> tuple[list[Sample], list[Skipped]]:
@@ -168,7 +213,7 @@ def samples_from_row(row: Row, where: str, columns: ColumnMapping, image: Sample
     if not columns.with_targets:
         return [sample]
     texts = columns.texts(row, where)
-    if not texts and row.get("answer") not in (None, ""):
+    if not texts and not is_missing(row.get("answer")):
         texts = [answer_text(task, row["answer"], where, image.size)]
     elif not texts and row.get("answer") == "" and "ocr" in task.name:
         texts = [""]
@@ -188,9 +233,14 @@ def _check_input(task: Task, input_text: str, where: str) -> None:
 
 
 def _region_tokens(box: Any, where: str, size: Callable[[], Size]) -> str:
-    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box)):
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))):
         raise DatasetError(f"{where} has an `input` that is neither text nor a box", "write a box as [x1, y1, x2, y2]")
     return encode_region(box, size())
+
+
+def is_finite(side: Any) -> bool:
+    """Return whether a value is a number that a coordinate can have."""
+    return isinstance(side, int | float) and math.isfinite(side)
 
 
 def answer_text(task: Task, answer: Any, where: str, size: Callable[[], Size]) -> str:

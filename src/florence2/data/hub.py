@@ -14,13 +14,15 @@ from typing import Any
 from florence2.data.columns import (
     OTHER_COLUMNS,
     TASK_COLUMNS,
-    TEXT_COLUMNS,
     ColumnMapping,
+    DatasetRow,
     partition_samples,
-    samples_or_skipped,
+    samples_from_rows,
 )
+from florence2.data.folders.class_names import name_classes
+from florence2.data.folders.foreign_jsonl import FOREIGN_COLUMNS, FOREIGN_TARGETS, translate_rows
 from florence2.data.image import ImageError, ImageSource
-from florence2.data.sample import ResolvedDataset, Sample, Skipped
+from florence2.data.sample import ResolvedDataset, Sample
 from florence2.data.tables import Row
 from florence2.errors import DatasetError, OptionError
 
@@ -162,17 +164,19 @@ def _read_samples(dataset: Any, name: str, columns: ColumnMapping, split: str | 
     column = find_image_column(part, name, columns.image)
     if columns.with_targets:
         require_text(part, name, columns)
-    samples, skipped = partition_samples(_read_rows(part, name, columns, column))
+    rows = translate_rows(_read_rows(part, name, columns, column), columns)
+    samples, skipped = partition_samples(samples_from_rows(rows, columns, ""))
     return ResolvedDataset(name, None, samples, skipped)
 
 
-def _read_rows(part: Any, name: str, columns: ColumnMapping, column: str) -> Iterator[Sample | Skipped]:
+def _read_rows(part: Any, name: str, columns: ColumnMapping, column: str) -> Iterator[DatasetRow]:
     stored = without_decoding(part.select_columns([column]).with_format(None), column)
     prefix = str(part.split) if part.split else "row"
-    for index, row in enumerate(_rows_without_images(part, columns, column)):
+    rows = name_classes(_rows_without_images(part, columns, column), part.features)
+    for index, row in enumerate(rows):
         where = f"{name} {prefix}/{index}"
         image = Sample(f"{prefix}/{index}", DatasetImage(stored, column, index, where), "")
-        yield from samples_or_skipped(row, where, columns, image)
+        yield DatasetRow(where, row, image)
 
 
 def without_decoding(part: Any, column: str) -> Any:
@@ -210,7 +214,7 @@ def find_image_column(part: Any, name: str, image_column: str | None) -> str:
 
 def require_text(part: Any, name: str, columns: ColumnMapping) -> None:
     """Raise a DatasetError if a dataset has no column of targets."""
-    candidates = (columns.text,) if columns.text else (*TEXT_COLUMNS, "answer")
+    candidates = (columns.text,) if columns.text else (*columns.text_columns, "answer", *FOREIGN_TARGETS)
     if not any(column in part.features for column in candidates):
         listed = ", ".join(f"`{column}`" for column in part.features)
         missing = f"column `{columns.text}`" if columns.text else "column of captions"
@@ -218,7 +222,6 @@ def require_text(part: Any, name: str, columns: ColumnMapping) -> None:
 
 
 def _rows_without_images(part: Any, columns: ColumnMapping, image_column: str) -> Iterator[Row]:
-    text_columns = (columns.text,) if columns.text else TEXT_COLUMNS
-    names = dict.fromkeys((*text_columns, *TASK_COLUMNS, *OTHER_COLUMNS))
+    names = dict.fromkeys((*columns.text_columns, *TASK_COLUMNS, *OTHER_COLUMNS, *FOREIGN_COLUMNS))
     present = [name for name in names if name in part.features and name != image_column]
     yield from part.select_columns(present).with_format(None) if present else ({} for _ in range(len(part)))

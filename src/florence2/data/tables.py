@@ -83,7 +83,8 @@ def _kohya_row(row: Any, where: str) -> Row:
             f"{where} is not a JSON object",
             'map each image to {"caption": "..."}; rename a file with one object in each line to .jsonl',
         )
-    return {"text": row.get("caption") or row.get("tags"), **row}
+    parts = (row.get("caption"), row.get("tags"))
+    return {"text": ",".join(part for part in parts if part and isinstance(part, str)), **row}
 
 
 def _read_csv(path: Path) -> Iterator[NamedRow]:

@@ -13,7 +13,7 @@ from florence2.errors import DatasetError
 
 OnMissing = Literal["error", "skip"]
 
-_ALWAYS_SKIPPED = (SkipReason.FAILED,)
+ALWAYS_SKIPPED = (SkipReason.FAILED,)
 _CHUNK = 1024  # images submitted to the threads at a time
 
 
@@ -24,7 +24,7 @@ def raise_on_skipped(dataset: ResolvedDataset, on_missing: OnMissing) -> Resolve
     """
     for reason in SkipReason:
         skipped = [row for row in dataset.skipped if row.reason is reason]
-        if skipped and ((on_missing == "error" and reason not in _ALWAYS_SKIPPED) or not dataset.samples):
+        if skipped and ((on_missing == "error" and reason not in ALWAYS_SKIPPED) or not dataset.samples):
             raise _skipped_error(dataset, reason, skipped)
     if not dataset.samples:
         raise DatasetError(f"{dataset.source} contains no samples")
@@ -39,7 +39,7 @@ def skip_hint(hint: str) -> str:
 def _skipped_error(dataset: ResolvedDataset, reason: SkipReason, skipped: Sequence[Skipped]) -> DatasetError:
     first, total = skipped[0], dataset.num_images
     number = len({row.id for row in skipped})
-    hint = first.hint if reason in _ALWAYS_SKIPPED or not dataset.samples else skip_hint(first.hint)
+    hint = first.hint if reason in ALWAYS_SKIPPED or not dataset.samples else skip_hint(first.hint)
     is_unreadable = reason is SkipReason.UNREADABLE  # then `where` is already a sentence about the image
     if total == 1:
         return DatasetError(first.where if is_unreadable else f"{first.where} {_SINGULAR[reason]}", hint)

@@ -1,152 +1,116 @@
-"""Rows of other trainers' JSONL, translated to the columns of `columns.py`. Rows that fit already are unchanged.
+"""Rows of other trainers, translated to the columns of `columns.py`. Rows that fit already are unchanged.
 
 maestro      image, prefix, suffix           columns that are known; its rounding makes bin 1000, which becomes 999
 ms-swift     messages | query, response; images; objects {ref, bbox, bbox_type}
+TRL, OpenAI  messages | prompt, completion   content is text, or a list of parts of type `text` and `image`
+LLaVA        image, conversations            {from, value}
 DocVQA       image, question, answers        prompted with `<DocVQA>question`, as the known fine-tunes are
+detection    objects {bbox, category}        boxes as x, y, width, height, as in datasets on the Hugging Face hub
 OCR lines    image, lines [{text, points}]   four corners, or a box, for each line of text
+
+The rows of a table, of a tar and of `datasets` are translated alike.
 """
 
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from florence2.data.columns import IMAGE_COLUMNS, TASK_COLUMNS, TEXT_COLUMNS, ColumnMapping
-from florence2.data.folders.image_locator import ImageLocator
-from florence2.data.image import ImageError, Size, image_size
-from florence2.data.tables import NamedRow, Row
+from florence2.data.columns import ColumnMapping, DatasetRow, is_finite, is_missing
+from florence2.data.folders.conversations import CONVERSATION_COLUMNS, find_messages, translate_conversation
+from florence2.data.tables import Row
 from florence2.errors import DatasetError
-from florence2.model.locations import encode_region
-from florence2.model.tasks import NUM_BINS, TASKS, OutputType, split_prompt
+from florence2.model.tasks import NUM_BINS, TASKS, OutputType, find_task
 
 QUESTION_PROMPT = "<DocVQA>"
-_BIN_OVERFLOW = re.compile(rf"<loc_{NUM_BINS}>")
-_SWIFT_COLUMNS = ("messages", "query", "objects")
-_REF = "<ref-object>"
-_BBOX = "<bbox>"
-_PLACEHOLDER = re.compile(f"{_REF}|{_BBOX}")
-_ONLY_PLACEHOLDERS = re.compile(rf"(?:{_REF}(?:{_BBOX})+[\s,;]*)+")
-_IMAGE = "<image>"
+FOREIGN_TARGETS = (*CONVERSATION_COLUMNS, "query", "completion", "answers", "objects", "lines")
+FOREIGN_COLUMNS = (*FOREIGN_TARGETS, "response", "question")
+_NAMED_COLUMNS = frozenset(FOREIGN_COLUMNS) - {"answers", "completion", "response"}  # each makes a row a foreign one
+_ANSWER_COLUMNS = ("answers", "answer", "text", "caption", "suffix")
+_LABEL_COLUMNS = ("category", "categories", "label", "labels", "category_name", "class", "name", "category_id")
+_OVERFLOW_BIN = f"<loc_{NUM_BINS}>"
+_LAST_BIN = f"<loc_{NUM_BINS - 1}>"
 _UNREADABLE_LINE = "###"  # the text of an illegible line in OCR datasets
 
 
-def translate_rows(rows: Iterator[NamedRow], columns: ColumnMapping, locate: ImageLocator) -> Iterator[NamedRow]:
-    """Translate rows; `locate` finds an image whose size is needed to place boxes."""
-    for where, row in rows:
-        yield where, _translate(row, where, columns, locate)
+def translate_rows(rows: Iterable[DatasetRow], columns: ColumnMapping) -> Iterator[DatasetRow]:
+    """Translate rows; a conversation of several turns becomes a row for each. A row that cannot be has its `error`."""
+    for row in rows:
+        try:
+            translated = _translate(row, columns)
+        except DatasetError as error:
+            yield row._replace(error=error)
+            continue
+        for each in translated:
+            yield row if each is row.row else row._replace(row=each)
 
 
-def _translate(row: Row, where: str, columns: ColumnMapping, locate: ImageLocator) -> Row:
-    if any(key in row for key in _SWIFT_COLUMNS) and not any(row.get(key) for key in TEXT_COLUMNS):
-        return _translate_swift(row, where, locate)
-    if "question" in row and not any(row.get(key) for key in TASK_COLUMNS):
-        answers = row.get("answers", row.get("answer"))
-        rest = {key: value for key, value in row.items() if key not in ("question", "answers", "answer")}
-        return {**rest, "prompt": QUESTION_PROMPT, "input": str(row["question"]), "text": answers}
-    if isinstance(row.get("lines"), list) and not row.get("answer"):
-        return _translate_ocr_lines(row, where)
-    text_columns = (columns.text,) if columns.text else TEXT_COLUMNS
-    texts = {key: _clamp_bins(row[key]) for key in text_columns if isinstance(row.get(key), str)}
+def _translate(dataset_row: DatasetRow, columns: ColumnMapping) -> list[Row]:
+    row, where = dataset_row.row, dataset_row.where
+    if not _NAMED_COLUMNS.isdisjoint(row) or isinstance(row.get("prompt"), list):
+        has_text = columns.has_text(row) and columns.text not in CONVERSATION_COLUMNS
+        if not has_text and (messages := find_messages(row)):
+            return [_clamp_bins(turn, columns) for turn in translate_conversation(messages, dataset_row, columns)]
+        if not is_missing(row.get("question")) and not columns.has_prompt(row):
+            return [_translate_question(row, columns)]
+        has_target = has_text or not is_missing(row.get("answer"))
+        if not has_target and isinstance(row.get("objects"), dict | list):
+            return [_translate_objects(row, where, columns)]
+        if isinstance(row.get("lines"), list) and not row.get("answer"):
+            return [_translate_ocr_lines(row, where)]
+    return [_clamp_bins(row, columns)]
+
+
+def _clamp_bins(row: Row, columns: ColumnMapping) -> Row:
+    """Replace the bin that has no token with the last one in the targets of a row."""
+    texts = {
+        key: text.replace(_OVERFLOW_BIN, _LAST_BIN)
+        for key in columns.text_columns
+        if isinstance(text := row.get(key), str) and _OVERFLOW_BIN in text
+    }
     return {**row, **texts} if texts else row
 
 
-def _clamp_bins(text: str) -> str:
-    """Replace the bin that has no token with the last one."""
-    return _BIN_OVERFLOW.sub(f"<loc_{NUM_BINS - 1}>", text)
+def _translate_question(row: Row, columns: ColumnMapping) -> Row:
+    names = (columns.text,) if columns.text else _ANSWER_COLUMNS
+    answers = next((row[name] for name in names if not is_missing(row.get(name))), None)
+    texts = [_number_as_text(answer) for answer in (answers if isinstance(answers, list) else [answers])]
+    rest = {key: value for key, value in row.items() if key not in ("question", *_ANSWER_COLUMNS)}
+    question = {"prompt": QUESTION_PROMPT, "input": str(row["question"])}
+    return {**rest, **question, columns.text_columns[0]: texts if isinstance(answers, list) else texts[0]}
 
 
-def _translate_swift(row: Row, where: str, locate: ImageLocator) -> Row:
-    prompt, response = _prompt_and_response(row, where)
-    images = row.get("images") or [next((row[key] for key in IMAGE_COLUMNS if row.get(key)), None)]
-    images = images if isinstance(images, list) else [images]
-    image = images[0] if images else None
-    image = image.get("path") if isinstance(image, dict) else image
-    if len(images) != 1 or not isinstance(image, str):
-        raise DatasetError(f"{where} has {len(images)} images", "write one image in each row")
-
-    def size() -> Size:
-        try:
-            return image_size(locate(row, image, where).path)
-        except ImageError:
-            return (1, 1)  # the value is never used: an image that cannot be read is skipped
-
-    task, input_text = split_prompt(prompt.replace(_IMAGE, "").strip())
-    translated: Row = {"file_name": image, "task": task.token}
-    objects = _SwiftObjects.from_row(row, where, size)
-    if input_text:
-        translated["input"] = objects.fill(input_text)
-    is_located = task.output_type in (OutputType.BOXES, OutputType.PHRASES)
-    if is_located and _ONLY_PLACEHOLDERS.fullmatch(response.strip()):
-        return {**translated, "answer": objects.to_answer(response)}
-    return {**translated, "text": _clamp_bins(objects.fill(response))}
+def _number_as_text(answer: Any) -> Any:
+    """Write an integer as text: as the answer to a question it is no class number."""
+    return str(answer) if isinstance(answer, int) and not isinstance(answer, bool) else answer
 
 
-def _prompt_and_response(row: Row, where: str) -> tuple[str, str]:
-    if "query" in row:
-        return str(row["query"]), str(row.get("response") or "")
-    messages = [message for message in row.get("messages") or [] if isinstance(message, dict)]
-    prompts = [str(message.get("content")) for message in messages if message.get("role") == "user"]
-    responses = [str(message.get("content")) for message in messages if message.get("role") == "assistant"]
-    if len(prompts) != 1 or len(responses) != 1:
+def _translate_objects(row: Row, where: str, columns: ColumnMapping) -> Row:
+    """Translate `objects` as datasets for detection on the hub have them, with boxes as x, y, width, height."""
+    objects = row["objects"]
+    if isinstance(objects, list):
+        keys = dict.fromkeys(key for each in objects if isinstance(each, dict) for key in each)
+        objects = {key: [each.get(key) for each in objects] for key in keys} if keys else {"bbox": []}
+    boxes = objects.get("bbox")
+    if not isinstance(boxes, list) or not all(map(_is_box, boxes)):
         raise DatasetError(
-            f"{where} has {len(prompts)} user messages and {len(responses)} assistant messages",
-            "write one of each in a row",
+            f"{where} has `objects` whose `bbox` is not a list of boxes", "write each as [x, y, width, height]"
         )
-    return prompts[0], responses[0]
-
-
-@dataclass(frozen=True, eq=False)
-class _SwiftObjects:
-    """The values of the placeholders `<ref-object>` and `<bbox>`, in the order of the placeholders."""
-
-    refs: Iterator[Any]
-    boxes: Iterator[list[float]]
-    is_normalized: bool
-    size: Callable[[], Size]
-    where: str
-
-    @classmethod
-    def from_row(cls, row: Row, where: str, size: Callable[[], Size]) -> "_SwiftObjects":
-        objects = row.get("objects") or {}
-        refs, boxes = objects.get("ref") or [], objects.get("bbox") or []
-        if not all(isinstance(box, list) and all(isinstance(side, int | float) for side in box) for box in boxes):
-            raise DatasetError(
-                f"{where} has an `objects.bbox` that is not a list of boxes", "write [[x1, y1, x2, y2], ...]"
-            )
-        bbox_type = objects.get("bbox_type") or "real"
-        if bbox_type not in ("real", "norm1"):
-            raise DatasetError(f"{where} has boxes of type `{bbox_type}`", "write `real` (pixels) or `norm1` (0 to 1)")
-        return cls(iter(refs), iter(boxes), bbox_type == "norm1", size, where)
-
-    def fill(self, text: str) -> str:
-        """Replace the placeholders with labels and location tokens."""
-        return _PLACEHOLDER.sub(
-            lambda match: self._next_ref() if match[0] == _REF else encode_region(self._next_box(), self.size()), text
+    name = next((name for name in _LABEL_COLUMNS if isinstance(objects.get(name), list)), None)
+    labels = objects[name] if name else []
+    if len(labels) != len(boxes):
+        raise DatasetError(f"{where} has {len(boxes)} boxes and {len(labels)} labels in `objects`", "add `category`")
+    if not all(isinstance(label, str) for label in labels):
+        raise DatasetError(
+            f"{where} has class numbers in `objects.{name}`", "write the names of the classes in place of the numbers"
         )
+    corners = [[x, y, x + width, y + height] for x, y, width, height in boxes]
+    is_located = find_task(columns.task).output_type is not OutputType.TEXT
+    task = {} if is_located or columns.has_prompt(row) else {"task": find_task("od").token}
+    rest = {key: value for key, value in row.items() if key != "objects"}
+    return {**rest, **task, "answer": {"bboxes": corners, "labels": labels}}
 
-    def to_answer(self, text: str) -> dict[str, list[Any]]:
-        """Read a text that has placeholders only as boxes with labels."""
-        answer: dict[str, list[Any]] = {"bboxes": [], "labels": []}
-        label = ""
-        for placeholder in _PLACEHOLDER.findall(text):
-            if placeholder == _REF:
-                label = self._next_ref()
-            else:
-                answer["bboxes"].append(self._next_box())
-                answer["labels"].append(label)
-        return answer
 
-    def _next_ref(self) -> str:
-        return str(self._next(self.refs, _REF))
-
-    def _next_box(self) -> list[float]:
-        box = self._next(self.boxes, _BBOX)
-        return [side * self.size()[i % 2] for i, side in enumerate(box)] if self.is_normalized else list(box)
-
-    def _next(self, values: Iterator[Any], placeholder: str) -> Any:
-        for value in values:
-            return value
-        raise DatasetError(f"{self.where} has more `{placeholder}` than `objects`", "write one object for each")
+def _is_box(box: Any) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))
 
 
 def _translate_ocr_lines(row: Row, where: str) -> Row:

@@ -32,4 +32,4 @@ def metadata_rows(folder: Path, listings: Iterable[Listing], columns: ColumnMapp
 
 
 def _located_rows(path: Path, columns: ColumnMapping, locate: ImageLocator) -> Iterator[DatasetRow]:
-    return locate_rows(translate_rows(read_rows(path), columns, locate), columns, locate)
+    return translate_rows(locate_rows(read_rows(path), columns, locate), columns)

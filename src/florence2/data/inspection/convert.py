@@ -88,6 +88,8 @@ def _collect_records(rows: Iterable[DatasetRow], columns: ColumnMapping, skipped
         try:
             if not row.exists:
                 raise DatasetError("the image does not exist")
+            if row.error is not None:
+                raise row.error
             size = row.image.size()
             record = records.get(row.image.id) or ImageRecord(row.image, _file_name(row.image))
             records[row.image.id] = _with_row(record, row, columns, size)

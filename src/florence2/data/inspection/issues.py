@@ -88,6 +88,8 @@ def check_row(dataset_row: DatasetRow, columns: ColumnMapping, length: LengthLim
         return RowReport([], [Issue(IssueKind.ABSENT, where, f"`{dataset_row.image.id}` does not exist")])
     try:
         size = dataset_row.image.size()
+        if dataset_row.error is not None:
+            raise dataset_row.error
         task, task_input = columns.task_and_input(dataset_row.row, where)
         if input_issues := [Issue(IssueKind.INPUT, where, what) for what in _input_issues(task, task_input)]:
             return RowReport([], input_issues)

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from florence2.data import hub
-from florence2.data.columns import ColumnMapping, samples_or_skipped
+from florence2.data.columns import ColumnMapping, DatasetRow, samples_from_rows
+from florence2.data.folders.class_names import name_classes
+from florence2.data.folders.foreign_jsonl import translate_rows
 from florence2.data.folders.listing import display_path
 from florence2.data.image import ImageError, ImageSource
 from florence2.data.resolve import split_spec
 from florence2.data.sample import Sample, Skipped
-from florence2.data.streams.tar_source import TarSource, find_shards, read_tar
+from florence2.data.streams.tar_source import TarSource, find_shards, tar_rows
 from florence2.data.tables import Row, is_table_name
 from florence2.errors import DatasetError
 
@@ -75,11 +77,7 @@ class TarShards:
     def read(self, index: int) -> Iterator[Sample | Skipped]:
         """Read a tar lazily."""
         path = self.tars.paths[index]
-        for record in read_tar(path):
-            image = Sample(f"{path.name}/{record.name}", record.image, "")
-            for row in record.rows:
-                where = f"{path}: {record.name}"
-                yield from samples_or_skipped({**row, "file_name": image.id}, where, self.columns, image)
+        return samples_from_rows(tar_rows(path, self.columns, f"{path.name}/"), self.columns, "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +96,14 @@ class DatasetShards:
 
     def read(self, index: int) -> Iterator[Sample | Skipped]:
         """Read a shard lazily."""
-        for number, row in enumerate(_read_rows(self.dataset.shard(num_shards=self.num_shards, index=index))):
+        return samples_from_rows(translate_rows(self._rows(index), self.columns), self.columns, "")
+
+    def _rows(self, index: int) -> Iterator[DatasetRow]:
+        rows = _read_rows(self.dataset.shard(num_shards=self.num_shards, index=index))
+        for number, row in enumerate(name_classes(rows, self.dataset.features)):
             name = f"{self.dataset.split or 'row'}/{index}/{number}"
-            where = f"{self.name} {name}"
             image = Sample(name, _stored_image(row.pop(self.column)), "")
-            yield from samples_or_skipped(row, where, self.columns, image)
+            yield DatasetRow(f"{self.name} {name}", row, image)
 
 
 def _read_rows(shard: Any) -> Iterator[Row]:

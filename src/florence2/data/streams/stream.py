@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from florence2.data.sample import Sample, Skipped
 from florence2.data.streams.shard_readers import ShardedSource
-from florence2.data.validate import OnMissing, skip_hint
+from florence2.data.validate import ALWAYS_SKIPPED, OnMissing, skip_hint
 from florence2.errors import DatasetError
 
 BUFFER = 512  # samples in the shuffle buffer
@@ -84,7 +84,7 @@ class SampleStream:
             for item in self.source.read(index):
                 if isinstance(item, Sample):
                     yield item
-                elif self.on_missing == "error":
+                elif self.on_missing == "error" and item.reason not in ALWAYS_SKIPPED:
                     raise _skipped_error(item)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from florence2.data.columns import ColumnMapping, DatasetRow
+from florence2.data.folders.foreign_jsonl import translate_rows
 from florence2.data.image import is_image_name
 from florence2.data.sample import Sample
 from florence2.data.tables import Row
@@ -62,13 +63,21 @@ class TarSource:
 
     def rows(self, columns: ColumnMapping) -> Iterator[DatasetRow]:
         """Read the rows of all tars with their images; a row without a task has `columns.task`."""
-        del columns
         has_several = len(self.paths) > 1
         for path in self.paths:
-            for record in read_tar(path):
-                image = Sample(f"{path.name}/{record.name}" if has_several else record.name, record.image, "")
-                for row in record.rows:
-                    yield DatasetRow(f"{path}: {record.name}", {**row, "file_name": image.id}, image)
+            yield from tar_rows(path, columns, f"{path.name}/" if has_several else "")
+
+
+def tar_rows(path: Path, columns: ColumnMapping, prefix: str) -> Iterator[DatasetRow]:
+    """Read the rows of a tar with their images, whose ids begin with `prefix`."""
+
+    def rows() -> Iterator[DatasetRow]:
+        for record in read_tar(path):
+            image = Sample(prefix + record.name, record.image, "")
+            for row in record.rows:
+                yield DatasetRow(f"{path}: {record.name}", {**row, "file_name": image.id}, image)
+
+    return translate_rows(rows(), columns)
 
 
 def find_shards(spec: str) -> TarSource | None:
