@@ -245,6 +245,10 @@ FAULTS = {
         "wrongly shaped .*image_proj_norm",
     ),
     "not finite": (change_tensor("image_proj_norm.weight", lambda t: t * float("nan")), "not finite .*image_proj_norm"),
+    "one infinite number in a matrix": (
+        change_tensor("image_projection", lambda t: t.where(t != t.max(), -torch.inf)),
+        "not finite .*image_projection",
+    ),
     "a bias on the logits": (
         change_tensor("language_model.final_logits_bias", lambda t: t + 1),
         "weights unexpected in .*: `language_model.final_logits_bias`",

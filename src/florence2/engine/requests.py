@@ -158,7 +158,7 @@ class RequestQueue:
 
     def add_follow_ups(self, request: Request, prediction: Prediction) -> None:
         """Put the follow-ups of a prediction first; they use the image that is open, and the same config."""
-        if request.sample.follow_up:
+        if request.sample.follow_up and prediction.error is None:
             for sample in request.sample.follow_up(prediction):
                 self._follow_ups.append((EngineInput(sample, request.generation), request.image_inputs))
 

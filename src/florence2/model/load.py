@@ -22,6 +22,7 @@ from florence2.errors import CheckpointError, UserError
 from florence2.model.adapter import quantized
 from florence2.model.storage import checkpoint_files as checkpoint
 from florence2.model.storage import legacy_layout as legacy
+from florence2.model.storage.finite import is_finite
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -71,6 +72,7 @@ def load(
     from florence2.model.adapter import lora  # importing peft takes seconds, and only adapters need it
 
     adapter = lora.read_adapter(folder)
+    _check_finite(adapter.state, folder)
     # The merge is done in float32: rounding the weights before it would lose precision.
     options = {"dtype": torch.float32 if merge else dtype, "device": device, "offline": offline, "quantize": quantize}
     options["dropout"] = dropout
@@ -190,12 +192,16 @@ def _assemble(config: Florence2Config, state: legacy.State, folder: Path) -> Flo
         raise _wrong_weights(folder, "wrongly shaped", misshapen)
     # Always a copy: training may overwrite the memory-mapped file that it loaded.
     state = {name: tensor.to(config.dtype, copy=True).contiguous() for name, tensor in state.items()}
-    # The weights of a diverged model are NaN everywhere; a check of the small tensors is cheap.
-    if not_finite := [name for name, tensor in state.items() if tensor.dim() == 1 and not tensor.isfinite().all()]:
-        raise _wrong_weights(folder, "not finite", not_finite)
+    _check_finite(state, folder)
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     return model.eval()
+
+
+def _check_finite(state: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise CheckpointError for weights that are NaN or infinite."""
+    if not_finite := [name for name, tensor in state.items() if not is_finite(tensor)]:
+        raise _wrong_weights(folder, "not finite", not_finite)
 
 
 def _wrong_weights(folder: Path, fault: str, names: Iterable[str]) -> CheckpointError:

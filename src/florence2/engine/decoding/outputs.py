@@ -15,6 +15,8 @@ from florence2.model.location_grammar import LocatedObject, Span
 from florence2.model.processing import Preprocessor
 from florence2.model.tasks import OutputType
 
+NOT_FINITE = "the model's output is not finite (NaN); try `--dtype float32`, or another checkpoint"
+
 
 @dataclass(frozen=True, eq=False)
 class CompletionOutput:
@@ -30,8 +32,13 @@ def to_prediction(
     request: Request,
     completions: Sequence[CompletionOutput],
 ) -> Prediction:
-    """Decode the sequences of a request; the first has the others as its alternatives."""
+    """Decode the sequences of a request; the first has the others as its alternatives.
+
+    Logits that are not finite make every probability NaN: the prediction is an error.
+    """
     first, *others = [_read_completion(preprocessor, model_config, request, each) for each in completions]
+    if first.score is not None and math.isnan(first.score):
+        return Prediction(first.file_name, first.task, first.input, error=NOT_FINITE)
     return replace(first, alternatives=tuple(others))
 
 
