@@ -5,7 +5,7 @@ from pathlib import Path
 
 from florence2.data.columns import METADATA_NAMES, ColumnMapping, DatasetRow, locate_rows
 from florence2.data.folders.foreign_jsonl import translate_rows
-from florence2.data.folders.image_locator import ImageLocator, locate_beside, locate_inside
+from florence2.data.folders.image_locator import DATASET_DIR_HINT, ImageLocator, locate_beside, locate_inside
 from florence2.data.folders.listing import Listing, display_path
 from florence2.data.tables import read_rows
 from florence2.errors import DatasetError
@@ -14,7 +14,8 @@ from florence2.errors import DatasetError
 def table_rows(path: Path, columns: ColumnMapping, dataset_dir: str | Path | None) -> Iterator[DatasetRow]:
     """Read a table; its images are in `dataset_dir`, else in each row's `image_dir`, else beside the table."""
     if dataset_dir is None:
-        yield from _located_rows(path, columns, locate_beside(path.parent))
+        hint = DATASET_DIR_HINT if columns.with_targets else "move the table into a folder above its images"
+        yield from _located_rows(path, columns, locate_beside(path.parent, hint))
         return
     folder = Path(dataset_dir).expanduser()
     if not folder.is_dir():
