@@ -56,7 +56,7 @@ def resolve_dataset(spec: str | Path, options: DatasetOptions) -> ResolvedDatase
         dataset = resolve_source(source, columns)
     elif path.is_dir():
         sidecars = Sidecars.from_extension(options.caption_extension, options.keep_lines)
-        dataset = _read_folder(_split_folder(path, split), columns, sidecars, options.recursive)
+        dataset = _read_folder(split_folder(path, split, options.recursive), columns, sidecars, options.recursive)
     elif path.is_file():
         dataset = _read_table(path, columns, options.dataset_dir)
     elif _may_be_on_hub(name):
@@ -112,9 +112,14 @@ def split_spec(spec: str, split: str | None) -> tuple[str, str | None]:
     return (before, after) if hub.is_hub_id(before) and "/" not in after else (spec, split)
 
 
-def _split_folder(folder: Path, split: str | None) -> Path:
+def split_folder(folder: Path, split: str | None, recursive: bool = False) -> Path:
+    """Return the folder of a split; without a split `train/`, if the folder has no images or metadata of its own."""
     if split is None:
-        return folder
+        names = next(walk(folder, recursive=False)).names
+        has_own = recursive or any(is_image_name(name) or name in METADATA_NAMES for name in names)
+        train = folder / "train"
+        has_train = not has_own and train.is_dir() and bool(next(walk(train, recursive=False)).images())
+        return train if has_train else folder
     for name in split_aliases(split):
         if (folder / name).is_dir():
             return folder / name

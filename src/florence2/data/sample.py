@@ -168,6 +168,7 @@ class SkipReason(StrEnum):
     NO_CAPTION = "have no caption"
     ABSENT = "do not exist"
     UNREADABLE = "cannot be read"
+    UNREADABLE_CAPTION = "have a caption that cannot be read"
     FAILED = "could not be captioned before"
 
 

@@ -40,7 +40,8 @@ def _skipped_error(dataset: ResolvedDataset, reason: SkipReason, skipped: Sequen
     first, total = skipped[0], dataset.num_images
     number = len({row.id for row in skipped})
     hint = first.hint if reason in ALWAYS_SKIPPED or not dataset.samples else skip_hint(first.hint)
-    is_unreadable = reason is SkipReason.UNREADABLE  # then `where` is already a sentence about the image
+    # of an unreadable file, `where` is already a sentence
+    is_unreadable = reason in (SkipReason.UNREADABLE, SkipReason.UNREADABLE_CAPTION)
     if total == 1:
         return DatasetError(first.where if is_unreadable else f"{first.where} {_SINGULAR[reason]}", hint)
     count = "all" if number == total else f"{number:,} of"
@@ -53,6 +54,7 @@ _SINGULAR = {
     SkipReason.NO_CAPTION: "has no caption",
     SkipReason.ABSENT: "does not exist",
     SkipReason.UNREADABLE: "cannot be read",
+    SkipReason.UNREADABLE_CAPTION: "has a caption that cannot be read",
     SkipReason.FAILED: "could not be captioned before",
 }
 

@@ -57,12 +57,6 @@ def is_yolo_text(text: str) -> bool:
     )
 
 
-def _read_caption(path: Path, sidecars: Sidecars) -> str:
-    if is_yolo_text(caption := sidecars.read(path)):
-        raise DatasetError(f"{path} has labels of YOLO, not a caption", "list the names of classes in data.yaml")
-    return caption
-
-
 def captioned_images(
     listings: Sequence[Listing], *, task: str, sidecars: Sidecars, known: Collection[str] = ()
 ) -> tuple[list[Sample], list[Skipped]]:
@@ -79,7 +73,14 @@ def captioned_images(
         sidecar_names = sidecars.name_by_stem(listing)
         for name in (name for name in listing.images() if listing.id(name) not in known):
             stem = unicodedata.normalize("NFC", name.rpartition(".")[0])
-            caption = _read_caption(listing.path / sidecar_names[stem], sidecars) if stem in sidecar_names else ""
+            try:
+                caption = sidecars.read(listing.path / sidecar_names[stem]) if stem in sidecar_names else ""
+            except DatasetError as error:
+                skipped.append(Skipped(listing.id(name), SkipReason.UNREADABLE_CAPTION, error.what, error.hint))
+                continue
+            if is_yolo_text(caption):
+                what = f"{listing.path / sidecar_names[stem]} has labels of YOLO, not a caption"
+                raise DatasetError(what, "list the names of classes in data.yaml")
             if caption:
                 samples.append(Sample(listing.id(name), listing.path / name, parsed_task.token, task_input, caption))
             else:

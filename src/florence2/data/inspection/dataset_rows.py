@@ -13,9 +13,10 @@ from florence2.data.folders.listing import walk
 from florence2.data.folders.sidecars import Sidecars, captioned_images
 from florence2.data.folders.table_rows import metadata_rows, table_rows
 from florence2.data.formats.detect import find_source
-from florence2.data.resolve import DatasetOptions, resolve_dataset
-from florence2.data.sample import Sample, Skipped
+from florence2.data.resolve import DatasetOptions, resolve_dataset, split_folder
+from florence2.data.sample import Sample, Skipped, SkipReason
 from florence2.data.tables import Row, is_table_name
+from florence2.errors import DatasetError
 
 
 def dataset_rows(
@@ -36,7 +37,7 @@ def dataset_rows(
     if not is_saved and (source := find_source(spec, split, dataset_dir)):
         yield from source.rows(columns)
     elif path.is_dir() and not is_saved and split is None:
-        yield from _folder_rows(path, columns, recursive)
+        yield from _folder_rows(split_folder(path, None, recursive), columns, recursive)
     elif path.is_file() and is_table_name(path.name) and not _has_images(path):
         yield from _without_failed(table_rows(path, columns, dataset_dir))
     else:
@@ -83,7 +84,8 @@ def _sample_rows(
     dataset = resolve_dataset(spec, options)
     yield from map(_row_from_sample, dataset.samples)
     for skipped in dataset.skipped:
-        yield _row_from_skipped(skipped, Path(skipped.where))
+        is_located = skipped.reason is SkipReason.UNREADABLE_CAPTION and dataset.root is not None
+        yield _row_from_skipped(skipped, Path(dataset.root or "", skipped.id) if is_located else Path(skipped.where))
 
 
 def _row_from_sample(sample: Sample) -> DatasetRow:
@@ -93,4 +95,6 @@ def _row_from_sample(sample: Sample) -> DatasetRow:
 
 
 def _row_from_skipped(skipped: Skipped, path: Path) -> DatasetRow:
-    return DatasetRow(skipped.where, {"file_name": skipped.id}, Sample(skipped.id, path, ""))
+    image = Sample(skipped.id, path, "")
+    error = DatasetError(skipped.where, skipped.hint) if skipped.reason is SkipReason.UNREADABLE_CAPTION else None
+    return DatasetRow(str(path) if error else skipped.where, {"file_name": skipped.id}, image, error=error)

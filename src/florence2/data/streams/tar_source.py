@@ -3,8 +3,8 @@
     0001.jpg  0001.txt            the caption
     0001.jpg  0001.json           a row of the common JSONL without `file_name`, or a list of such rows
 
-A tar is read in place: one pass finds the position of each image, which is read from there when it is opened. Nothing
-is unpacked. Compressed tars have no random access and are rejected.
+The files of a record may be anywhere in the tar. A tar is read in place: one pass finds the position of each image,
+which is read from there when it is opened. Nothing is unpacked. Compressed tars have no random access and are rejected.
 """
 
 import glob
@@ -12,7 +12,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,11 +46,15 @@ class TarImage:
 
 
 class TarRecord(NamedTuple):
-    """One record of a tar: the image's file name, its position, and its rows."""
+    """One record of a tar: the image's file name, its position, and its rows.
+
+    `ignored` names, on the first record, what the tar has besides records with an image.
+    """
 
     name: str
     image: TarImage
     rows: list[Row]
+    ignored: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,11 @@ def tar_rows(path: Path, columns: ColumnMapping, prefix: str) -> Iterator[Datase
     def rows() -> Iterator[DatasetRow]:
         for record in read_tar(path):
             image = Sample(prefix + record.name, record.image, "")
+            ignored = record.ignored
             for row in record.rows:
-                yield DatasetRow(f"{path}: {record.name}", {**row, "file_name": image.id}, image)
+                named_row = {**row, "file_name": image.id}
+                yield DatasetRow(f"{path}: {record.name}", named_row, image, ignored_shapes=ignored)
+                ignored = ()
 
     return translate_rows(rows(), columns)
 
@@ -116,18 +123,18 @@ def read_tar(path: Path) -> Iterator[TarRecord]:
     """Read the records of a tar."""
     try:
         with tarfile.open(path, "r:") as tar:
-            members: dict[str, tarfile.TarInfo] = {}
-            last = ""
+            records: dict[str, dict[str, tarfile.TarInfo]] = {}
             for member in tar:
                 key, extension = _split_name(member.name)
-                if not member.isfile() or not extension or Path(key).name.startswith("."):
-                    continue
-                if key != last and members:
-                    yield from _read_record(path, tar, last, members)
-                    members = {}
-                last = key
-                members[extension] = member
-            yield from _read_record(path, tar, last, members)
+                if member.isfile() and extension and not Path(key).name.startswith("."):
+                    records.setdefault(key, {})[extension] = member
+            rowless = [members for members in records.values() if not _image_extensions(members)]
+            targets = {*_CAPTION_EXTENSIONS, ".json"}
+            ignored = ["target without an image" for members in rowless if targets & members.keys()]
+            for key, members in records.items():
+                for record in _read_record(path, tar, key, members):
+                    yield record._replace(ignored=ignored)
+                    ignored = []
     except (tarfile.TarError, OSError) as error:
         message = getattr(error, "strerror", None) or str(error) or "it is truncated"
         raise DatasetError(f"{path} is not a tar that can be read: {message}") from None
@@ -139,10 +146,14 @@ def _split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, f"{dot}{extension}".lower()
 
 
+def _image_extensions(members: Iterable[str]) -> list[str]:
+    return [extension for extension in members if is_image_name(f"a{extension}")]
+
+
 def _read_record(
     path: Path, tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo]
 ) -> Iterator[TarRecord]:
-    images = [extension for extension in members if is_image_name(f"a{extension}")]
+    images = _image_extensions(members)
     if not images:
         return
     image = min(images, key=lambda extension: extension.count("."))  # `.jpg` rather than a mask in `.seg.png`

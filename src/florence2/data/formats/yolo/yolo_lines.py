@@ -112,13 +112,14 @@ def write_yolo(folder: Path, images: Iterable[AnnotatedImage]) -> Counter[str]:
 
 
 def _format_line(number: int, annotation: Annotation, size: Size, as_polygon: bool) -> str:
-    """Write a line, "" for an object without area inside the image."""
+    """Write a line, "" for an object outside the image."""
     outline = annotation.box
     if as_polygon:
         outline = max(annotation.polygons, key=lambda polygon: AnswerItem.box(bounding_box([polygon])).area)
     coords = [min(max(value, 0), size[i % 2]) for i, value in enumerate(outline)]
     x1, y1, x2, y2 = bounding_box([coords])
-    if x1 >= x2 or y1 >= y2:
+    left, top, right, bottom = bounding_box([outline])
+    if (x1 >= x2 and left < right) or (y1 >= y2 and top < bottom):
         return ""
     if not as_polygon:
         coords = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
