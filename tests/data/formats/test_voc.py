@@ -11,6 +11,7 @@ from tests.data.formats.annotation_files import check, read_objects
 from tests.data.images import image
 
 BOX = "<bndbox><xmin>10</xmin><ymin>10</ymin><xmax>30</xmax><ymax>30</ymax></bndbox>"
+UNANNOTATED = "image without an annotation file"
 CORNERS = [[10, 10], [30, 10], [30, 30], [10, 30]]
 
 
@@ -56,8 +57,8 @@ def test_voc_xml_in_another_encoding_is_refused(tmp_path: Path, content: bytes, 
 @pytest.mark.parametrize(
     ("images", "filename", "expected", "ignored"),
     [
-        (["a.jpg", "b.jpg"], "b.jpg", "a.jpg", {"name of another image": 1}),  # renamed images
-        (["a.jpg", "a.png"], "a.png", "a.png", {}),  # one stem, two extensions
+        (["a.jpg", "b.jpg"], "b.jpg", "a.jpg", {"name of another image": 1, UNANNOTATED: 1}),  # renamed images
+        (["a.jpg", "a.png"], "a.png", "a.png", {UNANNOTATED: 1}),  # one stem, two extensions
         (["a.jpg"], "old/x.jpg", "a.jpg", {}),  # a name of another machine
         (["a.jpg"], "", "a.jpg", {}),  # no name
     ],

@@ -10,6 +10,7 @@ import json
 import math
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -65,9 +66,27 @@ def read_voc(xml_folder: Path, images: Path, split: str | None) -> NamedImages:
     names = next(walk(xml_folder, recursive=False)).names
     image_by_stem = _image_by_stem(next(walk(images, recursive=False)))
     stems = _split_stems(xml_folder.parent / "ImageSets" / "Main", split)
-    for name in names:
-        if name.lower().endswith(".xml") and (stems is None or _stem(name) in stems):
-            yield str(xml_folder / name), _parse_voc(xml_folder / name, images, image_by_stem)
+    files = [xml_folder / name for name in names if name.lower().endswith(".xml")]
+    annotated = (
+        (str(path), _parse_voc(path, images, image_by_stem))
+        for path in files
+        if stems is None or _stem(path.name) in stems
+    )
+    return annotated if stems is not None else _count_unannotated(annotated, images)
+
+
+def _count_unannotated(annotated_images: NamedImages, folder: Path) -> NamedImages:
+    """Add, to what the last image ignores, the images of a folder that no annotation file is about."""
+    unannotated = set(next(walk(folder, recursive=False)).images())
+    last: tuple[str, AnnotatedImage] | None = None
+    for where, annotated in annotated_images:
+        if last is not None:
+            yield last
+        last = where, annotated
+        unannotated.discard(annotated.file_name)
+    if last is not None:
+        ignored = [*last[1].ignored_shapes, *["image without an annotation file"] * len(unannotated)]
+        yield last[0], replace(last[1], ignored_shapes=ignored)
 
 
 def _split_stems(folder: Path, split: str | None) -> set[str] | None:
@@ -111,9 +130,9 @@ def read_labelme(folder: Path, images: Path) -> NamedImages:
     """Read the images of a folder of JSON files."""
     listing = next(walk(folder, recursive=False))
     image_by_stem = _image_by_stem(next(walk(images, recursive=False)))
-    for name in listing.names:
-        if name.lower().endswith(".json"):
-            yield str(folder / name), _parse_labelme(folder / name, images, image_by_stem)
+    files = [folder / name for name in listing.names if name.lower().endswith(".json")]
+    annotated = ((str(path), _parse_labelme(path, images, image_by_stem)) for path in files)
+    return _count_unannotated(annotated, images)
 
 
 def _parse_labelme(path: Path, images: Path, image_by_stem: dict[str, str]) -> AnnotatedImage:
