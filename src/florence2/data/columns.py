@@ -2,14 +2,13 @@
 
     image     file_name | image | image_path      a file inside the row's folder
     task      task | prompt | prefix              a task by name, a custom prompt, or `<TASK>some input`
-    input     input                               text, or a region: location tokens, or [x1, y1, x2, y2] in pixels,
-                                                  which a CSV writes as x1,y1,x2,y2
+    input     input                               text, or a region: location tokens or [x1, y1, x2, y2] in pixels
     target    text | caption | suffix             text, or a list of several targets
               answer                              boxes, quads or polygons in pixels, keys as in `model/locations.py`
 
 Where a row has `text` and `answer`, the text is the target: `answer` was decoded from it. For the OCR tasks an `answer`
-of "" means an image without text; for other tasks an empty target is a missing target. A row with `error` is a failed
-prediction and is skipped. `image_dir` is the path from a table to its images, as predictions have it.
+of "" is an image without text; for other tasks an empty target is a missing one. A row with `error` is skipped.
+`image_dir` is the path from a table to its images.
 """
 
 import math
