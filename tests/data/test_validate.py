@@ -1,5 +1,6 @@
 import pytest
 
+from florence2.api import check_dataset
 from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.data.sample import ResolvedDataset, Sample, Skipped, SkipReason
 from florence2.data.validate import check_images, raise_on_skipped, train_val_split
@@ -123,3 +124,12 @@ def test_split_depends_on_the_seed_only():
     assert [s.id for s in train_val_split(many(50), 0.3, 1)[0]] == [
         s.id for s in many(50) if s.id not in validation_ids(many(50), 1)
     ]
+
+
+def test_dataset_whose_targets_are_all_empty_is_an_error(tmp_path):
+    image(tmp_path / "a.jpg")
+    row = {"file_name": "a.jpg", "task": "od", "answer": {"bboxes": [], "labels": []}}
+    dataset = resolve(jsonl(tmp_path / "list.jsonl", [row]))
+    with pytest.raises(DatasetError, match=r"the targets of all 1 samples in .* are empty"):
+        check_images(dataset)
+    assert check_dataset(dataset=str(tmp_path / "list.jsonl")).to_json()["issue_counts"] == {"no_targets": 1}

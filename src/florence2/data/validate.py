@@ -68,6 +68,8 @@ def check_images(
 ) -> ResolvedDataset:
     """Decode every image once, on threads, and treat those that cannot be read like missing captions.
 
+    A dataset whose targets are all empty raises a DatasetError.
+
     JPEGs are decoded at an eighth of their size, which still reads all their bytes. `progress` is called with the
     number of checked images, from the calling thread.
     """
@@ -81,7 +83,13 @@ def check_images(
     samples = [sample for sample in dataset.samples if sample.id not in unreadable]
     in_order = [unreadable[id_] for id_ in dict.fromkeys(s.id for s in dataset.samples) if id_ in unreadable]
     checked_dataset = replace(dataset, samples=samples, skipped=[*dataset.skipped, *in_order])
-    return raise_on_skipped(checked_dataset, on_missing)
+    raise_on_skipped(checked_dataset, on_missing)
+    if not any(sample.target for sample in samples):
+        raise DatasetError(
+            f"the targets of all {len(samples):,} samples in {dataset.source} are empty",
+            "check that the annotations belong to these images",
+        )
+    return checked_dataset
 
 
 def _decode_all(samples: Sequence[Sample], workers: int | None) -> Iterator[Skipped | None]:

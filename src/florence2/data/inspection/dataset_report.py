@@ -138,6 +138,10 @@ class _ReportBuilder:
 
     def build(self, source: str) -> DatasetReport:
         """Return the report."""
+        num_samples = sum(self._tasks.values())
+        if num_samples and self._empty_targets == num_samples:
+            what = f"all {num_samples:,} samples train the model to answer nothing"
+            self.issues.append(Issue(IssueKind.NO_TARGETS, source, what))
         return DatasetReport(
             source,
             num_images=len(self.images),

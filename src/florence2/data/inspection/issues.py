@@ -36,6 +36,7 @@ class IssueKind(StrEnum):
     TASK = "unknown tasks"
     INPUT = "inputs that do not fit the task"
     EMPTY = "rows without a target"
+    NO_TARGETS = "datasets whose targets are all empty"
     LABEL = "objects without a label"
     OUTSIDE = "objects outside the image"
     SWAPPED = "boxes with swapped corners"
@@ -98,7 +99,7 @@ def check_row(dataset_row: DatasetRow, columns: ColumnMapping, length: LengthLim
     except ImageError as error:
         return RowReport([], [Issue(IssueKind.UNREADABLE, where, error.what)])
     except UserError as error:
-        return RowReport([], [Issue(IssueKind.MALFORMED, where, error.what)])
+        return RowReport([], [Issue(IssueKind.MALFORMED, where, error.what.removeprefix(f"{where} "))])
     issues = [Issue(kind, where, what) for kind, what in row_issues]
     return RowReport(samples, issues + [Issue(IssueKind.LONG, where, what) for what in _long_targets(samples, length)])
 
