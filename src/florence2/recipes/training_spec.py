@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 
 from florence2.config import CaptionSettings, LoraSettings, TrainSettings
+from florence2.data.resolve import DatasetOptions
 from florence2.devices import pick_device, training_dtype
 from florence2.model.load import load
 from florence2.model.processing import Preprocessor, max_target_tokens
@@ -161,7 +162,7 @@ class TrainingSpec:
 
     def _check(self) -> None:
         """Refuse flags that contradict each other, the device or the checkpoint."""
-        find_task(self.data.task)
+        find_task(self.data.options.task)
         check_name(self.run.optimizer.name)
         check_streaming(
             self.data,
@@ -195,20 +196,23 @@ def _caption_augmentation(captions: CaptionSettings) -> CaptionAugmentation:
 
 def _data_config(settings: TrainSettings, captions: CaptionAugmentation) -> TrainingDataConfig:
     data, source = settings.data, settings.source
-    return TrainingDataConfig(
-        data.dataset,
+    options = DatasetOptions(
         data.task,
         dataset_dir=source.dataset_dir,
-        sampling_weights=parse_sampling_weights(data.sampling_weights),
-        streaming=data.streaming,
-        val_dataset=parse_val_dataset(data.val_dataset),
-        image_column=source.image_column,
-        text_column=source.text_column,
         recursive=source.recursive,
         caption_extension=data.caption_extension,
         keep_lines=captions.enable_wildcard,
         on_missing=data.on_missing,
+        image_column=source.image_column,
+        text_column=source.text_column,
         offline=settings.hub.offline,
+    )
+    return TrainingDataConfig(
+        data.dataset,
+        options,
+        sampling_weights=parse_sampling_weights(data.sampling_weights),
+        streaming=data.streaming,
+        val_dataset=parse_val_dataset(data.val_dataset),
         seed=settings.training.seed,
     )
 

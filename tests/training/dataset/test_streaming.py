@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from florence2.api import train
 from florence2.data.columns import ColumnMapping
+from florence2.data.resolve import DatasetOptions
 from florence2.data.streams.shard_readers import find_sharded_source
 from florence2.data.streams.stream import SampleStream
 from florence2.data.streams.tar_source import write_shards
@@ -157,7 +158,12 @@ def test_streaming_refuses_options_that_need_all_samples(
     by_epoch: dict[str, bool],
     option: str,
 ) -> None:
-    config = {"datasets": ("tars",), "task": "caption", "streaming": True, "val_dataset": "photos"} | data
+    config = {
+        "datasets": ("tars",),
+        "options": DatasetOptions("caption"),
+        "streaming": True,
+        "val_dataset": "photos",
+    } | data
     with pytest.raises(UserError) as caught:
         check_streaming(TrainingDataConfig(**config), {"max_steps": 3, **trainer_args}, lora_args, **by_epoch)
     assert caught.value.what == f"`--streaming` cannot be combined with {option}"
@@ -165,13 +171,13 @@ def test_streaming_refuses_options_that_need_all_samples(
 
 @pytest.mark.parametrize("trainer_args", [{}, {"max_steps": "many"}, {"max_steps": 0}])
 def test_streaming_needs_a_number_of_steps(trainer_args: dict[str, Any]) -> None:
-    config = TrainingDataConfig(("tars",), "caption", streaming=True)
+    config = TrainingDataConfig(("tars",), DatasetOptions("caption"), streaming=True)
     with pytest.raises(UserError, match="`--streaming` needs a number of steps"):
         check_streaming(config, trainer_args, {})
 
 
 def test_streaming_allows_an_evaluation_dataset_and_other_lora_initializations() -> None:
-    config = TrainingDataConfig(("tars",), "caption", streaming=True, val_dataset="photos")
+    config = TrainingDataConfig(("tars",), DatasetOptions("caption"), streaming=True, val_dataset="photos")
     check_streaming(config, {"max_steps": 3}, {"init_lora_weights": "pissa"})
 
 

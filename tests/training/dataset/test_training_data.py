@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from florence2.data.resolve import DatasetOptions
 from florence2.errors import UserError
 from florence2.training.dataset.training_data import (
     TrainingData,
@@ -25,9 +26,12 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def find_data(*datasets: str, weights: Sequence[str] = (), **values: Any) -> TrainingData:
-    values = {"task": "more_detailed_caption", "sampling_weights": parse_sampling_weights(weights)} | values
-    return find_training_data(TrainingDataConfig(datasets, **values))
+def find_data(
+    *datasets: str, weights: Sequence[str] = (), task: str = "more_detailed_caption", **values: Any
+) -> TrainingData:
+    sampling_weights = parse_sampling_weights(weights)
+    config = TrainingDataConfig(datasets, DatasetOptions(task), sampling_weights=sampling_weights, **values)
+    return find_training_data(config)
 
 
 def weights_by_dataset_and_task(data: TrainingData) -> dict[tuple[str, str], float]:

@@ -9,7 +9,7 @@ from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.data.sample import Sample
 from florence2.data.streams.shard_readers import find_sharded_source
 from florence2.data.streams.stream import SampleStream
-from florence2.data.validate import OnMissing, check_images, train_val_split
+from florence2.data.validate import check_images, train_val_split
 from florence2.errors import OptionError
 from florence2.log import logger
 from florence2.model.processing import Preprocessor
@@ -27,24 +27,16 @@ NUM_PREVIEW_SAMPLES = 32  # samples that are read from a stream before training 
 class TrainingDataConfig:
     """The choice of the samples that a run trains on and evaluates on.
 
-    `sampling_weights` maps names of tasks and of datasets to the number of times an epoch draws each of their samples.
-    `val_dataset` is a dataset, or the fraction of the training images that is used for evaluation. `keep_lines` keeps
-    all lines of a caption file in one caption.
+    `options` apply to every dataset. `sampling_weights` maps names of tasks and of datasets to the number of times an
+    epoch draws each of their samples. `val_dataset` is a dataset, or the fraction of the training images that is used
+    for evaluation.
     """
 
     datasets: tuple[str, ...]
-    task: str
-    dataset_dir: str | None = None
+    options: DatasetOptions
     sampling_weights: Mapping[str, float] = field(default_factory=dict)
     streaming: bool = False
     val_dataset: str | float | None = None
-    image_column: str | None = None
-    text_column: str | None = None
-    recursive: bool = False
-    caption_extension: str = ".txt"
-    keep_lines: bool = False
-    on_missing: OnMissing = "error"
-    offline: bool = False
     seed: int = 0
 
 
@@ -150,11 +142,13 @@ def find_training_data(config: TrainingDataConfig) -> TrainingData:
         stream = _open_stream(config)
         logger.info(f"{stream.source.name} is streamed from {stream.source.num_shards:,} shards")
         samples = stream.first(NUM_PREVIEW_SAMPLES)
-        return TrainingData(samples, eval=_load_samples(config, val) if isinstance(val, str) else [], stream=stream)
+        return TrainingData(
+            samples, eval=_load_samples(val, config.options) if isinstance(val, str) else [], stream=stream
+        )
     samples, dataset_of = _load_datasets(config)
     samples, val_samples = train_val_split(samples, val if isinstance(val, float) else 0, config.seed)
     if isinstance(val, str):
-        val_samples = _load_samples(config, val)
+        val_samples = _load_samples(val, config.options)
     weights = _sample_weights(config.sampling_weights, samples, dataset_of)
     if weights is None:
         return TrainingData(samples, eval=val_samples)
@@ -176,9 +170,10 @@ def _parse_weight(word: str) -> tuple[str, float]:
 
 
 def _open_stream(config: TrainingDataConfig) -> SampleStream:
-    columns = ColumnMapping(config.task, image=config.image_column, text=config.text_column)
-    source = find_sharded_source(config.datasets[0], columns, offline=config.offline)
-    return SampleStream(source, config.seed, config.on_missing)
+    options = config.options
+    columns = ColumnMapping(options.task, image=options.image_column, text=options.text_column)
+    source = find_sharded_source(config.datasets[0], columns, offline=options.offline)
+    return SampleStream(source, config.seed, options.on_missing)
 
 
 def _load_datasets(config: TrainingDataConfig) -> tuple[list[Sample], dict[str, str]]:
@@ -186,7 +181,7 @@ def _load_datasets(config: TrainingDataConfig) -> tuple[list[Sample], dict[str, 
     samples: list[Sample] = []
     dataset_of: dict[str, str] = {}
     for name in dict.fromkeys(config.datasets):
-        loaded = _load_samples(config, name)
+        loaded = _load_samples(name, config.options)
         if len(set(config.datasets)) > 1:
             loaded = [replace(sample, id=f"{name}/{sample.id}") for sample in loaded]
         samples += loaded
@@ -194,19 +189,8 @@ def _load_datasets(config: TrainingDataConfig) -> tuple[list[Sample], dict[str, 
     return samples, dataset_of
 
 
-def _load_samples(config: TrainingDataConfig, name: str) -> list[Sample]:
-    options = DatasetOptions(
-        task=config.task,
-        dataset_dir=config.dataset_dir,
-        recursive=config.recursive,
-        caption_extension=config.caption_extension,
-        keep_lines=config.keep_lines,
-        on_missing=config.on_missing,
-        image_column=config.image_column,
-        text_column=config.text_column,
-        offline=config.offline,
-    )
-    resolved = check_images(resolve_dataset(name, options), on_missing=config.on_missing)
+def _load_samples(name: str, options: DatasetOptions) -> list[Sample]:
+    resolved = check_images(resolve_dataset(name, options), on_missing=options.on_missing)
     logger.info(resolved.summary())
     return resolved.samples
 
