@@ -44,7 +44,7 @@ from florence2.training.dataset.training_data import DatasetBuilder, find_traini
 from florence2.training.performance import memory
 from florence2.training.performance.compile import compile_model
 from florence2.training.performance.cuda_graph_step import PAD_TO, can_use_cuda_graphs
-from florence2.training.performance.feature_cache import clear_features, use_cached_features
+from florence2.training.performance.feature_cache import clear_features, compute_cached_features
 from florence2.training.prepare_model import TrainableModel, is_frozen, prepare_model_for_training
 from florence2.training.saving.build_metadata import build_metadata
 from florence2.training.saving.checkpoints import remove_staging
@@ -206,7 +206,7 @@ def _cached_features(
     progress = partial(count_progress, "computing image features")
     with args.main_process_first():
         train, evaluation = (
-            use_cached_features(
+            compute_cached_features(
                 Florence2Dataset(samples, builder.preprocessor),
                 model,
                 spec.output_dir,

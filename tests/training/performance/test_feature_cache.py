@@ -11,9 +11,9 @@ from florence2.errors import UserError
 from florence2.training.performance.feature_cache import (
     FeatureFile,
     cache_key,
+    compute_cached_features,
     compute_missing,
     feature_fn,
-    use_cached_features,
 )
 from tests.training.test_trainer import Bench
 
@@ -25,7 +25,7 @@ def bench(tmp_path: Path) -> Bench:
 
 def test_loss_from_features_equals_loss_from_images(tmp_path: Path, bench: Bench) -> None:
     plain = bench.loss(0, 1, 2)
-    features = use_cached_features(bench.dataset, bench.model, tmp_path, ("base", None), torch.float32)
+    features = compute_cached_features(bench.dataset, bench.model, tmp_path, ("base", None), torch.float32)
     bench.dataset = replace(bench.dataset, features=features)
     batch = bench.batch(0, 1, 2)
     assert "pixels_BHWC" not in batch
@@ -64,7 +64,7 @@ def test_image_of_several_samples_is_encoded_once(tmp_path: Path, bench: Bench) 
         yield progress_calls.append
 
     dataset = replace(bench.dataset, samples=samples)
-    features = use_cached_features(dataset, bench.model, tmp_path, ("base", None), torch.float32, progress)
+    features = compute_cached_features(dataset, bench.model, tmp_path, ("base", None), torch.float32, progress)
     assert progress_calls == [2, 0, 2]
     dataset = replace(dataset, features=features)
     first, second, third = (dataset[at] for at in range(3))

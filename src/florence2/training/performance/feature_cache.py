@@ -113,7 +113,7 @@ def cache_key(dataset: Florence2Dataset, model_name: str, revision: str | None, 
     return hashlib.sha256(identity.encode()).hexdigest()[:24]
 
 
-def use_cached_features(
+def compute_cached_features(
     dataset: Florence2Dataset,
     model: TrainableModel,
     folder: Path,
