@@ -46,6 +46,17 @@ def test_gradient_norm_is_computed_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert not calls, "the guard takes the norm that the trainer clips by"
 
 
+def test_finite_gradient_whose_norm_overflows_is_skipped() -> None:
+    weight, guard = nn.Parameter(torch.ones(3)), NonFiniteGradientGuard()
+    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1)
+    weight.grad = torch.full((3,), 3e38)
+    guard.set_norm(torch.nn.utils.clip_grad_norm_([weight], 1.0))
+    guard.on_pre_optimizer_step(None, None, TrainerControl(), optimizer)
+    optimizer.step()
+    assert guard.skipped == 1
+    assert torch.equal(weight, torch.ones(3))
+
+
 class Arrived:
     """A value that has come from a GPU."""
 

@@ -1,4 +1,4 @@
-"""Guard against gradients that are not finite: it skips their steps, and stops training after too many."""
+"""Guard against gradients whose norm is not finite: it skips their steps, and stops training after too many."""
 
 from collections import deque
 from pathlib import Path
@@ -14,7 +14,7 @@ LAG = 1  # steps; the host reads a GPU's norm when the GPU has the next step que
 
 
 class NonFiniteGradientGuard(TrainerCallback):  # type: ignore[misc]
-    """Skips steps without a finite gradient, so that weights do not change. After too many in a row, training stops.
+    """Skips steps without a finite gradient norm, so that weights do not change, and stops training after too many.
 
     The trainer hands over the norm that it clips by. Fused optimizers skip a step on the GPU, and the host reads the
     norm `LAG` steps later, or earlier if it saves or evaluates. Other optimizers need the norm before the step.
