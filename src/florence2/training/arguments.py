@@ -142,7 +142,7 @@ def training_arguments(
     _check_first_gpu(device)
     save_interval = run.save_interval
     if run.is_streaming and save_interval.steps is None:
-        save_interval = replace(save_interval, steps=max(int(run.trainer_args.get("max_steps", 1)) // STREAM_SAVES, 1))
+        save_interval = replace(save_interval, steps=max(run.max_steps // STREAM_SAVES, 1))
     values: dict[str, Any] = {
         "output_dir": run.output_dir,
         "num_train_epochs": run.epochs,

@@ -11,7 +11,7 @@ from florence2.training.arguments import RunConfig, StepCount
 from florence2.training.auto_batch_size import batch_shapes
 from florence2.training.dataset.florence2_dataset import Florence2Dataset
 from florence2.training.dataset.image_augmentation import augmentation_summary
-from florence2.training.optimizer.checks import check_learning_rate
+from florence2.training.optimizer.hints import learning_rate_hints
 from florence2.training.performance.memory import GIB, estimate_memory, memory_warning
 from florence2.training.prepare_model import TrainableModel, is_frozen
 
@@ -35,7 +35,7 @@ def training_summary(
     fraction = f"{trainable:,} of {total:,} weights are trainable ({trainable / total:.2%})"
     yield f"{_method(model)}: {fraction}, {precision}"
     yield f"about {estimate.total / GIB:.1f} GiB of memory on the {device.type}" + memory_warning(estimate, device)
-    yield from check_learning_rate(run.optimizer)
+    yield from learning_rate_hints(run.optimizer)
     if dataset.features is not None:
         yield "the vision component is frozen: image features are computed once and cached on disk"
     elif is_frozen(model, "vision") and run.is_streaming:

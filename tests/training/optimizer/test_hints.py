@@ -1,6 +1,6 @@
 import pytest
 
-from florence2.training.optimizer.checks import check_learning_rate
+from florence2.training.optimizer.hints import learning_rate_hints
 from florence2.training.optimizer.optimizer_config import OptimizerConfig
 
 
@@ -33,6 +33,6 @@ from florence2.training.optimizer.optimizer_config import OptimizerConfig
 def test_unsuitable_learning_rates_and_schedules_get_hints(
     optim: str, rate: float, scheduler: str, args: dict[str, float], hints: list[str]
 ) -> None:
-    lines = list(check_learning_rate(OptimizerConfig(optim, rate, scheduler, args)))
+    lines = list(learning_rate_hints(OptimizerConfig(optim, rate, scheduler, args)))
     assert len(lines) == len(hints)
     assert all(hint in line for hint, line in zip(hints, lines, strict=True))

@@ -1,4 +1,1 @@
-"""Which weights move how fast, and by which optimizer.
-
-Knows weights by name and kind only; the settings come as plain values.
-"""
+"""The optimizer: its configuration, look-up by name, parameter groups, creation and hints."""

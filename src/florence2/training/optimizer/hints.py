@@ -13,8 +13,8 @@ _AVERAGING = ("schedule_free", "schedulefree")
 _CONSTANT = ("constant", "constant_with_warmup")
 
 
-def check_learning_rate(config: OptimizerConfig) -> Iterator[str]:
-    """Return a hint, a line each, for a learning rate or a schedule that does not suit the optimizer."""
+def learning_rate_hints(config: OptimizerConfig) -> Iterator[str]:
+    """Yield a hint, a line each, for a learning rate or a schedule that does not suit the optimizer."""
     optim, name, rate = config.name, config.name.lower(), config.args.get("lr", config.learning_rate)
     if any(family in name for family in _RATE_FREE):
         if rate < 0.1:
