@@ -6,6 +6,7 @@ Torch is imported by the recipe, after the words are parsed.
 import errno
 import importlib
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ COMMANDS = {
 }
 
 ALIASES = {"--prompt": "--task"}
+_CONFIG_HINT = "pass a YAML or TOML file to `--config`"
 
 
 def main(
@@ -69,7 +71,9 @@ def main(
         name, flags = _split_command(words)
         if name not in COMMANDS:  # a group, such as `data --help`
             return _print(_overview(_group(name)))
-        return _run(name, translate(flags, published or {}), prog or f"florence2 {name}")
+        code = _run(name, translate(flags, published or {}), prog or f"florence2 {name}")
+        sys.stdout.flush()  # so that data that cannot be written is an error of this command
+        return code
     except UserError as error:
         return _print_error(error)
     except OSError as error:
@@ -89,7 +93,21 @@ def run_program(
         code = main(arguments, published=published, prog=prog)
     except SystemExit as error:  # of the parser, after the help or a wrong value
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BrokenPipeError:
+        if not _is_reader_gone():
+            raise
+        code = 1
     exit_process(code)
+
+
+def _is_reader_gone() -> bool:
+    """Return whether the program that reads stdout or stderr has ended, as `head` does after its lines."""
+    if sys.platform == "win32":
+        return True
+    poll = select.poll()
+    for descriptor in (1, 2):
+        poll.register(descriptor, 0)  # of no events but errors
+    return bool(poll.poll(0))
 
 
 def _split_command(words: list[str]) -> tuple[str, list[str]]:
@@ -146,7 +164,10 @@ def _expand(words: list[str], settings: type) -> list[str]:
         if not word.startswith("--") or name == "help":
             rest.append(word)
         elif name == "config":
-            from_file = list(_read_config(Path(value if equals else next(queue, "")), known))
+            path = value if equals else next(queue, "")
+            if not path:
+                raise OptionError("`--config` has no value", _CONFIG_HINT)
+            from_file = list(_read_config(Path(path), known))
         else:
             name = ALIASES.get(f"--{name}", f"--{name}")[2:]
             if name not in known:
@@ -166,9 +187,11 @@ def _read_config(path: Path, known: list[str]) -> Iterator[str]:
         text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text) or {}
     except OSError as error:
-        raise OptionError(f"{path} cannot be read: {error.strerror}", "pass a YAML file to `--config`") from error
+        raise OptionError(f"{path} cannot be read: {error.strerror}", _CONFIG_HINT) from error
     except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise OptionError(f"{path} is not valid: {' '.join(str(error).split())}", "fix the file") from error
+    if not isinstance(values, dict):
+        raise OptionError(f"{path} contains no `flag: value` lines", _CONFIG_HINT)
     for key, value in values.items():
         name = ALIASES.get(f"--{key}", f"--{key}")[2:].replace("-", "_")
         if name not in known:

@@ -1,7 +1,6 @@
 """What this machine offers: its compiler, its memory and its allocator. Knows no torch and no model."""
 
 import atexit
-import contextlib
 import ctypes
 import os
 import shutil
@@ -78,11 +77,14 @@ def tune_allocator() -> bool:
 def exit_process(code: int) -> NoReturn:
     """End the process after its threads and exit handlers, without finalizing the interpreter.
 
-    A native thread that still runs while the interpreter is finalized aborts the process with exit code 134.
+    A native thread that still runs while the interpreter is finalized aborts the process with exit code 134. Output
+    that cannot be written, to a full disk or a closed pipe, makes code 0 a 1.
     """
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a closed pipe
+        try:
             stream.flush()
+        except (OSError, ValueError):
+            code = code or 1
     os._exit(code)
