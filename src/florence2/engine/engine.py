@@ -88,7 +88,7 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Release the memory on the device, and restore the model's own attention."""
+        """Release the memory on the device, and restore the model's own attention where no other engine patches it."""
         if not self.is_closed:
             self.is_closed = True
             self.timer.flush(wait=True)

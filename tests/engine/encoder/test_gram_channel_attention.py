@@ -44,5 +44,8 @@ def test_only_half_precision_is_patched_and_only_until_close(dtype: torch.dtype,
     model.to(dtype)
     channels = [m for m in model.modules() if isinstance(m, Florence2VisionChannelAttention)]
     with Engine(model, processor):
+        with Engine(model, processor) as second:
+            assert [isinstance(m.forward, GramChannelAttention) for m in channels] == [is_patched] * len(channels)
+        second.close()
         assert [isinstance(m.forward, GramChannelAttention) for m in channels] == [is_patched] * len(channels)
     assert not any(isinstance(m.forward, GramChannelAttention) for m in channels)

@@ -39,16 +39,18 @@ class Encoder:
         self.batch_size = 1 if model.device.type == "cpu" else GPU_BATCH  # a CPU gains nothing by batching
         self.vision = model.model.vision_tower.to(memory_format=torch.channels_last)
         self.is_compiled = False
-        if model.dtype == torch.bfloat16:  # sums of squares are too large for float16
-            use_gram_attention(self.vision)
         self._run_vision = CudaGraphCache(self._vision_step, enabled=model.device.type == "cuda")
         # The pixels of a micro-batch and their features: a CUDA graph reads and writes fixed addresses.
         self._pixel_buffer_BHWC = torch.empty(0, dtype=torch.uint8, device=model.device)
         self._features_BND = torch.empty(0, dtype=model.dtype, device=model.device)
+        self._is_patched = model.dtype == torch.bfloat16  # sums of squares are too large for float16
+        if self._is_patched:
+            use_gram_attention(self.vision)
 
     def close(self) -> None:
-        """Restore the attention of the vision tower."""
-        restore_attention(self._model.model.vision_tower)
+        """Restore the attention of the vision tower, unless another encoder uses the patch."""
+        if self._is_patched:
+            restore_attention(self._model.model.vision_tower)
 
     @torch.inference_mode()
     def prepare(self, compile_mode: str, expected: int) -> None:

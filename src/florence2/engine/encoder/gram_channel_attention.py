@@ -23,15 +23,19 @@ from florence2.model.patches import replace_forward, restore_forward
 
 
 def use_gram_attention(tower: Any) -> None:
-    """Patch the channel attention of a vision tower with the Gram matrix form."""
+    """Patch the channel attention of a vision tower with the Gram matrix form, or count one more user of the patch."""
     for module in _attentions(tower):
-        replace_forward(module, GramChannelAttention(module))
+        if not isinstance(module.forward, GramChannelAttention):
+            replace_forward(module, GramChannelAttention(module))
+        module.forward.num_users += 1
 
 
 def restore_attention(tower: Any) -> None:
-    """Remove the patch: the tower runs its own attention again."""
+    """Count one user of the patch less; without users the tower runs its own attention again."""
     for module in _attentions(tower):
-        restore_forward(module)
+        module.forward.num_users -= 1
+        if not module.forward.num_users:
+            restore_forward(module)
 
 
 def _attentions(tower: Any) -> Iterator[Any]:
@@ -44,6 +48,7 @@ class GramChannelAttention:
     def __init__(self, attention: Any) -> None:
         self._plain = type(attention).forward.__get__(attention)
         self._attention = attention
+        self.num_users = 0  # engines that run the patched tower
 
     def __call__(self, input_BNC: Tensor) -> Tensor:
         """Compute attention; with few positions for its channels the plain form needs fewer products."""
