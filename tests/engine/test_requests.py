@@ -3,7 +3,7 @@ import math
 import pytest
 
 from florence2.data.sample import Sample
-from florence2.engine.decoding.outputs import CompletionOutput, to_prediction
+from florence2.engine.decoding.outputs import NOT_FINITE, CompletionOutput, to_prediction
 from florence2.engine.generation_config import GenerationConfig, ModelGenerationConfig
 from florence2.engine.requests import ImageInputs, Request
 from florence2.model.processing import Preprocessor
@@ -87,3 +87,14 @@ def test_character_of_several_tokens_is_scored_by_all_of_them(tiny):
     )
     assert prediction.answer.labels == ["é"]
     assert prediction.answer.scores == pytest.approx([math.sqrt(0.6)])
+
+
+@pytest.mark.parametrize("logprobs", [[(0, 0, -1), (0, math.nan, -1)], [(0, -1, math.nan), (0, 0, -1)]])
+def test_prediction_with_a_sequence_that_is_not_finite_is_an_error(tiny, logprobs: list[tuple[float, ...]]):
+    preprocessor, model_config = tiny
+    ids, row = preprocessor.target_ids("a"), find_task("caption")
+    limits = model_config.length_limits(row, GenerationConfig())
+    request = Request(Sample("a", image(0), "caption"), row, [], ImageInputs(None, (9, 9)), limits, GenerationConfig())
+    completions = [CompletionOutput(ids, list(each)) for each in logprobs]
+    prediction = to_prediction(preprocessor, model_config, request, completions)
+    assert (prediction.error, prediction.alternatives) == (NOT_FINITE, ())

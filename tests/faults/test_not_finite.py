@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from florence2.data.sample import Sample
 from florence2.engine.decoding.outputs import NOT_FINITE
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
+from florence2.engine.generate_engine import GenerateEngine
 from florence2.engine.generation_config import GenerationConfig
 from florence2.errors import CheckpointError
 from florence2.files import to_json
@@ -39,14 +41,17 @@ def test_large_weights_whose_sum_overflows_are_loaded(tmp_path: Path) -> None:
     load(tmp_path, device="cpu", dtype="float32")
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])
-def test_logits_that_are_not_finite_are_an_error_of_the_image(tmp_path: Path, num_beams: int) -> None:
+@pytest.mark.parametrize("engine_class", [Engine, GenerateEngine])
+@pytest.mark.parametrize("search", [{}, {"num_beams": 3}, {"do_sample": True}, {"do_sample": True, "num_beams": 2}])
+def test_logits_that_are_not_finite_are_an_error_of_the_image(
+    tmp_path: Path, search: dict[str, Any], engine_class: type[Engine] | type[GenerateEngine]
+) -> None:
     image = tmp_path / "a.png"
     Image.new("RGB", (64, 64), "red").save(image)
     model, processor = tiny_model()
     model.model.vision_tower.convs[0].conv.weight.data[0, 0, 0, 0] = float("nan")
-    config = EngineConfig(generation=GenerationConfig(max_length=6, num_beams=num_beams))
-    with Engine(model, processor, config) as engine:
+    config = EngineConfig(generation=GenerationConfig(max_length=6, **search))
+    with engine_class(model, processor, config) as engine:
         predictions = list(engine.run([Sample("a.png", image, task) for task in ("<CAPTION>", "<OD>")]))
     assert [(each.error, each.text, each.answer) for each in predictions] == [(NOT_FINITE, "", None)] * 2
 

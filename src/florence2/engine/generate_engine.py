@@ -144,6 +144,7 @@ class GenerateEngine:
             "forced_bos_token_id": config.forced_bos_token_id,
             "forced_eos_token_id": config.forced_eos_token_id,
             "do_sample": generation.do_sample,
+            "remove_invalid_values": generation.do_sample,  # `torch.multinomial` fails at NaN; `to_prediction` finds it
             "temperature": generation.temperature if generation.do_sample else None,
             "top_k": generation.top_k if generation.do_sample else None,
             "top_p": generation.top_p if generation.do_sample else None,

@@ -34,10 +34,10 @@ def to_prediction(
 ) -> Prediction:
     """Decode the sequences of a request; the first has the others as its alternatives.
 
-    Logits that are not finite make every probability NaN: the prediction is an error.
+    Logits that are not finite make the probabilities of a sequence NaN: the prediction is an error.
     """
     first, *others = [_read_completion(preprocessor, model_config, request, each) for each in completions]
-    if first.score is not None and math.isnan(first.score):
+    if any(each.score is not None and math.isnan(each.score) for each in (first, *others)):
         return Prediction(first.file_name, first.task, first.input, error=NOT_FINITE)
     return replace(first, alternatives=tuple(others))
 
