@@ -34,6 +34,19 @@ class EngineInput:
     sample: Sample
     generation: GenerationConfig | None = None
 
+    @classmethod
+    def of(cls, item: Sample | EngineInput, generation: GenerationConfig | None) -> EngineInput:
+        """Add the config of a run to a sample that brings none."""
+        if isinstance(item, EngineInput):
+            return item if item.generation is not None else cls(item.sample, generation)
+        return cls(item, generation)
+
+    def follow_ups(self, prediction: Prediction) -> list[EngineInput]:
+        """List the follow-ups of the sample, with the same config; a prediction with an error has none."""
+        if self.sample.follow_up is None or prediction.error is not None:
+            return []
+        return [EngineInput(sample, self.generation) for sample in self.sample.follow_up(prediction)]
+
 
 @dataclass(eq=False)
 class ImageInputs:
@@ -89,7 +102,7 @@ class RequestBuilder:
         `check` raises a `UserError` for a generation config that cannot be served. `pin_memory` puts pixels where a
         GPU reads them without the host.
         """
-        self.default, self.num_workers = config.generation, max(1, config.num_workers)
+        self.num_workers = max(1, config.num_workers)
         self._preprocessor, self._model_config, self._config = preprocessor, model_config, config
         self._check, self._pin_memory = check, pin_memory
         # Most samples have the same prompt.
@@ -101,8 +114,9 @@ class RequestBuilder:
         pixels_HWC = torch.from_numpy(self._preprocessor.resize(image.image))
         return ImageInputs(pixels_HWC.pin_memory() if self._pin_memory else pixels_HWC, image.size)
 
-    def build(self, sample: Sample, generation: GenerationConfig, image_inputs: ImageInputs) -> Request:
+    def build(self, entry: EngineInput, image_inputs: ImageInputs) -> Request:
         """Make the request of a sample whose image is open."""
+        sample, generation = entry.sample, entry.generation or self._config.generation
         if self._check is not None:
             self._check(generation)
         task = find_task(sample.task)
@@ -125,7 +139,7 @@ class RequestQueue:
     ) -> None:
         """Start to prepare samples; `prefetch` requests are ready before they are needed, besides those in work."""
         self.is_active = is_active
-        self._builder, self._samples, self._generation = builder, samples, generation or builder.default
+        self._builder, self._samples, self._generation = builder, samples, generation
         self._capacity = threading.Semaphore(2 * builder.num_workers + prefetch)
         self._arrived: queue.Queue[tuple[EngineInput, Future[ImageInputs]] | Exception | None] = queue.Queue()
         self._head: deque[tuple[EngineInput, Future[ImageInputs]]] = deque()
@@ -157,10 +171,9 @@ class RequestQueue:
         return self._ended and not self._follow_ups
 
     def add_follow_ups(self, request: Request, prediction: Prediction) -> None:
-        """Put the follow-ups of a prediction first; they use the image that is open, and the same config."""
-        if request.sample.follow_up and prediction.error is None:
-            for sample in request.sample.follow_up(prediction):
-                self._follow_ups.append((EngineInput(sample, request.generation), request.image_inputs))
+        """Put the follow-ups of a prediction first; they use the image that is open."""
+        for entry in EngineInput(request.sample, request.generation).follow_ups(prediction):
+            self._follow_ups.append((entry, request.image_inputs))
 
     def get(self, *, wait: bool) -> Request | RequestOutput | None:
         """Return the next request, or the output of a sample that failed; None means not yet, or no more."""
@@ -180,7 +193,7 @@ class RequestQueue:
     def _build(self, entry: EngineInput, image_inputs: Callable[[], ImageInputs]) -> Request | RequestOutput:
         sample = entry.sample
         try:
-            return self._builder.build(sample, entry.generation or self._generation, image_inputs())
+            return self._builder.build(entry, image_inputs())
         except UserError as error:
             return RequestOutput(sample, Prediction(sample.id, sample.task, sample.input, error=error.what))
 
@@ -206,7 +219,7 @@ class RequestQueue:
                 self._capacity.acquire()
                 if self._stopped:
                     return
-                entry = sample if isinstance(sample, EngineInput) else EngineInput(sample)
+                entry = EngineInput.of(sample, self._generation)
                 self._arrived.put((entry, self._load_image(entry.sample, recent)))
             self._arrived.put(None)
         except Exception as error:  # of the iterable, raised again by `get`

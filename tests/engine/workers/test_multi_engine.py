@@ -1,9 +1,12 @@
 """Several engines as one. Here each runs in a thread behind a real connection; tests/recipes starts processes."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pickle import PicklingError
 from unittest.mock import patch
 
 import pytest
@@ -11,9 +14,17 @@ import pytest
 from florence2.data.sample import Prediction, Sample
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
+from florence2.engine.requests import EngineInput
 from florence2.engine.stats import Stats
 from florence2.engine.workers.multi_engine import MultiEngine
-from florence2.engine.workers.worker import WorkerConfig, WorkerOutput, WorkerReady, run_worker
+from florence2.engine.workers.worker import (
+    EngineWorker,
+    WorkerConfig,
+    WorkerOutput,
+    WorkerReady,
+    run_worker,
+    start_worker,
+)
 from florence2.errors import UserError
 from florence2.log import logger
 from tests.engine.images import image, missing, samples
@@ -48,9 +59,13 @@ def dies(connection: Connection, _device: str) -> None:
     connection.close()
 
 
+def one_follow_up(prediction: Prediction) -> list[Sample]:
+    return [Sample(prediction.file_name, image(0), "what else?")]
+
+
 def predict_with(
     devices: dict[str, Callable[[Connection, str], None]],
-    requests: list[Sample],
+    requests: list[Sample | EngineInput],
     generation: GenerationConfig | None = None,
 ) -> tuple[list[Prediction], list[str]]:
     """Predict samples with workers in threads; return the sorted predictions, and the warnings."""
@@ -93,6 +108,55 @@ def test_config_of_a_call_reaches_every_worker(tiny):
         predict_with({"a": run_worker}, samples(1), GenerationConfig(max_length=6, num_beams=2))
 
 
+def test_config_of_a_call_reaches_an_input_without_config(tiny):
+    shorter, longer = GenerationConfig(max_length=6), GenerationConfig(max_length=9)
+    first, second, third = samples(3)
+    predictions, _ = predict_with({"a": run_worker}, [EngineInput(first), EngineInput(second, longer), third], shorter)
+    for number, max_length in enumerate((6, 9, 6)):
+        assert texts(predictions[number : number + 1]) == texts(
+            predict_all(tiny, samples(1, first=number), max_length=max_length)
+        )
+
+
+def test_processes_end_where_the_engine_cannot_be_created():
+    def load_that_cannot_be_pickled(device: str | None):
+        raise AssertionError(device)
+
+    started: list[EngineWorker] = []
+
+    def start(device: str | None, threads: int | None) -> EngineWorker:
+        if device == "broken":
+            raise OSError("no more processes")
+        started.append(start_worker(device, threads))
+        return started[-1]
+
+    with patch("florence2.engine.workers.multi_engine.start_worker", start):
+        with pytest.raises(OSError, match="no more processes"):
+            MultiEngine(WorkerConfig(load_tiny, CONFIG), ["cpu", "broken"])
+        with pytest.raises((AttributeError, PicklingError), match="load_that_cannot_be_pickled"):
+            MultiEngine(WorkerConfig(load_that_cannot_be_pickled, CONFIG), ["cpu"])
+    assert len(started) == 2
+    for worker in started:
+        assert worker.connection.closed
+        assert not worker.process.is_alive()
+
+
+def test_second_run_is_refused():
+    def done(connection: Connection, _device: str) -> None:
+        connection.recv()
+        connection.recv()
+        connection.send(Stats())
+
+    ours, theirs = Pipe()
+    thread = threading.Thread(target=done, args=(theirs, "a"), daemon=True)
+    thread.start()
+    with MultiEngine(WorkerConfig(load_tiny, CONFIG), [], [ours]) as engine:
+        assert list(engine.run([])) == []
+        with pytest.raises(UserError, match="only run"):
+            engine.run(samples(1))
+    thread.join(60)
+
+
 def test_closed_engine_refuses_to_run():
     with MultiEngine(WorkerConfig(load_tiny, CONFIG), []) as engine:
         pass
@@ -125,6 +189,27 @@ def test_samples_of_a_dead_worker_go_to_the_others(tiny):
     predictions, warnings = predict_with({"a": run_worker, "b": dies, "c": run_worker}, requests)
     assert texts(predictions) == texts(predict_all(tiny, requests))
     assert warnings == ["the engine on process 2 ended; the others continue"]
+
+
+def test_follow_ups_of_a_dead_worker_go_to_the_others(tiny):
+    is_dead = threading.Event()
+
+    def dies_before_follow_ups(connection: Connection, _device: str) -> None:
+        connection.recv()
+        connection.send(WorkerReady(2))
+        sample = connection.recv().sample
+        connection.send(WorkerOutput(Prediction(sample.id, sample.task, text="short text"), 1))
+        connection.close()
+        is_dead.set()
+
+    def waits(connection: Connection, device: str) -> None:
+        is_dead.wait(60)
+        run_worker(connection, device)
+
+    requests = [replace(sample, follow_up=one_follow_up) for sample in samples(4, ("caption",))]
+    predictions, warnings = predict_with({"a": dies_before_follow_ups, "b": waits}, requests)
+    assert len(warnings) == 1
+    assert Counter(each.task for each in predictions) == {"caption": 4, "what else?": 4}
 
 
 def test_death_of_all_workers_is_an_error():

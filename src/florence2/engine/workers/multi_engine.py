@@ -36,18 +36,21 @@ class MultiEngine:
         remote_connections: Sequence[Connection] = (),
     ) -> None:
         """Start a worker on each device; log a warning when a worker dies."""
-        self.config = config
+        self.config, self.is_closed = config, False
         num_on_cpu = sum(device == "cpu" for device in devices)
         threads = max(1, torch.get_num_threads() // num_on_cpu) if num_on_cpu else None
-        self._workers = [start_worker(device, threads) for device in devices]
-        for number, connection in enumerate(remote_connections, 1):
-            self._workers.append(EngineWorker(f"process {number}", connection))
-        for worker in self._workers:
-            worker.send_config(config)
+        self._workers = [EngineWorker(f"process {number}", each) for number, each in enumerate(remote_connections, 1)]
+        try:
+            for index, device in enumerate(devices):
+                self._workers.insert(index, start_worker(device, threads))
+            for worker in self._workers:
+                worker.send_config(config)
+        except BaseException:
+            self.close()
+            raise
         self._alive = list(self._workers)
         self._last: tuple[Sample, EngineWorker] | None = None
         self._head: deque[EngineInput] = deque()
-        self.is_closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -78,6 +81,8 @@ class MultiEngine:
         """
         if self.is_closed:
             raise UserError("the engine is closed", "create another `MultiEngine`")
+        if any(worker.is_done for worker in self._workers):
+            raise UserError("the engine has done its only run", "create another `MultiEngine`")
         if generation is not None:
             self.config.engine.check_request(generation)
         return self._run(samples, generation)
@@ -85,7 +90,7 @@ class MultiEngine:
     def _run(
         self, samples: Iterable[Sample | EngineInput], generation: GenerationConfig | None
     ) -> Iterator[Prediction]:
-        inputs = (each if isinstance(each, EngineInput) else EngineInput(each, generation) for each in samples)
+        inputs = (EngineInput.of(each, generation) for each in samples)
         while self._dispatch(inputs):
             yield from self._receive()
         for worker in self._alive:

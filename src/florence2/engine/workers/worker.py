@@ -89,7 +89,10 @@ def _predict(connection: Connection, device: str | None) -> Stats:
 
 @dataclass(eq=False)
 class EngineWorker:
-    """A worker as its caller knows it: its connection, its statistics, and the samples without a prediction yet."""
+    """A worker as its caller knows it: its connection, its statistics, and the samples without a prediction yet.
+
+    These include the follow-ups that the worker makes itself, so that none is lost if it dies.
+    """
 
     name: str
     connection: Connection
@@ -135,7 +138,7 @@ class EngineWorker:
             self.stats, self.is_done = message, True
         elif isinstance(message, WorkerOutput):
             self.stats.slots_in_use = message.slots_in_use
-            self._remove_pending(message.prediction)
+            self._replace_by_follow_ups(message.prediction)
             return message.prediction
         return None
 
@@ -147,10 +150,12 @@ class EngineWorker:
             self.process.kill()
             self.process.join()
 
-    def _remove_pending(self, prediction: Prediction) -> None:
+    def _replace_by_follow_ups(self, prediction: Prediction) -> None:
+        """Remove the sample of a prediction from those pending, and add its follow-ups, which the worker runs."""
         entry = next((entry for entry in self.pending if entry.sample.key == prediction.key), None)
         if entry is not None:
             self.pending.remove(entry)
+            self.pending += entry.follow_ups(prediction)
 
 
 def start_worker(device: str | None, threads: int | None = None) -> EngineWorker:
