@@ -32,7 +32,7 @@ class MetricsFile:
         if not self.path.exists():
             return []
         rows = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_bytes().split(b"\n"):  # a kill may cut a character, and a text may hold line breaks
             try:
                 rows.append(json.loads(line))
             except ValueError:
