@@ -26,7 +26,7 @@ from florence2.errors import OptionError, UserError
 from florence2.model.processing import IGNORED_LABEL
 from florence2.training import eva_init as eva
 from florence2.training.callbacks.nan_guard import NonFiniteGradientGuard
-from florence2.training.callbacks.training_progress import Throughput
+from florence2.training.callbacks.training_progress import Throughput, images_per_step
 from florence2.training.dataset.collator import shift_right
 from florence2.training.dataset.florence2_dataset import Florence2Dataset
 from florence2.training.dataset.streaming import ResumableDataLoader, StreamingDataset
@@ -175,10 +175,8 @@ class Florence2Trainer(CheckpointTrainer):
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Log values, and the throughput with every loss."""
         if "loss" in logs:
-            samples_per_step = (
-                self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            )
-            logs["images_per_second"] = round(self.throughput.steps_per_second(self.state) * samples_per_step, 3)
+            images_per_second = self.throughput.steps_per_second(self.state) * images_per_step(self.args)
+            logs["images_per_second"] = round(images_per_second, 3)
         super().log(logs, *args, **kwargs)
 
     def scores(self, start_time: float) -> dict[str, Any]:

@@ -74,8 +74,7 @@ class TrainingProgressBar(TrainerCallback):  # type: ignore[misc]
         return (self.step_times[-1] - self.step_times[0]) / max(len(self.step_times) - 1, 1)
 
     def _description(self, args: TrainingArguments) -> str:
-        samples = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return f"{self.loss}  {samples / max(self._seconds_per_step(), 1e-9):.2f} images/s".strip()
+        return f"{self.loss}  {images_per_step(args) / max(self._seconds_per_step(), 1e-9):.2f} images/s".strip()
 
 
 class Throughput(TrainerCallback):  # type: ignore[misc]
@@ -91,6 +90,11 @@ class Throughput(TrainerCallback):  # type: ignore[misc]
     def steps_per_second(self, state: TrainerState) -> float:
         """Return the steps per second."""
         return (int(state.global_step) - self.start_step) / max(time.monotonic() - self.start_time, 1e-9)
+
+
+def images_per_step(args: TrainingArguments) -> int:
+    """Count the images of an optimizer step in all processes."""
+    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
 @contextmanager
