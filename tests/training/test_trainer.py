@@ -175,7 +175,7 @@ def test_only_trainable_weights_change(tmp_path: Path, rank: int, freeze: str, s
     if rank:
         assert moved == trained
         assert all(".lora_" in name for name in moved)
-    else:  # tables of positions that no picture and no caption reaches have no gradient
+    else:  # positions that no image and no target reaches have no gradient
         assert {name for name in trained - moved if not name.endswith(("embeddings.weight", "k_proj.bias"))} == set()
 
 

@@ -13,11 +13,14 @@ def test_progress_without_a_terminal_is_logged(
     caplog.set_level(logging.INFO, logger="florence2")
     now = iter(range(0, 1000, 6))
     monkeypatch.setattr(training_progress.time, "monotonic", lambda: next(now))
-    with training_progress.count_progress("looking at pictures", 2_000, 400) as advance:
+    with training_progress.count_progress("computing image features", 2_000, 400) as advance:
         for _ in range(4):
             advance(8)
     lines = caplog.messages
-    assert [line.split(",")[0] for line in lines] == ["looking at pictures: 416 of 2", "looking at pictures: 432 of 2"]
+    assert [line.split(",")[0] for line in lines] == [
+        "computing image features: 416 of 2",
+        "computing image features: 432 of 2",
+    ]
     assert all(line.endswith(" s left") for line in lines)
 
 
@@ -28,6 +31,6 @@ def test_progress_in_a_terminal_is_a_bar(
         monkeypatch.setenv(name, value)
     for level, has_bar in ((logging.INFO, True), (logging.WARNING, False)):
         caplog.set_level(level, logger="florence2")
-        with training_progress.count_progress("looking at pictures", 20, 0) as advance:
+        with training_progress.count_progress("computing image features", 20, 0) as advance:
             advance(20)
         assert ("20/20" in capsys.readouterr().err) is has_bar

@@ -95,7 +95,7 @@ def test_resumed_stream_continues_the_uninterrupted_stream(room: Path, num_worke
 
 
 def test_unreadable_image_in_a_worker_is_reported_without_a_traceback(room: Path, tmp_path: Path) -> None:
-    write_shards(tmp_path, [("a.png", b"no picture", [{"text": "a"}]), ("b.png", b"nor this", [{"text": "b"}])])
+    write_shards(tmp_path, [("a.png", b"no image", [{"text": "a"}]), ("b.png", b"nor this", [{"text": "b"}])])
     stream = SampleStream(find_sharded_source(str(tmp_path / "000000.tar"), ColumnMapping("<CAPTION>")))
     dataset = streaming_dataset(stream)
     with pytest.raises(UserError) as caught:
