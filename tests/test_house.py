@@ -38,9 +38,11 @@ LEVELS = {
     "engine": 4,
     "metrics": 4,
     "results": 5,
+    "export": 5,
     "recipes": 6,
     "api": 7,
     "demo": 8,
+    "apps": 8,
     "cli": 9,
     "__main__": 10,
 }
