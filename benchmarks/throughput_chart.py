@@ -28,7 +28,17 @@ def main() -> None:
     block = re.search(r"```json\n(.*?)\n```", source.read_text(encoding="utf-8"), re.DOTALL)
     if block is None:
         raise SystemExit(f"{source} has no block of JSON")
-    draw(json.loads(block[1])).save(target)
+    draw(current_names(json.loads(block[1]))).save(target)
+
+
+def current_names(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the report under the key names of today: a dated record keeps those of its day."""
+    options = report["options"]
+    return {
+        **report,
+        "seconds_per_image": report.get("seconds_per_image") or report["seconds_per_picture"],
+        "options": {**options, "num_beams": options.get("num_beams") or options["beams"]},
+    }
 
 
 def draw(report: dict[str, Any]) -> Image.Image:
