@@ -41,10 +41,11 @@ LEVELS = {
     "export": 5,
     "recipes": 6,
     "api": 7,
+    "florence2_model": 8,
     "demo": 8,
-    "apps": 8,
-    "cli": 9,
-    "__main__": 10,
+    "apps": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 # A list of flags is as long as there are flags.
 NO_LENGTH_CAP = {"config.py", "api.py"}

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from florence2.errors import MissingPackageError as MissingPackageError
     from florence2.errors import OptionError as OptionError
     from florence2.errors import UserError as UserError
+    from florence2.florence2_model import Florence2 as Florence2
     from florence2.model.answer import Answer as Answer
     from florence2.model.load import load as load
     from florence2.model.tasks import Task as Task
+    from florence2.results.result import Result as Result
     from florence2.training.dataset.collator import Florence2Collator as Florence2Collator
     from florence2.training.dataset.florence2_dataset import Florence2Dataset as Florence2Dataset
     from florence2.training.trainer import Florence2Trainer as Florence2Trainer
@@ -39,6 +41,7 @@ _MODULE_OF = {
     "DeviceMemoryError": "florence2.errors",
     "Engine": "florence2.engine.engine",
     "EngineConfig": "florence2.engine.engine_config",
+    "Florence2": "florence2.florence2_model",
     "Florence2Collator": "florence2.training.dataset.collator",
     "Florence2Dataset": "florence2.training.dataset.florence2_dataset",
     "Florence2Trainer": "florence2.training.trainer",
@@ -46,6 +49,7 @@ _MODULE_OF = {
     "MissingPackageError": "florence2.errors",
     "OptionError": "florence2.errors",
     "Prediction": "florence2.data.sample",
+    "Result": "florence2.results.result",
     "Sample": "florence2.data.sample",
     "Task": "florence2.model.tasks",
     "UserError": "florence2.errors",
@@ -63,6 +67,7 @@ __all__ = [
     "DeviceMemoryError",
     "Engine",
     "EngineConfig",
+    "Florence2",
     "Florence2Collator",
     "Florence2Dataset",
     "Florence2Trainer",
@@ -70,6 +75,7 @@ __all__ = [
     "MissingPackageError",
     "OptionError",
     "Prediction",
+    "Result",
     "Sample",
     "Task",
     "UserError",

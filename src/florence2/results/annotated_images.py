@@ -8,7 +8,7 @@ from pathlib import Path
 from florence2.data.sample import Prediction, Sample
 from florence2.model.answer import Answer
 from florence2.model.locations import decode
-from florence2.model.tasks import InputType, OutputType, Task, find_task
+from florence2.model.tasks import InputType, OutputType, find_task
 from florence2.results.render import draw_answer
 
 _MAX_NAME_PART = 40  # letters of a task or an input in a file name
@@ -32,7 +32,7 @@ class AnnotatedImageWriter:
         opened = self._samples[prediction.file_name].open()
         path = self.folder / self._name(prediction)
         path.parent.mkdir(parents=True, exist_ok=True)
-        answer = _with_input(find_task(prediction.task), prediction, opened.size)
+        answer = answer_with_input(prediction, opened.size)
         draw_answer(opened.image, answer).save(path, quality=90)
         return path
 
@@ -42,14 +42,9 @@ class AnnotatedImageWriter:
         return name.with_name(".".join([name.stem, *filter(None, map(_name_part, parts)), "jpg"]))
 
 
-def _name_part(text: str) -> str:
-    """Convert a task or an input to a part of a file name, such as `1-2` for `<loc_1><loc_2>`."""
-    return re.sub(r"[^\w]+", "-", re.sub(r"<loc_(\d+)>", r"-\1", text)).strip("-")[:_MAX_NAME_PART]
-
-
-def _with_input(task: Task, prediction: Prediction, size: tuple[int, int]) -> Answer | str:
-    """Return what to draw: the answer, with the input region or with the phrase as the label of masks."""
-    answer = prediction.answer
+def answer_with_input(prediction: Prediction, size: tuple[int, int]) -> Answer | str:
+    """Return what to draw on an image of `size`: the answer with the input region, or the phrase as label of masks."""
+    task, answer = find_task(prediction.task), prediction.answer
     if answer and task.input_type is InputType.WORDS and task.output_type is OutputType.POLYGONS:
         return replace(answer, items=tuple(replace(item, label=prediction.input) for item in answer))
     if task.input_type is not InputType.REGION:
@@ -60,3 +55,8 @@ def _with_input(task: Task, prediction: Prediction, size: tuple[int, int]) -> An
         return Answer(OutputType.BOXES, items)
     items = tuple(replace(item, label="region") for item in region)
     return Answer(OutputType.BOXES_OR_POLYGONS, (*items, *(answer or ())))
+
+
+def _name_part(text: str) -> str:
+    """Convert a task or an input to a part of a file name, such as `1-2` for `<loc_1><loc_2>`."""
+    return re.sub(r"[^\w]+", "-", re.sub(r"<loc_(\d+)>", r"-\1", text)).strip("-")[:_MAX_NAME_PART]

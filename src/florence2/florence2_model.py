@@ -1,0 +1,147 @@
+"""`Florence2`: a loaded checkpoint that answers questions about images, and that the commands run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Concatenate, Literal, ParamSpec, Self, TypeAlias, TypeVar, overload
+
+import numpy as np
+from PIL import Image
+
+from florence2 import api
+from florence2.config import DEFAULT_TASK
+from florence2.data.sample import ImageError, Sample
+from florence2.devices import inference_dtype, pick_device
+from florence2.engine.engine import Engine
+from florence2.engine.engine_config import EngineConfig
+from florence2.engine.generation_config import GenerationConfig
+from florence2.model.load import load
+from florence2.results.result import Result
+
+ImageInput: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray"
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _with_own_checkpoint(command: Callable[P, R], checkpoint_flag: str) -> Callable[Concatenate[Florence2, P], R]:
+    """Make a method of a command that takes the checkpoint, revision and offline mode of the object by default."""
+
+    @wraps(command)
+    def method(self: Florence2, /, *args: P.args, **options: P.kwargs) -> R:
+        own = {checkpoint_flag: self.name, "revision": self.revision, "offline": self.offline}
+        return command(*args, **(own | options))  # type: ignore[arg-type]
+
+    return method
+
+
+class Florence2:
+    """A checkpoint with its processor and an engine; call it with images. A context manager that frees the memory.
+
+    `model` and `processor` are transformers' own objects. One thread at a time may use it; `AsyncEngine` serves many.
+    """
+
+    def __init__(
+        self,
+        name: str | Path = "microsoft/Florence-2-base-ft",
+        *,
+        device: str | None = None,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        revision: str | None = None,
+        offline: bool = False,
+        generation: GenerationConfig | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        """Load a hub id, a folder with a checkpoint or an adapter, or `demo`; see `load` for layouts and errors.
+
+        `generation` is the config of calls that bring none, and bounds the beams and tokens of those that do;
+        `batch_size` is the number of requests that are decoded at a time.
+        """
+        self.name, self.revision, self.offline = str(name), revision, offline
+        chosen = pick_device(device)
+        dtype_of_weights = inference_dtype(dtype, chosen)
+        self.model, self.processor = load(
+            self.name, dtype=dtype_of_weights, device=chosen, revision=revision, offline=offline
+        )
+        config = EngineConfig(generation or GenerationConfig(), batch_size=batch_size)
+        self._engine = Engine(self.model, self.processor, config)
+
+    def __repr__(self) -> str:
+        return f"Florence2({self.name!r}, device={str(self.model.device)!r}, dtype={str(self.model.dtype)!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the memory of the engine; `model` and `processor` remain."""
+        self._engine.close()
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, image: ImageInput, task: str = ..., input: str = ..., *, generation: GenerationConfig | None = ...
+    ) -> Result: ...
+    @overload
+    def __call__(
+        self,
+        image: Sequence[ImageInput],
+        task: str = ...,
+        input: str = ...,
+        *,
+        generation: GenerationConfig | None = ...,
+    ) -> list[Result]: ...
+    def __call__(
+        self,
+        image: ImageInput | Sequence[ImageInput],
+        task: str = DEFAULT_TASK,
+        input: str = "",  # noqa: A002 - the field's word
+        *,
+        generation: GenerationConfig | None = None,
+    ) -> Result | list[Result]:
+        """Run a task on an image, or on each of a list of images, and return one result for each, in order.
+
+        An image is a path, encoded bytes, a PIL image, or an RGB array of shape (height, width, 3) and type uint8.
+        `task` is any task name or token, or another prompt; `input` are the task's words or its region. One image
+        that cannot be read raises ImageError; among several, its result has an `error`.
+        """
+        if isinstance(image, str | Path | bytes | Image.Image | np.ndarray):
+            [result] = self.stream([image], task, input, generation=generation)
+            if result.error is not None:
+                raise ImageError(result.error, "check the file, or catch this error")
+            return result
+        samples = list(_samples(image, task, input))
+        results = {result.sample: result for result in self._run(samples, generation)}
+        return [results[sample] for sample in samples]
+
+    def stream(
+        self,
+        images: Iterable[ImageInput],
+        task: str = DEFAULT_TASK,
+        input: str = "",  # noqa: A002
+        *,
+        generation: GenerationConfig | None = None,
+    ) -> Iterator[Result]:
+        """Run a task on images that are read as they are needed, and yield results as they finish, in no order."""
+        return self._run(_samples(images, task, input), generation)
+
+    def _run(self, samples: Iterable[Sample], generation: GenerationConfig | None) -> Iterator[Result]:
+        outputs = self._engine.outputs(samples, generation)
+        return (Result(output.sample, output.prediction) for output in outputs)
+
+    train = _with_own_checkpoint(api.train, "model_id")
+    predict = _with_own_checkpoint(api.predict, "model_path")
+    evaluate = _with_own_checkpoint(api.evaluate, "model_path")
+
+
+def _samples(images: Iterable[ImageInput], task: str, words: str) -> Iterator[Sample]:
+    """Name each image by its path, or by its number among the images."""
+    for number, image in enumerate(images):
+        if isinstance(image, str | Path):
+            yield Sample(str(image), Path(image), task, words)
+        elif isinstance(image, np.ndarray):
+            yield Sample(f"image {number}", Image.fromarray(image), task, words)
+        else:
+            yield Sample(f"image {number}", image, task, words)
