@@ -52,6 +52,7 @@ COMMANDS = {
     "data check": Command(config.CheckSettings, "florence2.recipes.data:main_check", ("--dataset",)),
     "data preview": Command(config.PreviewSettings, "florence2.recipes.data:main_preview", ("--dataset", "--output")),
     "data convert": Command(config.ConvertSettings, "florence2.recipes.data:main_convert", ("--dataset", "--output")),
+    "doctor": Command(config.DoctorSettings, "florence2.apps.doctor.doctor:main", ("--path",)),
 }
 
 ALIASES = {"--prompt": "--task"}

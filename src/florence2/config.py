@@ -516,3 +516,17 @@ class ConvertSettings:
 
     link_mode: Literal["link", "copy"] = "link"
     """How to add the images: as hard links, or as copies; an image that cannot be linked is copied."""
+
+
+@dataclass(frozen=True)
+class DoctorSettings:
+    """Report what this machine offers, what is missing, and whether a model or dataset is sound."""
+
+    path: str | None = None
+    """A checkpoint, an adapter, a hub id in the cache, `demo`, or a dataset: `florence2 doctor PATH`."""
+
+    json: bool = False
+    """Print the report as one JSON object."""
+
+    revision: str | None = None
+    """Branch, tag or commit of the hub repository."""

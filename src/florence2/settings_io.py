@@ -42,6 +42,18 @@ def setting_names(cls: Any) -> list[str]:
     return names
 
 
+def setting_defaults(cls: Any) -> dict[str, Any]:
+    """Return the default of every setting of a class that has one, by flat name."""
+    defaults: dict[str, Any] = {}
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            defaults |= setting_defaults(hints[field.name])
+        elif field.default is not dataclasses.MISSING:
+            defaults[field.name] = field.default
+    return defaults
+
+
 def setting_words(name: str, value: Any) -> list[str]:
     """Write a setting as words of the command line; a flag that is off and None have no words."""
     if value is None or value is False:

@@ -1,0 +1,1 @@
+"""`florence2 doctor`: what this machine offers, and whether a model or dataset is sound."""

@@ -1,0 +1,75 @@
+"""The command `florence2 doctor`: it collects the facts, prints them, and returns whether all is sound."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from PIL import Image
+
+import florence2
+from florence2.apps.doctor.auto_choices import default_device, predict_choices, train_choices
+from florence2.apps.doctor.check_path import BUNDLED, PathReport, Problem, check_path
+from florence2.apps.doctor.machine import describe_machine
+from florence2.apps.doctor.report_text import report_lines
+from florence2.apps.doctor.requirements import report_extras, report_programs, unmet_requirements
+from florence2.config import DoctorSettings
+from florence2.devices import inference_dtype
+from florence2.errors import UserError
+from florence2.files import to_json
+
+
+def main(settings: DoctorSettings) -> int:
+    """Run `florence2 doctor`; return 0 where all is sound, and 1 where there are problems."""
+    report = run_doctor(settings)
+    text = to_json(report, indent=2, encoding=sys.stdout.encoding) if settings.json else "\n".join(report_lines(report))
+    sys.stdout.write(f"{text}\n")
+    return 1 if report["problems"] else 0
+
+
+def run_doctor(settings: DoctorSettings) -> dict[str, Any]:
+    """Collect the report as one JSON object; `problems` lists everything that has to be fixed."""
+    device = default_device()
+    dtype = inference_dtype("auto", device)
+    checked = check_path(settings.path, dtype, settings.revision) if settings.path else None
+    bundled = check_path(BUNDLED, dtype)
+    problems = [*_requirement_problems(), *bundled.problems, *(checked.problems if checked else ())]
+    chosen_for = checked if checked and checked.loaded else bundled
+    predict: list[dict[str, Any]] = []
+    try:
+        predict = _predict_choices(chosen_for)
+    except (UserError, RuntimeError) as error:
+        problems.append(Problem(f"`{chosen_for.path}` does not predict on `{device}`: {error}", "pass `--device cpu`"))
+    return {
+        **describe_machine(),
+        "auto": {
+            "model": chosen_for.path,
+            "predict": predict,
+            "train": [choice.to_json() for choice in train_choices(device)],
+        },
+        "extras": [extra.to_json() for extra in report_extras()],
+        "programs": report_programs(),
+        "checked": checked.to_json() if checked else None,
+        "problems": [{"what": problem.what, "hint": problem.hint} for problem in problems],
+    }
+
+
+def _predict_choices(report: PathReport) -> list[dict[str, Any]]:
+    """Make the engine that `predict` makes, and predict one gray image with it."""
+    if report.loaded is None:
+        return []
+    device = default_device()
+    model, processor = report.loaded
+    with florence2.Engine(model.to(device), processor) as engine:
+        choices = [choice.to_json() for choice in predict_choices(device, engine)]
+        sample = florence2.Sample("gray", Image.new("RGB", (64, 48), "gray"), "caption")
+        prediction = next(engine.run([sample], florence2.GenerationConfig(max_length=4)))
+    if prediction.error is not None:
+        raise UserError(prediction.error)
+    return choices
+
+
+def _requirement_problems() -> Iterator[Problem]:
+    for requirement in unmet_requirements():
+        yield Problem(f"florence2 requires {requirement}", "pip install --upgrade florence2")
