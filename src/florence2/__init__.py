@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from florence2.api import evaluate as evaluate
     from florence2.api import predict as predict
     from florence2.api import train as train
+    from florence2.data.image import ImageError as ImageError
+    from florence2.data.image import OpenedImage as OpenedImage
+    from florence2.data.image import image_size as image_size
     from florence2.data.sample import Prediction as Prediction
     from florence2.data.sample import Sample as Sample
     from florence2.engine.async_engine import AsyncEngine as AsyncEngine
@@ -23,9 +26,19 @@ if TYPE_CHECKING:
     from florence2.errors import OptionError as OptionError
     from florence2.errors import UserError as UserError
     from florence2.florence2_model import Florence2 as Florence2
+    from florence2.model.adapter.shared_weights import share_weights as share_weights
     from florence2.model.answer import Answer as Answer
     from florence2.model.load import load as load
+    from florence2.model.storage.run_metadata import read_run_metadata as read_run_metadata
+    from florence2.model.tasks import TASKS as TASKS
+    from florence2.model.tasks import InputType as InputType
+    from florence2.model.tasks import OutputType as OutputType
     from florence2.model.tasks import Task as Task
+    from florence2.model.tasks import find_task as find_task
+    from florence2.model.tasks import split_prompt as split_prompt
+    from florence2.pipeline.class_splitter import ClassSplitter as ClassSplitter
+    from florence2.pipeline.task_pipeline import TaskPipeline as TaskPipeline
+    from florence2.recipes.create_engine import ModelSource as ModelSource
     from florence2.results.result import Result as Result
     from florence2.training.dataset.collator import Florence2Collator as Florence2Collator
     from florence2.training.dataset.florence2_dataset import Florence2Dataset as Florence2Dataset
@@ -37,6 +50,7 @@ _MODULE_OF = {
     "Answer": "florence2.model.answer",
     "AsyncEngine": "florence2.engine.async_engine",
     "CheckpointError": "florence2.errors",
+    "ClassSplitter": "florence2.pipeline.class_splitter",
     "DatasetError": "florence2.errors",
     "DeviceMemoryError": "florence2.errors",
     "Engine": "florence2.engine.engine",
@@ -46,23 +60,37 @@ _MODULE_OF = {
     "Florence2Dataset": "florence2.training.dataset.florence2_dataset",
     "Florence2Trainer": "florence2.training.trainer",
     "GenerationConfig": "florence2.engine.generation_config",
+    "ImageError": "florence2.data.image",
+    "InputType": "florence2.model.tasks",
     "MissingPackageError": "florence2.errors",
+    "ModelSource": "florence2.recipes.create_engine",
+    "OpenedImage": "florence2.data.image",
     "OptionError": "florence2.errors",
+    "OutputType": "florence2.model.tasks",
     "Prediction": "florence2.data.sample",
     "Result": "florence2.results.result",
     "Sample": "florence2.data.sample",
+    "TASKS": "florence2.model.tasks",
     "Task": "florence2.model.tasks",
+    "TaskPipeline": "florence2.pipeline.task_pipeline",
     "UserError": "florence2.errors",
     "evaluate": "florence2.api",
+    "find_task": "florence2.model.tasks",
+    "image_size": "florence2.data.image",
     "load": "florence2.model.load",
     "predict": "florence2.api",
+    "read_run_metadata": "florence2.model.storage.run_metadata",
+    "share_weights": "florence2.model.adapter.shared_weights",
+    "split_prompt": "florence2.model.tasks",
     "train": "florence2.api",
 }
 
 __all__ = [
+    "TASKS",
     "Answer",
     "AsyncEngine",
     "CheckpointError",
+    "ClassSplitter",
     "DatasetError",
     "DeviceMemoryError",
     "Engine",
@@ -72,16 +100,27 @@ __all__ = [
     "Florence2Dataset",
     "Florence2Trainer",
     "GenerationConfig",
+    "ImageError",
+    "InputType",
     "MissingPackageError",
+    "ModelSource",
+    "OpenedImage",
     "OptionError",
+    "OutputType",
     "Prediction",
     "Result",
     "Sample",
     "Task",
+    "TaskPipeline",
     "UserError",
     "evaluate",
+    "find_task",
+    "image_size",
     "load",
     "predict",
+    "read_run_metadata",
+    "share_weights",
+    "split_prompt",
     "train",
 ]
 

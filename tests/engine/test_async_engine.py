@@ -1,11 +1,13 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from florence2.data.sample import Sample
 from florence2.engine.async_engine import AsyncEngine
+from florence2.engine.decoding.completion_poller import CompletionPoller
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
 from florence2.errors import UserError
@@ -54,6 +56,44 @@ def test_every_request_may_bring_its_config(tiny):
         search = {key: getattr(configs[number % 3], key) for key in ("num_beams", "do_sample")}
         assert texts([prediction]) == texts(predict_all(tiny, samples(1, first=number), **search))
     assert texts(sorted(greedy, key=lambda each: each.file_name)) == texts(predict_all(tiny, samples(3)))
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+def test_texts_so_far_are_beginnings_of_the_prediction(tiny, interval):
+    async def run(requests, **search):
+        texts_of = {sample.id: [] for sample in requests}
+        async with async_engine(tiny, **search) as engine:
+            engine.engine.poller = CompletionPoller(interval)
+            jobs = [engine.generate(sample, on_text=texts_of[sample.id].append) for sample in requests]
+            return texts_of, await asyncio.gather(*jobs)
+
+    requests = samples(7)
+    heard, predictions = asyncio.run(run(requests))
+    assert texts(predictions) == texts(predict_all(tiny, requests))
+    for prediction in predictions:
+        several = heard[prediction.file_name]
+        assert all(prediction.text.startswith(text) for text in several)
+        assert [len(text) for text in several] == sorted(len(text) for text in several)
+    num_tokens = sum(prediction.num_tokens for prediction in predictions)
+    assert sum(map(len, heard.values())) >= num_tokens // (2 * interval), "too few texts were reported"
+    assert not any(asyncio.run(run(samples(2), num_beams=2))[0].values()), "beams may still change"
+
+
+def test_a_sample_opened_before_its_request_has_the_same_prediction(tiny, tmp_path):
+    path = tmp_path / "large.jpg"
+    image(5, (1000, 700)).save(path)
+    sample = Sample("large.jpg", path, "od")
+
+    async def run():
+        async with async_engine(tiny) as engine:
+            opened = engine.open_image(sample)
+            assert opened.size == (1000, 700)
+            assert opened.image.size < opened.size, "a JPEG is decoded at a reduced scale"
+            return await engine.generate(replace(sample, image=opened)), engine.count_prompt_tokens(sample)
+
+    prediction, num_tokens = asyncio.run(run())
+    assert prediction == predict_all(tiny, [sample])[0]
+    assert num_tokens > 5
 
 
 def test_requests_of_one_file_name_get_their_own_predictions(tiny):

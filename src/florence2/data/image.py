@@ -21,7 +21,6 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from florence2.errors import DatasetError
 
-ImageSource = Path | bytes | Image.Image
 Size = tuple[int, int]  # (width, height) in pixels
 
 _PLAIN = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff")
@@ -83,14 +82,21 @@ class OpenedImage:
     size: Size
 
 
+_UnopenedSource = Path | bytes | Image.Image
+ImageSource = _UnopenedSource | OpenedImage
+
+
 def open_image(source: ImageSource, *, min_size: Size | None = None, name: str = "") -> OpenedImage:
     """Open an image, rotate it by its EXIF orientation and convert it to RGB; of an animation, the first frame.
 
     With `min_size=(width, height)` a JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 whose upright sides
     are at least as long; without it, decoding is exact. Transparent pixels are blended with white.
+    An `OpenedImage` is returned as it is.
     Raises ImageError for an image that cannot be read, is truncated, or has more pixels than Pillow's limit
     (twice `PIL.Image.MAX_IMAGE_PIXELS`, about 179 million).
     """
+    if isinstance(source, OpenedImage):
+        return source
     with _image_errors(source, name), _pillow_image(source) as image:
         if min_size is not None and not isinstance(source, Image.Image):
             size = _upright_size(image)
@@ -104,12 +110,14 @@ def open_image(source: ImageSource, *, min_size: Size | None = None, name: str =
 
 def image_size(source: ImageSource, *, name: str = "") -> Size:
     """Read (width, height) of the upright image from the file's header alone."""
+    if isinstance(source, OpenedImage):
+        return source.size
     with _image_errors(source, name), _pillow_image(source) as image:
         return _upright_size(image)
 
 
 @contextmanager
-def _pillow_image(source: ImageSource) -> Iterator[Image.Image]:
+def _pillow_image(source: _UnopenedSource) -> Iterator[Image.Image]:
     if isinstance(source, Image.Image):
         yield source
         return
@@ -155,7 +163,7 @@ def _register_optional_decoders() -> bool:
 
 
 @contextmanager
-def _image_errors(source: ImageSource, name: str) -> Iterator[None]:
+def _image_errors(source: _UnopenedSource, name: str) -> Iterator[None]:
     """Convert every exception of a decoder to an ImageError of one line that names the image."""
     where = name or (str(source) if isinstance(source, Path) else "an image in memory")
     try:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Self
 
-from florence2.data.sample import Prediction, Sample
+from florence2.data.sample import OpenedImage, Prediction, Sample
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
-from florence2.engine.requests import EngineInput
+from florence2.engine.requests import EngineInput, OnTokens
 from florence2.errors import UserError
 
 
@@ -59,8 +59,26 @@ class AsyncEngine:
         """Count the requests that run or wait for a slot."""
         return len(self._pending)
 
-    async def generate(self, sample: Sample, generation: GenerationConfig | None = None) -> Prediction:
-        """Predict one sample; a cancelled request frees its slot at the next token."""
+    def open_image(self, sample: Sample) -> OpenedImage:
+        """Decode the image of a sample as its request would; `replace(sample, image=...)` then decodes no more."""
+        return self.engine.builder.open_image(sample)
+
+    def count_prompt_tokens(self, sample: Sample) -> int:
+        """Count the tokens that the encoder gets for a sample: those of the image and those of the prompt."""
+        return self.engine.builder.count_prompt_tokens(sample)
+
+    async def generate(
+        self,
+        sample: Sample,
+        generation: GenerationConfig | None = None,
+        *,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Prediction:
+        """Predict one sample; a cancelled request frees its slot at the next token.
+
+        `on_text` is called in the event loop with the text so far, which is the start of the prediction's text, where
+        the request has one row (one beam and one sequence).
+        """
         if generation is not None:
             self.engine.config.check_request(generation)
         async with self._turns:
@@ -70,7 +88,9 @@ class AsyncEngine:
             request = replace(sample, follow_up=None)  # a copy, for one sample may be sent twice
             prediction: asyncio.Future[Prediction] = loop.create_future()
             self._pending[request] = prediction
-            self._queue.put(EngineInput(request, generation))
+            self._queue.put(
+                EngineInput(request, generation, self._text_listener(request, on_text) if on_text else None)
+            )
             try:
                 return await prediction
             finally:
@@ -114,6 +134,21 @@ class AsyncEngine:
 
     def _inputs(self) -> Iterator[EngineInput]:
         return iter(self._queue.get, None)
+
+    def _text_listener(self, request: Sample, on_text: Callable[[str], None]) -> OnTokens:
+        """Make the function that the engine's thread calls with the tokens so far."""
+        loop = self._start()
+
+        def report(text: str) -> None:
+            if request in self._pending:
+                on_text(text)
+
+        def listen(ids: list[int]) -> None:
+            # A character of several tokens is complete with the last of them.
+            text = self.engine.preprocessor.decode(ids).rstrip("\N{REPLACEMENT CHARACTER}")
+            loop.call_soon_threadsafe(report, text)
+
+        return listen
 
     def _resolve(self, sample: Sample, prediction: Prediction) -> None:
         future = self._pending.get(sample)

@@ -16,7 +16,7 @@ from florence2.cuda_graphs import CudaGraphCache
 from florence2.data.sample import Prediction, Sample
 from florence2.devices import use_device
 from florence2.engine.decoding.batch_state import BatchState, round_up_to_stride
-from florence2.engine.decoding.completion_poller import CompletionPoller
+from florence2.engine.decoding.completion_poller import CompletionPoller, PollResult
 from florence2.engine.decoding.decoder import Decoder
 from florence2.engine.decoding.kv_cache import KVCache, max_slots_for_memory
 from florence2.engine.decoding.outputs import CompletionOutput, to_prediction
@@ -179,9 +179,10 @@ class Engine:
                 self.batch.move_slot(source, target)
                 self.cache.move_slot(source, target)
             self.decode_step(plan.slots, plan.tokens, self.cache.encoder_length, *plan.searches)
-            done, tables = self.poller.done(self.batch.view(self.stats.slots, plan.tokens), self.scheduler.slots)
+            polled = self.poller.poll(self.batch.view(self.stats.slots, plan.tokens), self.scheduler.slots)
         with self.stats.measure("write"):
-            outputs = [self._finish(slot, tables, queue) for slot in done]
+            self._report_tokens(polled)
+            outputs = [self._finish(slot, polled.tables, queue) for slot in polled.done]
         self.timer.flush()
         return outputs
 
@@ -189,6 +190,15 @@ class Engine:
         """Append one token to each of the first slots, without an operation that makes the host wait."""
         batch = self.batch.view(slots, tokens)
         self.searches.append_tokens(batch, self.decoder.step(self.cache, batch), searches)
+
+    def _report_tokens(self, polled: PollResult) -> None:
+        """Pass the tokens so far to running requests that want them; beams may still change theirs."""
+        for slot in polled.running:
+            running = self.scheduler.slots[slot]
+            if running is not None and running.request.on_tokens and running.request.generation.width == 1:
+                length = int(polled.tables.length_S[slot])
+                ids = polled.tables.tokens_SWT[slot, 0, 1:length].tolist()
+                running.request.on_tokens(ids[self.model_config.caption_slice(ids)])
 
     def _finish(self, slot: int, tables: BatchState, queue: RequestQueue) -> RequestOutput:
         """Read the prediction of a slot that is done, free the slot, and queue the follow-ups."""

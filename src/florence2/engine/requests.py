@@ -11,34 +11,40 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Self
 
 import torch
 
-from florence2.data.sample import Prediction, Sample, Size
+from florence2.data.sample import OpenedImage, Prediction, Sample, Size
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig, LengthLimits, ModelGenerationConfig
 from florence2.errors import UserError
 from florence2.model.processing import Preprocessor
 from florence2.model.tasks import Task, find_task
 
+OnTokens = Callable[[list[int]], None]
 RECENT_IMAGES = 8  # samples this far apart still share one opened image
 
 
 @dataclass(frozen=True, eq=False)
 class EngineInput:
-    """A sample with a generation config of its own; None is that of the run."""
+    """A sample with a generation config of its own; None is that of the run.
+
+    `on_tokens` gets all caption tokens so far while the sample is decoded with one row: the continuous engine calls it
+    in its own thread, after each step on a CPU and some steps late on a GPU.
+    """
 
     sample: Sample
     generation: GenerationConfig | None = None
+    on_tokens: OnTokens | None = None
 
     @classmethod
     def of(cls, item: Sample | EngineInput, generation: GenerationConfig | None) -> EngineInput:
         """Add the config of a run to a sample that brings none."""
         if isinstance(item, EngineInput):
-            return item if item.generation is not None else cls(item.sample, generation)
+            return item if item.generation is not None else replace(item, generation=generation)
         return cls(item, generation)
 
     def follow_ups(self, prediction: Prediction) -> list[EngineInput]:
@@ -67,6 +73,7 @@ class Request:
     image_inputs: ImageInputs
     limits: LengthLimits
     generation: GenerationConfig
+    on_tokens: OnTokens | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +115,17 @@ class RequestBuilder:
         # Most samples have the same prompt.
         self._prompt_ids = lru_cache(1024)(partial(preprocessor.prompt_ids, max_length=model_config.max_positions))
 
+    def open_image(self, sample: Sample) -> OpenedImage:
+        """Decode the image of a sample; a JPEG at a reduced scale, unless the config says otherwise."""
+        return sample.open(min_size=None if self._config.full_decode else self._preprocessor.min_size)
+
+    def count_prompt_tokens(self, sample: Sample) -> int:
+        """Count the tokens that the encoder gets for a sample: those of the image and those of the prompt."""
+        return len(self._prompt_ids(find_task(sample.task), sample.input))
+
     def load_image(self, sample: Sample) -> ImageInputs:
         """Open and resize the image of a sample."""
-        image = sample.open(min_size=None if self._config.full_decode else self._preprocessor.min_size)
+        image = self.open_image(sample)
         pixels_HWC = torch.from_numpy(self._preprocessor.resize(image.image))
         return ImageInputs(pixels_HWC.pin_memory() if self._pin_memory else pixels_HWC, image.size)
 
@@ -123,7 +138,7 @@ class RequestBuilder:
         prompt_ids = self._prompt_ids(task, sample.input)
         length = self._config.forced_lengths(sample) if self._config.forced_lengths else None
         limits = self._model_config.length_limits(task, generation, length)
-        return Request(sample, task, prompt_ids, image_inputs, limits, generation)
+        return Request(sample, task, prompt_ids, image_inputs, limits, generation, entry.on_tokens)
 
 
 class RequestQueue:

@@ -96,6 +96,14 @@ class TaskPipeline:
 
         return list(dict.fromkeys(walk(self.steps + self.row_steps)))
 
+    def samples(self, name: str, image: Any) -> list[Sample]:
+        """Make the samples of every step for one image; regions in pixels become location tokens."""
+
+        def resolve(task: str, task_input: str) -> ResolvedDataset:
+            return ResolvedDataset(name, None, [Sample(name, image, task, task_input)])
+
+        return self.apply_to(resolve)[1].samples
+
     def apply_to(self, resolve: Callable[[str, str], ResolvedDataset]) -> tuple["TaskPipeline", ResolvedDataset]:
         """Make the samples of every step, those of one image in a row; `resolve` maps a task and input to samples.
 

@@ -24,7 +24,7 @@ from florence2.data.columns import METADATA_NAMES, ColumnMapping, DatasetRow
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, annotations_from_row
 from florence2.data.formats.coco import ANNOTATIONS_NAME, write_coco
 from florence2.data.formats.yolo.yolo_lines import write_yolo
-from florence2.data.image import Size
+from florence2.data.image import OpenedImage, Size
 from florence2.data.sample import Sample
 from florence2.data.streams.tar_source import write_shards
 from florence2.data.tables import Row
@@ -129,7 +129,7 @@ def _file_name(image: Sample) -> str:
     source = image.source()
     if isinstance(source, Path) or Path(image.id).suffix:
         return image.id
-    if isinstance(source, Image.Image):
+    if isinstance(source, Image.Image | OpenedImage):
         return f"{image.id}.png"
     with Image.open(io.BytesIO(source)) as opened:
         return f"{image.id}.{(opened.format or 'png').lower()}"
@@ -142,7 +142,7 @@ def _encode_image(image: Sample) -> bytes:
     if isinstance(source, bytes):
         return source
     encoded = io.BytesIO()
-    source.save(encoded, "PNG")
+    (source.image if isinstance(source, OpenedImage) else source).save(encoded, "PNG")
     return encoded.getvalue()
 
 

@@ -1,13 +1,23 @@
-"""Finding the slots that are done, without making the host wait for the device."""
+"""Finding the slots that are done and those that still run, without making the host wait for the device."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from florence2.engine.decoding.batch_state import BatchState
+
+
+@dataclass(frozen=True, eq=False)
+class PollResult:
+    """The slots that are known to be done, those that still run, and the tables that hold the tokens of both."""
+
+    done: list[int]
+    running: list[int]
+    tables: BatchState
 
 
 class CompletionPoller:
@@ -21,20 +31,20 @@ class CompletionPoller:
         self._interval, self._steps = interval, 0
         self._copy: tuple[BatchState, list[Any], torch.cuda.Event | None] | None = None
 
-    def done(self, batch: BatchState, requests: Sequence[Any]) -> tuple[list[int], BatchState]:
-        """List the slots whose request is known to be done, with the tables that hold their tokens."""
+    def poll(self, batch: BatchState, requests: Sequence[Any]) -> PollResult:
+        """List the slots whose request is known to be done or to run; between two copies, none is known."""
         self._steps += 1
         if self._interval == 1:
-            return _done_slots(batch, requests, requests), batch
+            return _sort_slots(batch, requests, requests)
         if self._steps % self._interval:
-            return [], batch
+            return PollResult([], [], batch)
         previous, self._copy = self._copy, (batch.to_host_async(), list(requests), _event(batch.active_S.device))
         if previous is None:
-            return [], batch
+            return PollResult([], [], batch)
         host, requests_then, event = previous
         if event is not None:
             event.synchronize()
-        return _done_slots(host, requests_then, requests), host
+        return _sort_slots(host, requests_then, requests)
 
 
 def _event(device: torch.device) -> torch.cuda.Event | None:
@@ -46,12 +56,12 @@ def _event(device: torch.device) -> torch.cuda.Event | None:
     return event
 
 
-def _done_slots(batch: BatchState, requests_then: Sequence[Any], requests: Sequence[Any]) -> list[int]:
-    """List the slots that are inactive in the tables and still hold the request of that time."""
-    return [
-        slot
-        for slot, (is_active, then, now) in enumerate(
-            zip(batch.active_S.tolist(), requests_then, requests, strict=True)
-        )
-        if now is not None and then is now and not is_active
-    ]
+def _sort_slots(tables: BatchState, requests_then: Sequence[Any], requests: Sequence[Any]) -> PollResult:
+    """Sort the slots that still hold the request of that time by whether the tables say that it is done."""
+    done: list[int] = []
+    running: list[int] = []
+    slots = zip(tables.active_S.tolist(), requests_then, requests, strict=True)
+    for slot, (is_active, then, now) in enumerate(slots):
+        if now is not None and then is now:
+            (running if is_active else done).append(slot)
+    return PollResult(done, running, tables)
