@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from florence2.errors import OptionError as OptionError
     from florence2.errors import UserError as UserError
     from florence2.florence2_model import Florence2 as Florence2
-    from florence2.model.adapter.shared_weights import share_weights as share_weights
+    from florence2.model.adapter.reused_weights import reuse_weights as reuse_weights
     from florence2.model.answer import Answer as Answer
     from florence2.model.load import load as load
     from florence2.model.storage.run_metadata import read_run_metadata as read_run_metadata
@@ -80,7 +80,7 @@ _MODULE_OF = {
     "load": "florence2.model.load",
     "predict": "florence2.api",
     "read_run_metadata": "florence2.model.storage.run_metadata",
-    "share_weights": "florence2.model.adapter.shared_weights",
+    "reuse_weights": "florence2.model.adapter.reused_weights",
     "split_prompt": "florence2.model.tasks",
     "train": "florence2.api",
 }
@@ -119,7 +119,7 @@ __all__ = [
     "load",
     "predict",
     "read_run_metadata",
-    "share_weights",
+    "reuse_weights",
     "split_prompt",
     "train",
 ]
