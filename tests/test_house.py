@@ -113,6 +113,23 @@ def test_data_and_the_door_know_no_torch() -> None:
             assert not {n.split(".")[0] for n in imports(path, lazy=False)} & {"torch", "transformers", "peft"}, path
 
 
+def test_rooms_below_the_recipes_know_no_settings_class() -> None:
+    for path in FILES:
+        if 1 < LEVELS.get(room(path), 0) < LEVELS["recipes"]:
+            settings_classes = [name for name in imports(path) if name.split(".")[-1].endswith("Settings")]
+            assert not settings_classes, f"{path.relative_to(SOURCE)} imports {settings_classes}"
+
+
+def test_words_of_options_are_parsed_by_specs_alone() -> None:
+    parsers = {
+        name.split(":")[1] for path in FILES for name, _ in functions(path) if re.search(r":parse_\w+_args$", name)
+    }
+    assert parsers, "no such function: rename it here, too"
+    for path in FILES:
+        if 1 < LEVELS.get(room(path), 0) < LEVELS["recipes"]:
+            assert not {name.split(".")[-1] for name in imports(path)} & parsers, path
+
+
 def module_file(name: str) -> Path | None:
     """Return the file of a module of the package, or of the module that defines the name."""
     for parts in (name.split(".")[1:], name.split(".")[1:-1]):

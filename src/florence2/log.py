@@ -17,6 +17,11 @@ from florence2.distributed import is_main_process
 logger = logging.getLogger("florence2")
 
 
+def count_noun(number: int, noun: str) -> str:
+    """Write a number with its noun, in the plural where it is not one: `1 image`, `2,000 images`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def _is_from_main_process(_: logging.LogRecord) -> bool:
     return is_main_process()
 

@@ -31,7 +31,7 @@ def test_progress_line_names_rate_slots_and_time_left(monkeypatch, caplog) -> No
 def test_progress_line_without_a_total_has_no_time_left(monkeypatch, caplog) -> None:
     count_four_predictions(monkeypatch, caplog)
     lines = caplog.messages
-    assert re.fullmatch(r"1 predictions, [\d.]+/s, [\d.]+ tokens/s, 3 of 16 slots", lines[0])
+    assert re.fullmatch(r"1 prediction, [\d.]+/s, [\d.]+ tokens/s, 3 of 16 slots", lines[0])
 
 
 def test_progress_in_a_terminal_is_one_bar(monkeypatch, caplog, capsys) -> None:

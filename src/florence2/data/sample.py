@@ -17,6 +17,7 @@ from florence2.data.image import (
     image_size,
     open_image,
 )
+from florence2.log import count_noun
 from florence2.model.answer import Answer
 from florence2.model.tasks import OutputType, split_prompt
 
@@ -206,7 +207,7 @@ class ResolvedDataset:
     def summary(self) -> str:
         """Return one line with the numbers of samples, images and skipped images."""
         num_images = len({sample.id for sample in self.samples})
-        line = f"{_count(len(self.samples), 'sample')} from {_count(num_images, 'image')} in {self.source}"
+        line = f"{count_noun(len(self.samples), 'sample')} from {count_noun(num_images, 'image')} in {self.source}"
         for reason in SkipReason:
             skipped = [each for each in self.skipped if each.reason is reason]
             if skipped:
@@ -229,7 +230,3 @@ class ResolvedDataset:
 def count_kinds(kinds: Iterable[str]) -> str:
     """Write how often each kind occurs, the most frequent first: `3 points, 1 polyline`."""
     return ", ".join(f"{number:,} {kind}" for kind, number in Counter(kinds).most_common())
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

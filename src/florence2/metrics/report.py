@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from florence2.log import count_noun
 from florence2.metrics.bootstrap import ConfidenceInterval
 from florence2.metrics.by_task import ScoreDifference, TaskScores
 from florence2.metrics.match_predictions import EvalExample, MatchResult
@@ -26,11 +27,7 @@ def match_notes(matched: MatchResult, *, skipped: bool = False) -> list[str]:
         (matched.duplicates, "duplicate prediction", "replaced by a later one"),
         (matched.unlabeled, "image", "without a reference, ignored"),
     ]
-    return [f"{_with_count(len(names), noun)} {rest}; the first: {names[0]}" for names, noun, rest in notes if names]
-
-
-def _with_count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return [f"{count_noun(len(names), noun)} {rest}; the first: {names[0]}" for names, noun, rest in notes if names]
 
 
 def table_header(tasks: Sequence[TaskScores | ScoreDifference]) -> TableRow:
@@ -43,7 +40,7 @@ def task_title(task: TaskScores | ScoreDifference) -> str:
     """Return the task's name with its number of examples and images."""
     scores = task.after if isinstance(task, ScoreDifference) else task
     images = len({example.sample.id for example in scores.examples})
-    return f"{scores.task}: {_with_count(len(scores.examples), 'example')}, {_with_count(images, 'image')}"
+    return f"{scores.task}: {count_noun(len(scores.examples), 'example')}, {count_noun(images, 'image')}"
 
 
 def table_rows(task: TaskScores | ScoreDifference) -> Iterator[TableRow]:

@@ -12,7 +12,7 @@ from typing import Any, Self
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from florence2.data.sample import Prediction
-from florence2.log import logger, progress_console
+from florence2.log import count_noun, logger, progress_console
 
 LINE_INTERVAL = 30.0  # seconds
 
@@ -39,11 +39,12 @@ class RunSummary:
     def __str__(self) -> str:
         rate = self.num_predictions / self.seconds if self.seconds else 0.0
         token_rate = self.num_tokens / self.seconds if self.seconds else 0.0
-        lines = [
-            f"{self.num_predictions} predictions in {self.seconds:.1f} s ({rate:.2f}/s, {token_rate:.1f} tokens/s)"
-        ]
+        predictions = count_noun(self.num_predictions, "prediction")
+        lines = [f"{predictions} in {self.seconds:.1f} s ({rate:.2f}/s, {token_rate:.1f} tokens/s)"]
         if self.num_resumed:
-            lines.append(f"{self.num_resumed} predictions of an earlier run; pass `--overwrite_output` to replace them")
+            lines.append(
+                f"{count_noun(self.num_resumed, 'prediction')} of an earlier run; pass `--overwrite_output` to replace"
+            )
         if self.errors:
             name, error = self.errors[0]
             lines.append(f"{len(self.errors)} failed; the first: {name}: {error}")
@@ -99,8 +100,10 @@ class PredictProgressBar:
         self._bar.update(self._bar_task, completed=completed, rate=rate)
         if self._bar.disable and now - self._last_line > LINE_INTERVAL:
             self._last_line = now
-            total = f" of {self._total}" if self._total is not None else ""
-            logger.info(f"{completed}{total} predictions, {rate}{self._time_left(now - self._start)}")
+            counted = count_noun(completed, "prediction")
+            if self._total is not None:
+                counted = f"{completed:,} of {count_noun(self._total, 'prediction')}"
+            logger.info(f"{counted}, {rate}{self._time_left(now - self._start)}")
 
     def summary(self) -> RunSummary:
         """Return the counts so far."""
