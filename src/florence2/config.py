@@ -530,3 +530,15 @@ class DoctorSettings:
 
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""
+
+    against_published: bool = False
+    """Compare the model with what is published about it: file sizes, hashes and answers in float32. Downloads it."""
+
+    images: str | None = None
+    """With `--against_published`: folder with the images of the published examples, such as car.jpg."""
+
+    fetch_images: bool = False
+    """With `--against_published`: download those images."""
+
+    expected: str | None = None
+    """With `--against_published`: JSON file with the published facts (default: those in the package)."""

@@ -11,21 +11,40 @@ from PIL import Image
 import florence2
 from florence2.apps.doctor.auto_choices import default_device, predict_choices, train_choices
 from florence2.apps.doctor.check_path import BUNDLED, PathReport, Problem, check_path
+from florence2.apps.doctor.compare_published import DIFFERENT, compare_published, comparison_lines
 from florence2.apps.doctor.machine import describe_machine
 from florence2.apps.doctor.report_text import report_lines
 from florence2.apps.doctor.requirements import report_extras, report_programs, unmet_requirements
 from florence2.config import DoctorSettings
 from florence2.devices import inference_dtype
-from florence2.errors import UserError
+from florence2.errors import OptionError, UserError
 from florence2.files import to_json
 
 
 def main(settings: DoctorSettings) -> int:
     """Run `florence2 doctor`; return 0 where all is sound, and 1 where there are problems."""
+    if settings.against_published:
+        return _print_comparison(settings)
+    for flag, value in (("images", settings.images), ("expected", settings.expected)):
+        _require_comparison(flag, value is not None)
+    _require_comparison("fetch_images", settings.fetch_images)
     report = run_doctor(settings)
     text = to_json(report, indent=2, encoding=sys.stdout.encoding) if settings.json else "\n".join(report_lines(report))
     sys.stdout.write(f"{text}\n")
     return 1 if report["problems"] else 0
+
+
+def _print_comparison(settings: DoctorSettings) -> int:
+    """Compare a model with published facts; return 1 where something is different."""
+    report = compare_published(settings)
+    text = to_json(report, indent=2, encoding=sys.stdout.encoding)
+    sys.stdout.write((text if settings.json else "\n".join(comparison_lines(report))) + "\n")
+    return 1 if report["counts"][DIFFERENT] else 0
+
+
+def _require_comparison(flag: str, is_passed: bool) -> None:
+    if is_passed:
+        raise OptionError(f"`--{flag}` needs `--against_published`", f"add it, or remove `--{flag}`")
 
 
 def run_doctor(settings: DoctorSettings) -> dict[str, Any]:

@@ -29,7 +29,7 @@ _INSTRUCTION_SETS = {
 def describe_machine() -> dict[str, Any]:
     """Return the facts of this machine."""
     return {
-        "versions": _versions(),
+        "versions": describe_versions(),
         "platform": platform.platform(),
         "cpu": {
             "name": _cpu_name(),
@@ -44,7 +44,8 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str | None]:
+def describe_versions() -> dict[str, str | None]:
+    """Return the versions of Python, of this package and of those that decide a result; None where one is missing."""
     versions: dict[str, str | None] = {"florence2": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
