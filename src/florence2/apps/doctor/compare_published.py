@@ -121,9 +121,7 @@ def _describe(facts: PublishedFile) -> str:
     return f"{size}, {facts.sha256[:12]}" if facts.sha256 else f"{size}, hash not known"
 
 
-def _open_images(
-    facts: PublishedFacts, published: PublishedModel, settings: DoctorSettings
-) -> dict[str, Image.Image]:
+def _open_images(facts: PublishedFacts, published: PublishedModel, settings: DoctorSettings) -> dict[str, Image.Image]:
     """Open the images of the examples: those that the user passes, or downloads."""
     if settings.images is None and not settings.fetch_images:
         return {}
@@ -185,7 +183,7 @@ def _compare_answer(
     example: PublishedExample, image: Image.Image, engine: florence2.Engine, processor: Any
 ) -> Iterator[Comparison]:
     """Compare the tokens of `generate`, then the text of the engine with that of the published tokens."""
-    options = {"num_beams": example.num_beams, "no_repeat_ngram_size": example.no_repeat_ngram_size}
+    options: dict[str, Any] = {"num_beams": example.num_beams, "no_repeat_ngram_size": example.no_repeat_ngram_size}
     name = f"{example.image}, `{example.task}`{example.input}, {example.num_beams} beams"
     inputs = processor(text=example.task + example.input, images=image, return_tensors="pt").to(engine.device)
     ids = engine.model.generate(**inputs, max_new_tokens=example.max_new_tokens, do_sample=False, **options)
