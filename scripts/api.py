@@ -30,6 +30,7 @@ from florence2.settings_io import settings_from_dict
 if TYPE_CHECKING:
     from florence2.data.inspection.convert import ConversionResult
     from florence2.data.inspection.dataset_report import DatasetReport
+    from florence2.export.export_result import ExportResult
     from florence2.results.progress import RunSummary
 '''
 
@@ -68,6 +69,13 @@ FUNCTIONS = (
         "florence2.recipes.evaluate:run_evaluate",
         "dict[str, Any]",
         """Score predictions against references, and return the scores as the JSON file holds them.""",
+    ),
+    ApiFunction(
+        "export",
+        config.ExportSettings,
+        "florence2.recipes.export:run_export",
+        "ExportResult",
+        """Write a model in the layout of another program, compare it with the model, and return a summary.""",
     ),
     ApiFunction(
         "check_dataset",

@@ -17,6 +17,7 @@ from florence2.settings_io import settings_from_dict
 if TYPE_CHECKING:
     from florence2.data.inspection.convert import ConversionResult
     from florence2.data.inspection.dataset_report import DatasetReport
+    from florence2.export.export_result import ExportResult
     from florence2.results.progress import RunSummary
 
 
@@ -174,6 +175,26 @@ def evaluate(
     from florence2.recipes.evaluate import run_evaluate
 
     return run_evaluate(settings)
+
+
+def export(
+    *,
+    model_path: str,
+    output_path: str,
+    to: Literal["transformers"] = "transformers",
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto",
+    max_shard_size: str = "5GB",
+    overwrite: bool = False,
+    images: str | None = None,
+    push_to_hub: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+) -> ExportResult:
+    """Write a model in the layout of another program, compare it with the model, and return a summary."""
+    settings = settings_from_dict(config.ExportSettings, locals())
+    from florence2.recipes.export import run_export
+
+    return run_export(settings)
 
 
 def check_dataset(

@@ -47,6 +47,7 @@ class Command:
 COMMANDS = {
     "train": Command(config.TrainSettings, "florence2.recipes.train:main"),
     "predict": Command(config.PredictSettings, "florence2.recipes.predict:main"),
+    "export": Command(config.ExportSettings, "florence2.recipes.export:main"),
     "demo": Command(config.DemoSettings, "florence2.demo.show:main"),
     "evaluate": Command(config.EvaluateSettings, "florence2.recipes.evaluate:main"),
     "data check": Command(config.CheckSettings, "florence2.recipes.data:main_check", ("--dataset",)),

@@ -542,3 +542,36 @@ class DoctorSettings:
 
     expected: str | None = None
     """With `--against_published`: JSON file with the published facts (default: those in the package)."""
+
+
+@dataclass(frozen=True)
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Write a model in the layout of another program: `florence2 export --model_path RUN --to TARGET`."""
+
+    model: WeightsSettings
+
+    output_path: str
+    """Folder to write; it appears once it is complete."""
+
+    to: Literal["transformers"] = "transformers"
+    """Target: `transformers` is the layout of transformers' own class (docs/export.md)."""
+
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
+    """Precision of the weights; `auto` is the smallest that holds each of them exactly."""
+
+    max_shard_size: str = "5GB"
+    """Maximum size of one file of weights."""
+
+    overwrite: bool = False
+    """Replace an older export in `--output_path`; other folders with content are never replaced."""
+
+    images: str | None = None
+    """Images on which the export is compared with the model: an image, a folder or a pattern, of which three are
+    taken (default: three images of this package)."""
+
+    push_to_hub: str | None = None
+    """Upload the export to this repository of the Hugging Face Hub."""
+
+    hub: HubSettings = field(default_factory=HubSettings)

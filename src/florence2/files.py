@@ -24,7 +24,7 @@ def atomic_write(path: Path, mode: str = "w", *, sync: bool = False) -> Iterator
     An error in the block leaves `path` as it is. `mode` is `"w"` (UTF-8) or `"wb"`. With `sync`, the content is on
     the disk before it replaces `path`.
     """
-    temporary = path.with_name(_hidden_name(path.name, ".unfinished"))
+    temporary = path.with_name(hidden_name(path.name, ".unfinished"))
     try:
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -37,7 +37,7 @@ def atomic_write(path: Path, mode: str = "w", *, sync: bool = False) -> Iterator
         raise
 
 
-def _hidden_name(name: str, suffix: str) -> str:
+def hidden_name(name: str, suffix: str) -> str:
     """Return a name for a file beside another one; file systems limit names to 255 bytes."""
     hidden = f".{name}{suffix}"
     if len(os.fsencode(hidden)) <= _MAX_NAME_BYTES:
@@ -53,7 +53,7 @@ class WriteLock:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path.with_name(_hidden_name(path.name, ".lock"))
+        self._path = path.with_name(hidden_name(path.name, ".lock"))
         self._descriptor: int | None = None
         self.is_acquired: bool | None = self._acquire()
 

@@ -1,0 +1,76 @@
+"""The model that is exported: loaded in float32 on the CPU, with an adapter merged, and what is known of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from florence2.model.load import load
+from florence2.model.storage import checkpoint_files as checkpoint
+from florence2.model.storage.run_metadata import RunMetadata, read_run_metadata
+from florence2.model.tasks import Task, find_task
+
+if TYPE_CHECKING:
+    from florence2.model.adapter.lora import Adapter
+
+_CARD = "README.md"
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """A loaded model; `adapter` is what was merged into it, `card` the text of its model card."""
+
+    name: str
+    folder: Path
+    model: Any
+    processor: Any
+    adapter: "Adapter | None"
+    metadata: RunMetadata | None
+    card: str
+    offline: bool
+
+    @classmethod
+    def load(cls, name: str, revision: str | None = None, *, offline: bool = False) -> "ExportSource":
+        """Load whatever `florence2 predict` loads."""
+        folder = checkpoint.find_folder(name, revision, offline)
+        model, processor = load(name, dtype="float32", device="cpu", revision=revision, offline=offline)
+        card = folder / _CARD
+        return cls(
+            name=name,
+            folder=folder,
+            model=model,
+            processor=processor,
+            adapter=_read_adapter(folder),
+            metadata=read_run_metadata(folder),
+            card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
+            offline=offline,
+        )
+
+    @property
+    def task(self) -> Task:
+        """The task that the model was trained on, or the caption."""
+        return find_task(self.metadata.task if self.metadata else "caption")
+
+    @property
+    def base(self) -> str:
+        """The name of the model that this one was trained from, or its own."""
+        trained_from = self.metadata.base if self.metadata else self.adapter and self.adapter.base
+        return trained_from or self.name
+
+    def exact_dtype(self) -> torch.dtype:
+        """Return the smallest dtype that holds every weight exactly: that in which a checkpoint is stored."""
+        weights = list(self.model.parameters())
+        for dtype in _HALVES:
+            if all(torch.equal(each.to(dtype).float(), each) for each in weights):
+                return dtype
+        return torch.float32
+
+
+def _read_adapter(folder: Path) -> "Adapter | None":
+    if not checkpoint.is_adapter(folder):
+        return None
+    from florence2.model.adapter.lora import read_adapter  # importing peft takes seconds
+
+    return read_adapter(folder)

@@ -1,0 +1,1 @@
+"""The layouts that torch reads: of transformers, and of Microsoft's code."""
