@@ -545,8 +545,6 @@ class DoctorSettings:
 
 
 @dataclass(frozen=True)
-
-@dataclass(frozen=True)
 class ExportSettings:
     """Write a model in the layout of another program: `florence2 export --model_path RUN --to TARGET`."""
 

@@ -41,7 +41,7 @@ LogitsFn = Callable[[ComparisonCase], Tensor]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LogitsComparison:
     """How far the logits of an export are from those of its model."""
 
     max_difference: float
@@ -72,7 +72,7 @@ def _make_case(model: Any, preprocessor: Preprocessor, sample: Sample) -> Compar
     return ComparisonCase(sample.id, **inputs, decoder_input_ids=answer, logits=logits)
 
 
-def compare(cases: Sequence[ComparisonCase], export_logits: LogitsFn) -> Comparison:
+def compare(cases: Sequence[ComparisonCase], export_logits: LogitsFn) -> LogitsComparison:
     """Compare an export with its model; logits that are not finite raise OptionError.
 
     Only the tokens that both know are compared: Microsoft's layout has no row for `<image>`.
@@ -87,7 +87,7 @@ def compare(cases: Sequence[ComparisonCase], export_logits: LogitsFn) -> Compari
         difference = max(difference, float((found - expected).abs().max()))
         num_equal += int((found.argmax(-1) == expected.argmax(-1)).sum())
         num_tokens += found.shape[1]
-    return Comparison(difference, num_equal, num_tokens, len(cases))
+    return LogitsComparison(difference, num_equal, num_tokens, len(cases))
 
 
 def _bundled_samples(source: ExportSource) -> list[Sample]:

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from florence2.errors import OptionError
-from florence2.export.comparison import Comparison
+from florence2.export.comparison import LogitsComparison
 from florence2.export.export_folder import EXPORT_FILE
 from florence2.export.export_source import ExportSource
 from florence2.files import atomic_write, to_json
@@ -25,7 +25,7 @@ class ExportResult:
     num_files: int
     num_bytes: int
     load_seconds: float
-    comparison: Comparison
+    comparison: LogitsComparison
 
     @classmethod
     def measure(

@@ -22,8 +22,8 @@ from florence2.devices import dtype_hint, dtype_warning
 from florence2.distributed import is_main_process
 from florence2.log import logger
 from florence2.metrics.eval_set import EvalSet
-from florence2.recipes.train_evaluation import TrainingPredictor, add_sample_callback, build_metrics_fn
-from florence2.recipes.training_spec import TrainingSpec
+from florence2.recipes.training_setup.train_evaluation import TrainingPredictor, add_sample_callback, build_metrics_fn
+from florence2.recipes.training_setup.training_spec import TrainingSpec
 from florence2.results.html.dataset_preview import preview_page
 from florence2.system import tune_allocator
 from florence2.training.arguments import count_steps, training_arguments

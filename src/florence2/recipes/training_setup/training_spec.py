@@ -15,7 +15,7 @@ from florence2.devices import pick_device, training_dtype
 from florence2.model.load import load
 from florence2.model.processing import Preprocessor, max_target_tokens
 from florence2.model.tasks import find_task
-from florence2.recipes.train_evaluation import EvaluationConfig
+from florence2.recipes.training_setup.train_evaluation import EvaluationConfig
 from florence2.settings_io import settings_from_dict, settings_to_dict
 from florence2.training.arguments import BatchConfig, Interval, RunConfig, parse_trainer_args
 from florence2.training.dataset.caption_augmentation import CaptionAugmentation, parse_caption_augmentation

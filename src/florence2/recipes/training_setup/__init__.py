@@ -1,0 +1,1 @@
+"""What a training run resolves before it starts: its spec, and its evaluation."""
