@@ -161,6 +161,10 @@ def test_anls_takes_strings_and_not_their_letters():
         ("", ["yes"], 0),
         ("red", ["red"] * 2 + ["blue"] * 8, 0.6),  # two of ten votes, each removed in turn: 8 * 2/3 + 2 * 1/3
         ("red", ["red"] * 4 + ["blue"] * 6, 1),
+        ("no", ["yes"] * 8 + ["no"] * 2, 0.6),  # E7
+        ("yes", ["yes"] * 8 + ["no"] * 2, 1),  # E7
+        ("1", list("1231231231"), 1),  # E7
+        ("2", list("1231231231"), 0.9),  # E7
     ],
 )
 def test_vqa_accuracy(prediction, references, accuracy):

@@ -35,13 +35,17 @@ METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "annotat
 
 @dataclass(frozen=True)
 class ColumnMapping:
-    """The columns that the user named, and the task and input of rows that have none."""
+    """The columns that the user named, and the task and input of rows that have none.
+
+    With `keep_answers` a sample keeps its `answer` in pixels as its `reference`.
+    """
 
     task: str
     input: str = ""
     image: str | None = None
     text: str | None = None
     with_targets: bool = True
+    keep_answers: bool = False
 
     def image_name(self, row: Row, where: str) -> str:
         """Return the name of the image as the row has it."""
@@ -213,6 +217,8 @@ def samples_from_row(row: Row, where: str, columns: ColumnMapping, image: Sample
         return [sample]
     texts = columns.texts(row, where)
     if not texts and not is_missing(row.get("answer")):
+        if columns.keep_answers and isinstance(row["answer"], dict):
+            sample = replace(sample, reference=parse_answer(task, row["answer"], where))
         texts = [answer_text(task, row["answer"], where, image.size)]
     elif not texts and row.get("answer") == "" and "ocr" in task.name:
         texts = [""]
@@ -246,15 +252,19 @@ def answer_text(task: Task, answer: Any, where: str, size: Callable[[], Size]) -
     """Encode a structured answer as target text, its objects in reading order (phrases in their own order)."""
     if isinstance(answer, str):
         return answer.strip()
+    value, image_size = parse_answer(task, answer, where).without_crowds(), size()
+    return encode(task, value if task.output_type is OutputType.PHRASES else value.in_reading_order(), image_size)
+
+
+def parse_answer(task: Task, answer: Any, where: str) -> Answer:
+    """Read a structured answer in pixels."""
     is_structured = isinstance(answer, dict) and any(kind in answer for kind in GeometryKind)
     if task.output_type is OutputType.TEXT or not is_structured:
         raise DatasetError(
             f"{where} has an `answer` that does not fit `{task.token}`",
             "set `task`, and write " + " or ".join(f"`{kind}`" for kind in GeometryKind) + " with `labels`",
         )
-    image_size = size()
     try:
-        value = Answer.from_dict(answer, task.output_type)
-        return encode(task, value if task.output_type is OutputType.PHRASES else value.in_reading_order(), image_size)
+        return Answer.from_dict(answer, task.output_type)
     except UserError as error:
         raise DatasetError(f"{where} has an `answer` that cannot be encoded: {error.what}", error.hint) from None

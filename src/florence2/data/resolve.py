@@ -26,7 +26,10 @@ from florence2.model.tasks import split_prompt
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """Options of reading a dataset, named as the flags are; `task` applies to rows without a task of their own."""
+    """Options of reading a dataset, named as the flags are; `task` applies to rows without a task of their own.
+
+    `keep_answers` keeps answers in pixels as the `reference` of samples, for metrics.
+    """
 
     task: str
     dataset_dir: str | Path | None = None
@@ -39,6 +42,7 @@ class DatasetOptions:
     split: str | None = None
     revision: str | None = None
     offline: bool = False
+    keep_answers: bool = False
 
 
 def resolve_dataset(spec: str | Path, options: DatasetOptions) -> ResolvedDataset:
@@ -49,7 +53,9 @@ def resolve_dataset(spec: str | Path, options: DatasetOptions) -> ResolvedDatase
     """
     name, split = split_spec(os.fspath(spec), options.split)
     path = Path(name).expanduser()
-    columns = ColumnMapping(options.task, image=options.image_column, text=options.text_column)
+    columns = ColumnMapping(
+        options.task, image=options.image_column, text=options.text_column, keep_answers=options.keep_answers
+    )
     if path.is_dir() and hub.is_saved_dataset(path):
         dataset = hub.saved_samples(path, columns, split)
     elif source := find_source(name, split, options.dataset_dir):

@@ -59,7 +59,8 @@ class Sample:
     `id` is the image's posix path relative to its source. Several samples may have one image; their `key` differs.
     `image` is opened late; a callable returns another image source and must survive pickling. `task` is a task token
     or any other prompt, `target` the text to train on. `follow_up` returns the next samples about the same image once
-    this one is predicted; it must survive pickling, too.
+    this one is predicted; it must survive pickling, too. `reference` is the target in pixels as the dataset has it,
+    off the grid of location tokens, where metrics need it (`ColumnMapping.keep_answers`).
     """
 
     id: str
@@ -68,6 +69,7 @@ class Sample:
     input: str = ""
     target: str | None = None
     follow_up: Callable[["Prediction"], Iterable["Sample"]] | None = None
+    reference: Answer | None = None
 
     @property
     def key(self) -> SampleKey:

@@ -76,12 +76,17 @@ def score_tasks(
     num_resamples: int = 1000,
     meteor: bool = False,
 ) -> list[TaskScores]:
-    """Score the examples of each task, with intervals from `num_resamples` bootstrap resamples."""
+    """Score the examples of each task, with intervals from `num_resamples` bootstrap resamples.
+
+    Examples are sorted by image, so that neither scores nor intervals depend on the order of a file.
+    """
     groups: dict[str, list[EvalExample]] = {}
     for example in examples:
         groups.setdefault(CUSTOM_PROMPTS if example.task.is_custom else example.task.name, []).append(example)
     if not groups:
         raise UserError("there is nothing to score")
+    for group in groups.values():
+        group.sort(key=lambda example: (example.sample.id, example.sample.input))
     return [_score_task(name, group, text_metrics, num_resamples, meteor) for name, group in groups.items()]
 
 

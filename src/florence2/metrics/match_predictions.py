@@ -82,8 +82,8 @@ class EvalExample:
 
     @property
     def reference(self) -> Answer | str:
-        """The first reference: text, or positions in pixels."""
-        return self._decode(self.targets[0])
+        """The first reference: text, or positions in pixels, exactly as the dataset has them."""
+        return self._decode(self.targets[0]) if self.sample.reference is None else self.sample.reference
 
     @property
     def answer(self) -> Answer | str:
@@ -108,7 +108,9 @@ def _items(answer: Answer | str, default_score: float | None = None) -> list[Ans
     items = [item if item.score is not None else replace(item, score=default_score) for item in answer]
     if answer.output_type is not OutputType.BOXES_OR_POLYGONS:
         return items
-    return [AnswerItem.box(item.bounding_box, item.label, item.score) for item in items]
+    return [
+        replace(AnswerItem.box(item.bounding_box, item.label, item.score), is_crowd=item.is_crowd) for item in items
+    ]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,8 @@
     polygons           {"polygons": [[[x, y, x, y, ...], ...]], "labels": [""]}   an object is a list of polygons
     boxes or polygons  {"bboxes", "bboxes_labels", "polygons", "polygons_labels"}
 
-Where the objects have scores, `scores`, `bboxes_scores` and `polygons_scores` follow.
+Where the objects have scores, `scores`, `bboxes_scores` and `polygons_scores` follow, and `iscrowd` or
+`bboxes_iscrowd` where one is a crowd.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -116,6 +117,8 @@ class Answer:
             value |= {kind.value: [item.coordinates for item in items]}
             value |= {f"{prefix}labels": [item.label for item in items]}
             scores |= {f"{prefix}scores": [item.score for item in items]}
+            if any(item.is_crowd for item in items):
+                value |= {f"{prefix}iscrowd": [int(item.is_crowd) for item in items]}
         return value | scores if self.has_scores else value
 
     def to_coco(self, image_id: int, category_ids: Mapping[str, int], first_id: int = 1) -> list[dict[str, Any]]:
@@ -206,6 +209,10 @@ class Answer:
         """Order the objects at random."""
         return self._reordered(lambda items: rng.sample(range(len(items)), len(items)))
 
+    def without_crowds(self) -> "Answer":
+        """Return the objects that are not crowds."""
+        return self._with(item for item in self.items if not item.is_crowd)
+
     def first(self, count: int) -> "Answer":
         """Return the first `count` objects."""
         return self._with(self.items[: max(count, 0)])
@@ -239,11 +246,12 @@ def _read_items(value: Mapping[str, Any], kind: GeometryKind, output_type: Outpu
     if output_type in _UNLABELED and len(labels) != len(positions):
         labels = [""] * len(positions)
     scores = _list_of(value.get(f"{kind}_scores", value.get("scores")) or [None] * len(positions), "scores")
-    for name, column in (("labels", labels), ("scores", scores)):
+    crowds = _list_of(value.get(f"{kind}_iscrowd", value.get("iscrowd")) or [0] * len(positions), "iscrowd")
+    for name, column in (("labels", labels), ("scores", scores), ("`iscrowd`", crowds)):
         if len(column) != len(positions):
             raise UserError(f"{len(column)} {name} for {len(positions)} `{kind}`", "pass one for each")
-    for position, label, score in zip(positions, labels, scores, strict=True):
-        yield AnswerItem.parse(kind, position, label, score)
+    for row in zip(positions, labels, scores, crowds, strict=True):
+        yield AnswerItem.parse(kind, *row)
 
 
 def _list_of(column: Any, name: str) -> Sequence[Any]:

@@ -38,12 +38,14 @@ class AnswerItem:
     """One object of an answer: its position in pixels, its label, its score from 0 to 1 where it has one.
 
     `rings` holds one ring for a box [x1, y1, x2, y2] or a quad of four corners, and one for each polygon of a mask.
+    A crowd (`iscrowd` of COCO) is an area of many objects: no target of training, neither right nor wrong in scores.
     """
 
     kind: GeometryKind
     rings: tuple[tuple[float, ...], ...]
     label: str = ""
     score: float | None = None
+    is_crowd: bool = False
 
     @classmethod
     def box(cls, box: Ring, label: str = "", score: float | None = None) -> "AnswerItem":
@@ -61,7 +63,9 @@ class AnswerItem:
         return cls(GeometryKind.POLYGONS, tuple(map(tuple, polygons)), label, score)
 
     @classmethod
-    def parse(cls, kind: GeometryKind, position: Any, label: Any = "", score: Any = None) -> "AnswerItem":
+    def parse(
+        cls, kind: GeometryKind, position: Any, label: Any = "", score: Any = None, is_crowd: Any = False
+    ) -> "AnswerItem":
         """Check a position as transformers' dictionary has it, with its label and score, and make an object of it."""
         rings = position if kind is GeometryKind.POLYGONS else [position]
         length = _RING_LENGTHS.get(kind)
@@ -70,7 +74,7 @@ class AnswerItem:
             raise UserError(f"`{kind}` holds `{str(position)[:60]}`, not {expected}", "write coordinates in pixels")
         if score is not None and not _is_ring([score], 1):
             raise UserError(f"a score is `{str(score)[:60]}`, not a number", "write a number from 0 to 1")
-        return cls(kind, tuple(map(tuple, rings)), "" if label is None else str(label), score)
+        return cls(kind, tuple(map(tuple, rings)), "" if label is None else str(label), score, bool(is_crowd))
 
     @property
     def coordinates(self) -> list[Any]:
@@ -96,7 +100,7 @@ class AnswerItem:
         left, top, right, bottom = self.bounding_box
         outlines = [] if self.kind is GeometryKind.BBOXES else [list(ring) for ring in self.rings if len(ring) >= 6]
         row = {"bbox": [left, top, right - left, bottom - top], "area": self.area, "segmentation": outlines}
-        return {**row, "iscrowd": 0} | ({} if self.score is None else {"score": self.score})
+        return {**row, "iscrowd": int(self.is_crowd)} | ({} if self.score is None else {"score": self.score})
 
     def transformed(
         self,

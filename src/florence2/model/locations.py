@@ -64,8 +64,9 @@ def _to_pixels(bins: Sequence[int], size: Size) -> list[float]:
 
 
 def encode(task: Task | OutputType, answer: Answer, size: Size) -> str:
-    """Return the text that the model should generate for an answer in pixels of an image of `size`."""
-    objects = (LocatedObject(item.kind, item.label, tuple(_to_bins(r, size) for r in item.rings)) for item in answer)
+    """Return the text that the model should generate for an answer in pixels of an image of `size`, without crowds."""
+    items = answer.without_crowds()
+    objects = (LocatedObject(item.kind, item.label, tuple(_to_bins(r, size) for r in item.rings)) for item in items)
     return encode_objects(_output_type(task), objects)
 
 

@@ -121,6 +121,7 @@ def _read_references(settings: EvaluateSettings, predictions: list[PredictionRow
         on_missing="skip",
         revision=None if settings.prediction.model_path else hub.revision,  # else it is the model's
         offline=hub.offline,
+        keep_answers=True,
     )
     return resolve_dataset(reference.references, options)
 

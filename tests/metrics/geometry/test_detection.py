@@ -11,7 +11,7 @@ from florence2.metrics.geometry.detection import (
     grounding_metrics,
     region_proposal_metrics,
 )
-from florence2.metrics.geometry.matching import IOU_THRESHOLDS, box_ious, match_greedily
+from florence2.metrics.geometry.matching import IOU_THRESHOLDS, box_ious, match_greedily, rank
 from florence2.model.answer import AnswerItem
 
 
@@ -76,7 +76,7 @@ def run_faster_coco_eval(pairs):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_map_equals_faster_coco_eval_and_its_weighted_version_too(seed):
-    pairs = list(scenes(seed))
+    pairs = [(rank(predictions), references) for predictions, references in scenes(seed)]
     direct = run_faster_coco_eval(pairs)
     scores = detection_metrics(pairs)
     found = scores.values()

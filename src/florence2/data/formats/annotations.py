@@ -5,7 +5,7 @@ Every annotation format is read as `AnnotatedImage`. `rows_from_annotations` mak
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ _VALIDATION_ALIASES = ("val", "valid", "validation")
 class Annotation:
     """One object: its label, box and polygons; an object in several parts has several polygons.
 
-    `score` is the confidence of a predicted object.
+    `score` is the confidence of a predicted object. A crowd is an area of many objects, as in COCO.
     """
 
     label: str
     box: Box
     polygons: tuple[Polygon, ...] = ()
     score: float | None = field(default=None, compare=False)
+    is_crowd: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class AnnotatedImage:
     """The annotations of one image; `size` is as the annotation file has it, `captions` is None where it has none.
 
     `ignored_shapes` names the kind of each shape that the reader does not read. `unlisted_annotations` names, on one
-    image of a file, the annotations in that file whose image is not listed.
+    image of a file, the annotations in that file whose image is not listed. `crowds` are no targets, and count
+    in scores as COCO has it.
     """
 
     file_name: str
@@ -52,6 +54,7 @@ class AnnotatedImage:
     captions: Sequence[str] | None = None
     ignored_shapes: Sequence[str] = ()
     unlisted_annotations: Sequence[str] = ()
+    crowds: Sequence[Annotation] = ()
 
 
 def resolve_task(task: Task, has_captions: bool, default: OutputType = OutputType.BOXES) -> Task:
@@ -85,12 +88,13 @@ def rows_from_annotations(image: AnnotatedImage, task: Task) -> Iterator[Row]:
         yield {**common, "text": list(image.captions)}
         return
     common["task"] = task.token
-    for task_input, answer in _inputs_and_answers(image.annotations, task):
+    for task_input, answer in _inputs_and_answers(image, task):
         target = {"text": answer} if isinstance(answer, str) else {"answer": answer}
         yield {**common, **({"input": task_input} if task_input else {}), **target}
 
 
-def _inputs_and_answers(annotations: Sequence[Annotation], task: Task) -> Iterator[tuple[Any, Any]]:
+def _inputs_and_answers(image: AnnotatedImage, task: Task) -> Iterator[tuple[Any, Any]]:
+    annotations, crowds = image.annotations, image.crowds
     labels = list(dict.fromkeys(annotation.label for annotation in annotations))
     if task.input_type is InputType.REGION:
         for annotation in annotations:
@@ -104,20 +108,21 @@ def _inputs_and_answers(annotations: Sequence[Annotation], task: Task) -> Iterat
                 yield label, _polygons_answer(outlined)
     elif task.output_type is OutputType.BOXES_OR_POLYGONS:
         for label in labels:
-            answer = _boxes_answer([annotation for annotation in annotations if annotation.label == label])
-            yield label, {"bboxes": answer["bboxes"], "bboxes_labels": answer["labels"]}
+            answer = _boxes_answer([each for each in (*annotations, *crowds) if each.label == label])
+            crowd = {"bboxes_iscrowd": answer["iscrowd"]} if "iscrowd" in answer else {}
+            yield label, {"bboxes": answer["bboxes"], "bboxes_labels": answer["labels"], **crowd}
     elif task.output_type is OutputType.PHRASES:
         in_order = sorted(annotations, key=lambda annotation: labels.index(annotation.label))
-        yield from [(", ".join(labels), _boxes_answer(in_order))] if annotations else []
+        yield from [(", ".join(labels), _boxes_answer((*in_order, *crowds)))] if annotations else []
     elif task.output_type is OutputType.QUADS:
         quads = (AnswerItem.quad(_quad(annotation), annotation.label) for annotation in annotations)
         yield "", Answer(OutputType.QUADS, tuple(quads)).to_dict()
     else:
-        yield "", _boxes_answer(annotations)
+        yield "", _boxes_answer((*annotations, *crowds))
 
 
 def _boxes_answer(annotations: Iterable[Annotation]) -> dict[str, Any]:
-    items = (AnswerItem.box(annotation.box, annotation.label) for annotation in annotations)
+    items = (replace(AnswerItem.box(each.box, each.label), is_crowd=each.is_crowd) for each in annotations)
     return Answer(OutputType.BOXES, tuple(items)).to_dict()
 
 
@@ -143,7 +148,7 @@ def annotations_from_row(
         return None
     is_structured = isinstance(answer, dict)
     value = Answer.from_dict(answer, task.output_type) if is_structured else decode(task, text, size())
-    annotations = (_annotation_from_item(item, task, task_input, size) for item in value)
+    annotations = (_annotation_from_item(item, task, task_input, size) for item in value.without_crowds())
     return [annotation for annotation in annotations if annotation is not None]
 
 

@@ -1,7 +1,8 @@
 """COCO annotation files: one JSON with `images`, `annotations` and `categories`, for boxes, polygons and captions.
 
 A box is [x, y, width, height] in pixels, a segmentation a list of polygons or a run-length mask. A crowd
-(`iscrowd: 1`) is many objects in one polygon and is skipped; keypoints are skipped, too. `ignored_shapes` names both.
+(`iscrowd: 1`) is many objects in one polygon: no target, only `florence2 evaluate` reads it. Keypoints are skipped.
+`ignored_shapes` names both.
 The label is the category's `name`. Ids are equal where their text is equal, `1` and `"1"`.
 """
 
@@ -60,8 +61,11 @@ def read_coco(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
             captions = [str(row["caption"]).strip() for row in rows if row.get("caption")]
             annotated = AnnotatedImage(image["file_name"], [], size, captions, ignored, unlisted)
         else:
-            annotations = [each for row in rows if (each := _parse_annotation(row, labels, where, ignored))]
-            annotated = AnnotatedImage(image["file_name"], annotations, size, None, ignored, unlisted)
+            objects = [row for row in rows if not _is_crowd(row)]
+            crowds = [each for row in rows if _is_crowd(row) and (each := _parse_crowd(row, labels, where))]
+            ignored += ["crowd"] * (len(rows) - len(objects))
+            annotations = [_parse_annotation(row, labels, where, ignored) for row in objects]
+            annotated = AnnotatedImage(image["file_name"], annotations, size, None, ignored, unlisted, crowds)
         yield where, annotated
         unlisted = ()
 
@@ -135,11 +139,20 @@ def _id_text(value: Any) -> str:
     return str(int(value) if is_integral else value).strip()
 
 
-def _parse_annotation(row: dict[str, Any], labels: dict[str, str], image: str, ignored: list[str]) -> Annotation | None:
-    """Read an object and add to `ignored` what is not read of it; None for a crowd."""
-    if str(row.get("iscrowd") or "0").strip().lower() not in ("0", "0.0", "false"):
-        ignored.append("crowd")
+def _is_crowd(row: dict[str, Any]) -> bool:
+    return str(row.get("iscrowd") or "0").strip().lower() not in ("0", "0.0", "false")
+
+
+def _parse_crowd(row: dict[str, Any], labels: dict[str, str], image: str) -> Annotation | None:
+    """Read the box of a crowd; None where its category or its box is missing."""
+    label = labels.get(_id_text(row.get("category_id")))
+    if label is None or not row.get("bbox"):
         return None
+    return Annotation(label, _parse_bbox(row["bbox"], (), f"{image}, annotation {row.get('id')}"), is_crowd=True)
+
+
+def _parse_annotation(row: dict[str, Any], labels: dict[str, str], image: str, ignored: list[str]) -> Annotation:
+    """Read an object and add to `ignored` what is not read of it."""
     where = f"{image}, annotation {row.get('id')}"
     label = labels.get(_id_text(row.get("category_id")))
     if label is None:

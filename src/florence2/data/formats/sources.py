@@ -1,7 +1,7 @@
 """Sources of rows: a dataset in some format, and annotation files about the images of a folder."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -45,7 +45,8 @@ class AnnotationSource:
             image = Sample(located.id, located.path, "")
             ignored += [*annotated.ignored_shapes, *_objects_without_polygons(annotated, task)]
             unlisted += annotated.unlisted_annotations
-            for row in rows_from_annotations(annotated, task):
+            crowds = annotated.crowds if columns.keep_answers else ()
+            for row in rows_from_annotations(replace(annotated, crowds=crowds), task):
                 if pending is not None:
                     yield pending
                 named_row = {**row, "file_name": located.id}

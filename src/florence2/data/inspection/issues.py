@@ -119,7 +119,7 @@ def _row_issues(
         yield IssueKind.EMPTY, "there is neither `text` nor `answer`"
     answer = row.get("answer")
     if isinstance(answer, dict) and task.output_type is not OutputType.TEXT:
-        yield from _answer_issues(Answer.from_dict(answer, task.output_type), task, size)
+        yield from _answer_issues(Answer.from_dict(answer, task.output_type).without_crowds(), task, size)
     else:
         yield from _text_issues(task, samples)
 

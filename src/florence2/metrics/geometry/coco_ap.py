@@ -18,8 +18,7 @@ from florence2.metrics.geometry.matching import (
     Ints,
     Items,
     ItemsPair,
-    box_ious,
-    match_greedily,
+    match_boxes,
     score_of,
 )
 
@@ -29,20 +28,24 @@ MAX_DETECTIONS = 100  # of one label and image, as in COCO
 
 @dataclass(frozen=True, eq=False)
 class PrecisionRecallCurve:
-    """The predicted boxes of one label by falling score, and the number of reference boxes of each example."""
+    """The predicted boxes of one label by falling score, and the number of reference boxes of each example.
+
+    A box that is ignored lies in a crowd and counts neither as right nor as wrong.
+    """
 
     example_D: Ints
     is_match_TD: NDArray[np.bool_]
+    is_ignored_TD: NDArray[np.bool_]
     num_references_E: Floats
 
     def average_precision(self, weights_BE: Floats, threshold_indices: Sequence[int]) -> Floats:
         """Average the interpolated precision over 101 recalls and the IoU thresholds: B; nan without references."""
         weights_BD = weights_BE[:, self.example_D]
-        predicted_BD = weights_BD.cumsum(1) + np.spacing(1)
         references_B1 = (weights_BE @ self.num_references_E)[:, None]
         total_B = np.zeros(len(weights_BE))
         for t in threshold_indices:
             matched_BD = (weights_BD * self.is_match_TD[t]).cumsum(1)
+            predicted_BD = (weights_BD * ~self.is_ignored_TD[t]).cumsum(1) + np.spacing(1)
             precision_BD = np.maximum.accumulate((matched_BD / predicted_BD)[:, ::-1], axis=1)[:, ::-1]
             recall_BD = np.divide(matched_BD, references_B1, out=np.zeros_like(matched_BD), where=references_B1 > 0)
             recall_index_BD = np.searchsorted(RECALLS, recall_BD, side="right")
@@ -68,25 +71,23 @@ class AveragePrecision:
         return means_B
 
 
-def precision_recall_curve(pairs: Sequence[ItemsPair]) -> tuple[PrecisionRecallCurve, Ints]:
-    """Match the boxes of one label; also return each example's number of matches at the lowest threshold."""
-    matches = [_match(predictions, references) for predictions, references in pairs]
-    num_matches_E = np.array([(each[0] >= 0).sum() for each in matches])
+def precision_recall_curve(pairs: Sequence[ItemsPair]) -> tuple[PrecisionRecallCurve, Ints, Ints]:
+    """Match the ranked boxes of one label; also count each example's matched and ignored at the lowest threshold."""
+    matched = [match_boxes(predictions, references, IOU_THRESHOLDS) for predictions, references in pairs]
+    num_matches_E = np.array([(matches[0] >= 0).sum() for matches, _ in matched])
+    num_ignored_E = np.array([ignored[0].sum() for _, ignored in matched])
     example_D = np.concatenate([np.full(min(len(p), MAX_DETECTIONS), e) for e, (p, _) in enumerate(pairs)])
     scores_D = np.concatenate(
         [np.array([score_of(item) for item in p[:MAX_DETECTIONS]], dtype=float) for p, _ in pairs]
     )
-    is_match_TD = np.concatenate([each[:, :MAX_DETECTIONS] >= 0 for each in matches], axis=1)
+    is_match_TD = np.concatenate([matches[:, :MAX_DETECTIONS] >= 0 for matches, _ in matched], axis=1)
+    is_ignored_TD = np.concatenate([ignored[:, :MAX_DETECTIONS] for _, ignored in matched], axis=1)
     order_D = np.argsort(-scores_D, kind="mergesort")
-    num_references_E = np.array([len(references) for _, references in pairs], dtype=float)
-    curve = PrecisionRecallCurve(example_D[order_D].astype(int), is_match_TD[:, order_D], num_references_E)
-    return curve, num_matches_E
-
-
-def _match(predictions: Items, references: Items) -> Ints:
-    if not predictions or not references:
-        return np.full((len(IOU_THRESHOLDS), len(predictions)), -1)
-    return match_greedily(box_ious(predictions, references), IOU_THRESHOLDS)
+    num_references_E = np.array([sum(not item.is_crowd for item in references) for _, references in pairs], dtype=float)
+    curve = PrecisionRecallCurve(
+        example_D[order_D].astype(int), is_match_TD[:, order_D], is_ignored_TD[:, order_D], num_references_E
+    )
+    return curve, num_matches_E, num_ignored_E
 
 
 def run_coco_eval(pairs: Sequence[ItemsPair], labels: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
@@ -123,7 +124,7 @@ def _coco_annotations(examples: Sequence[Items], ids: Mapping[str, int]) -> list
             "category_id": ids[item.label],
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "area": (x2 - x1) * (y2 - y1),
-            "iscrowd": 0,
+            "iscrowd": int(item.is_crowd),
             "score": score_of(item),
         }
         for e, items in enumerate(examples)

@@ -16,42 +16,54 @@ from florence2.metrics.geometry.matching import (
     ItemsPair,
     box_ious,
     group_by_label,
+    match_boxes,
     match_greedily,
     normalize_label,
-    score_of,
+    rank,
+    without_crowds,
 )
 from florence2.metrics.text import anls
 
 
 def detection_metrics(pairs: Sequence[ItemsPair]) -> MetricValues:
     """Compute mAP of labeled boxes, and F1, precision and recall at an IoU of 0.5 over all predicted boxes."""
-    pairs = [(_normalize_labels(predictions), _normalize_labels(references)) for predictions, references in pairs]
-    labels = sorted({item.label for _, references in pairs for item in references})
-    matches_E = np.zeros(len(pairs), dtype=int)
+    pairs = _normalize(pairs)
+    labels = sorted({item.label for _, references in pairs for item in references if not item.is_crowd})
+    all_labels = sorted({item.label for _, references in pairs for item in references})
+    matches_E, ignored_E = np.zeros(len(pairs), dtype=int), np.zeros(len(pairs), dtype=int)
     curves = []
     by_label = [(group_by_label(predictions), group_by_label(references)) for predictions, references in pairs]
-    for label in labels:
-        curve, label_matches_E = precision_recall_curve([(p.get(label, []), r.get(label, [])) for p, r in by_label])
+    for label in all_labels:
+        rows = [(p.get(label, []), r.get(label, [])) for p, r in by_label]
+        curve, label_matches_E, label_ignored_E = precision_recall_curve(rows)
         curves.append(curve)
         matches_E += label_matches_E
+        ignored_E += label_ignored_E
     library_values, label_ap = run_coco_eval(pairs, labels) if labels else ({}, {})
     thresholds = {"map": range(10), "map_50": [0], "map_75": [5]}
     metrics: dict[str, Metric] = {name: AveragePrecision(curves, indices) for name, indices in thresholds.items()}
-    return _with_f1(metrics, matches_E.tolist(), pairs, library_values, label_ap)
+    return _with_f1(metrics, matches_E.tolist(), pairs, ignored_E.tolist(), library_values, label_ap)
 
 
 def _with_f1(
     metrics: dict[str, Metric],
     matches: Sequence[int],
     pairs: Sequence[ItemsPair],
+    ignored: Sequence[int],
     library_values: Mapping[str, float] | None = None,
     labels: Mapping[str, float] | None = None,
 ) -> MetricValues:
-    num_predictions, num_references = [len(p) for p, _ in pairs], [len(r) for _, r in pairs]
+    num_predictions = [len(p) - count for (p, _), count in zip(pairs, ignored, strict=True)]
+    num_references = [len(without_crowds(r)) for _, r in pairs]
     counts = zip(matches, num_predictions, num_references, strict=True)
     quality = [2 * m / (p + r) if p + r else 1.0 for m, p, r in counts]
     metrics = {**metrics, **precision_recall_f1(matches, num_predictions, num_references)}
     return MetricValues(metrics, np.asarray(quality), library_values or {}, labels or {})
+
+
+def _normalize(pairs: Sequence[ItemsPair]) -> list[ItemsPair]:
+    """Normalize the labels of all objects, and rank the predicted ones."""
+    return [(rank(_normalize_labels(predictions)), _normalize_labels(references)) for predictions, references in pairs]
 
 
 def _normalize_labels(items: Items) -> Items:
@@ -62,7 +74,8 @@ def dense_caption_metrics(pairs: Sequence[ItemsPair]) -> MetricValues:
     """Compute detection metrics of boxes without their captions, and the ANLS of the captions of matched boxes."""
     scores = region_proposal_metrics(pairs)
     similarities = [_caption_similarities(predictions, references) for predictions, references in pairs]
-    words_anls = ratio([sum(each) for each in similarities], [len(references) for _, references in pairs])
+    num_references = [len(without_crowds(references)) for _, references in pairs]
+    words_anls = ratio([sum(each) for each in similarities], num_references)
     return MetricValues({**scores.metrics, "words_anls": words_anls}, scores.quality_E, scores.library_values)
 
 
@@ -77,9 +90,9 @@ def _without_labels(items: Items) -> Items:
 
 
 def _caption_similarities(predictions: Items, references: Items) -> list[float]:
-    ranked = sorted(predictions, key=lambda item: -score_of(item))
-    matches = match_greedily(box_ious(ranked, references), IOU_THRESHOLDS[:1])[0]
-    return [anls(item.label, [references[g].label]) for item, g in zip(ranked, matches, strict=True) if g >= 0]
+    ranked, objects = rank(predictions), without_crowds(references)
+    matches = match_greedily(box_ious(ranked, objects), IOU_THRESHOLDS[:1])[0]
+    return [anls(item.label, [objects[g].label]) for item, g in zip(ranked, matches, strict=True) if g >= 0]
 
 
 def grounding_metrics(pairs: Sequence[ItemsPair]) -> MetricValues:
@@ -88,12 +101,15 @@ def grounding_metrics(pairs: Sequence[ItemsPair]) -> MetricValues:
     Phrase accuracy is the fraction of reference phrases whose most confident predicted box matches one of the
     phrase's reference boxes.
     """
-    pairs = [(_normalize_labels(predictions), _normalize_labels(references)) for predictions, references in pairs]
-    matches, correct_phrases, phrases = [], [], []
+    pairs = _normalize(pairs)
+    matches, ignored, correct_phrases, phrases = [], [], [], []
     for predictions, references in pairs:
-        predicted = group_by_label(predictions)
-        ious = [box_ious(predicted.get(label, []), boxes) for label, boxes in group_by_label(references).items()]
-        matches.append(sum(int((match_greedily(ious_DG, IOU_THRESHOLDS[:1]) >= 0).sum()) for ious_DG in ious))
-        correct_phrases.append(sum(bool((ious_DG[:1] >= IOU_THRESHOLDS[0]).any()) for ious_DG in ious))
+        predicted, boxes = group_by_label(predictions), group_by_label(references)
+        matched = [match_boxes(predicted.get(label, []), boxes[label], IOU_THRESHOLDS[:1]) for label in boxes]
+        matches.append(sum(int((matches_TD >= 0).sum()) for matches_TD, _ in matched))
+        ignored.append(sum(int(ignored_TD.sum()) for _, ignored_TD in matched))
+        objects = group_by_label(without_crowds(references))
+        ious = [box_ious(predicted.get(label, [])[:1], objects[label]) for label in objects]
+        correct_phrases.append(sum(bool((ious_DG >= IOU_THRESHOLDS[0]).any()) for ious_DG in ious))
         phrases.append(len(ious))
-    return _with_f1({"phrase_accuracy": ratio(correct_phrases, phrases)}, matches, pairs)
+    return _with_f1({"phrase_accuracy": ratio(correct_phrases, phrases)}, matches, pairs, ignored)

@@ -17,6 +17,7 @@ from florence2.metrics.geometry.matching import (
     ItemsPair,
     match_greedily,
     normalize_label,
+    rank,
 )
 from florence2.metrics.text import similarity
 from florence2.model.geometry import Ring, bounding_box
@@ -75,7 +76,8 @@ def quad_metrics(pairs: Sequence[ItemsPair]) -> MetricValues:
     Quads match at an IoU of 0.5. `text_similarity` is the mean over matched lines; an unmatched line counts as 0.
     """
     matches, correct_texts, similarities, num_lines = [], [], [], []
-    for predictions, references in pairs:
+    for unranked, references in pairs:
+        predictions = rank(unranked)
         ious_DG = quad_ious(_polygons(predictions), _polygons(references))
         matched = match_greedily(ious_DG, IOU_THRESHOLDS[:1])[0]
         texts = [(predictions[d].label, references[g].label) for d, g in enumerate(matched) if g >= 0]

@@ -26,10 +26,20 @@ def score_of(item: AnswerItem) -> float:
     return 1.0 if item.score is None else item.score
 
 
+def rank(items: Items) -> list[AnswerItem]:
+    """Sort objects by falling score; ties by their coordinates, so that the order of a file does not count."""
+    return sorted(items, key=lambda item: (-score_of(item), item.rings, item.label))
+
+
+def without_crowds(items: Items) -> list[AnswerItem]:
+    """Return the objects that are not crowds."""
+    return [item for item in items if not item.is_crowd]
+
+
 def group_by_label(items: Items) -> dict[str, list[AnswerItem]]:
-    """Group objects by label; each group is sorted by falling score."""
+    """Group objects by label, and keep their order in each group."""
     groups: dict[str, list[AnswerItem]] = {}
-    for item in sorted(items, key=lambda item: -score_of(item)):
+    for item in items:
         groups.setdefault(item.label, []).append(item)
     return groups
 
@@ -41,17 +51,43 @@ def normalize_label(label: str) -> str:
 
 def box_ious(predictions: Items, references: Items) -> Floats:
     """Compute the IoU of each predicted box with each reference box: DG."""
-    a_D14 = np.asarray([item.rings for item in predictions], dtype=float).reshape(-1, 1, 4)
-    b_1G4 = np.asarray([item.rings for item in references], dtype=float).reshape(1, -1, 4)
+    a_D14, b_1G4 = _boxes(predictions).reshape(-1, 1, 4), _boxes(references).reshape(1, -1, 4)
+    intersection_DG = _intersections(a_D14, b_1G4)
+    return _divide(intersection_DG, _areas(a_D14) + _areas(b_1G4) - intersection_DG)
+
+
+def _boxes(items: Items) -> Floats:
+    return np.asarray([item.rings for item in items], dtype=float)
+
+
+def _intersections(a_D14: Floats, b_1G4: Floats) -> Floats:
     near, far = np.maximum(a_D14[..., :2], b_1G4[..., :2]), np.minimum(a_D14[..., 2:], b_1G4[..., 2:])
-    intersection_DG = np.clip(far - near, 0, None).prod(-1)
-    union_DG = _areas(a_D14) + _areas(b_1G4) - intersection_DG
-    ious_DG: Floats = np.divide(intersection_DG, union_DG, out=np.zeros_like(intersection_DG), where=union_DG > 0)
-    return ious_DG
+    return np.asarray(np.clip(far - near, 0, None).prod(-1))
+
+
+def _divide(numerator: Floats, denominator: Floats) -> Floats:
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
 
 
 def _areas(boxes: Floats) -> Floats:
     return np.asarray(np.clip(boxes[..., 2:] - boxes[..., :2], 0, None).prod(-1))
+
+
+def match_boxes(predictions: Items, references: Items, thresholds: Floats) -> tuple[Ints, NDArray[np.bool_]]:
+    """Match predicted boxes in order; also return which of them count neither as right nor as wrong: both TD.
+
+    As in COCO, those are boxes without a match of which the fraction `threshold` lies in one crowd. The numbers of
+    matches count through the references that are no crowds.
+    """
+    crowds = [item for item in references if item.is_crowd]
+    objects = without_crowds(references)
+    matches_TD = match_greedily(box_ious(predictions, objects), thresholds)
+    if not crowds or not predictions:
+        return matches_TD, np.zeros_like(matches_TD, dtype=bool)
+    a_D14 = _boxes(predictions).reshape(-1, 1, 4)
+    covered_DG = _divide(_intersections(a_D14, _boxes(crowds).reshape(1, -1, 4)), _areas(a_D14) + np.zeros(len(crowds)))
+    is_covered_TD = covered_DG.max(1) >= np.minimum(thresholds, 1 - 1e-10)[:, None]
+    return matches_TD, (matches_TD < 0) & is_covered_TD
 
 
 def match_greedily(ious_DG: Floats, thresholds: Floats) -> Ints:

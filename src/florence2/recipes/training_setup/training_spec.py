@@ -206,6 +206,7 @@ def _data_config(settings: TrainSettings, captions: CaptionAugmentation) -> Trai
         image_column=source.image_column,
         text_column=source.text_column,
         offline=settings.hub.offline,
+        keep_answers=bool(settings.saving.eval_metrics),
     )
     return TrainingDataConfig(
         data.dataset,
