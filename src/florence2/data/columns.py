@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from florence2.data.answer_column import answer_text, parse_answer
 from florence2.data.folders.image_locator import ImageLocator, LocatedImage
 from florence2.data.image import IMAGE_EXTENSIONS, ImageError, Size, is_image_name
 from florence2.data.sample import Sample, Skipped, SkipReason
 from florence2.data.tables import NamedRow, Row
 from florence2.errors import DatasetError, UserError
-from florence2.model.answer import Answer, GeometryKind
-from florence2.model.locations import encode, encode_region, parse_box
-from florence2.model.tasks import InputType, OutputType, Task, split_prompt
+from florence2.model.locations import encode_region, parse_box
+from florence2.model.tasks import InputType, Task, split_prompt
 
 IMAGE_COLUMNS = ("file_name", "image", "image_path")
 TASK_COLUMNS = ("task", "prompt", "prefix")
@@ -246,25 +246,3 @@ def _region_tokens(box: Any, where: str, size: Callable[[], Size]) -> str:
 def is_finite(side: Any) -> bool:
     """Return whether a value is a number that a coordinate can have."""
     return isinstance(side, int | float) and math.isfinite(side)
-
-
-def answer_text(task: Task, answer: Any, where: str, size: Callable[[], Size]) -> str:
-    """Encode a structured answer as target text, its objects in reading order (phrases in their own order)."""
-    if isinstance(answer, str):
-        return answer.strip()
-    value, image_size = parse_answer(task, answer, where).without_crowds(), size()
-    return encode(task, value if task.output_type is OutputType.PHRASES else value.in_reading_order(), image_size)
-
-
-def parse_answer(task: Task, answer: Any, where: str) -> Answer:
-    """Read a structured answer in pixels."""
-    is_structured = isinstance(answer, dict) and any(kind in answer for kind in GeometryKind)
-    if task.output_type is OutputType.TEXT or not is_structured:
-        raise DatasetError(
-            f"{where} has an `answer` that does not fit `{task.token}`",
-            "set `task`, and write " + " or ".join(f"`{kind}`" for kind in GeometryKind) + " with `labels`",
-        )
-    try:
-        return Answer.from_dict(answer, task.output_type)
-    except UserError as error:
-        raise DatasetError(f"{where} has an `answer` that cannot be encoded: {error.what}", error.hint) from None
