@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from florence2.demo.dataset import make_dataset
+from scripts import gallery
 from scripts.reference import PAGES as REFERENCE_PAGES
 from scripts.reference import page
 
@@ -65,6 +66,12 @@ def test_every_block_runs(path: Path, tmp_path: Path) -> None:
 def test_reference_pages_equal_help(name: str) -> None:
     written = (ROOT / "docs" / "reference" / f"{name}.md").read_text(encoding="utf-8")
     assert written == page(name), "run `uv run python scripts/reference.py`"
+
+
+def test_gallery_is_what_the_bundled_model_answers() -> None:
+    rows = {name: result.to_json() for name, result in gallery.answer_tasks().items()}
+    assert gallery.PAGE.read_text(encoding="utf-8") == gallery.render(rows), "run `uv run python scripts/gallery.py`"
+    assert {path.stem for path in gallery.IMAGES.iterdir()} == set(rows)
 
 
 def test_links_of_the_docs_lead_somewhere() -> None:

@@ -18,6 +18,7 @@ from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
 from florence2.model.load import load
+from florence2.model.tasks import find_task
 from florence2.results.result import Result
 
 ImageInput: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray"
@@ -138,10 +139,11 @@ class Florence2:
 
 def _samples(images: Iterable[ImageInput], task: str, words: str) -> Iterator[Sample]:
     """Name each image by its path, or by its number among the images."""
+    token = find_task(task).token
     for number, image in enumerate(images):
         if isinstance(image, str | Path):
-            yield Sample(str(image), Path(image), task, words)
+            yield Sample(str(image), Path(image), token, words)
         elif isinstance(image, np.ndarray):
-            yield Sample(f"image {number}", Image.fromarray(image), task, words)
+            yield Sample(f"image {number}", Image.fromarray(image), token, words)
         else:
-            yield Sample(f"image {number}", image, task, words)
+            yield Sample(f"image {number}", image, token, words)
