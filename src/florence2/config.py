@@ -553,8 +553,9 @@ class ExportSettings:
     output_path: str
     """Folder to write; it appears once it is complete."""
 
-    to: Literal["transformers"] = "transformers"
-    """Target: `transformers` is the layout of transformers' own class (docs/export.md)."""
+    to: Literal["transformers", "microsoft"] = "transformers"
+    """Target: the layout of transformers' own class, or Microsoft's, which ComfyUI, taggui and others read
+    (docs/export.md)."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
     """Precision of the weights; `auto` is the smallest that holds each of them exactly."""

@@ -16,24 +16,18 @@ _LICENSES = {"microsoft/": "mit", "florence-community/": "mit", DEMO: "apache-2.
 def write_card(folder: Path, source: ExportSource, result: ExportResult, usage: str) -> None:
     """Write the card; the card of the model, where it has one, follows it in full."""
     header, body = _split_header(source.card)
-    base = source.base
-    header |= {"base_model": header.get("base_model", base), "library_name": "transformers"}
-    header.setdefault("pipeline_tag", "image-text-to-text")
-    if license_name := header.get("license") or _license(str(base)):
-        header["license"] = license_name
-    tags = [tag for tag in header.get("tags") or [] if tag != "lora"]
-    header["tags"] = tags if "florence-2" in tags else ["florence-2", *tags]
+    origin = "Florence-2, fine-tuned from" if source.metadata or source.adapter else "Florence-2:"
     lines = [
         "---",
-        yaml.safe_dump(header, sort_keys=True, allow_unicode=True).strip(),
+        yaml.safe_dump(_header(header, source, result), sort_keys=True, allow_unicode=True).strip(),
         "---",
         "",
         f"# {result.output_path.name}",
         "",
-        f"Florence-2, fine-tuned from `{base}`" if source.metadata or source.adapter else f"Florence-2: `{base}`",
+        f"{origin} `{_short(source.base)}`",
         "",
-        f"Exported by florence2 from `{source.name}` with `--to {result.target}` in {result.dtype}. Compared with it:"
-        f" {result.comparison}.",
+        f"Exported by florence2 from `{_short(source.name)}` with `--to {result.target}` in {result.dtype}. Compared"
+        f" with it: {result.comparison}.",
         "",
         usage.strip(),
         "",
@@ -42,6 +36,25 @@ def write_card(folder: Path, source: ExportSource, result: ExportResult, usage: 
     ]
     with atomic_write(folder / "README.md") as file:
         file.write("\n".join(lines).rstrip() + "\n")
+
+
+def _header(header: dict[str, Any], source: ExportSource, result: ExportResult) -> dict[str, Any]:
+    """Complete the header of a model card; a base that is a local folder is no model of the hub."""
+    is_adapter = result.target.startswith("adapter")
+    tags = [tag for tag in header.get("tags") or [] if tag not in ("lora", "florence-2")]
+    header = {"pipeline_tag": "image-text-to-text"} | header
+    header |= {"library_name": "peft" if is_adapter else "transformers"}
+    header |= {"tags": ["florence-2", *(["lora"] if is_adapter else []), *tags]}
+    base = header.pop("base_model", source.base)
+    if base != DEMO and not (isinstance(base, str) and Path(base).is_absolute()):
+        header["base_model"] = base
+    license_name = header.pop("license", None) or _license(source.base)
+    return header | ({"license": license_name} if license_name else {})
+
+
+def _short(name: str) -> str:
+    """Return the name of a local folder without its path, which concerns this machine only."""
+    return Path(name).name if Path(name).is_dir() or Path(name).is_absolute() else name
 
 
 def _split_header(card: str) -> tuple[dict[str, Any], str]:
@@ -65,5 +78,5 @@ def _origin(source: ExportSource) -> list[str]:
     metadata = source.metadata
     if source.card or not metadata:
         return []
-    values = {"base": metadata.base, "task": metadata.task, "prompt": metadata.prompt} | metadata.data
+    values = {"base": _short(metadata.base), "task": metadata.task, "prompt": metadata.prompt} | metadata.data
     return ["## Training", "", "| name | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in values.items()), ""]

@@ -54,6 +54,11 @@ class ExportSource:
         return find_task(self.metadata.task if self.metadata else "caption")
 
     @property
+    def vocab_size(self) -> int:
+        """The number of tokens that the model generates: all but `<image>` and padding, which follow them."""
+        return int(self.model.config.image_token_id)
+
+    @property
     def base(self) -> str:
         """The name of the model that this one was trained from, or its own."""
         trained_from = self.metadata.base if self.metadata else self.adapter and self.adapter.base

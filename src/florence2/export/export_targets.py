@@ -10,6 +10,7 @@ from pathlib import Path
 from florence2.errors import OptionError
 from florence2.export.comparison import LogitsFn
 from florence2.export.export_source import ExportSource
+from florence2.settings_io import closest_name_hint
 
 _FLOATS = ("float32", "float16", "bfloat16")
 
@@ -20,7 +21,7 @@ class Target:
 
     `module` has three functions: `write(source, folder, dtype, max_shard_size)` writes the files,
     `read_logits(source, folder)` loads them again as other programs do and returns a `LogitsFn`, and
-    `usage(source, dtype)` returns the Markdown of the README that says how to load them. `dtype` is a name of
+    `usage(source, folder)` returns the Markdown of the README that says how to load them. `dtype` is a name of
     `dtypes`; the default `exact` is the smallest that holds every weight.
     """
 
@@ -53,18 +54,22 @@ class Target:
         logits: LogitsFn = importlib.import_module(self.module).read_logits(source, folder)
         return logits
 
-    def usage(self, source: ExportSource, dtype: str) -> str:
+    def usage(self, source: ExportSource, folder: Path) -> str:
         """Return the section of the README that says how to load the export."""
-        return str(importlib.import_module(self.module).usage(source, dtype))
+        return str(importlib.import_module(self.module).usage(source, folder))
 
 
-TARGETS: dict[str, Target] = {
-    target.name: target for target in (Target("transformers", "florence2.export.layouts.transformers_layout"),)
-}
+_TARGETS = (
+    Target("transformers", "florence2.export.layouts.transformers_layout"),
+    Target("microsoft", "florence2.export.layouts.microsoft_layout"),
+)
+TARGETS: dict[str, Target] = {target.name: target for target in _TARGETS}
 
 
 def find_target(name: str, dtype: str) -> Target:
     """Return the target of `--to`; raise OptionError for a dtype that it cannot have."""
+    if name not in TARGETS:
+        raise OptionError(f"`{name}` is not a target", closest_name_hint(name, list(TARGETS)))
     target = TARGETS[name]
     if dtype not in ("auto", *target.dtypes):
         able = [each.name for each in TARGETS.values() if dtype in each.dtypes]

@@ -74,9 +74,9 @@ def _write(
         dtype,
         source,
         load_seconds=load_seconds,
-        comparison=compare(cases, export_logits),
+        comparison=compare(cases, export_logits, source.vocab_size),
     )
     result.require_equal()
-    write_card(folder, source, result, target.usage(source, dtype))
+    write_card(folder, source, result, target.usage(source, folder))
     result.save(folder)
     return result

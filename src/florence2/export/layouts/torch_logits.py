@@ -7,8 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from florence2.errors import OptionError
+from florence2.errors import CheckpointError, OptionError
 from florence2.export.comparison import ComparisonCase, LogitsFn
+from florence2.export.export_source import ExportSource
+from florence2.model.storage import legacy_layout as legacy
+
+_VOCABULARY = (legacy.SHARED, *legacy.TIED, legacy.HEAD)
 
 
 def torch_logits(model: Any) -> LogitsFn:
@@ -29,6 +33,18 @@ def torch_logits(model: Any) -> LogitsFn:
         return result
 
     return logits
+
+
+def require_equal_weights(model: Any, source: ExportSource, num_rows: int | None = None) -> None:
+    """Raise CheckpointError if a weight of a reloaded model is not that of its source, rounded to its dtype.
+
+    `num_rows` limits the comparison of the embedding and of the output layer.
+    """
+    reloaded = model.state_dict()
+    for name, tensor in source.model.state_dict().items():
+        rows = slice(num_rows if name in _VOCABULARY else None)
+        if not torch.equal(reloaded[name][rows], tensor[rows].to(reloaded[name].dtype)):
+            raise CheckpointError(f"the export changed the weight `{name}`", "report this with the command")
 
 
 @contextmanager

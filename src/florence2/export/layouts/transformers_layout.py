@@ -9,7 +9,7 @@ from transformers import Florence2ForConditionalGeneration
 
 from florence2.export.comparison import LogitsFn
 from florence2.export.export_source import ExportSource
-from florence2.export.layouts.torch_logits import torch_logits
+from florence2.export.layouts.torch_logits import require_equal_weights, torch_logits
 
 _USAGE = """
 ## Use
@@ -37,11 +37,13 @@ def write(source: ExportSource, folder: Path, dtype: str, max_shard_size: str) -
     source.processor.save_pretrained(folder)
 
 
-def read_logits(_: ExportSource, folder: Path) -> LogitsFn:
+def read_logits(source: ExportSource, folder: Path) -> LogitsFn:
     """Load an export by transformers alone."""
-    return torch_logits(Florence2ForConditionalGeneration.from_pretrained(folder, dtype="auto").eval())
+    model = Florence2ForConditionalGeneration.from_pretrained(folder, dtype="auto").eval()
+    require_equal_weights(model, source)
+    return torch_logits(model)
 
 
-def usage(source: ExportSource, _: str) -> str:
+def usage(source: ExportSource, _: Path) -> str:
     """Return the section of the README that says how to load the export."""
     return _USAGE.format(prompt=json.dumps(source.task.prompt, ensure_ascii=False))
