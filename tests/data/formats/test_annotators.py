@@ -102,6 +102,15 @@ def test_label_studio(tmp_path: Path, result: list, expected: list, ignored: tup
     assert (image.file_name, summary(image), tuple(image.ignored_shapes)) == ("a.jpg", expected, ignored)
 
 
+def test_label_studio_counts_the_annotations_that_are_not_read(tmp_path: Path) -> None:
+    results = [{"result": [rectangle()]}, {"result": [polygon()]}, {"result": [], "was_cancelled": True}]
+    task = {"id": 1, "data": {"image": "a.jpg"}, "annotations": results}
+    (tmp_path / "x.json").write_text(json.dumps([task]))
+    image = only(label_studio.read_label_studio(tmp_path / "x.json"))
+    assert summary(image) == [BOX]
+    assert tuple(image.ignored_shapes) == ("further annotation of a task", "cancelled annotation")
+
+
 def test_label_studio_min(tmp_path: Path) -> None:
     shape = rectangle()["value"] | {"original_width": 100, "original_height": 100}
     row = {"id": 1, "annotation_id": 2, "image": "/data/local-files/?d=photos/a.jpg", "label": [shape]}
@@ -271,8 +280,11 @@ def test_open_images(tmp_path: Path) -> None:
     (tmp_path / "boxes.csv").write_text("\n".join([*rows, "a1,x,/m/01yrx,1,0,1,0,1,1", "gone,x,/m/01yrx,1,0,1,0,1,0"]))
     (tmp_path / "class-descriptions-boxable.csv").write_text("/m/01yrx,cat\n")
     assert open_images.is_open_images(tmp_path / "boxes.csv")
-    image = only(open_images.read_open_images(tmp_path / "boxes.csv", tmp_path))
-    assert (image.file_name, summary(image), tuple(image.ignored_shapes)) == ("a1.jpg", [BOX], ("group box",))
+    images = [image for _, image in open_images.read_open_images(tmp_path / "boxes.csv", tmp_path)]
+    assert [image.file_name for image in images] == ["a1.jpg", "gone.jpg"]
+    assert (summary(images[0]), tuple(images[0].ignored_shapes)) == ([BOX], ("group box",))
+    dataset = resolve_dataset(tmp_path / "boxes.csv", DatasetOptions("od", on_missing="skip"))
+    assert f"skipped: 1 that do not exist, the first is {tmp_path}/gone.jpg" in dataset.summary()
 
 
 @pytest.mark.parametrize("values", [["nan"], ["inf"], ["x"], [None], [float("nan")]])

@@ -48,6 +48,8 @@ class Sidecars:
 
 def is_yolo_text(text: str) -> bool:
     """Return whether every line of a text is a class and at least four fractions of an image's sides."""
+    if not text.lstrip()[:1].isdecimal():
+        return False
     lines = [line.split() for line in text.splitlines() if line.strip()]
     return bool(lines) and all(
         len(fields) >= 5

@@ -29,7 +29,7 @@ _FILE_FORMATS: tuple[tuple[Callable[[Path], bool], Read], ...] = (
 )
 # Only a JSON file with one of these keys near its beginning is parsed to recognize its format.
 _JSON_KEYS = (b'"annotations"', b'"annotation_id"', b'"completions"', b'"assets"', b'"regions"', b'"_via_img_metadata"')
-_EXTENSIONS = (".json", ".xml", ".csv", ".txt")
+_EXTENSIONS = (".json", ".xml", ".csv")
 _SPLITS = ("train", *split_aliases("val"), "test")
 
 
@@ -56,11 +56,22 @@ def annotator_folder_source(listing: Listing, split: str | None, root: Path | No
         images = root or _image_folder(folder)
         return AnnotationSource(display_path(folder), images, lambda: funsd.read_funsd(inner, images), OutputType.QUADS)
     listings = [listing, *([next(walk(inner, recursive=False))] if inner.is_dir() else [])]
-    files = [each.path / name for each in listings for name in each.names if name.lower().endswith(_EXTENSIONS)]
+    files = [path for each in listings for path in _candidates(each)]
     if boxes := next((file for file in _of_split(files, split) if open_images.is_open_images(file)), None):
         return annotator_file_source(boxes, root or _image_folder(folder))
     found = [(file, read) for file in _of_split(files, split) if (read := _reader(file))]
     return _source(display_path(folder), found, root) if found else None
+
+
+def _candidates(listing: Listing) -> list[Path]:
+    """Return the files of a folder that may be an export; a file with the stem of an image is about that image."""
+    names = [name for name in listing.names if name.lower().endswith(_EXTENSIONS) or _may_be_labels(name.lower())]
+    stems = {name.rpartition(".")[0] for name in listing.images()} if names else set()
+    return [listing.path / name for name in names if name.rpartition(".")[0] not in stems]
+
+
+def _may_be_labels(name: str) -> bool:
+    return name.endswith(".txt") and any(part in name for part in paddleocr.LABEL_NAMES)
 
 
 def _source(name: str, files: list[tuple[Path, Read]], root: Path | None) -> AnnotationSource:

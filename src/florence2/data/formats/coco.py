@@ -135,12 +135,15 @@ def _rows_by_image(
 
 
 def _id_text(value: Any) -> str:
+    if isinstance(value, int):
+        return str(value)
     is_integral = isinstance(value, float) and value.is_integer()
     return str(int(value) if is_integral else value).strip()
 
 
 def _is_crowd(row: dict[str, Any]) -> bool:
-    return str(row.get("iscrowd") or "0").strip().lower() not in ("0", "0.0", "false")
+    crowd = row.get("iscrowd")
+    return bool(crowd) and str(crowd).strip().lower() not in ("0", "0.0", "false")
 
 
 def _parse_crowd(row: dict[str, Any], labels: dict[str, str], image: str) -> Annotation | None:

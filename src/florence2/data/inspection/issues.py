@@ -6,6 +6,7 @@ is an issue. The token count of a text comes from the caller.
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,7 +19,7 @@ from florence2.errors import UserError
 from florence2.model.answer import Answer
 from florence2.model.geometry import Ring, bounding_box
 from florence2.model.location_grammar import decode_objects
-from florence2.model.locations import encode
+from florence2.model.locations import encode, to_bin
 from florence2.model.tasks import TASKS, InputType, OutputType, Task, split_prompt
 
 TOLERANCE = 1.0  # pixels that a box may extend beyond the image
@@ -180,7 +181,10 @@ def _ring_issue(ring: Ring, size: Size) -> IssueKind | None:
 
 def _repeated_objects(answer: Answer, task: Task, size: Size) -> Iterator[tuple[IssueKind, str]]:
     texts: set[str] = set()
-    for item in answer:
+    # only objects that begin and end in the same bins can have the same text
+    ends = [tuple(to_bin(ring[at], size[at]) for ring in item.rings[:1] for at in (0, -1) if ring) for item in answer]
+    counts = Counter(ends)
+    for item in (item for item, end in zip(answer, ends, strict=True) if counts[end] > 1):
         text = encode(task, Answer(answer.output_type, (item,)), size)
         if text in texts:
             yield IssueKind.REPEATED, f"`{item.label or 'an object'}` at {_shorten(item.coordinates)} occurs twice"

@@ -1,11 +1,12 @@
 """Label Studio: exports as JSON (tasks with `annotations`) and as JSON-MIN (flat rows).
 
 Rectangles, rotated rectangles, polygons and ellipses are objects; coordinates are percentages of the image.
-Keypoints, brush masks and choices are not read; each image names them in `ignored_shapes`. Source: Label Studio's
-documentation of its JSON format.
+Keypoints, brush masks, choices, and the annotations of a task after the first are not read; each image names them in
+`ignored_shapes`. Source: Label Studio's documentation of its JSON format.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
@@ -67,7 +68,10 @@ def _task_image(task: Mapping[str, Any], where: str) -> AnnotatedImage:
     valid = [entry for entry in entries if isinstance(entry, dict) and not entry.get("was_cancelled")]
     shapes = [shape for entry in valid[:1] for shape in entry.get("result", []) if isinstance(shape, dict)]
     texts = {shape.get("id"): shape["value"].get("text") for shape in shapes if shape.get("type") == "textarea"}
-    return _image(task["data"][key], shapes, texts, where)
+    image = _image(task["data"][key], shapes, texts, where)
+    unread = ["further annotation of a task"] * (len(valid) - 1)
+    unread += ["cancelled annotation"] * (len(entries) - len(valid))
+    return replace(image, ignored_shapes=(*image.ignored_shapes, *unread))
 
 
 def _min_image(row: Mapping[str, Any], where: str) -> AnnotatedImage:

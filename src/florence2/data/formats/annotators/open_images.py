@@ -4,6 +4,7 @@ Class names come from `class-descriptions*.csv` beside the list, where there is 
 objects and are not read; each image names them in `ignored_shapes`.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,27 +22,31 @@ def is_open_images(path: Path) -> bool:
 
 
 def read_open_images(path: Path, images: Path) -> Iterator[tuple[str, AnnotatedImage]]:
-    """Read the boxes of the images in a folder; boxes of images that are not there are of no use and are left out."""
+    """Read the images of a list, whose files are in a folder; an image without a file has a name that ends in .jpg."""
     names = _class_names(path)
-    boxes: dict[str, list[tuple[str, list[float], bool]]] = defaultdict(list)
+    rows: dict[str, list[tuple[str, list[float], bool]]] = defaultdict(list)
     for where, row in read_csv(path):
         sides = finite_numbers([row[side] for side in ("XMin", "YMin", "XMax", "YMax")], where)
         label = names.get(row["LabelName"], row["LabelName"])
-        boxes[row["ImageID"]].append((label, sides, row.get("IsGroupOf") == "1"))
-    for file in sorted(images.iterdir()):
-        if is_image_name(file.name) and file.stem in boxes:
-            rows = boxes[file.stem]
-            try:
-                width, height = image_size(file)
-            except ImageError:
-                width, height = 1, 1  # the image is refused when it is opened
-            found = [
-                Annotation(label, [side * (height if at % 2 else width) for at, side in enumerate(sides)])
-                for label, sides, is_group in rows
-                if not is_group
-            ]
-            groups = tuple("group box" for _, _, is_group in rows if is_group)
-            yield f"{path} image {file.stem}", AnnotatedImage(file.name, found, (width, height), ignored_shapes=groups)
+        rows[row["ImageID"]].append((label, sides, row.get("IsGroupOf") == "1"))
+    files = {name.rpartition(".")[0]: name for name in os.listdir(images) if is_image_name(name)}  # noqa: PTH208
+    for stem in sorted(rows):
+        file_name = files.get(stem, f"{stem}.jpg")
+        yield f"{path} image {stem}", _image(file_name, images / file_name, rows[stem])
+
+
+def _image(name: str, file: Path, rows: list[tuple[str, list[float], bool]]) -> AnnotatedImage:
+    try:
+        width, height = image_size(file)
+    except ImageError:
+        width, height = 1, 1  # the image is refused when it is opened
+    boxes = [
+        Annotation(label, [side * (height if at % 2 else width) for at, side in enumerate(sides)])
+        for label, sides, is_group in rows
+        if not is_group
+    ]
+    groups = tuple("group box" for _, _, is_group in rows if is_group)
+    return AnnotatedImage(name, boxes, (width, height), ignored_shapes=groups)
 
 
 def _class_names(path: Path) -> dict[str, str]:

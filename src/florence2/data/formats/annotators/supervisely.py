@@ -6,6 +6,7 @@ them in `ignored_shapes`. Source: Supervisely's documentation of its annotation 
 
 import base64
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,9 @@ from florence2.model.geometry import bounding_box
 
 def supervisely_folders(folder: Path) -> list[Path]:
     """Give the datasets of a project: the folder itself, or those below it, with `ann/` and `img/`."""
-    folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    return [place for place in folders if (place / "ann").is_dir() and (place / "img").is_dir()]
+    with os.scandir(folder) as entries:
+        below = sorted(folder / entry.name for entry in entries if entry.is_dir())
+    return [each for each in (folder, *below) if (each / "ann").is_dir() and (each / "img").is_dir()]
 
 
 def read_supervisely(folder: Path) -> Iterator[tuple[str, AnnotatedImage]]:

@@ -16,7 +16,7 @@ _ICDAR_NAME = re.compile(r"^(?:gt_|res_)(.+)\.txt$", re.IGNORECASE)
 
 def icdar_files(listing: Listing) -> list[str]:
     """Give the `gt_*.txt` files of a folder whose lines begin with coordinates."""
-    names = [name for name in listing.names if _ICDAR_NAME.match(name)]
+    names = [name for name in listing.names if name.lower().startswith(("gt_", "res_")) and _ICDAR_NAME.match(name)]
     return names if names and _is_icdar(listing.path / names[0]) else []
 
 

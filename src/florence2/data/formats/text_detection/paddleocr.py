@@ -10,6 +10,8 @@ from florence2.data.formats.annotators.values import finite_numbers
 from florence2.data.formats.text_detection.text_lines import image_with_text
 from florence2.errors import DatasetError
 
+LABEL_NAMES = ("label", "gt", "train", "val", "test")  # parts of names: `Label.txt`, `rec_gt_train.txt`, `val.txt`
+
 
 def is_paddleocr(path: Path) -> bool:
     """Tell by its first line whether a text file is a label file of PaddleOCR."""
