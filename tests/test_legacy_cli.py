@@ -17,6 +17,7 @@ from florence2.legacy_cli import PREDICT, TRAIN, translate
         ("--rslora --init_lora_weights pissa", "--lora_args use_rslora=true init_lora_weights=pissa"),
         ("--name cats", "--trainer_args run_name=cats"),
         ("--caption_file_suffix _combined", "--caption_extension _combined.txt"),
+        ("--prefix=--a --suffix=-", "--prefix=--a --suffix=-"),
         ("--target_modules qkv proj --quantize_not x", "--target_modules qkv proj --quantize_not x"),
     ],
 )

@@ -8,56 +8,57 @@ import importlib
 import os
 import select
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
-from pathlib import Path
 from typing import Any, NoReturn
 
 import tyro
 
 from florence2 import __version__, config
+from florence2.command_words import common_options, split_words
+from florence2.config_file import write_config
 from florence2.errors import OptionError, UserError
 from florence2.legacy_cli import Rewrite, translate
-from florence2.log import log_to_stderr
-from florence2.settings_io import closest_name_hint, setting_names, setting_words
+from florence2.log import log_to_stderr, logger
+from florence2.settings_io import closest_name_hint
 from florence2.system import exit_process
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: the class of its settings, the recipe that runs it, and flags whose names may be omitted."""
+    """A command: the class of its settings, the recipe that runs it, and flags whose names may be omitted.
+
+    `can_json` says that its recipe takes `as_json`, to print a summary of the run.
+    """
 
     settings: type
     recipe: str
     positional: tuple[str, ...] = ()
+    can_json: bool = False
 
     @property
     def summary(self) -> str:
         """Return the first line of the help."""
         return (self.settings.__doc__ or "").splitlines()[0]
 
-    def run(self, settings: Any) -> int:
+    def run(self, settings: Any, *, as_json: bool = False) -> int:
         """Import the recipe and run it."""
         module, function = self.recipe.split(":")
-        main: Callable[[Any], int] = getattr(importlib.import_module(module), function)
-        return main(settings)
+        main: Callable[..., int] = getattr(importlib.import_module(module), function)
+        return main(settings, as_json=True) if as_json else main(settings)
 
 
 COMMANDS = {
-    "train": Command(config.TrainSettings, "florence2.recipes.train:main"),
-    "predict": Command(config.PredictSettings, "florence2.recipes.predict:main"),
+    "train": Command(config.TrainSettings, "florence2.recipes.train:main", can_json=True),
+    "predict": Command(config.PredictSettings, "florence2.recipes.predict:main", can_json=True),
     "export": Command(config.ExportSettings, "florence2.recipes.export:main"),
     "demo": Command(config.DemoSettings, "florence2.demo.show:main"),
-    "evaluate": Command(config.EvaluateSettings, "florence2.recipes.evaluate:main"),
+    "evaluate": Command(config.EvaluateSettings, "florence2.recipes.evaluate:main", can_json=True),
     "data check": Command(config.CheckSettings, "florence2.recipes.data:main_check", ("--dataset",)),
     "data preview": Command(config.PreviewSettings, "florence2.recipes.data:main_preview", ("--dataset", "--output")),
     "data convert": Command(config.ConvertSettings, "florence2.recipes.data:main_convert", ("--dataset", "--output")),
     "doctor": Command(config.DoctorSettings, "florence2.apps.doctor.doctor:main", ("--path",)),
 }
-
-ALIASES = {"--prompt": "--task"}
-_CONFIG_HINT = "pass a YAML or TOML file to `--config`"
 
 
 def main(
@@ -136,69 +137,22 @@ def _group(name: str) -> dict[str, Command]:
 
 def _run(name: str, words: list[str], prog: str) -> int:
     command = COMMANDS[name]
+    parsed = split_words(words, command.settings, command.positional, can_json=command.can_json)
     settings: Any = tyro.cli(
         command.settings,
-        args=_expand(_with_positional_flags(words, command.positional), command.settings),
+        args=parsed.words,
         prog=prog,
+        description=f"{command.summary}\n{common_options(can_json=command.can_json)}",
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
     )
     _silence_libraries()
     with log_to_stderr():
-        return command.run(settings)
-
-
-def _with_positional_flags(words: list[str], flags: Sequence[str]) -> list[str]:
-    """Put the omitted names of flags before the values at the start."""
-    values = list(takewhile(lambda word: not word.startswith("-"), words[: len(flags)]))
-    return [word for pair in zip(flags, values, strict=False) for word in pair] + words[len(values) :]
-
-
-def _expand(words: list[str], settings: type) -> list[str]:
-    """Replace aliases, put the words of `--config FILE` first, and refuse unknown flags by name."""
-    known = setting_names(settings)
-    from_file: list[str] = []
-    rest: list[str] = []
-    queue = iter(words)
-    for word in queue:
-        flag, equals, value = word.partition("=")
-        name = flag[2:].replace("-", "_")
-        if not word.startswith("--") or name == "help":
-            rest.append(word)
-        elif name == "config":
-            path = value if equals else next(queue, "")
-            if not path:
-                raise OptionError("`--config` has no value", _CONFIG_HINT)
-            from_file = list(_read_config(Path(path), known))
-        else:
-            name = ALIASES.get(f"--{name}", f"--{name}")[2:]
-            if name not in known:
-                hint = closest_name_hint(f"--{name}", [f"--{flag}" for flag in known])
-                raise OptionError(f"`{flag}` is not a flag of this command", hint)
-            rest.append(f"--{name}{equals}{value}")
-    return from_file + rest
-
-
-def _read_config(path: Path, known: list[str]) -> Iterator[str]:
-    """Read settings from a YAML or TOML file as words of the command line."""
-    import tomllib
-
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text) or {}
-    except OSError as error:
-        raise OptionError(f"{path} cannot be read: {error.strerror}", _CONFIG_HINT) from error
-    except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path} is not valid: {' '.join(str(error).split())}", "fix the file") from error
-    if not isinstance(values, dict):
-        raise OptionError(f"{path} contains no `flag: value` lines", _CONFIG_HINT)
-    for key, value in values.items():
-        name = ALIASES.get(f"--{key}", f"--{key}")[2:].replace("-", "_")
-        if name not in known:
-            raise OptionError(f"`{key}` in {path} is not a setting", closest_name_hint(name, known))
-        yield from setting_words(name, value)
+        if parsed.save_config is not None:
+            write_config(parsed.save_config, settings, name)
+            logger.info(f"wrote {parsed.save_config}; run it by `{prog} --config {parsed.save_config}`")
+            return 0
+        return command.run(settings, as_json=parsed.has_json)
 
 
 def _overview(commands: dict[str, Command]) -> str:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from florence2.distributed import is_main_process
+
 _MAX_NAME_BYTES = 255
 _LOCKED_ERRORS = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 
@@ -115,6 +117,12 @@ def to_json(value: Any, *, indent: int | None = None, encoding: str | None = "ut
     except ValueError:
         text = json.dumps(_without_non_finite(value), ensure_ascii=not is_utf8, indent=indent, allow_nan=False)
     return _SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def print_json(value: Any) -> None:
+    """Print a value to stdout as one line of JSON, from the main process only."""
+    if is_main_process():
+        sys.stdout.write(to_json(value, encoding=sys.stdout.encoding) + "\n")
 
 
 def _without_non_finite(value: Any) -> Any:

@@ -95,7 +95,7 @@ def translate(arguments: Sequence[str], table: dict[str, Rewrite]) -> list[str]:
     words: list[str] = []
     for flag, values in _group_values(arguments):
         rewrite = table.get(flag if flag == "-ac" else flag.replace("-", "_").replace("__", "--", 1))
-        words += rewrite(values) if rewrite else [flag, *values]
+        words += rewrite(values) if rewrite else _join(flag, values)
     return _merge_pairs(words)
 
 
@@ -110,6 +110,12 @@ def _group_values(arguments: Sequence[str]) -> list[tuple[str, Values]]:
     return groups
 
 
+def _join(flag: str, values: Values) -> Values:
+    """Write a flag with its values; a single value that begins with a dash, which only `=` can pass, keeps its `=`."""
+    is_dashed = flag.startswith("--") and len(values) == 1 and values[0].startswith("-")
+    return [f"{flag}={values[0]}"] if is_dashed else [flag, *values]
+
+
 def _merge_pairs(words: list[str]) -> list[str]:
     """Join the values of a flag that several published flags translate to (`--lora_args a=1 --lora_args b=2`)."""
     groups: dict[str, Values] = {}
@@ -118,5 +124,5 @@ def _merge_pairs(words: list[str]) -> list[str]:
         if flag in {"--lora_args", "--trainer_args", "--optimizer_args"}:
             groups.setdefault(flag, []).extend(values)
         else:
-            others += [flag, *values]
+            others += _join(flag, values)
     return others + [word for flag, values in groups.items() for word in (flag, *values)]

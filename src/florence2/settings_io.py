@@ -62,7 +62,10 @@ def setting_words(name: str, value: Any) -> list[str]:
         return [f"--{name}"]
     if isinstance(value, Mapping):
         value = [f"{key}={item}" for key, item in value.items()]
-    return [f"--{name}", *map(str, value)] if isinstance(value, list | tuple) else [f"--{name}", str(value)]
+    if isinstance(value, list | tuple):
+        return [f"--{name}", *map(str, value)]
+    # A text such as `-` or `--style` would be read as a flag of its own.
+    return [f"--{name}={value}"] if str(value).startswith("-") else [f"--{name}", str(value)]
 
 
 def closest_name_hint(name: str, known: list[str]) -> str:

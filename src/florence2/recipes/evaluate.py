@@ -32,10 +32,10 @@ from florence2.results.html.html_report import html_report
 DEFAULT_PREDICTIONS = "predictions.jsonl"
 
 
-def main(settings: EvaluateSettings) -> int:
-    """Run `florence2 evaluate`."""
+def main(settings: EvaluateSettings, *, as_json: bool = False) -> int:
+    """Run `florence2 evaluate`; `as_json` prints the scores where they are written to a file, too."""
     scores = run_evaluate(settings)
-    if settings.score.output_path == "-" and is_main_process():
+    if (as_json or settings.score.output_path == "-") and is_main_process():
         sys.stdout.write(to_json(scores, indent=2, encoding=sys.stdout.encoding) + "\n")
     return 0
 

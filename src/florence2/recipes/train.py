@@ -20,8 +20,11 @@ from transformers.utils.logging import disable_progress_bar
 from florence2.config import TrainSettings
 from florence2.devices import dtype_hint, dtype_warning
 from florence2.distributed import is_main_process
+from florence2.errors import OptionError
+from florence2.files import print_json
 from florence2.log import logger
 from florence2.metrics.eval_set import EvalSet
+from florence2.model.storage.run_metadata import run_metadata_to_dict
 from florence2.recipes.training_setup.train_evaluation import TrainingPredictor, add_sample_callback, build_metrics_fn
 from florence2.recipes.training_setup.training_spec import TrainingSpec
 from florence2.results.html.dataset_preview import preview_page
@@ -58,16 +61,22 @@ from florence2.training.trainer_config import TargetTokens, TrainerConfig
 PREVIEW_FILE = "preview.html"
 
 
-def main(settings: TrainSettings) -> int:
+def main(settings: TrainSettings, *, as_json: bool = False) -> int:
     """Run `florence2 train`; return 0, or 130 if a signal stopped a run that can be resumed."""
+    if as_json and settings.captions.preview:
+        raise OptionError("`--preview` prints samples, and `--json` a summary of a run", "remove one of them")
     if not settings.training.gradient_checkpointing:  # which saves memory at the cost of time
         tune_allocator()
     disable_progress_bar()  # transformers shows one for each file that it writes
     try:
-        run_train(settings)
+        folder = run_train(settings)
     except TrainingInterrupted as interruption:
         logger.info(str(interruption))
+        if as_json:
+            print_json({"output_dir": settings.saving.output_dir, "is_complete": False, "hint": interruption.hint})
         return 130
+    if as_json:
+        print_json({"output_dir": str(folder), "is_complete": True, **run_metadata_to_dict(folder)})
     return 0
 
 

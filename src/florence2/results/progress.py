@@ -36,6 +36,17 @@ class RunSummary:
         """Return 0 if there is no error, else 1."""
         return 1 if self.errors else 0
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers and all errors as a JSON object."""
+        return {
+            "predictions": self.num_predictions,
+            "resumed": self.num_resumed,
+            "tokens": self.num_tokens,
+            "seconds": round(self.seconds, 3),
+            "errors": [{"file_name": name, "error": error} for name, error in self.errors],
+            "ignored_files": self.ignored_files,
+        }
+
     def __str__(self) -> str:
         rate = self.num_predictions / self.seconds if self.seconds else 0.0
         token_rate = self.num_tokens / self.seconds if self.seconds else 0.0

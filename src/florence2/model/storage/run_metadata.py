@@ -40,6 +40,12 @@ def read_run_metadata(folder: str | Path) -> RunMetadata | None:
     return RunMetadata(**({"revision": None} | {name: values[name] for name in names & values.keys()}))
 
 
+def run_metadata_to_dict(folder: str | Path) -> dict[str, Any]:
+    """Return the metadata in a folder as a JSON object; an empty one if there is none."""
+    metadata = read_run_metadata(folder)
+    return asdict(metadata) if metadata else {}
+
+
 def write_run_metadata(folder: Path, metadata: RunMetadata) -> None:
     """Write the metadata into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
