@@ -574,3 +574,77 @@ class ExportSettings:
     """Upload the export to this repository of the Hugging Face Hub."""
 
     hub: HubSettings = field(default_factory=HubSettings)
+
+
+@dataclass(frozen=True)
+class ServedModelSettings:
+    """Which models are served."""
+
+    model_path: str
+    """Model of requests that name none: an `--output_dir`, a checkpoint, an adapter, a hub id, or `demo`."""
+
+    adapter: tuple[str, ...] = ()
+    """More models, as NAME=PATH; they use the memory of `--model_path` for all weights that are equal."""
+
+
+@dataclass(frozen=True)
+class AddressSettings:
+    """Where the server listens, and who may use it; the environment variable `FLORENCE2_API_KEY` is its key."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; one that other machines reach is refused without a key."""
+
+    port: int = 8000
+    """Port to listen on; 0 chooses a free one."""
+
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may use the server, such as `https://example.com`; `*` is all."""
+
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts from which images are fetched by URL (default: none)."""
+
+
+@dataclass(frozen=True)
+class RequestLimitSettings:
+    """What one request may cost, and how many are in work."""
+
+    max_request_mb: int = 32
+    """Maximum size of a request in MiB."""
+
+    max_image_pixels: int = 100_000_000
+    """Maximum number of pixels of an image."""
+
+    max_images: int = 16
+    """Maximum number of images in a request."""
+
+    max_predictions: int = 256
+    """Maximum number of predictions of a request, with those of its cascades."""
+
+    max_queue: int = 256
+    """Number of requests in work; further ones get status 503."""
+
+    image_timeout: float = 10.0
+    """Seconds in which an image must be decoded."""
+
+    request_timeout: float = 120.0
+    """Seconds in which a request must arrive, and then be answered."""
+
+    max_length: int = 256
+    """Maximum number of tokens of a prediction."""
+
+    num_beams: int = 1
+    """Number of beams of requests that name none; no request may have more."""
+
+    batch_size: int | None = None
+    """Number of samples predicted at a time by each model (default: chosen for the device)."""
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Serve models over HTTP, in the protocols of OpenAI, Ollama and this project."""
+
+    model: ServedModelSettings
+    address: AddressSettings = field(default_factory=AddressSettings)
+    limits: RequestLimitSettings = field(default_factory=RequestLimitSettings)
+    hub: HubSettings = field(default_factory=HubSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)

@@ -1,0 +1,86 @@
+"""The application: the routes of all protocols behind one guard, open to routers of other apps."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from florence2 import GenerationConfig, __version__
+from florence2.apps.serve.images.image_reader import ImageReader
+from florence2.apps.serve.model_service import ModelService
+from florence2.apps.serve.request_guard import RequestGuard, error_body
+from florence2.apps.serve.request_limits import RequestError
+from florence2.apps.serve.routes import openai_routes, predict_routes, status_routes
+from florence2.apps.serve.routes.server_state import ServerState
+
+ROUTERS = (status_routes.router, openai_routes.router, predict_routes.router)
+
+
+def create_app(
+    service: ModelService,
+    *,
+    generation: GenerationConfig | None = None,
+    api_key: str | None = None,
+    cors_origins: Sequence[str] = (),
+    allowed_hosts: Sequence[str] = (),
+    routers: Sequence[APIRouter] = (),
+) -> FastAPI:
+    """Create the application of a service, which it closes when it ends.
+
+    `routers` are further routes, which come first; theirs and all others get the `ServerState` by
+    `Depends(get_state)`, and the same key, limits, request ids and metrics.
+    """
+    state = ServerState(service, ImageReader(service.limits, allowed_hosts), generation or GenerationConfig())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        state.reader.close()
+        await service.close()
+
+    app = FastAPI(
+        title="florence2",
+        version=__version__,
+        summary="Captions, boxes, text and masks of images, by Florence-2",
+        lifespan=lifespan,
+    )
+    app.state.server = state
+    for router in (*routers, *ROUTERS):
+        app.include_router(router)
+    app.add_exception_handler(RequestError, _send_request_error)
+    app.add_exception_handler(RequestValidationError, _send_validation_error)
+    app.add_exception_handler(HTTPException, _send_http_error)
+    app.add_middleware(RequestGuard, service=service, api_key=api_key)
+    if cors_origins:  # outermost, so that a page may ask without the key what it may send
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-florence2-task"],
+        )
+    return app
+
+
+async def _send_request_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestError)
+    return JSONResponse(error_body(request.url.path, error), error.status, headers=error.headers)
+
+
+async def _send_validation_error(request: Request, error: Exception) -> JSONResponse:
+    """Name the wrong field; its value may be an image, and is not shown."""
+    assert isinstance(error, RequestValidationError)
+    message = predict_routes.validation_message(error.errors())
+    return JSONResponse(error_body(request.url.path, RequestError(message)), 400)
+
+
+async def _send_http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    value = error_body(request.url.path, RequestError(str(error.detail), status=error.status_code))
+    return JSONResponse(value, error.status_code, headers=error.headers)

@@ -1,0 +1,93 @@
+"""Reading of the images that a request names: in the body as data URI or base64, or at a URL of an allowed host.
+
+Decoding runs in threads, with a time limit, after the header was checked for its format and number of pixels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import io
+import re
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+
+from PIL import Image
+
+from florence2 import AsyncEngine, ImageError, OpenedImage, Sample
+from florence2.apps.serve.images.image_urls import fetch_image
+from florence2.apps.serve.model_service import NamedImage
+from florence2.apps.serve.request_limits import RequestError, RequestLimits, busy
+
+# Decoders that read nothing but the image: others of Pillow start programs (EPS) or are rarely used and rarely tested.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+DECODING_THREADS = 4
+_DATA_URI = re.compile(r"data:[^,]*,", re.IGNORECASE)
+
+
+class ImageReader:
+    """Decodes the images of requests; `close()` stops its threads."""
+
+    def __init__(self, limits: RequestLimits, allowed_hosts: Collection[str] = ()) -> None:
+        self._limits = limits
+        self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
+        self._threads = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode-images")
+
+    def close(self) -> None:
+        """Stop the threads; images that wait are not decoded."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def open(self, engine: AsyncEngine, source: str | bytes, name: str) -> NamedImage:
+        """Decode an image as the engine reads it; `source` is its bytes, base64 text, a data URI or a URL.
+
+        Raises a RequestError that names the image, and never shows its content.
+        """
+        limit = self._limits.image_timeout
+        work = asyncio.get_running_loop().run_in_executor(self._threads, self._read, engine, source, name)
+        try:
+            return NamedImage(name, await asyncio.wait_for(work, limit))
+        except TimeoutError:
+            raise busy(f"{name} was not decoded within {limit:g} seconds") from None
+
+    def _read(self, engine: AsyncEngine, source: str | bytes, name: str) -> OpenedImage:
+        data = self._bytes(source, name) if isinstance(source, str) else source
+        self._check_header(data, name)
+        try:
+            return engine.open_image(Sample(name, data, "caption"))
+        except ImageError as error:
+            raise RequestError(error.what, error.hint) from None
+
+    def _bytes(self, source: str, name: str) -> bytes:
+        if not source[:8].lower().startswith(("http://", "https://")):
+            return decode_base64(source, name)
+        limits = self._limits
+        max_bytes, timeout = limits.max_request_bytes, limits.image_timeout
+        return fetch_image(source, self._allowed_hosts, max_bytes=max_bytes, timeout=timeout)
+
+    def _check_header(self, data: bytes, name: str) -> None:
+        """Refuse other formats, and more pixels than the limit, before anything is decoded."""
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                width, height = image.size
+        except Image.DecompressionBombError:
+            width, height = self._limits.max_image_pixels, 2
+        except Exception:  # decoders raise exceptions of any type on damaged files
+            raise RequestError(f"{name} is not an image that can be read", f"send {', '.join(FORMATS)}") from None
+        if width * height > self._limits.max_image_pixels:
+            raise RequestError(
+                f"{name} has more than {self._limits.max_image_pixels:,} pixels", "resize it first", status=413
+            )
+
+
+def decode_base64(text: str, name: str) -> bytes:
+    """Decode a data URI or plain base64 text."""
+    if text[:5].lower() == "data:":
+        header = _DATA_URI.match(text[:200])
+        if header is None or not header[0].lower().endswith(";base64,"):
+            raise RequestError(f"{name} is not base64 data", "send `data:image/jpeg;base64,...`")
+        text = text[header.end() :]
+    try:
+        return base64.b64decode("".join(text.split()), altchars=b"-_" if "-" in text or "_" in text else None)
+    except (binascii.Error, ValueError):
+        raise RequestError(f"{name} is not valid base64", "send `data:image/jpeg;base64,...`") from None

@@ -1,0 +1,194 @@
+"""The guard of every request: its id, key, size, time and place in the queue, and its end when the client leaves.
+
+ASGI middleware. A request's body is read before the application runs, so that a slow client takes no place in the
+queue; then the application is cancelled as soon as the client disconnects or the time is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from florence2.apps.serve.model_service import ModelService
+from florence2.apps.serve.request_limits import RequestError
+
+logger = logging.getLogger("florence2")
+CLIENT_LEFT = 499
+OPEN_PATHS = ("/", "/health")  # answered without a key, as load balancers ask
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+
+
+class ClientLeft(Exception):  # noqa: N818 - an event, not an error
+    """The client has closed the connection."""
+
+
+class RequestGuard:
+    """Wraps an application; `api_key` None lets every client in."""
+
+    def __init__(self, app: ASGIApp, service: ModelService, api_key: str | None = None) -> None:
+        self._app, self._service, self._api_key = app, service, api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; other events pass."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, send)
+        try:
+            await self._answer(exchange, receive)
+        except RequestError as error:
+            await exchange.send_error(error)
+        except ClientLeft:
+            exchange.status = CLIENT_LEFT
+        except Exception:
+            logger.exception(f"{exchange.id} failed")
+            await exchange.send_error(RequestError("the server failed", "see its log", status=500))
+        finally:
+            seconds = time.perf_counter() - exchange.start
+            self._service.metrics.count_request(exchange.route, exchange.status, seconds)
+            logger.info(f"{exchange.id} {exchange.line} {exchange.status} {1000 * seconds:.0f} ms{exchange.note}")
+
+    async def _answer(self, exchange: _Exchange, receive: Receive) -> None:
+        scope, limits = exchange.scope, self._service.limits
+        if scope["path"] not in OPEN_PATHS and not self._has_key(exchange.header("authorization")):
+            raise RequestError("the API key is missing or wrong", "send `Authorization: Bearer KEY`", status=401)
+        is_work = scope["method"] == "POST"
+        if is_work:
+            self._service.require_room()
+        try:
+            async with asyncio.timeout(limits.request_timeout):
+                body = await read_body(exchange, receive, limits.max_request_bytes)
+        except TimeoutError:
+            raise RequestError("the request was not received in time", status=408) from None
+        with self._service.admit() if is_work else contextlib.nullcontext():
+            await self._run(exchange, body, receive)
+
+    def _has_key(self, authorization: str) -> bool:
+        if self._api_key is None:
+            return True
+        key = authorization[7:] if authorization[:7].lower() == "bearer " else authorization
+        return hmac.compare_digest(key.strip().encode(), self._api_key.encode())
+
+    async def _run(self, exchange: _Exchange, body: bytes, receive: Receive) -> None:
+        """Run the application on a request that has arrived, until it is done, or the client or the time is."""
+        left = asyncio.Event()
+        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            if messages:
+                return messages.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        answer = asyncio.ensure_future(self._app(exchange.scope, replay, exchange.send))
+        watcher = asyncio.ensure_future(_wait_for_disconnect(receive))
+        timeout = self._service.limits.request_timeout
+        try:
+            await asyncio.wait((answer, watcher), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done() and not exchange.is_complete:
+                left.set()
+                answer.cancel()
+                await asyncio.wait((answer,))
+                if watcher.done():
+                    raise ClientLeft
+                raise RequestError(f"the request was not done within {timeout:g} seconds", "send less", status=504)
+            await answer
+        finally:
+            for task in (answer, watcher):
+                task.cancel()
+
+
+class _Exchange:
+    """One request and its response: the id is added to the headers, the status is remembered."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.scope, self._send = scope, send
+        self.start = time.perf_counter()
+        self.status = 0
+        self.is_complete = False
+        self.note = ""  # which model ran which task
+        own = self.header("x-request-id")
+        self.id = own if _REQUEST_ID.fullmatch(own) else uuid.uuid4().hex[:16]
+        scope.setdefault("state", {})["request_id"] = self.id
+
+    def header(self, name: str) -> str:
+        return header_of(self.scope["headers"], name)
+
+    @property
+    def line(self) -> str:
+        """Return method and path, without what follows the path."""
+        return f"{self.scope['method']} {json.dumps(self.scope['path'])[1:-1][:100]}"
+
+    @property
+    def route(self) -> str:
+        """Return the path of the route: few values, whatever clients send."""
+        return str(getattr(self.scope.get("route"), "path", "other"))
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            noted = [
+                header_of(message.get("headers", []), f"x-florence2-{name}") for name in ("model", "task", "task-rule")
+            ]
+            self.note = ", model {}, task {} ({})".format(*noted) if noted[0] else ""
+            message = {**message, "headers": [*message.get("headers", []), (b"x-request-id", self.id.encode())]}
+        self.is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+        await self._send(message)
+
+    async def send_error(self, error: RequestError) -> None:
+        """Send an error; a response that has begun can only be cut."""
+        if self.status:
+            return
+        body = json.dumps(error_body(self.scope["path"], error)).encode()
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+        if error.status in (408, 413):  # the rest of the body is not read
+            headers["connection"] = "close"
+        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": error.status, "headers": pairs})
+        await self.send({"type": "http.response.body", "body": body})
+
+
+def error_body(path: str, error: RequestError) -> dict[str, Any]:
+    """Return the JSON of an error: a string for Ollama's routes, else an object as OpenAI sends it."""
+    if path.startswith("/api/"):
+        return {"error": error.message}
+    kind = "server_error" if error.status >= 500 else "invalid_request_error"
+    return {"error": {"message": error.message, "type": kind, "param": None, "code": error.status}}
+
+
+def header_of(headers: Sequence[tuple[bytes, bytes]], name: str) -> str:
+    """Return the first header of a name, or ""."""
+    return next((value.decode("latin-1") for key, value in headers if key.lower() == name.encode()), "")
+
+
+async def read_body(exchange: _Exchange, receive: Receive, max_bytes: int) -> bytes:
+    """Read the body of a request; raise a RequestError where it is too large."""
+    too_large = RequestError(f"the request has more than {max_bytes:,} bytes", "send smaller images", status=413)
+    length = exchange.header("content-length")
+    if length.isdigit() and int(length) > max_bytes:
+        raise too_large
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        body += message.get("body", b"")
+        if len(body) > max_bytes:
+            raise too_large
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,95 @@
+"""The answers of a live server, protocol by protocol, equal those of an engine of its own."""
+
+import json
+
+import pytest
+
+from tests.apps.serve.live_server import data_uri, live_server, png, predict_alone
+
+
+@pytest.fixture(scope="module")
+def server():
+    with live_server() as live:
+        yield live
+        live.wait_until_idle()
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with server.client() as client:
+        yield client
+
+
+def chat(words: str, seed: int = 0, **options) -> dict:
+    content = [{"type": "text", "text": words}, {"type": "image_url", "image_url": {"url": data_uri(seed)}}]
+    return {"messages": [{"role": "user", "content": content}], **options}
+
+
+def test_chat_answers_the_caption_with_its_task_and_counts(client) -> None:
+    response = client.post("/v1/chat/completions", json=chat("Describe this image in detail."))
+    expected = predict_alone("detailed_caption", max_length=64)
+    value = response.json()
+    assert response.headers["x-florence2-task"] == "detailed_caption"
+    assert value["choices"][0]["message"]["content"] == expected.text
+    assert value["choices"][0]["finish_reason"] == "stop"
+    assert value["object"] == "chat.completion"
+    assert value["model"] == "demo"
+    assert value["usage"]["completion_tokens"] == expected.num_tokens
+    assert value["usage"]["total_tokens"] == value["usage"]["prompt_tokens"] + expected.num_tokens
+    assert value["usage"]["prompt_tokens"] > 10
+
+
+def test_positions_are_json(client) -> None:
+    value = client.post("/v1/chat/completions", json=chat("<OD>")).json()
+    expected = predict_alone("od", max_length=64).answer
+    assert json.loads(value["choices"][0]["message"]["content"]) == expected.to_dict()
+
+
+def test_stream_sends_the_text_in_pieces_as_tokens_come(client) -> None:
+    body = chat("caption", stream=True, stream_options={"include_usage": True})
+    with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in response.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks if chunk["choices"]]
+    expected = predict_alone("caption", max_length=64)
+    assert "".join(delta.get("content", "") for delta in deltas) == expected.text
+    assert sum(bool(delta.get("content")) for delta in deltas) > expected.num_tokens // 2
+    assert chunks[-2]["choices"][0]["finish_reason"] == "stop"
+    assert chunks[-1]["usage"]["completion_tokens"] == expected.num_tokens
+    assert {chunk["id"] for chunk in chunks} == {chunks[0]["id"]}
+
+
+@pytest.mark.parametrize("is_form", [True, False], ids=["multipart", "json"])
+def test_predict_answers_rows_of_captions_jsonl(client, is_form: bool) -> None:
+    tasks = ["caption", "od+region_to_category"]
+    if is_form:
+        files = [("image", (f"{seed}.png", png(seed))) for seed in (0, 1)]
+        response = client.post("/v1/predict", files=files, data={"task": tasks})
+    else:
+        response = client.post("/v1/predict", json={"images": [data_uri(0), data_uri(1)], "task": tasks})
+    rows = response.json()["predictions"]
+    names = ["0.png", "1.png"] if is_form else ["image-1", "image-2"]
+    for seed, name in enumerate(names):
+        of_image = [row for row in rows if row["file_name"] == name]
+        assert of_image[0]["text"] == predict_alone("caption", seed=seed, max_length=64).text
+        expected = predict_alone("od", seed=seed, max_length=64).answer
+        assert of_image[1]["answer"]["bboxes"] == expected.bboxes
+        assert of_image[1]["answer"]["labels"] == expected.labels
+        assert of_image[1]["answer"]["scores"] == pytest.approx(expected.scores, abs=1e-4)
+        regions = [row for row in of_image if row["task"] == "<REGION_TO_CATEGORY>"]
+        assert len(regions) == len(of_image[1]["answer"]["bboxes"])
+        assert regions[0]["text"] == predict_alone("region_to_category", regions[0]["input"], seed, max_length=64).text
+
+
+def test_models_and_health_are_listed(client) -> None:
+    names = [row["id"] for row in client.get("/v1/models").json()["data"]]
+    assert names[0] == "demo"
+    assert "demo:od" in names
+    assert client.get("/v1/models/demo:od").json()["id"] == "demo:od"
+    assert client.get("/v1/models/gpt-5").status_code == 404
+    assert client.get("/health").json()["status"] == "ok"
+    assert "florence2_predictions_total" in client.get("/metrics").text
+    assert "serves demo" in client.get("/").text
+    assert client.get("/openapi.json").json()["info"]["title"] == "florence2"
