@@ -1,0 +1,1 @@
+"""Running of exported graphs from Python, behind transformers' `generate`."""
