@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from florence2.errors import MissingPackageError as MissingPackageError
     from florence2.errors import OptionError as OptionError
     from florence2.errors import UserError as UserError
+    from florence2.export.runtime.load_exported import load_exported as load_exported
     from florence2.florence2_model import Florence2 as Florence2
     from florence2.model.adapter.reused_weights import reuse_weights as reuse_weights
     from florence2.model.answer import Answer as Answer
@@ -78,6 +79,7 @@ _MODULE_OF = {
     "find_task": "florence2.model.tasks",
     "image_size": "florence2.data.image",
     "load": "florence2.model.load",
+    "load_exported": "florence2.export.runtime.load_exported",
     "predict": "florence2.api",
     "read_run_metadata": "florence2.model.storage.run_metadata",
     "reuse_weights": "florence2.model.adapter.reused_weights",
@@ -117,6 +119,7 @@ __all__ = [
     "find_task",
     "image_size",
     "load",
+    "load_exported",
     "predict",
     "read_run_metadata",
     "reuse_weights",

@@ -22,7 +22,7 @@ from florence2.export.onnx.graph_builder import OPSET
 from florence2.export.onnx.write_onnx import write_onnx
 from florence2.export.runtime.exported_model import ExportedModel
 from florence2.export.runtime.load_exported import load_exported
-from florence2.export.runtime.onnx_graphs import PARTS, SUFFIXES, OnnxGraphs, import_onnxruntime
+from florence2.export.runtime.onnx_graphs import PARTS, SUFFIXES, OnnxGraphs, require_onnx
 from florence2.model.load import load
 from florence2.model.tasks import TASKS
 from tests.tiny import tiny_model
@@ -216,5 +216,5 @@ def test_errors_say_what_to_do(exported: Path, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(Exception, match="`quick_gelu` has no ONNX form"):
         write_onnx(model, processor, tmp_path)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingPackageError, match="pip install 'florence2\\[onnx\\]'"):
-        import_onnxruntime()
+    with pytest.raises(MissingPackageError, match=r"pip install 'florence2\[onnx\]'"):
+        require_onnx()

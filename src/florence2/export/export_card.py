@@ -10,6 +10,7 @@ from florence2.export.export_source import ExportSource
 from florence2.files import atomic_write
 from florence2.model.storage.checkpoint_files import DEMO
 
+_LIBRARIES = {"onnx": "transformers.js"}
 _LICENSES = {"microsoft/": "mit", "florence-community/": "mit", DEMO: "apache-2.0"}
 
 
@@ -43,7 +44,7 @@ def _header(header: dict[str, Any], source: ExportSource, result: ExportResult) 
     is_adapter = result.target.startswith("adapter")
     tags = [tag for tag in header.get("tags") or [] if tag not in ("lora", "florence-2")]
     header = {"pipeline_tag": "image-text-to-text"} | header
-    header |= {"library_name": "peft" if is_adapter else "transformers"}
+    header |= {"library_name": "peft" if is_adapter else _LIBRARIES.get(result.target, "transformers")}
     header |= {"tags": ["florence-2", *(["lora"] if is_adapter else []), *tags]}
     base = header.pop("base_model", source.base)
     if base != DEMO and not (isinstance(base, str) and Path(base).is_absolute()):

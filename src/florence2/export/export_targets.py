@@ -62,6 +62,7 @@ class Target:
 _TARGETS = (
     Target("transformers", "florence2.export.layouts.transformers_layout"),
     Target("microsoft", "florence2.export.layouts.microsoft_layout"),
+    Target("onnx", "florence2.export.onnx.onnx_target", ("float32", "float16", "int8", "q4"), "float32"),
 )
 TARGETS: dict[str, Target] = {target.name: target for target in _TARGETS}
 

@@ -95,9 +95,10 @@ class GraphBuilder:
         Both are multiplied by `scale` first, a number or one for each output.
         """
         product = self.add("MatMul", value, self.weight(f"{name}.weight", layer.weight.float().T * scale))
-        if layer.bias is None:
+        bias: Tensor | None = layer.bias
+        if bias is None:
             return product
-        return self.add("Add", product, self.weight(f"{name}.bias", layer.bias.float() * scale))
+        return self.add("Add", product, self.weight(f"{name}.bias", bias.float() * scale))
 
     def layer_norm(self, value: str, layer: nn.LayerNorm, name: str) -> str:
         """Normalize the last axis."""
@@ -108,7 +109,8 @@ class GraphBuilder:
         """Convolve a BCHW value."""
         assert layer.bias is not None
         weights = (self.weight(f"{name}.weight", layer.weight), self.weight(f"{name}.bias", layer.bias))
-        vertical, horizontal = layer.padding  # type: ignore[misc]
+        assert not isinstance(layer.padding, str)
+        vertical, horizontal = layer.padding
         return self.add(
             *("Conv", value, *weights),
             group=layer.groups,

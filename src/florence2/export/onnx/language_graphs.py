@@ -70,7 +70,8 @@ def merged_decoder_graph(model: Any, dtype: torch.dtype) -> onnx.ModelProto:
     """Build the decoder with `use_cache_branch`, the switch between the first step and the following ones.
 
     The first step ignores the cache. The following ones ignore `encoder_hidden_states`, and their outputs
-    `present.N.encoder.*` are empty: a caller continues with the ones of the first step, as transformers.js and optimum do.
+    `present.N.encoder.*` are empty: a caller continues with the ones of the first step, as transformers.js and optimum
+    do.
     """
     graph, config = GraphBuilder(dtype), model.config.text_config
     outputs = _decoder_outputs(config, ["decoder", "encoder"])

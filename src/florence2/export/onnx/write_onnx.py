@@ -55,7 +55,7 @@ def graph_functions(model: Any, processor: Any, dtype: str) -> dict[str, Callabl
 def _save(graph: onnx.ModelProto, path: Path, max_file_bytes: int) -> int:
     """Write a graph and return the number of files that hold its weights beside it: 0 where they fit into its own.
 
-    They are called `<name>_data`, `<name>_data_1` and so on; none is larger than `max_file_bytes`, unless one weight is.
+    They are called `<name>_data`, `<name>_data_1` and so on; only a single weight can exceed `max_file_bytes`.
     """
     # Shapes and scalars remain in the graph: onnxruntime reads them to infer the shapes of values.
     sizes = [(tensor, len(tensor.raw_data)) for tensor in graph.graph.initializer if len(tensor.raw_data) > 1024]

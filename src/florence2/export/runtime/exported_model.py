@@ -64,7 +64,7 @@ class ExportedModel(Florence2PreTrainedModel, GenerationMixin):  # type: ignore[
         """Return the function from ids to embeddings."""
         return lambda input_ids: torch.from_numpy(self.graphs.embed_tokens(_array(input_ids)))
 
-    def get_encoder(self, modality: str | None = None) -> Any:
+    def get_encoder(self, modality: str | None = None) -> Any:  # noqa: ARG002
         """Return the function from embeddings and mask to the encoder's states."""
         return self._encode
 

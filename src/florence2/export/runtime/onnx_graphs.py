@@ -17,7 +17,7 @@ class OnnxGraphs:
     """Sessions of onnxruntime for the files of one precision; `num_threads` 0 lets onnxruntime choose."""
 
     def __init__(self, folder: Path, dtype: str, *, num_threads: int = 0) -> None:
-        import_onnxruntime()
+        require_onnx()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -67,15 +67,13 @@ class OnnxGraphs:
         }
 
 
-def import_onnxruntime() -> None:
+def require_onnx() -> None:
     """Raise MissingPackageError where onnxruntime or onnx is not installed."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
     except ImportError as error:
-        raise MissingPackageError(
-            f"`--to onnx` needs {error.name}", "run `pip install 'florence2[onnx]'`"
-        ) from None
+        raise MissingPackageError(f"`--to onnx` needs {error.name}", "run `pip install 'florence2[onnx]'`") from None
 
 
 def find_precision(folder: Path, dtype: str | None = None) -> str:
