@@ -553,9 +553,9 @@ class ExportSettings:
     output_path: str
     """Folder to write; it appears once it is complete."""
 
-    to: Literal["transformers", "microsoft", "onnx"] = "transformers"
-    """Target: the layout of transformers' own class; Microsoft's, which ComfyUI, taggui and others read; ONNX graphs
-    for transformers.js and onnxruntime (docs/export.md)."""
+    to: Literal["transformers", "microsoft", "adapter-microsoft", "onnx"] = "transformers"
+    """Target: the layout of transformers' own class; Microsoft's, which ComfyUI, taggui and others read; an adapter
+    with Microsoft's module names; ONNX graphs for transformers.js and onnxruntime (docs/export.md)."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16", "int8", "q4"] = "auto"
     """Precision of the weights; `auto` is the smallest that holds each of them exactly, and float32 for graphs. `int8`

@@ -14,11 +14,11 @@ from florence2.errors import UserError
 from florence2.export.export_source import ExportSource
 from florence2.export.export_targets import TARGETS
 from florence2.export.layouts.microsoft_files import write_configs, write_tokenizer
-from florence2.model.adapter.lora import add_lora, save_adapter
 from florence2.model.load import load
 from florence2.model.storage import checkpoint_files as checkpoint
+from tests.export.adapters import trained_adapter
 from tests.model.original import HUB, TINY, assert_equals_original, expected
-from tests.tiny import save_tiny, tiny_model
+from tests.tiny import tiny_model
 
 # What names a machine, a revision of the code, or nothing that is read.
 IGNORED = ("auto_map", "_name_or_path", "transformers_version", "_valid_processor_keys", "rescale_factor")
@@ -29,26 +29,8 @@ def export(source: Path | str, folder: Path, **options: str) -> Path:
     return folder
 
 
-def source_of(folder: Path) -> ExportSource:
-    return ExportSource.load(str(folder))
-
-
 def settings_of(path: Path) -> dict[str, object]:
     return {key: value for key, value in json.loads(path.read_text()).items() if key not in IGNORED}
-
-
-def trained_tiny(folder: Path, **lora: object) -> Path:
-    """Write an adapter whose matrices are random, beside its base."""
-    base = save_tiny(folder / "base")
-    model, _ = tiny_model()
-    model.config.name_or_path = str(base)
-    wrapped = add_lora(model, rank=3, alpha=6, **lora)
-    generator = torch.Generator().manual_seed(1)
-    for name, weight in wrapped.named_parameters():
-        if "lora_" in name or "modules_to_save" in name:
-            weight.data = 0.2 * torch.randn(weight.shape, generator=generator)
-    save_adapter(wrapped, folder / "adapter")
-    return folder / "adapter"
 
 
 def test_original_checkpoint_comes_back_byte_for_byte(tmp_path: Path) -> None:
@@ -75,7 +57,7 @@ def test_fine_tune_of_the_original_code_keeps_its_output_layer(tmp_path: Path) -
 
 @pytest.mark.parametrize("options", [{}, {"max_shard_size": "300KB"}, {"dtype": "float32"}], ids=str)
 def test_adapter_is_merged_and_comes_back(tmp_path: Path, options: dict[str, str]) -> None:
-    adapter = trained_tiny(tmp_path)
+    adapter = trained_adapter(tmp_path)
     folder = export(adapter, tmp_path / "out", **options)
     merged, _ = load(adapter, device="cpu")
     again, processor = load(folder, device="cpu")

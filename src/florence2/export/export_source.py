@@ -1,10 +1,12 @@
 """The model that is exported: loaded in float32 on the CPU, with an adapter merged, and what is known of it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from florence2.model.load import load
 from florence2.model.storage import checkpoint_files as checkpoint
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from florence2.model.adapter.lora import Adapter
 
 _CARD = "README.md"
-_HALVES = (torch.float16, torch.bfloat16)
+_HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,23 @@ class ExportSource:
         trained_from = self.metadata.base if self.metadata else self.adapter and self.adapter.base
         return trained_from or self.name
 
-    def exact_dtype(self) -> torch.dtype:
-        """Return the smallest dtype that holds every weight exactly: that in which a checkpoint is stored."""
-        weights = list(self.model.parameters())
-        for dtype in _HALVES:
-            if all(torch.equal(each.to(dtype).float(), each) for each in weights):
-                return dtype
-        return torch.float32
+    @property
+    def base_path(self) -> str:
+        """The base of the adapter as `load` finds it from any folder: a hub id, `demo`, or an absolute path."""
+        base = (self.adapter and self.adapter.base) or self.name
+        relative = self.folder / base
+        if base == checkpoint.DEMO or not (Path(base).is_dir() or relative.is_dir()):
+            return base
+        return str((Path(base) if Path(base).is_dir() else relative).resolve())
+
+
+def exact_dtype(weights: Iterable[Tensor]) -> str:
+    """Return the smallest dtype that holds every weight exactly: that in which a checkpoint is stored."""
+    floats = [each.detach().float() for each in weights if each.is_floating_point()]
+    for name, dtype in _HALVES.items():
+        if all(torch.equal(each.to(dtype).float(), each) for each in floats):
+            return name
+    return "float32"
 
 
 def _read_adapter(folder: Path) -> "Adapter | None":

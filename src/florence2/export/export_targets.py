@@ -9,7 +9,7 @@ from pathlib import Path
 
 from florence2.errors import OptionError
 from florence2.export.comparison import LogitsFn
-from florence2.export.export_source import ExportSource
+from florence2.export.export_source import ExportSource, exact_dtype
 from florence2.settings_io import closest_name_hint
 
 _FLOATS = ("float32", "float16", "bfloat16")
@@ -29,21 +29,17 @@ class Target:
     module: str
     dtypes: tuple[str, ...] = _FLOATS
     default_dtype: str = "exact"
-    needs_adapter: bool = False
+    is_adapter: bool = False
 
     def resolve_dtype(self, dtype: str, source: ExportSource) -> str:
         """Return the dtype of the export for `--dtype`."""
         if dtype != "auto":
             return dtype
-        if self.default_dtype == "exact":
-            return str(source.exact_dtype()).removeprefix("torch.")
-        return self.default_dtype
-
-    def require_supported(self, source: ExportSource) -> None:
-        """Raise OptionError for a model that this target cannot hold."""
-        if self.needs_adapter and source.adapter is None:
-            what = f"`--to {self.name}` exports an adapter, and `{source.name}` is none"
-            raise OptionError(what, "pass the folder of a LoRA adapter, or `--to microsoft`")
+        if self.default_dtype != "exact":
+            return self.default_dtype
+        if self.is_adapter and source.adapter:
+            return exact_dtype(source.adapter.state.values())
+        return exact_dtype(source.model.parameters())
 
     def write(self, source: ExportSource, folder: Path, dtype: str, max_shard_size: str) -> None:
         """Write the files of the export."""
@@ -62,6 +58,7 @@ class Target:
 _TARGETS = (
     Target("transformers", "florence2.export.layouts.transformers_layout"),
     Target("microsoft", "florence2.export.layouts.microsoft_layout"),
+    Target("adapter-microsoft", "florence2.export.layouts.microsoft_adapter", is_adapter=True),
     Target("onnx", "florence2.export.onnx.onnx_target", ("float32", "float16", "int8", "q4"), "float32"),
 )
 TARGETS: dict[str, Target] = {target.name: target for target in _TARGETS}

@@ -44,7 +44,6 @@ def run_export(settings: ExportSettings) -> ExportResult:
     samples = _find_samples(settings.images, model_path) if settings.images else []
     with export_folder(output_path, overwrite=settings.overwrite, model_path=model_path) as folder:
         source = ExportSource.load(settings.model.model_path, settings.hub.revision, offline=settings.hub.offline)
-        target.require_supported(source)
         result = _write(settings, target, source, samples, folder)
     if settings.push_to_hub:
         logger.info(f"uploaded to {upload(output_path, settings.push_to_hub)}")

@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("visual_temporal_embed", f"{_PROJECTOR}.visual_temporal_embed"),
     ("language_model.lm_head", "lm_head"),
     ("language_model.model", "model.language_model"),
+    ("vision_tower", "model.vision_tower"),  # the parents of the rows above
 )
 # Two tensors need more than a new name: a bare matrix used as `x @ W`, and a bias that is always zero.
 PROJECTION = ("image_projection", f"{_PROJECTOR}.image_projection.weight")
