@@ -29,6 +29,7 @@ LEVELS = {
     "settings_io": 1,
     "config_file": 2,
     "command_words": 3,
+    "completion": 3,
     "system": 1,
     "devices": 1,
     "cuda_graphs": 1,

@@ -72,6 +72,8 @@ def main(
     if not words or words[0] in {"-h", "--help"}:
         return _print(_overview(COMMANDS))
     try:
+        if words[0].partition("=")[0].replace("_", "-") in {"--print-completion", "--install-completion"}:
+            return _complete(words)
         name, flags = _split_command(words)
         if name not in COMMANDS:  # a group, such as `data --help`
             return _print(_overview(_group(name)))
@@ -159,7 +161,23 @@ def _run(name: str, words: list[str], prog: str) -> int:
 def _overview(commands: dict[str, Command]) -> str:
     lines = [f"florence2 {__version__}: fine-tune Florence-2 on your images, and run it on any number of them", ""]
     lines += [f"  florence2 {name:12} {command.summary}" for name, command in commands.items()]
-    return "\n".join([*lines, "", "`florence2 COMMAND --help` lists the flags of a command"])
+    ending = "`florence2 COMMAND --help` lists the flags of a command; `florence2 --install-completion` completes words"
+    return "\n".join([*lines, "", f"{ending} in bash, zsh and fish"])
+
+
+def _complete(words: list[str]) -> int:
+    """Print or install the completion of a shell: `--print-completion SHELL`, `--install-completion [SHELL]`."""
+    from florence2.completion import check_shell, completion_script, install_completion
+
+    flag, _, value = words[0].partition("=")
+    names = [value, *words[1:]] if value else words[1:]
+    if len(names) > 1:
+        raise OptionError(f"`{flag}` takes one shell", "pass bash, zsh or fish")
+    shell = check_shell(names[0] if names else None)
+    if "print" in flag:
+        sys.stdout.write(completion_script(shell, COMMANDS))
+        return 0
+    return _print("\n".join(install_completion(shell, COMMANDS)))
 
 
 def _silence_libraries() -> None:
