@@ -12,7 +12,6 @@ from functools import cache
 
 import httpx
 import uvicorn
-from PIL import Image
 
 import florence2
 from florence2.apps.serve.app import create_app
@@ -27,25 +26,21 @@ def demo_model():
 
 
 @cache
-def png(seed: int = 0) -> bytes:
+def png(scene: int = 0) -> bytes:
     """Return an image of the kind that the bundled model knows."""
     encoded = io.BytesIO()
-    make_scene(seed).render().save(encoded, "PNG")
+    make_scene(scene).render().save(encoded, "PNG")
     return encoded.getvalue()
 
 
-def data_uri(seed: int = 0) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png(seed)).decode()}"
+def data_uri(scene: int = 0) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png(scene)).decode()}"
 
 
-def open_png(seed: int = 0) -> Image.Image:
-    return Image.open(io.BytesIO(png(seed)))
-
-
-def predict_alone(task: str, task_input: str = "", seed: int = 0, **generation) -> florence2.Prediction:
+def predict_alone(task: str, task_input: str = "", scene: int = 0, **generation) -> florence2.Prediction:
     """Predict with an engine of its own: what a server's answer must equal."""
     with florence2.Engine(*demo_model(), florence2.EngineConfig(florence2.GenerationConfig(**generation))) as engine:
-        [prediction] = engine.run([florence2.Sample("image", png(seed), task, task_input)])
+        [prediction] = engine.run([florence2.Sample("image", png(scene), task, task_input)])
     return prediction
 
 

@@ -73,8 +73,8 @@ def test_predict_answers_rows_of_captions_jsonl(client, is_form: bool) -> None:
     names = ["0.png", "1.png"] if is_form else ["image-1", "image-2"]
     for seed, name in enumerate(names):
         of_image = [row for row in rows if row["file_name"] == name]
-        assert of_image[0]["text"] == predict_alone("caption", seed=seed, max_length=64).text
-        expected = predict_alone("od", seed=seed, max_length=64).answer
+        assert of_image[0]["text"] == predict_alone("caption", scene=seed, max_length=64).text
+        expected = predict_alone("od", scene=seed, max_length=64).answer
         assert of_image[1]["answer"]["bboxes"] == expected.bboxes
         assert of_image[1]["answer"]["labels"] == expected.labels
         assert of_image[1]["answer"]["scores"] == pytest.approx(expected.scores, abs=1e-4)

@@ -16,10 +16,10 @@ from florence2.apps.serve.images.image_reader import ImageReader
 from florence2.apps.serve.model_service import ModelService
 from florence2.apps.serve.request_guard import RequestGuard, error_body
 from florence2.apps.serve.request_limits import RequestError
-from florence2.apps.serve.routes import openai_routes, predict_routes, status_routes
+from florence2.apps.serve.routes import ollama_routes, openai_routes, predict_routes, status_routes
 from florence2.apps.serve.routes.server_state import ServerState
 
-ROUTERS = (status_routes.router, openai_routes.router, predict_routes.router)
+ROUTERS = (status_routes.router, openai_routes.router, ollama_routes.router, predict_routes.router)
 
 
 def create_app(

@@ -44,6 +44,11 @@ class ServedModel:
         """Return the task of requests that name none."""
         return self.trained_task or DEFAULT_TASK
 
+    @property
+    def num_bytes(self) -> int:
+        """Return the size of the weights in memory."""
+        return sum(each.numel() * each.element_size() for each in self.engine.engine.model.parameters())
+
 
 @dataclass(frozen=True, eq=False)
 class NamedImage:

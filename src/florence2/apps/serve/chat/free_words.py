@@ -124,7 +124,7 @@ def _by_prompt(text: str) -> TaskChoice | None:
     """Find the task whose prompt, as the model was trained with it, is the text."""
     for task in sorted(TASKS, key=lambda each: each.input_type is not InputType.NOTHING):
         before, slot, after = task.prompt.partition("{input}")
-        if slot and task.input_type is InputType.WORDS and len(before.split()) < 2:
+        if task.output_type is OutputType.BOXES_OR_POLYGONS:
             continue  # `Locate X in the image` is a row of the table, which knows `Locate the objects`
         pattern = re.escape(before) + (f"(?P<input>.+){re.escape(after)}" if slot else "")
         if found := re.fullmatch(pattern, text, re.IGNORECASE):
