@@ -5,6 +5,7 @@ Torch is imported by the recipe, after the words are parsed.
 
 import errno
 import importlib
+import io
 import os
 import select
 import sys
@@ -95,6 +96,9 @@ def run_program(
     arguments: Sequence[str] | None = None, *, published: dict[str, Rewrite] | None = None, prog: str | None = None
 ) -> NoReturn:
     """Run one command as the main program of this process, and end the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a console may lack the characters of a file name
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main(arguments, published=published, prog=prog)
     except SystemExit as error:  # of the parser, after the help or a wrong value

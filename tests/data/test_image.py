@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from florence2.data.image import IMAGE_EXTENSIONS, ImageError, image_size, is_image_name, open_image
+from florence2.data.folders.image_names import IMAGE_EXTENSIONS, is_image_name
+from florence2.data.image import ImageError, image_size, open_image
 
 RED, WHITE = (200, 30, 40), (255, 255, 255)
 

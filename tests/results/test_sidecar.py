@@ -35,3 +35,17 @@ def test_error_leaves_existing_caption_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
     SidecarWriter(tmp_path, ".txt", "overwrite").write(Prediction("a.jpg", "t", error="truncated"))
     assert (tmp_path / "a.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("if_exists", "old", "expected"),
+    [
+        ("append", "a tomcat", "a tomcat cat"),  # cases A20: the end of a word is not the caption
+        ("append", "a red cat", "a red cat"),  # cases A20: may be this run's own text, written before a kill
+        ("prepend", "catalog", "cat catalog"),  # cases A20
+    ],
+)
+def test_text_that_ends_in_the_caption_is_not_extended(tmp_path: Path, if_exists: str, old: str, expected: str) -> None:
+    (tmp_path / "a.txt").write_text(old)
+    SidecarWriter(tmp_path, ".txt", if_exists).write(Prediction("a.jpg", "t", text="cat"))  # type: ignore[arg-type]
+    assert (tmp_path / "a.txt").read_text() == expected + "\n"

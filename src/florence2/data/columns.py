@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from florence2.data.answer_column import answer_text, parse_answer
 from florence2.data.folders.image_locator import ImageLocator, LocatedImage
-from florence2.data.image import IMAGE_EXTENSIONS, ImageError, Size, is_image_name
+from florence2.data.folders.image_names import IMAGE_EXTENSIONS, is_image_name
+from florence2.data.image import ImageError, Size
 from florence2.data.sample import Sample, Skipped, SkipReason
 from florence2.data.tables import NamedRow, Row
 from florence2.errors import DatasetError, UserError

@@ -9,28 +9,18 @@ import re
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
+from florence2.data.folders.image_names import missing_package, register_optional_decoders
 from florence2.errors import DatasetError
 
 Size = tuple[int, int]  # (width, height) in pixels
 
-_PLAIN = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff")
-# Formats whose decoder may be missing: the package to install, and the modules that decode them.
-_OPTIONAL = {
-    "avif": ("pillow>=11.3", ("PIL._avif",)),
-    "heic": ("pillow-heif", ("pillow_heif", "pi_heif")),
-    "heif": ("pillow-heif", ("pillow_heif", "pi_heif")),
-    "jxl": ("pillow-jxl-plugin", ("pillow_jxl", "jxlpy")),
-}
 _TRANSPOSES = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,28 +32,11 @@ _TRANSPOSES = {  # by EXIF orientation
 }
 _SWAPS_SIDES = (5, 6, 7, 8)
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # an entry of `warnings.filters`
+_XMP = ("xmp", "XML:com.adobe.xmp")
+_MAX_PIXELS = "FLORENCE2_MAX_IMAGE_PIXELS"  # an environment variable, so that worker processes have it, too
+if os.environ.get(_MAX_PIXELS, "").isdecimal():
+    Image.MAX_IMAGE_PIXELS = int(os.environ[_MAX_PIXELS]) // 2  # Pillow refuses twice this number
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
-
-
-def _is_installed(module: str) -> bool:
-    return find_spec(module) is not None
-
-
-IMAGE_EXTENSIONS = frozenset(
-    [f".{name}" for name in _PLAIN]
-    + [f".{name}" for name, (_, modules) in _OPTIONAL.items() if any(map(_is_installed, modules))]
-)
-
-
-def is_image_name(name: str) -> bool:
-    """Return whether a file name has the extension of an image format that can be decoded, in any letter case."""
-    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS  # noqa: PTH122 - pathlib is slow for a million names
-
-
-def missing_package(name: str) -> str:
-    """Return the package that decodes files of this name, or "" if none is needed or it is installed."""
-    extension = os.path.splitext(name)[1].lower()  # noqa: PTH122
-    return "" if extension in IMAGE_EXTENSIONS else _OPTIONAL.get(extension[1:], ("",))[0]
 
 
 class ImageError(DatasetError):
@@ -93,7 +66,7 @@ def open_image(source: ImageSource, *, min_size: Size | None = None, name: str =
     are at least as long; without it, decoding is exact. Transparent pixels are blended with white.
     An `OpenedImage` is returned as it is.
     Raises ImageError for an image that cannot be read, is truncated, or has more pixels than Pillow's limit
-    (twice `PIL.Image.MAX_IMAGE_PIXELS`, about 179 million).
+    (twice `PIL.Image.MAX_IMAGE_PIXELS`, about 179 million; a JPEG: once it is reduced, and twice as many before).
     """
     if isinstance(source, OpenedImage):
         return source
@@ -101,8 +74,11 @@ def open_image(source: ImageSource, *, min_size: Size | None = None, name: str =
         if min_size is not None and not isinstance(source, Image.Image):
             size = _upright_size(image)
             _reduce(image, min_size)
+            _check_pixels(image)
             image.load()
             return OpenedImage(_upright(_rgb(image), _orientation(image)), size)
+        if not isinstance(source, Image.Image):
+            _check_pixels(image)
         image.load()
         upright = _upright(_rgb(image), _orientation(image))
         return OpenedImage(upright, upright.size)
@@ -126,12 +102,29 @@ def _pillow_image(source: _UnopenedSource) -> Iterator[Image.Image]:
     _ignore_pillow_warnings()
     try:
         image = Image.open(_stream(source))
+    except Image.DecompressionBombError:
+        image = _large_jpeg(source)
     except UnidentifiedImageError:
-        if not _register_optional_decoders():
+        if not register_optional_decoders():
             raise
         image = Image.open(_stream(source))
     with image:
         yield image
+
+
+def _large_jpeg(source: Path | bytes) -> ImageFile.ImageFile:
+    """Open a JPEG beyond Pillow's limit of pixels, because it can be decoded at a reduced size."""
+    with suppress(SyntaxError):  # another format
+        image = JpegImagePlugin.JpegImageFile(_stream(source))
+        if image.width * image.height <= 4 * (Image.MAX_IMAGE_PIXELS or 0):  # progressive ones need memory for all
+            return image
+        image.close()
+    raise Image.DecompressionBombError
+
+
+def _check_pixels(image: Image.Image) -> None:
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > 2 * Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError
 
 
 def _can_be_opened(path: Path) -> bool:
@@ -149,17 +142,6 @@ def _ignore_pillow_warnings() -> None:
     # cameras reach. The filter is permanent, because `catch_warnings` is not thread-safe.
     if _PILLOW_WARNINGS not in warnings.filters:
         warnings.filterwarnings("ignore", module=_PILLOW_WARNINGS[3].pattern)
-
-
-@cache
-def _register_optional_decoders() -> bool:
-    """Register the installed decoders of heic and jxl; return whether there are any."""
-    installed = [name for _, names in _OPTIONAL.values() for name in names if name[:3] != "PIL" and _is_installed(name)]
-    for name in installed:
-        module = import_module(name)
-        if hasattr(module, "register_heif_opener"):
-            module.register_heif_opener()
-    return bool(installed)
 
 
 @contextmanager
@@ -180,7 +162,9 @@ def _image_errors(source: _UnopenedSource, name: str) -> Iterator[None]:
         raise ImageError(f"{where} is not an image that can be read", _decoder_hint(where)) from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise ImageError(f"{where} has more than {limit:,} pixels", "resize it first") from None
+        raise ImageError(
+            f"{where} has more than {limit:,} pixels; set {_MAX_PIXELS} to read it", "resize it first"
+        ) from None
     except Exception as error:  # decoders raise exceptions of any type on damaged files
         message = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{where} cannot be read: {message}") from error
@@ -192,10 +176,14 @@ def _decoder_hint(where: str) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation; Pillow would also take that of XMP, which browsers ignore."""
+    xmp = {key: image.info.pop(key) for key in _XMP if key in image.info}
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF raises exceptions of any type, and the image itself can still be read
         return 1
+    finally:
+        image.info.update(xmp)
 
 
 def _upright_size(image: Image.Image) -> Size:

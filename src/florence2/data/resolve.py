@@ -10,12 +10,12 @@ from pathlib import Path
 from florence2.data import hub
 from florence2.data.columns import METADATA_NAMES, ColumnMapping, partition_samples, samples_from_rows
 from florence2.data.folders.image_locator import DATASET_DIR_HINT
+from florence2.data.folders.image_names import is_image_name
 from florence2.data.folders.listing import Listing, display_path, no_images_error, walk
 from florence2.data.folders.sidecars import Sidecars, captioned_images
 from florence2.data.folders.table_rows import metadata_rows, table_rows
 from florence2.data.formats.annotations import split_aliases
 from florence2.data.formats.detect import find_source, resolve_source
-from florence2.data.image import is_image_name
 from florence2.data.sample import ResolvedDataset, Sample, SampleKey
 from florence2.data.streams.tar_source import find_shards
 from florence2.data.tables import is_table_name

@@ -8,8 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from florence2.data.folders.image_names import IMAGE_EXTENSIONS
 from florence2.data.image import (
-    IMAGE_EXTENSIONS,
     ImageError,
     ImageSource,
     OpenedImage,

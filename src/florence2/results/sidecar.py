@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from florence2.data.folders.image_names import is_image_name
 from florence2.data.folders.listing import read_text
-from florence2.data.image import is_image_name
 from florence2.data.sample import Prediction, Sample
 from florence2.errors import DatasetError, OptionError
 from florence2.files import atomic_write
@@ -70,5 +70,5 @@ def _read_caption(path: Path) -> str:
 def _merge(old: str, new: str, if_exists: IfExists) -> str:
     """Append or prepend the new caption, once: a run that was interrupted may write it again."""
     if if_exists == "append":
-        return old if old.endswith(new) else f"{old} {new}".strip()
-    return old if old.startswith(new) else f"{new} {old}".strip()
+        return old if f" {old}".endswith(f" {new}") else f"{old} {new}".strip()
+    return old if f"{old} ".startswith(f"{new} ") else f"{new} {old}".strip()

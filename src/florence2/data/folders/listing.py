@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from florence2.data.image import is_image_name, missing_package
+from florence2.data.folders.image_names import is_image_name, missing_package
 from florence2.errors import DatasetError
 
 # Files beside images that are no images and need no mention.

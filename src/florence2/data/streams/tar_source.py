@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from florence2.data.columns import ColumnMapping, DatasetRow
 from florence2.data.folders.foreign_jsonl import translate_rows
-from florence2.data.image import is_image_name
+from florence2.data.folders.image_names import is_image_name
 from florence2.data.sample import Sample
 from florence2.data.tables import Row
 from florence2.errors import DatasetError

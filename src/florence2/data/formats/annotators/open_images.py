@@ -9,9 +9,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from florence2.data.folders.image_names import is_image_name
 from florence2.data.formats.annotations import AnnotatedImage, Annotation
 from florence2.data.formats.annotators.values import csv_columns, finite_numbers, read_csv
-from florence2.data.image import ImageError, image_size, is_image_name
+from florence2.data.image import ImageError, image_size
 
 _COLUMNS = {"ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax"}
 
