@@ -59,6 +59,7 @@ COMMANDS = {
     "data check": Command(config.CheckSettings, "florence2.recipes.data:main_check", ("--dataset",)),
     "data preview": Command(config.PreviewSettings, "florence2.recipes.data:main_preview", ("--dataset", "--output")),
     "data convert": Command(config.ConvertSettings, "florence2.recipes.data:main_convert", ("--dataset", "--output")),
+    "mcp": Command(config.McpSettings, "florence2.apps.mcp.run_mcp:main"),
     "doctor": Command(config.DoctorSettings, "florence2.apps.doctor.doctor:main", ("--path",)),
 }
 

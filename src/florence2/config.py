@@ -649,3 +649,22 @@ class ServeSettings:
     limits: RequestLimitSettings = field(default_factory=RequestLimitSettings)
     hub: HubSettings = field(default_factory=HubSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
+
+
+@dataclass(frozen=True)
+class McpSettings:
+    """Offer a model to an MCP client over stdin and stdout: tools that caption, detect, read text and ground."""
+
+    model: WeightsSettings
+
+    root: tuple[str, ...] = (".",)
+    """Folders that the client may read images from; nothing outside of them is opened."""
+
+    max_length: int = 256
+    """Maximum number of tokens of an answer."""
+
+    num_beams: int = 1
+    """Number of beams; 1 is greedy search."""
+
+    hub: HubSettings = field(default_factory=HubSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
