@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from florence2.data.inspection.convert import ConversionResult
     from florence2.data.inspection.dataset_report import DatasetReport
     from florence2.export.export_result import ExportResult
+    from florence2.recipes.shards.predict_status import JobStatus
     from florence2.results.progress import RunSummary
 '''
 
@@ -62,6 +63,13 @@ FUNCTIONS = (
         "florence2.recipes.predict:run_predict",
         "RunSummary",
         """Run a task on every image, write the predictions to `output_path`, and return a summary.""",
+    ),
+    ApiFunction(
+        "predict_status",
+        config.StatusSettings,
+        "florence2.recipes.shards.predict_status:run_status",
+        "JobStatus",
+        """Read how far a prediction is from its output.""",
     ),
     ApiFunction(
         "evaluate",

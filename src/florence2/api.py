@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from florence2.data.inspection.convert import ConversionResult
     from florence2.data.inspection.dataset_report import DatasetReport
     from florence2.export.export_result import ExportResult
+    from florence2.recipes.shards.predict_status import JobStatus
     from florence2.results.progress import RunSummary
 
 
@@ -130,6 +131,17 @@ def predict(
     from florence2.recipes.predict import run_predict
 
     return run_predict(settings)
+
+
+def predict_status(
+    *,
+    status: str,
+) -> JobStatus:
+    """Read how far a prediction is from its output."""
+    settings = settings_from_dict(config.StatusSettings, locals())
+    from florence2.recipes.shards.predict_status import run_status
+
+    return run_status(settings)
 
 
 def evaluate(

@@ -52,6 +52,7 @@ class Command:
 COMMANDS = {
     "train": Command(config.TrainSettings, "florence2.recipes.train:main", can_json=True),
     "predict": Command(config.PredictSettings, "florence2.recipes.predict:main", can_json=True),
+    "predict --status": Command(config.StatusSettings, "florence2.recipes.shards.predict_status:main", ("--status",)),
     "export": Command(config.ExportSettings, "florence2.recipes.export:main"),
     "serve": Command(config.ServeSettings, "florence2.apps.serve.run_server:main"),
     "demo": Command(config.DemoSettings, "florence2.demo.show:main"),
@@ -124,6 +125,9 @@ def _is_reader_gone() -> bool:
 def _split_command(words: list[str]) -> tuple[str, list[str]]:
     """Split the name of a command, of one word or two, from its flags; a group is named only to print its help."""
     name = words[0]
+    for command, flag in (each.split(" ") for each in COMMANDS if " --" in each):  # a flag that makes another command
+        if name == command and any(word.partition("=")[0] == flag for word in words[1:]):
+            return f"{command} {flag}", [word.removeprefix(f"{flag}=") for word in words[1:] if word != flag]
     if name in COMMANDS:
         return name, words[1:]
     actions = [command.removeprefix(f"{name} ") for command in _group(name)]

@@ -249,7 +249,8 @@ class InputSettings:
     """Which images are predicted, for which tasks."""
 
     input_path: str
-    """An image, a folder, a pattern such as `'photos/*.jpg'`, or a JSONL file."""
+    """An image, a folder, tars, Parquet, JSONL, or a pattern such as `'photos/*.jpg'` or `'{00..39}.tar'`; local, at
+    s3://, gs://, hf:// or http(s)://, or a dataset on the hub."""
 
     task: tuple[str, ...] = ()
     """A task by name, several tasks, a cascade such as od+region_to_category, or a prompt of your own (also
@@ -267,7 +268,8 @@ class OutputSettings:
     """Where the predictions are written."""
 
     output_path: str = "captions.jsonl"
-    """JSON lines, one per prediction; an interrupted run resumes where it stopped."""
+    """JSON lines, one per prediction, or a .parquet file; a name that ends in `/` is a folder with a file for each
+    shard of the input (of Parquet where it ends in `.parquet/`); local or in a store. An interrupted run resumes."""
 
     overwrite_output: bool = False
     """Predict all images again, and replace the predictions of this run in `--output_path`."""
@@ -367,6 +369,14 @@ class PredictSettings:
     hub: HubSettings = field(default_factory=HubSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     speed: SpeedSettings = field(default_factory=SpeedSettings)
+
+
+@dataclass(frozen=True)
+class StatusSettings:
+    """Say how far a prediction is: numbers of shards and lines of its output, as JSON."""
+
+    status: str
+    """The `--output_path` of the run, a file or a folder that ends in `/`; local or in a store."""
 
 
 @dataclass(frozen=True)

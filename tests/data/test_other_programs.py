@@ -9,7 +9,7 @@ import pytest
 
 from florence2.data.columns import ColumnMapping
 from florence2.data.resolve import DatasetOptions, resolve_dataset
-from florence2.data.streams.shard_readers import find_sharded_source
+from florence2.data.streams.open_source import find_sharded_source
 from florence2.errors import DatasetError
 from tests.data.formats.annotation_files import check, coco
 from tests.data.images import captioned, image, jsonl

@@ -23,7 +23,8 @@ from florence2.data.folders.class_names import name_classes
 from florence2.data.folders.foreign_jsonl import FOREIGN_COLUMNS, FOREIGN_TARGETS, translate_rows
 from florence2.data.image import ImageError, ImageSource
 from florence2.data.sample import ResolvedDataset, Sample
-from florence2.data.tables import Row
+from florence2.data.stores.store_path import AnyPath
+from florence2.data.tables import Row, open_parquet
 from florence2.errors import DatasetError, OptionError
 
 _SAVED_SHARDS = 64  # shards of a saved dataset that is streamed
@@ -138,14 +139,26 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def parquet_has_images(path: Path) -> bool:
-    """Return whether a parquet file contains encoded images, as `datasets` writes them."""
+def find_parquet_images(path: AnyPath, image_column: str | None = None) -> str | None:
+    """Return the column of a parquet file that contains encoded images; None where its rows only name images.
+
+    Images are binary, or `bytes` of a struct as `datasets` writes them.
+    """
     types = import_module("pyarrow").types
     try:
-        schema = import_module("pyarrow.parquet").read_schema(path)
-    except Exception:  # a damaged file raises later, when its rows are read
-        return False
-    return any(types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0 for field in schema)
+        with open_parquet(path) as table:
+            schema = table.schema_arrow
+    except DatasetError:  # a damaged file raises again, when its rows are read
+        return None
+
+    def contains_images(field: Any) -> bool:
+        is_binary = types.is_binary(field.type) or types.is_large_binary(field.type)
+        return bool(is_binary or (types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0))
+
+    candidates = [field.name for field in schema if contains_images(field)]
+    if image_column is None:
+        return next(iter(candidates), None)
+    return image_column if image_column in candidates else None
 
 
 def parquet_samples(path: Path, columns: ColumnMapping) -> ResolvedDataset:
@@ -154,7 +167,8 @@ def parquet_samples(path: Path, columns: ColumnMapping) -> ResolvedDataset:
 
     dataset = datasets.Dataset.from_parquet(str(path))
     for column, feature in dataset.features.items():
-        if isinstance(feature, dict) and "bytes" in feature:
+        is_binary = getattr(feature, "dtype", "") in ("binary", "large_binary")
+        if is_binary or (isinstance(feature, dict) and "bytes" in feature):
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
     return _read_samples(dataset, str(path), columns, None)
 

@@ -17,7 +17,9 @@ from florence2.data.folders.table_rows import metadata_rows, table_rows
 from florence2.data.formats.annotations import split_aliases
 from florence2.data.formats.detect import find_source, resolve_source
 from florence2.data.sample import ResolvedDataset, Sample, SampleKey
-from florence2.data.streams.tar_source import find_shards
+from florence2.data.stores.store_path import is_address
+from florence2.data.streams.shard_readers import TarShards
+from florence2.data.streams.tar_source import TarSource, find_shards
 from florence2.data.tables import is_table_name
 from florence2.data.validate import OnMissing, raise_on_skipped
 from florence2.errors import DatasetError
@@ -52,6 +54,8 @@ def resolve_dataset(spec: str | Path, options: DatasetOptions) -> ResolvedDatase
     `on_missing="skip"`; rows whose prediction failed are always skipped.
     """
     name, split = split_spec(os.fspath(spec), options.split)
+    if is_address(name):
+        raise DatasetError(f"{name} is not on this machine, and is read only as a stream", "pass `--streaming`")
     path = Path(name).expanduser()
     columns = ColumnMapping(
         options.task, image=options.image_column, text=options.text_column, keep_answers=options.keep_answers
@@ -87,17 +91,38 @@ def resolve_images(
     parsed_task, prompt_input = split_prompt(task)
     columns = ColumnMapping(parsed_task.token, prompt_input or input, with_targets=False)
     path = Path(spec).expanduser()
+    if path.is_dir() and hub.is_saved_dataset(path):
+        return hub.saved_samples(path, columns, None)
     if path.is_dir():
         return _folder_images(path, columns, recursive)
     if path.is_file() and is_image_name(path.name):
         return ResolvedDataset(str(path), path.parent, [Sample(path.name, path, columns.task, columns.input)])
     if tars := find_shards(str(path)) if path.suffix == ".tar" else None:
-        return _without_duplicates(resolve_source(tars, columns))
+        return _tar_images(tars, columns)
     if path.is_file():
         return _without_duplicates(_read_table(path, columns, dataset_dir))
     if glob.has_magic(str(path)):
         return _glob_images(str(path), columns)
     raise _absent_path_error(path)
+
+
+def _tar_images(tars: TarSource, columns: ColumnMapping) -> ResolvedDataset:
+    """Read the images of tars; of several, those that cannot be read are listed."""
+    readable: list[ResolvedDataset] = []
+    failed: list[tuple[str, str]] = []
+    shards = TarShards(tars, columns)
+    for index in range(shards.num_shards):
+        try:
+            samples, _ = partition_samples(shards.read(index))
+            readable.append(ResolvedDataset(tars.name, None, samples))
+        except DatasetError as error:
+            if shards.num_shards == 1:
+                raise
+            failed.append((shards.shard_name(index), error.what))
+    samples = [sample for each in readable for sample in each.samples]
+    if not samples:
+        raise DatasetError(failed[0][1] if failed else f"{tars.name} contains no images", "check the tars")
+    return replace(_without_duplicates(ResolvedDataset(tars.name, None, samples)), failed_shards=failed)
 
 
 def _without_duplicates(dataset: ResolvedDataset) -> ResolvedDataset:
@@ -171,7 +196,7 @@ def _unread_table_hint(listing: Listing) -> str:
 def _read_table(path: Path, columns: ColumnMapping, dataset_dir: str | Path | None) -> ResolvedDataset:
     if not is_table_name(path.name):
         raise _not_a_table_error(path, columns)
-    if path.suffix.lower() == ".parquet" and hub.parquet_has_images(path):
+    if path.suffix.lower() == ".parquet" and hub.find_parquet_images(path):
         return hub.parquet_samples(path, columns)
     rows = table_rows(path, columns, dataset_dir)
     samples, skipped = partition_samples(samples_from_rows(rows, columns, DATASET_DIR_HINT))
@@ -206,6 +231,8 @@ def _folder_images(folder: Path, columns: ColumnMapping, recursive: bool) -> Res
             Sample(listing.id(name), listing.path / name, columns.task, columns.input) for name in listing.images()
         )
         ignored += listing.ignored_files()
+    if not samples and (tars := find_shards(str(folder))):
+        return _tar_images(tars, columns)
     if not samples:
         raise no_images_error(folder, recursive)
     return ResolvedDataset(display_path(folder), folder, samples, ignored_files=ignored)

@@ -191,7 +191,8 @@ class ResolvedDataset:
 
     `source` is the name that the user passed, `root` the folder that ids are relative to (None for hub datasets).
     `ignored_shapes` are the places and kinds of annotations that the reader does not read, such as points;
-    `ignored_files` are paths and kinds of files that may be meant as images, such as pipes or unknown extensions.
+    `ignored_files` are paths and kinds of files that may be meant as images, such as pipes or unknown extensions;
+    `failed_shards` are the shards that cannot be read, with their errors.
     """
 
     source: str
@@ -200,6 +201,7 @@ class ResolvedDataset:
     skipped: list[Skipped] = field(default_factory=list)
     ignored_shapes: Sequence[tuple[str, str]] = ()
     ignored_files: Sequence[tuple[str, str]] = ()
+    failed_shards: Sequence[tuple[str, str]] = ()
 
     @property
     def num_images(self) -> int:

@@ -6,11 +6,13 @@ Each row comes with its name for errors. The meaning of the columns is defined i
 import csv
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from florence2.data.folders.listing import read_text
+from florence2.data.stores.store_path import AnyPath
 from florence2.errors import DatasetError
 
 Row = dict[str, Any]
@@ -22,7 +24,7 @@ def is_table_name(name: str) -> bool:
     return Path(name).suffix.lower() in _READERS
 
 
-def read_rows(path: Path) -> Iterator[NamedRow]:
+def read_rows(path: AnyPath) -> Iterator[NamedRow]:
     """Read the rows of a table; empty lines are skipped."""
     try:
         yield from _READERS[path.suffix.lower()](path)
@@ -30,7 +32,7 @@ def read_rows(path: Path) -> Iterator[NamedRow]:
         raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _read_jsonl(path: Path) -> Iterator[NamedRow]:
+def _read_jsonl(path: AnyPath) -> Iterator[NamedRow]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             where = f"{path} line {number}"
@@ -63,7 +65,7 @@ def _parse_json(text: str, where: str) -> Any:
         raise DatasetError(f"{where} is not JSON: {message}", "write one JSON object in each line") from None
 
 
-def _read_json(path: Path) -> Iterator[NamedRow]:
+def _read_json(path: AnyPath) -> Iterator[NamedRow]:
     """Read a list of rows, or kohya's object that maps images to rows."""
     content = _parse_json(read_text(path), str(path))
     if isinstance(content, dict):
@@ -87,7 +89,7 @@ def _kohya_row(row: Any, where: str) -> Row:
     return {"text": ",".join(part for part in parts if part and isinstance(part, str)), **row}
 
 
-def _read_csv(path: Path) -> Iterator[NamedRow]:
+def _read_csv(path: AnyPath) -> Iterator[NamedRow]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
         try:
@@ -102,20 +104,29 @@ def _read_csv(path: Path) -> Iterator[NamedRow]:
             raise DatasetError(f"{path} is not UTF-8 text", "save the file as UTF-8") from None
 
 
-def _read_parquet(path: Path) -> Iterator[NamedRow]:
+def _read_parquet(path: AnyPath) -> Iterator[NamedRow]:
+    with open_parquet(path) as table:
+        number = 0
+        for batch in table.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path} row {number}", row
+
+
+@contextmanager
+def open_parquet(path: AnyPath) -> Iterator[Any]:
+    """Open a parquet file as `pyarrow.parquet.ParquetFile`; a damaged one raises a DatasetError."""
     arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     try:
-        with parquet.ParquetFile(path) as table:
-            number = 0
-            for batch in table.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path} row {number}", row
+        with path.open("rb") as file, parquet.ParquetFile(file) as table:
+            yield table
     except (arrow.ArrowException, arrow.ArrowInvalid) as error:
         raise DatasetError(f"{path} is not a parquet file that can be read: {str(error).splitlines()[0]}") from None
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-_READERS: dict[str, Callable[[Path], Iterator[NamedRow]]] = {
+_READERS: dict[str, Callable[[AnyPath], Iterator[NamedRow]]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,

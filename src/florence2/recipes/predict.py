@@ -25,6 +25,7 @@ from florence2.pipeline.class_splitter import ClassSplitter
 from florence2.pipeline.task_pipeline import TaskPipeline
 from florence2.recipes.create_engine import create_engine, parse_devices, serve_as_worker
 from florence2.recipes.predict_spec import PredictSpec
+from florence2.recipes.shards.predict_shards import is_sharded, run_predict_shards
 from florence2.results.affixes import Affixes
 from florence2.results.annotated_images import AnnotatedImageWriter
 from florence2.results.dataset_exports import DatasetExport
@@ -56,6 +57,11 @@ def run_predict(settings: PredictSettings) -> RunSummary:
         serve_as_worker(rank, parse_devices(settings.compute, settings.speed.devices)[0])
         return RunSummary()
     spec = PredictSpec.resolve(settings)
+    return run_predict_shards(spec) if is_sharded(spec) else _predict_images(spec)
+
+
+def _predict_images(spec: PredictSpec) -> RunSummary:
+    """Predict a list of images on this machine into one journal."""
     output = spec.output
     pipeline, images = spec.pipeline.apply_to(partial(_find_images, spec))
     root = images.root or Path()
@@ -87,7 +93,7 @@ def run_predict(settings: PredictSettings) -> RunSummary:
         if not export.is_done:
             for line in export.write(journal.rows(), images.samples, root):
                 logger.info(line)
-    return replace(summary, ignored_files=images.ignored_files_note())
+    return replace(summary, ignored_files=images.ignored_files_note(), failed_shards=tuple(images.failed_shards))
 
 
 def _write(

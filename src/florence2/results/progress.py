@@ -21,7 +21,8 @@ LINE_INTERVAL = 30.0  # seconds
 class RunSummary:
     """The result of a prediction run: numbers of predictions, and (file name, error) of each image that failed.
 
-    `ignored_files` is a line about files that were not read as images.
+    `ignored_files` is a line about files that were not read as images. Of `num_shards` shards, `num_shards_done` were
+    done by this run and `num_shards_earlier` before; `failed_shards` are names with errors.
     """
 
     num_predictions: int = 0
@@ -30,11 +31,15 @@ class RunSummary:
     errors: tuple[tuple[str, str], ...] = ()
     seconds: float = 0.0
     ignored_files: str = ""
+    num_shards: int = 0
+    num_shards_done: int = 0
+    num_shards_earlier: int = 0
+    failed_shards: tuple[tuple[str, str], ...] = ()
 
     @property
     def exit_code(self) -> int:
         """Return 0 if there is no error, else 1."""
-        return 1 if self.errors else 0
+        return 1 if self.errors or self.failed_shards else 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers and all errors as a JSON object."""
@@ -59,6 +64,13 @@ class RunSummary:
         if self.errors:
             name, error = self.errors[0]
             lines.append(f"{len(self.errors)} failed; the first: {name}: {error}")
+        if self.num_shards:
+            lines.append(
+                f"{self.num_shards} shards: {self.num_shards_done} done, {self.num_shards_earlier} done before"
+            )
+        if self.failed_shards:
+            name, error = self.failed_shards[0]
+            lines.append(f"{len(self.failed_shards)} shards failed; the first: {name}: {error}")
         if self.ignored_files:
             lines.append(self.ignored_files)
         return "\n".join(lines)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from florence2.data.folders.image_names import is_image_name, missing_package
+from florence2.data.stores.store_path import AnyPath
 from florence2.errors import DatasetError
 
 # Files beside images that are no images and need no mention.
@@ -102,7 +103,7 @@ def find_name(folder: Path, name: str) -> str | None:
     return next((each for each in forms if (folder / each).is_file()), None)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: AnyPath) -> str:
     """Read a UTF-8 text file, with or without a byte order mark."""
     try:
         return path.read_text(encoding="utf-8-sig")

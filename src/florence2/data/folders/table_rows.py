@@ -7,6 +7,9 @@ from florence2.data.columns import METADATA_NAMES, ColumnMapping, DatasetRow, lo
 from florence2.data.folders.foreign_jsonl import translate_rows
 from florence2.data.folders.image_locator import DATASET_DIR_HINT, ImageLocator, locate_beside, locate_inside
 from florence2.data.folders.listing import Listing, display_path
+from florence2.data.sample import Sample
+from florence2.data.stores.remote_image import RemoteImage
+from florence2.data.stores.store_path import is_address
 from florence2.data.tables import read_rows
 from florence2.errors import DatasetError
 
@@ -33,4 +36,14 @@ def metadata_rows(folder: Path, listings: Iterable[Listing], columns: ColumnMapp
 
 
 def _located_rows(path: Path, columns: ColumnMapping, locate: ImageLocator) -> Iterator[DatasetRow]:
-    return translate_rows(locate_rows(read_rows(path), columns, locate), columns)
+    return translate_rows(_locate_or_address(path, columns, locate), columns)
+
+
+def _locate_or_address(path: Path, columns: ColumnMapping, locate: ImageLocator) -> Iterator[DatasetRow]:
+    """Locate the image of each row; an address is the image in a store, and its own id."""
+    for where, row in read_rows(path):
+        name = columns.image_name(row, where)
+        if is_address(name):
+            yield DatasetRow(where, row, Sample(name, RemoteImage(name), ""))
+        else:
+            yield from locate_rows([(where, row)], columns, locate)

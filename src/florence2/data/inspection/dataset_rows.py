@@ -45,7 +45,7 @@ def dataset_rows(
 
 
 def _has_images(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet" and hub.parquet_has_images(path)
+    return path.suffix.lower() == ".parquet" and hub.find_parquet_images(path) is not None
 
 
 def _without_failed(rows: Iterator[DatasetRow]) -> Iterator[DatasetRow]:

@@ -3,17 +3,18 @@
     0001.jpg  0001.txt            the caption
     0001.jpg  0001.json           a row of the common JSONL without `file_name`, or a list of such rows
 
-The files of a record may be anywhere in the tar. A tar is read in place: one pass finds the position of each image,
-which is read from there when it is opened. Nothing is unpacked. Compressed tars have no random access and are rejected.
+The files of a record may be anywhere in a local tar. It is read in place: one pass finds the position of each image,
+which is read from there when it is opened. A tar in a store is read once from its start to its end, with the images in
+memory; there the files of a record must be adjacent. Nothing is unpacked. Compressed tars are rejected.
 """
 
-import glob
 import io
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +22,16 @@ from florence2.data.columns import ColumnMapping, DatasetRow
 from florence2.data.folders.foreign_jsonl import translate_rows
 from florence2.data.folders.image_names import is_image_name
 from florence2.data.sample import Sample
+from florence2.data.stores.store_path import AnyPath, StorePath
+from florence2.data.streams.shard_paths import expand_pattern, has_pattern, relative_names
 from florence2.data.tables import Row
 from florence2.errors import DatasetError
 from florence2.files import to_json
+from florence2.log import logger
 
 PER_SHARD = 1000  # images in each tar that is written
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _CAPTION_EXTENSIONS = (".txt", ".caption")
+_TARGET_EXTENSIONS = frozenset({*_CAPTION_EXTENSIONS, ".json"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +50,13 @@ class TarImage:
 
 
 class TarRecord(NamedTuple):
-    """One record of a tar: the image's file name, its position, and its rows.
+    """One record of a tar: the image's file name, its position (or, from a store, its bytes), and its rows.
 
     `ignored` names, on the first record, what the tar has besides records with an image.
     """
 
     name: str
-    image: TarImage
+    image: TarImage | bytes
     rows: list[Row]
     ignored: Sequence[str] = ()
 
@@ -62,17 +66,17 @@ class TarSource:
     """A list of tars."""
 
     name: str
-    paths: tuple[Path, ...]
+    paths: tuple[AnyPath, ...]
     root: None = None
 
     def rows(self, columns: ColumnMapping) -> Iterator[DatasetRow]:
         """Read the rows of all tars with their images; a row without a task has `columns.task`."""
         has_several = len(self.paths) > 1
-        for path in self.paths:
-            yield from tar_rows(path, columns, f"{path.name}/" if has_several else "")
+        for path, name in zip(self.paths, relative_names(self.paths), strict=True):
+            yield from tar_rows(path, columns, f"{name}/" if has_several else "")
 
 
-def tar_rows(path: Path, columns: ColumnMapping, prefix: str) -> Iterator[DatasetRow]:
+def tar_rows(path: AnyPath, columns: ColumnMapping, prefix: str) -> Iterator[DatasetRow]:
     """Read the rows of a tar with their images, whose ids begin with `prefix`."""
 
     def rows() -> Iterator[DatasetRow]:
@@ -93,51 +97,90 @@ def find_shards(spec: str) -> TarSource | None:
     if path.is_dir():
         tars = sorted(path.glob("*.tar"))
         return TarSource(spec, tuple(tars)) if tars else None
-    if re.search(r"\.(tar\.\w+|tgz)$", spec):
-        raise DatasetError(f"{spec} is compressed, so its images cannot be read one by one", "decompress it to a .tar")
+    reject_compressed(spec)
     if not spec.endswith(".tar"):
         return None
-    names = list(_expand_braces(str(path)))
-    paths = [Path(each) for name in names for each in (sorted(glob.glob(name)) if glob.has_magic(name) else [name])]  # noqa: PTH207
-    absent = [each for each in paths if not each.is_file()]
+    paths = expand_pattern(spec)
+    absent = [each for each in paths if isinstance(each, Path) and not each.is_file()]
     if absent or not paths:
-        raise DatasetError(f"{absent[0] if absent else spec} does not exist", "check the pattern, and put it in quotes")
+        hint = "check the pattern, and put it in quotes" if has_pattern(spec) else "check the path"
+        raise DatasetError(f"{absent[0] if absent else spec} does not exist", hint)
     return TarSource(spec, tuple(paths))
 
 
-def _expand_braces(name: str) -> Iterator[str]:
-    """Expand `{000..009}` and `{a,b}`."""
-    if match := _RANGE.search(name):
-        first, last = match.groups()
-        parts = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    elif match := re.search(r"\{([^{}]*,[^{}]*)\}", name):
-        parts = match[1].split(",")
-    else:
-        yield name
-        return
-    for part in parts:
-        yield from _expand_braces(name[: match.start()] + part + name[match.end() :])
+def reject_compressed(name: str) -> None:
+    """Raise a DatasetError for the name of a compressed tar."""
+    if re.search(r"\.(tar\.\w+|tgz)$", name):
+        raise DatasetError(f"{name} is compressed, so its images cannot be read one by one", "decompress it to a .tar")
 
 
-def read_tar(path: Path) -> Iterator[TarRecord]:
+def read_tar(path: AnyPath) -> Iterator[TarRecord]:
     """Read the records of a tar."""
     try:
-        with tarfile.open(path, "r:") as tar:
-            records: dict[str, dict[str, tarfile.TarInfo]] = {}
-            for member in tar:
-                key, extension = _split_name(member.name)
-                if member.isfile() and extension and not Path(key).name.startswith("."):
-                    records.setdefault(key, {})[extension] = member
-            rowless = [members for members in records.values() if not _image_extensions(members)]
-            targets = {*_CAPTION_EXTENSIONS, ".json"}
-            ignored = ["target without an image" for members in rowless if targets & members.keys()]
-            for key, members in records.items():
-                for record in _read_record(path, tar, key, members):
-                    yield record._replace(ignored=ignored)
-                    ignored = []
+        yield from _read_streamed(path) if isinstance(path, StorePath) else _read_in_place(path)
     except (tarfile.TarError, OSError) as error:
         message = getattr(error, "strerror", None) or str(error) or "it is truncated"
         raise DatasetError(f"{path} is not a tar that can be read: {message}") from None
+
+
+def _read_in_place(path: Path) -> Iterator[TarRecord]:
+    """Read all headers, then the records, whose images stay in the file."""
+    with tarfile.open(path, "r:") as tar:
+        records: dict[str, dict[str, tarfile.TarInfo]] = {}
+        for member in tar:
+            key, extension = _split_name(member.name)
+            if _is_record_file(member, key, extension):
+                records.setdefault(key, {})[extension] = member
+        ignored = ["target without an image" for members in records.values() if _is_target_alone(members)]
+        for key, members in records.items():
+            positions = {extension: TarImage(path, each.offset_data, each.size) for extension, each in members.items()}
+            read = partial(_read_member, tar, members)
+            for record in _read_record(path, key, positions, read):
+                yield record._replace(ignored=ignored)
+                ignored = []
+
+
+def _read_streamed(path: StorePath) -> Iterator[TarRecord]:
+    """Read the files one after another; the bytes of one record are in memory."""
+    keys: set[str] = set()
+    pending: dict[str, bytes] = {}
+    current, ignored = "", list[str]()
+    with path.open() as file, tarfile.open(fileobj=file, mode="r|") as tar:
+        for member in tar:
+            key, extension = _split_name(member.name)
+            if not _is_record_file(member, key, extension):
+                continue
+            if key != current:
+                for record in _read_record(path, current, pending, pending.__getitem__):
+                    yield record._replace(ignored=ignored)
+                    ignored = []
+                ignored += ["target without an image"] * _is_target_alone(pending)
+                if key in keys:
+                    raise DatasetError(
+                        f"{path}: the files of {key} are not adjacent", "write the tar again with its names sorted"
+                    )
+                keys.add(key)
+                current, pending = key, {}
+            if extension in _TARGET_EXTENSIONS or _image_extensions([extension]):
+                pending[extension] = _read_member(tar, {extension: member}, extension)
+    yield from (
+        record._replace(ignored=ignored) for record in _read_record(path, current, pending, pending.__getitem__)
+    )
+    if _is_target_alone(pending):
+        logger.warning(f"{path}: {current} is a target without an image")
+
+
+def _is_record_file(member: tarfile.TarInfo, key: str, extension: str) -> bool:
+    return member.isfile() and bool(extension) and not Path(key).name.startswith(".")
+
+
+def _is_target_alone(extensions: Iterable[str]) -> bool:
+    return not _image_extensions(extensions) and not _TARGET_EXTENSIONS.isdisjoint(extensions)
+
+
+def _read_member(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], extension: str) -> bytes:
+    stored = tar.extractfile(members[extension])  # returns a reader of the tar and writes nothing
+    return stored.read() if stored else b""
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -151,28 +194,28 @@ def _image_extensions(members: Iterable[str]) -> list[str]:
 
 
 def _read_record(
-    path: Path, tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo]
+    path: AnyPath, key: str, files: Mapping[str, TarImage | bytes], read: Callable[[str], bytes]
 ) -> Iterator[TarRecord]:
-    images = _image_extensions(members)
+    """Read a record of files by extension; `read` returns the content of one."""
+    images = _image_extensions(files)
     if not images:
         return
     image = min(images, key=lambda extension: extension.count("."))  # `.jpg` rather than a mask in `.seg.png`
     rows: list[Row] = [{}]
-    if ".json" in members:
-        rows = _parse_rows(_read_text(path, tar, members[".json"]), f"{path}: {key}.json")
-    caption = next((members[extension] for extension in _CAPTION_EXTENSIONS if extension in members), None)
+    if ".json" in files:
+        rows = _parse_rows(_decode_text(path, key, ".json", read), f"{path}: {key}.json")
+    caption = next((extension for extension in _CAPTION_EXTENSIONS if extension in files), None)
     if caption is not None and not any(row.get("text") or row.get("answer") for row in rows):
-        rows = [{**row, "text": " ".join(_read_text(path, tar, caption).split())} for row in rows]
-    member = members[image]
-    yield TarRecord(key + image, TarImage(path, member.offset_data, member.size), rows)
+        text = " ".join(_decode_text(path, key, caption, read).split())
+        rows = [{**row, "text": text} for row in rows]
+    yield TarRecord(key + image, files[image], rows)
 
 
-def _read_text(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
-    stored = tar.extractfile(member)  # returns a reader of the tar and writes nothing
+def _decode_text(path: AnyPath, key: str, extension: str, read: Callable[[str], bytes]) -> str:
     try:
-        return stored.read().decode("utf-8-sig") if stored else ""
+        return read(extension).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise DatasetError(f"{path}: {member.name} is not UTF-8 text") from None
+        raise DatasetError(f"{path}: {key}{extension} is not UTF-8 text") from None
 
 
 def _parse_rows(text: str, where: str) -> list[Row]:

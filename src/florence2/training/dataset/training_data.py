@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from florence2.data.columns import ColumnMapping
 from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.data.sample import Sample
-from florence2.data.streams.shard_readers import find_sharded_source
+from florence2.data.streams.open_source import find_sharded_source
 from florence2.data.streams.stream import SampleStream
 from florence2.data.validate import check_images, train_val_split
 from florence2.errors import OptionError

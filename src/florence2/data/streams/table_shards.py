@@ -1,0 +1,129 @@
+"""Tables as shards: JSONL, CSV, JSON or Parquet; Parquet may contain the encoded images, other rows name them.
+
+A row names an image by an address, or by its path relative to the table's folder.
+"""
+
+import posixpath
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from florence2.data import hub
+from florence2.data.columns import (
+    OTHER_COLUMNS,
+    TASK_COLUMNS,
+    ColumnMapping,
+    DatasetRow,
+    samples_from_rows,
+)
+from florence2.data.folders.class_names import name_classes
+from florence2.data.folders.foreign_jsonl import FOREIGN_COLUMNS, translate_rows
+from florence2.data.folders.table_rows import table_rows
+from florence2.data.image import ImageSource
+from florence2.data.sample import Sample, Skipped
+from florence2.data.stores.remote_image import RemoteImage
+from florence2.data.stores.store_path import AnyPath, StorePath, is_address
+from florence2.data.streams.shard_paths import common_folder, relative_names
+from florence2.data.tables import Row, open_parquet, read_rows
+from florence2.errors import DatasetError
+
+_BATCH_ROWS = 64  # rows of a Parquet file that are decoded at a time
+
+
+@dataclass(frozen=True)
+class TableShards:
+    """Tables, each one shard."""
+
+    name: str
+    paths: tuple[AnyPath, ...]
+    columns: ColumnMapping
+
+    @property
+    def root(self) -> str:
+        """Return the folder that ids are relative to, unless a row has its own `image_dir`."""
+        return str(common_folder(self.paths))
+
+    @property
+    def num_shards(self) -> int:
+        """Return the number of tables."""
+        return len(self.paths)
+
+    def shard_name(self, index: int) -> str:
+        """Return the path of a table within the folder that all are in."""
+        return relative_names(self.paths)[index]
+
+    def reader(self, index: int) -> Callable[[], Iterator[DatasetRow]]:
+        """Return a function that reads the rows of a table."""
+        name = self.shard_name(index)
+        return partial(_read_table, self.paths[index], name if self.num_shards > 1 else "", self.columns)
+
+    def read(self, index: int) -> Iterator[Sample | Skipped]:
+        """Read the samples of a table lazily."""
+        return samples_from_rows(self.reader(index)(), self.columns, "")
+
+
+def _read_table(path: AnyPath, name: str, columns: ColumnMapping) -> Iterator[DatasetRow]:
+    if not path.is_file():
+        raise DatasetError(f"{path} does not exist", "check the path, and put a pattern in quotes")
+    column = hub.find_parquet_images(path, columns.image) if path.suffix.lower() == ".parquet" else None
+    if column is not None:
+        yield from translate_rows(_read_parquet_images(path, name or "train", column, columns), columns)
+        return
+    folder = posixpath.dirname(name)
+    rows = _remote_rows(path, columns) if isinstance(path, StorePath) else table_rows(path, columns, None)
+    for row in rows:
+        image = row.image
+        if folder and not is_address(image.id):
+            image = Sample(f"{folder}/{image.id}", image.image, "")
+        yield row._replace(image=image)
+
+
+def _read_parquet_images(path: AnyPath, name: str, column: str, columns: ColumnMapping) -> Iterator[DatasetRow]:
+    """Read a Parquet file whose `column` contains encoded images."""
+    with open_parquet(path) as table:
+        schema = table.schema_arrow
+        names = (*columns.text_columns, *TASK_COLUMNS, *OTHER_COLUMNS, *FOREIGN_COLUMNS)
+        present = [each for each in dict.fromkeys(names) if each in schema.names and each != column]
+        batches = table.iter_batches(batch_size=_BATCH_ROWS, columns=[column, *present])
+        rows = (row for batch in batches for row in batch.to_pylist())
+        features = import_module("datasets").Features.from_arrow_schema(schema)
+        for number, row in enumerate(name_classes(rows, features)):
+            row_id = f"{name}/{number}"
+            yield DatasetRow(f"{path} row {number}", row, Sample(row_id, stored_image(row.pop(column)), ""))
+
+
+def stored_image(stored: Any) -> ImageSource | Callable[[], ImageSource]:
+    """Return the image of a column: encoded bytes, a path, an address, or `datasets`' {bytes, path}."""
+    if isinstance(stored, bytes | bytearray):
+        return bytes(stored)
+    if isinstance(stored, dict) and stored.get("bytes"):
+        return bytes(stored["bytes"])
+    path = stored.get("path") if isinstance(stored, dict) else stored
+    if not path:
+        return b""  # raises an error that names the sample when it is opened
+    return RemoteImage.or_path(str(path))
+
+
+def _remote_rows(path: StorePath, columns: ColumnMapping) -> Iterator[DatasetRow]:
+    """Read a table in a store; its images are in its folder, or at addresses."""
+
+    def rows() -> Iterator[DatasetRow]:
+        for where, row in read_rows(path):
+            yield DatasetRow(where, row, _remote_sample(path, columns.image_name(row, where), row, where))
+
+    return translate_rows(rows(), columns)
+
+
+def _remote_sample(path: StorePath, name: str, row: Row, where: str) -> Sample:
+    if is_address(name):
+        return Sample(name, RemoteImage(name), "")
+    image_dir = row.get("image_dir")
+    folder: Any = path.parent
+    if isinstance(image_dir, str) and is_address(image_dir):
+        folder = StorePath(image_dir)
+    plain = posixpath.normpath(name.replace("\\", "/"))
+    if plain.startswith(("/", "..")):
+        raise DatasetError(f"{where}: `{name}` is outside {folder}", "write the name relative to the table's folder")
+    return Sample(plain, RemoteImage(str(folder / plain)), "")

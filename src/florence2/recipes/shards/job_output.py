@@ -1,0 +1,121 @@
+"""Where the predictions of a job in shards go: to a folder with an output for each shard, or to one file."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Protocol, Self
+
+from florence2.config import OutputSettings
+from florence2.data.stores.store_path import is_address, to_path
+from florence2.errors import OptionError
+from florence2.recipes.predict_spec import PredictSpec
+from florence2.recipes.shards.shard_samples import ShardedImages
+from florence2.results.affixes import Affixes
+from florence2.results.shards.job_folder import JobFolder
+from florence2.results.shards.shard_output import JournalOptions, ShardOutput, restore_journal
+
+
+class JobOutput(Protocol):
+    """The output of a job; a context manager. `todo` lists the shards that are not done."""
+
+    @property
+    def todo(self) -> list[int]: ...  # noqa: D102
+
+    def open(self, index: int, image_dir: str) -> ShardOutput: ...  # noqa: D102
+
+    def finish(self, index: int, output: ShardOutput) -> None: ...  # noqa: D102
+
+    def fail(self, index: int, output: ShardOutput, error: str) -> None: ...  # noqa: D102
+
+    def complete(self) -> None: ...  # noqa: D102
+
+    def close(self) -> None: ...  # noqa: D102
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class SingleOutput:
+    """One file for all shards; `complete` puts it in place."""
+
+    def __init__(self, address: str, num_shards: int, options: JournalOptions, image_dir: str) -> None:
+        self.todo = list(range(num_shards))
+        target = to_path(address) if address != "-" else Path("-")
+        self._temporary = tempfile.TemporaryDirectory(prefix="florence2-")
+        path = Path(self._temporary.name) / "journal.jsonl"
+        if isinstance(target, Path):
+            is_journal = target.suffix.lower() != ".parquet"
+            path = target if is_journal else target.with_name(f".{target.name}.journal.jsonl")
+            path.parent.mkdir(parents=True, exist_ok=True)
+        restore_journal(target, path)
+        self._output = ShardOutput(target, path, options.open(path, image_dir))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the journal."""
+        self._output.close()
+        self._temporary.cleanup()
+
+    def open(self, index: int, image_dir: str) -> ShardOutput:  # noqa: ARG002
+        """Return the one output."""
+        return self._output
+
+    def finish(self, index: int, output: ShardOutput) -> None:
+        """Do nothing; the file grows until the job ends."""
+
+    def fail(self, index: int, output: ShardOutput, error: str) -> None:
+        """Do nothing; the summary names the shard."""
+
+    def complete(self) -> None:
+        """Put the file in place."""
+        self._output.finish()
+
+
+class FolderOutput(JobFolder):
+    """A folder with an output for each shard, each in place as soon as it is complete."""
+
+    def complete(self) -> None:
+        """Do nothing; every output is in place."""
+
+
+def open_job_output(spec: PredictSpec, images: ShardedImages) -> JobOutput:
+    """Open the output of a job."""
+    settings = spec.output
+    _check_output(settings)
+    path = settings.output_path
+    options = JournalOptions(spec.run_id, Affixes(settings.prefix, settings.suffix), settings.overwrite_output)
+    if is_folder_output(path):
+        return FolderOutput(path, images.names, options)
+    return SingleOutput(path, images.source.num_shards, options, images.image_dir(path))
+
+
+def is_folder_output(path: str) -> bool:
+    """Return whether predictions go to a folder: a name that ends in `/`, or a folder that exists."""
+    return path.endswith("/") or (path != "-" and not is_address(path) and Path(path).expanduser().is_dir())
+
+
+def _check_output(settings: OutputSettings) -> None:
+    """Refuse what needs all images on this machine, and targets that cannot be written."""
+    path = settings.output_path
+    flags = {"--sidecar": settings.sidecar, "--export": settings.export, "--save_images": settings.save_images}
+    for flag, value in flags.items():
+        if value:
+            raise OptionError(
+                f"`{flag}` needs images on this machine and one local JSONL file of predictions",
+                f"remove `{flag}`, or predict first and use a local copy",
+            )
+    suffix = to_path(path).suffix.lower()
+    if path != "-" and not is_folder_output(path) and suffix not in (".jsonl", ".ndjson", ".parquet"):
+        raise OptionError(
+            f"`--output_path {path}` is neither a .jsonl or .parquet file nor a folder",
+            "end the name of a folder with `/`",
+        )
+    if path.startswith(("http://", "https://")):
+        raise OptionError(f"{path} cannot be written", "pass s3://, gs://, hf:// or a local path")

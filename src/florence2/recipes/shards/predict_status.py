@@ -1,0 +1,102 @@
+"""How far a prediction is: `florence2 predict --status OUT`, read from its output while it runs or afterwards."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from florence2.config import StatusSettings
+from florence2.data.stores.store_path import AnyPath, to_path
+from florence2.errors import DatasetError
+from florence2.files import to_json
+from florence2.log import logger
+from florence2.recipes.shards.job_output import is_folder_output
+from florence2.results.shards.job_folder import JobState, read_job
+from florence2.results.shards.parquet_rows import read_parquet
+from florence2.results.shards.shard_output import is_parquet
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """The numbers of shards and lines of a job; `errors` counts the lines about images that failed.
+
+    A single file is one shard, which is open while its run may add lines.
+    """
+
+    shards: int
+    done: int
+    open: int
+    lines: int
+    errors: int
+    failed: dict[str, str]
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 where every shard is done without an error, else 1."""
+        return 0 if self.done == self.shards and not self.errors else 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {
+            "shards": self.shards,
+            "done": self.done,
+            "open": self.open,
+            "failed": len(self.failed),
+            "lines": self.lines,
+            "errors": self.errors,
+            "failed_shards": self.failed,
+        }
+
+    def __str__(self) -> str:
+        text = f"{self.done} of {self.shards} shards done, {self.open} open, {len(self.failed)} failed; "
+        text += f"{self.lines} lines, {self.errors} with an error"
+        return text + "".join(f"\n{name}: {error}" for name, error in sorted(self.failed.items())[:10])
+
+
+def main(settings: StatusSettings) -> int:
+    """Print the status as JSON on stdout and in words on stderr; return 0 if everything is done without an error."""
+    status = run_status(settings)
+    logger.info(str(status))
+    sys.stdout.write(to_json(status.to_dict()) + "\n")
+    return status.exit_code
+
+
+def run_status(settings: StatusSettings) -> JobStatus:
+    """Read how far a job is."""
+    if is_folder_output(settings.status):
+        return _folder_status(read_job(settings.status))
+    path = to_path(settings.status)
+    if not path.is_file():
+        raise DatasetError(f"{path} does not exist", "pass the `--output_path` of a run; a folder ends in `/`")
+    return _file_status(path)
+
+
+def _folder_status(job: JobState) -> JobStatus:
+    done = [name for name in job.shards if job.is_done(name)]
+    failed = {name: error for name in job.shards if (error := job.error(name)) is not None}
+    states = [job.states[name] for name in done]
+    return JobStatus(
+        len(job.shards),
+        len(done),
+        len(job.shards) - len(done) - len(failed),
+        sum(state.lines for state in states) + job.open_lines,
+        sum(state.errors for state in states),
+        failed,
+    )
+
+
+def _file_status(path: AnyPath) -> JobStatus:
+    lines = errors = 0
+    for row in read_parquet(path) if is_parquet(path) else _complete_rows(path):
+        lines += 1
+        errors += row.get("error") is not None
+    is_done = isinstance(path, Path) is False or is_parquet(path)
+    return JobStatus(1, int(is_done), int(not is_done), lines, errors, {})
+
+
+def _complete_rows(path: AnyPath) -> Any:
+    with path.open("rb") as file:
+        yield from (json.loads(line) for line in file if line.endswith(b"\n"))

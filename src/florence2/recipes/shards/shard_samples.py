@@ -1,0 +1,73 @@
+"""The samples of one shard: the steps of the task pipeline for each of its images, read lazily."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+from florence2.data.columns import ColumnMapping, DatasetRow, partition_samples, samples_from_rows
+from florence2.data.sample import ResolvedDataset, Sample, relative_image_dir
+from florence2.data.stores.store_path import StorePath, is_address, to_path
+from florence2.data.streams.open_source import find_image_shards
+from florence2.data.streams.shard_readers import ShardedSource
+from florence2.model.tasks import split_prompt
+from florence2.pipeline.task_pipeline import TaskPipeline
+
+
+@dataclass(frozen=True)
+class SampleReader:
+    """Reads the samples of a shard, those of one image in a row; it can be sent to another machine."""
+
+    pipeline: TaskPipeline
+    columns: ColumnMapping
+    rows: Callable[[], Iterator[DatasetRow]]
+
+    def __call__(self) -> Iterator[Sample]:
+        """Yield the samples; the rows of one image must be adjacent."""
+        for _, group in groupby(self.rows(), key=lambda row: row.image.id):
+            rows = list(group)
+
+            def resolve(task: str, task_input: str, rows: list[DatasetRow] = rows) -> ResolvedDataset:
+                columns = step_columns(task, task_input, self.columns)
+                return ResolvedDataset("", None, partition_samples(samples_from_rows(rows, columns, ""))[0])
+
+            yield from self.pipeline.apply_to(resolve)[1].samples
+
+
+def step_columns(task: str, task_input: str, columns: ColumnMapping) -> ColumnMapping:
+    """Return the columns with the task and the input of rows that have none."""
+    parsed, prompt_input = split_prompt(task)
+    return replace(columns, task=parsed.token, input=prompt_input or task_input)
+
+
+@dataclass(frozen=True)
+class ShardedImages:
+    """The images of a job: their source, and the pipeline that makes samples of them."""
+
+    source: ShardedSource
+    pipeline: TaskPipeline
+
+    @classmethod
+    def find(cls, spec: str, pipeline: TaskPipeline, *, recursive: bool) -> "ShardedImages":
+        """Find the shards of `--input_path`."""
+        step = pipeline.steps[0]
+        columns = step_columns(step.task.token, step.input, ColumnMapping("", with_targets=False))
+        return cls(find_image_shards(spec, columns, recursive=recursive), pipeline)
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the shards."""
+        return [self.source.shard_name(index) for index in range(self.source.num_shards)]
+
+    def reader(self, index: int) -> SampleReader:
+        """Return the reader of a shard."""
+        return SampleReader(self.pipeline, self.source.columns, self.source.reader(index))
+
+    def image_dir(self, output: str) -> str:
+        """Return the path from an output to the images, or their address; "." where ids are not paths."""
+        root, target = self.source.root, to_path(output)
+        if root is None or is_address(root):
+            return root or "."
+        if isinstance(target, StorePath):
+            return Path(root).absolute().as_posix()
+        return relative_image_dir(target, Path(root))

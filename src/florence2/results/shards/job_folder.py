@@ -1,0 +1,202 @@
+"""The folder of a job in shards, local or in a store: its outputs, and beside them what is known of each shard.
+
+    OUT/00000.jsonl              the output of a shard that is done
+    OUT/_run/job.json            the shards of the job
+    OUT/_run/shards/00000.json   numbers of lines and errors of a shard, or why it failed
+    OUT/_run/open/00000.jsonl    the journal of a shard in work, in a local folder
+
+A shard is done when its output is in place and its state names the run. The output is put in place first.
+"""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from florence2.data.stores.store_path import AnyPath, StorePath, list_files, to_path
+from florence2.data.stores.write_store import read_files, write_text
+from florence2.data.streams.shard_paths import relative_names
+from florence2.errors import DatasetError, OptionError
+from florence2.files import WriteLock, atomic_write, to_json
+from florence2.log import logger
+from florence2.results.shards.shard_output import JournalOptions, ShardOutput
+
+RUN_FOLDER = "_run"
+
+
+@dataclass(frozen=True)
+class ShardState:
+    """What is known of a shard: its numbers once it is done, `error` where it failed."""
+
+    run_id: str
+    lines: int = 0
+    errors: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job as its folder tells it: its shards, their states, and the names of the outputs in place."""
+
+    run_id: str
+    shards: tuple[str, ...]
+    states: Mapping[str, ShardState]
+    outputs: frozenset[str]
+    open_lines: int = 0
+
+    def is_done(self, shard: str) -> bool:
+        """Return whether the output of a shard is complete."""
+        state = self.states.get(shard)
+        return shard in self.outputs and state is not None and state.error is None and state.run_id == self.run_id
+
+    def error(self, shard: str) -> str | None:
+        """Return why a shard of this run failed."""
+        state = self.states.get(shard)
+        return state.error if state is not None and state.run_id == self.run_id else None
+
+
+class JobFolder:
+    """The folder that a job writes; a context manager, which locks a local one against a second process."""
+
+    def __init__(self, address: str, shards: Sequence[str], options: JournalOptions) -> None:
+        self.path, self.options = to_path(address.rstrip("/")), options
+        self.suffix = output_suffix(self.path)
+        self.names = tuple(output_names(shards))
+        self._lock: WriteLock | None = None
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        if isinstance(self.path, Path):
+            self._journals = self.path / RUN_FOLDER / "open"
+            self._journals.mkdir(parents=True, exist_ok=True)
+            self._lock = WriteLock(self.path / RUN_FOLDER / "job.json")
+            if self._lock.is_acquired is False:
+                raise OptionError(f"another process writes {self.path}", "wait until it ends")
+        else:
+            self._temporary = tempfile.TemporaryDirectory(prefix="florence2-")
+            self._journals = Path(self._temporary.name)
+        self.todo = self._read_todo()
+        self._write("job.json", {"run_id": options.run_id, "shards": self.names})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the lock, and remove temporary journals."""
+        if self._temporary is not None:
+            self._temporary.cleanup()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _read_todo(self) -> list[int]:
+        """List the shards that are not done, and warn of outputs that belong to none."""
+        job = read_job_files(self.path)
+        strangers = sorted(job.outputs - set(self.names)) if job.run_id else []
+        if strangers:
+            logger.warning(
+                f"{self.path}: {len(strangers)} outputs are of no shard of this run; the first: {strangers[0]}"
+            )
+        job = replace(job, run_id=self.options.run_id)
+        is_needed = [self.options.overwrite or not job.is_done(name) for name in self.names]
+        return [index for index, needed in enumerate(is_needed) if needed]
+
+    def open(self, index: int, image_dir: str) -> ShardOutput:
+        """Open the output of a shard."""
+        name = self.names[index]
+        path = self._journals / f"{name}.{self.options.run_id}.jsonl"
+        target = self.path / f"{name}{self.suffix}"
+        for each in (path, target):
+            if isinstance(each, Path):
+                each.parent.mkdir(parents=True, exist_ok=True)
+        return ShardOutput(target, path, self.options.open(path, image_dir))
+
+    def finish(self, index: int, output: ShardOutput) -> None:
+        """Put a complete output in place, and note its numbers."""
+        output.finish()
+        self._write_state(index, ShardState(self.options.run_id, output.num_lines, output.num_errors))
+
+    def fail(self, index: int, output: ShardOutput, error: str) -> None:
+        """Close an output that is incomplete, and note why its shard failed."""
+        output.close()
+        self._write_state(index, ShardState(self.options.run_id, error=error))
+
+    def _write_state(self, index: int, state: ShardState) -> None:
+        values = {key: value for key, value in asdict(state).items() if value is not None}
+        self._write(f"shards/{self.names[index]}.json", values)
+
+    def _write(self, name: str, value: Any) -> None:
+        path = self.path / f"{RUN_FOLDER}/{name}"
+        if isinstance(path, StorePath):
+            write_text(path, to_json(value))
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(to_json(value))
+
+
+def output_names(shards: Iterable[str]) -> list[str]:
+    """Return the names of outputs: those of the shards without their extensions, unless two would be equal."""
+    names = list(shards)
+    plain = [name.rpartition(".")[0] or name for name in names]
+    return plain if len(set(plain)) == len(plain) else names
+
+
+def output_suffix(folder: AnyPath) -> str:
+    """Return the extension of the outputs in a folder: a name such as `captions.parquet/` is a folder of Parquet."""
+    return ".parquet" if folder.suffix.lower() == ".parquet" else ".jsonl"
+
+
+def read_job(address: str) -> JobState:
+    """Read the state of a job from its folder."""
+    job = read_job_files(to_path(address.rstrip("/")))
+    if not job.run_id:
+        raise DatasetError(f"{address} is not the output of a job in shards", "pass the folder of its `--output_path`")
+    return job
+
+
+def read_job_files(folder: AnyPath) -> JobState:
+    """Read what a folder tells of a job; of none, the run id is ""."""
+    files = _list_names(folder)
+    prefix, suffix = f"{RUN_FOLDER}/shards/", output_suffix(folder)
+    names = [name for name in files if name.startswith(prefix)]
+    has_job = f"{RUN_FOLDER}/job.json" in files
+    contents = _read_all(folder, [f"{RUN_FOLDER}/job.json", *names] if has_job else names)
+    job, *states = ([] if has_job else [{"run_id": "", "shards": []}]) + list(map(json.loads, contents))
+    by_name = {
+        name.removeprefix(prefix).removesuffix(".json"): ShardState(**state)
+        for name, state in zip(names, states, strict=True)
+    }
+    outputs = frozenset(
+        name.removesuffix(suffix) for name in files if name.endswith(suffix) and not name.startswith(f"{RUN_FOLDER}/")
+    )
+    return JobState(job["run_id"], tuple(job["shards"]), by_name, outputs, _count_open_lines(folder, files))
+
+
+def _list_names(folder: AnyPath) -> list[str]:
+    if isinstance(folder, StorePath):
+        files: list[AnyPath] = list(list_files(folder, recursive=True))
+    else:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+    return relative_names(files, folder) if files else []
+
+
+def _read_all(folder: AnyPath, names: Sequence[str]) -> list[bytes]:
+    if isinstance(folder, StorePath):
+        return read_files([folder / name for name in names])
+    return [(folder / name).read_bytes() for name in names]
+
+
+def _count_open_lines(folder: AnyPath, files: Sequence[str]) -> int:
+    """Count the predictions in the journals of open shards, which a local folder has."""
+    if isinstance(folder, StorePath):
+        return 0
+    total = 0
+    for name in files:
+        if name.startswith(f"{RUN_FOLDER}/open/") and name.endswith(".jsonl"):
+            with contextlib.suppress(FileNotFoundError), (folder / name).open("rb") as lines:  # just put in place
+                total += sum(1 for _ in lines)
+    return total
