@@ -50,6 +50,8 @@ class RunSummary:
             "seconds": round(self.seconds, 3),
             "errors": [{"file_name": name, "error": error} for name, error in self.errors],
             "ignored_files": self.ignored_files,
+            "shards": self.num_shards,
+            "failed_shards": dict(self.failed_shards),
         }
 
     def __str__(self) -> str:
@@ -65,12 +67,11 @@ class RunSummary:
             name, error = self.errors[0]
             lines.append(f"{len(self.errors)} failed; the first: {name}: {error}")
         if self.num_shards:
-            lines.append(
-                f"{self.num_shards} shards: {self.num_shards_done} done, {self.num_shards_earlier} done before"
-            )
+            shards = count_noun(self.num_shards, "shard")
+            lines.append(f"{shards}: {self.num_shards_done} done, {self.num_shards_earlier} done before")
         if self.failed_shards:
             name, error = self.failed_shards[0]
-            lines.append(f"{len(self.failed_shards)} shards failed; the first: {name}: {error}")
+            lines.append(f"{count_noun(len(self.failed_shards), 'shard')} failed; the first: {name}: {error}")
         if self.ignored_files:
             lines.append(self.ignored_files)
         return "\n".join(lines)

@@ -120,7 +120,7 @@ def test_a_bad_shard_is_named_and_redone_alone(
     assert run(tiny, f"{address}/tars/", f"{address}/out/", num_beams=2).num_shards_done == 4  # another run
 
 
-def test_a_store_that_fails_is_asked_again(
+def test_requests_that_a_store_fails_are_repeated(
     tiny: str, scenes: Path, bucket: tuple[Any, str], server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     filesystem, address = bucket

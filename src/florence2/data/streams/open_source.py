@@ -9,8 +9,8 @@ from pathlib import Path
 
 from florence2.data import hub
 from florence2.data.columns import ColumnMapping
-from florence2.data.folders.listing import display_path, walk
 from florence2.data.folders.image_names import is_image_name
+from florence2.data.folders.listing import display_path, walk
 from florence2.data.resolve import split_spec
 from florence2.data.sample import count_kinds
 from florence2.data.stores.store_path import AnyPath, StorePath, is_address, list_files, to_path
