@@ -53,7 +53,7 @@ COMMANDS = {
     "train": Command(config.TrainSettings, "florence2.recipes.train:main", can_json=True),
     "predict": Command(config.PredictSettings, "florence2.recipes.predict:main", can_json=True),
     "predict --status": Command(config.StatusSettings, "florence2.recipes.shards.predict_status:main", ("--status",)),
-    "export": Command(config.ExportSettings, "florence2.recipes.export:main"),
+    "export": Command(config.ExportSettings, "florence2.recipes.export:main", can_json=True),
     "serve": Command(config.ServeSettings, "florence2.apps.serve.run_server:main"),
     "demo": Command(config.DemoSettings, "florence2.demo.show:main"),
     "evaluate": Command(config.EvaluateSettings, "florence2.recipes.evaluate:main", can_json=True),

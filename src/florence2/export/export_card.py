@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from florence2.export.export_result import ExportResult
-from florence2.export.export_source import ExportSource
+from florence2.export.export_source import ExportSource, short_name
 from florence2.files import atomic_write
 from florence2.model.storage.checkpoint_files import DEMO
 
@@ -25,10 +25,10 @@ def write_card(folder: Path, source: ExportSource, result: ExportResult, usage: 
         "",
         f"# {result.output_path.name}",
         "",
-        f"{origin} `{_short(source.base)}`",
+        f"{origin} `{short_name(source.base)}`",
         "",
-        f"Exported by florence2 from `{_short(source.name)}` with `--to {result.target}` in {result.dtype}. Compared"
-        f" with it: {result.comparison}.",
+        f"Exported by florence2 from `{short_name(source.name)}` with `--to {result.target}` in {result.dtype}."
+        f" Compared with it: {result.comparison}.",
         "",
         usage.strip(),
         "",
@@ -53,11 +53,6 @@ def _header(header: dict[str, Any], source: ExportSource, result: ExportResult) 
     return header | ({"license": license_name} if license_name else {})
 
 
-def _short(name: str) -> str:
-    """Return the name of a local folder without its path, which concerns this machine only."""
-    return Path(name).name if Path(name).is_dir() or Path(name).is_absolute() else name
-
-
 def _split_header(card: str) -> tuple[dict[str, Any], str]:
     """Split a model card into its YAML header and its text."""
     if card.startswith("---\n") and (end := card.find("\n---", 4)) > 0:
@@ -79,5 +74,5 @@ def _origin(source: ExportSource) -> list[str]:
     metadata = source.metadata
     if source.card or not metadata:
         return []
-    values = {"base": _short(metadata.base), "task": metadata.task, "prompt": metadata.prompt} | metadata.data
+    values = {"base": short_name(metadata.base), "task": metadata.task, "prompt": metadata.prompt} | metadata.data
     return ["## Training", "", "| name | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in values.items()), ""]

@@ -3,11 +3,12 @@
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from florence2.errors import OptionError
 from florence2.export.comparison import LogitsComparison
 from florence2.export.export_folder import EXPORT_FILE
-from florence2.export.export_source import ExportSource
+from florence2.export.export_source import ExportSource, short_name
 from florence2.files import atomic_write, to_json
 
 # In float32 an export differs in the order of its sums alone; more than this is another model.
@@ -40,11 +41,15 @@ class ExportResult:
         size = f"{self.num_bytes / 1e6:,.1f} MB in {self.num_files} files, loaded in {self.load_seconds:.1f} s"
         return [f"{self.output_path}: {self.target}, {self.dtype}, {size}", f"{self.comparison}"]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return asdict(self) | {"output_path": str(self.output_path)}
+
     def save(self, folder: Path) -> None:
-        """Write the result into the folder of the export."""
-        values = asdict(self) | {"output_path": self.output_path.name, "florence2": version("florence2")}
+        """Write the result into the folder of the export, without the paths of this machine."""
+        names = {"output_path": self.output_path.name, "model": short_name(self.model)}
         with atomic_write(folder / EXPORT_FILE) as file:
-            file.write(to_json(values, indent=2) + "\n")
+            file.write(to_json(self.to_json() | names | {"florence2": version("florence2")}, indent=2) + "\n")
 
     def require_equal(self) -> None:
         """Raise OptionError for an export in float32 whose logits are not those of the model."""

@@ -76,6 +76,11 @@ class ExportSource:
         return str((Path(base) if Path(base).is_dir() else relative).resolve())
 
 
+def short_name(name: str) -> str:
+    """Return the name of a local folder without its path, which concerns this machine only; others do not change."""
+    return Path(name).name if Path(name).is_dir() or Path(name).is_absolute() else name
+
+
 def exact_dtype(weights: Iterable[Tensor]) -> str:
     """Return the smallest dtype that holds every weight exactly: that in which a checkpoint is stored."""
     floats = [each.detach().float() for each in weights if each.is_floating_point()]

@@ -22,14 +22,19 @@ from florence2.export.export_result import ExportResult
 from florence2.export.export_source import ExportSource
 from florence2.export.export_targets import Target, find_target
 from florence2.export.hub_upload import check_login, upload
+from florence2.files import print_json
 from florence2.log import logger
 from florence2.model.storage.checkpoint_files import find_folder
 from florence2.model.storage.run_metadata import read_run_metadata
 
 
-def main(settings: ExportSettings) -> int:
+def main(settings: ExportSettings, *, as_json: bool = False) -> int:
     """Run `florence2 export`."""
-    sys.stdout.write("\n".join(run_export(settings).lines()) + "\n")
+    result = run_export(settings)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        sys.stdout.write("\n".join(result.lines()) + "\n")
     return 0
 
 

@@ -25,15 +25,15 @@ _USAGE = """
 ## Use
 
 The layout of `microsoft/Florence-2-*`. There is no code in this folder: `auto_map` in `config.json` and
-`preprocessor_config.json` names that of `{repository}`, which programs with `trust_remote_code=True` load.
+`preprocessor_config.json` names that of `{repository}`, which programs load where they pass `trust_remote_code=True`.
 
 | program | how |
 |---|---|
-| ComfyUI-Florence2 | copy this folder to `ComfyUI/models/LLM/` and choose it in the node *Florence2ModelLoader* |
-| taggui | copy this folder into the models directory of its settings, and choose it as the model |
+| ComfyUI-Florence2 | copy this folder to `ComfyUI/models/LLM/`, and choose it in the node *Florence2ModelLoader* |
+| taggui | copy this folder into the models directory of its settings, with `florence` in its name |
 | qapyq | Model Settings, backend Florence-2, model path: this folder |
 | ms-swift | `swift infer --model path/to/this/folder --model_type florence` |
-| vLLM with bart-plugin | `LLM(model="path/to/this/folder", trust_remote_code=True)`, `repetition_penalty=1.5` |
+| vLLM with bart-plugin | `LLM(model="path/to/this/folder", tokenizer=..., trust_remote_code=True)` |
 | florence2 | `florence2 predict --model_path path/to/this/folder --input_path images` |
 {notes}"""
 _UNTIED = """
