@@ -1,6 +1,10 @@
 """Options that every command has beside its settings: `--save_config` and `--json`."""
 
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +144,24 @@ def test_summaries_are_one_json_object_on_stdout(
     assert (results["predict"]["predictions"], results["predict"]["resumed"]) == (3, 0)
     assert [error["file_name"] for error in results["predict"]["errors"]] == ["broken.png"]
     assert results["evaluate"] == json.loads((tmp_path / scores).read_text("utf-8"))
+
+
+def test_summary_of_an_interrupted_training_names_its_resumption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_dataset(tmp_path / "photos", num_samples=2, seed=1)
+
+    def stop() -> None:
+        while not list((tmp_path / "run").glob("checkpoint-*")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    words = ["--dataset", "photos/caption.jsonl", "--output_dir", "run", "--model_id", "demo", "--device", "cpu"]
+    thread = threading.Thread(target=stop, daemon=True)
+    thread.start()
+    assert main(["train", *words, "--epochs", "200", "--save_every_n_steps", "1", "--json"]) == 130
+    thread.join()
+    summary = json.loads(capfd.readouterr().out)
+    assert (summary["output_dir"], summary["is_complete"]) == ("run", False)
+    assert "--resume auto" in summary["hint"]

@@ -100,6 +100,14 @@ def test_login_shell_is_the_default(
         assert what in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_scripts_describe_flags(capsys: pytest.CaptureFixture[str], shell: str) -> None:
+    assert main(["--print-completion", shell]) == 0
+    script = capsys.readouterr().out
+    for text in ("Number of beams", "Peak learning rate", "LoRA rank"):
+        assert text in script
+
+
 @needs_zsh
 def test_zsh_finds_the_completion(home: Path) -> None:
     assert main(["--install-completion", "zsh"]) == 0

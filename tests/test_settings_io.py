@@ -1,6 +1,7 @@
 import pytest
 
 from florence2 import settings_io as settings
+from florence2.cli import COMMANDS
 from florence2.config import PredictSettings, TrainSettings
 from florence2.errors import UserError
 
@@ -57,3 +58,16 @@ def test_setting_is_written_as_words() -> None:
     }
     words = [word for name, value in values.items() for word in settings.setting_words(name, value)]
     assert words == "--rank 4 --compile --task od ocr --lora_args r=1".split()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_setting_has_a_help_text(name: str) -> None:
+    docs = settings.setting_docs(COMMANDS[name].settings)
+    assert list(docs) == settings.setting_names(COMMANDS[name].settings)
+    assert all(docs.values()), docs
+
+
+def test_help_text_is_the_docstring_under_the_field() -> None:
+    docs = settings.setting_docs(TrainSettings)
+    assert docs["learning_rate"] == "Peak learning rate."
+    assert docs["rank"] == "LoRA rank; 0 trains all weights."

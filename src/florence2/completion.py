@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import shtab
 from florence2.errors import OptionError
 from florence2.files import atomic_write
 from florence2.model.tasks import TASKS
+from florence2.settings_io import setting_docs
 
 PROG = "florence2"
 SHELLS = ("bash", "zsh", "fish")
@@ -130,13 +132,15 @@ def _add_flags(parser: argparse.ArgumentParser, command: CompletedCommand) -> No
         parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     for flag in command.positional:
         files.append(parser.add_argument(flag[2:] + "_value", nargs="?", help=flag))
+    docs = setting_docs(command.settings)
     for name, hint in _flags(command.settings):
+        text = _one_line(docs.get(name, ""))
         if hint is bool:
-            parser.add_argument(f"--{name}", action="store_true")
+            parser.add_argument(f"--{name}", action="store_true", help=text)
             continue
         many: dict[str, Any] = {"nargs": "*"} if typing.get_origin(hint) is tuple else {}
         choices = _choices(name, hint)
-        argument = parser.add_argument(f"--{name}", choices=choices, **many)
+        argument = parser.add_argument(f"--{name}", choices=choices, help=text, **many)
         if choices is None and _is_text(hint):
             files.append(argument)
     for argument in files:
@@ -162,4 +166,6 @@ def _is_text(hint: Any) -> bool:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.replace("`", "").replace("'", "").split())
+    """Return the first sentence of a help text without what a shell or argparse would interpret."""
+    sentence = re.split(r"[.;:] ", " ".join(text.split()), maxsplit=1)[0].rstrip(".")
+    return re.sub(r"[`'\"%$\\\[\]]", "", sentence)

@@ -4,11 +4,14 @@ A name is flat (`rank`, not `lora.rank`), as on the command line. This module re
 names none of them.
 """
 
+import ast
 import dataclasses
 import difflib
+import inspect
 import json
 import typing
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from florence2.errors import OptionError
@@ -52,6 +55,21 @@ def setting_defaults(cls: Any) -> dict[str, Any]:
         elif field.default is not dataclasses.MISSING:
             defaults[field.name] = field.default
     return defaults
+
+
+def setting_docs(cls: Any) -> dict[str, str]:
+    """Return the help text of every setting of a class by flat name: the docstring under its field."""
+    docs: dict[str, str] = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        docs |= setting_docs(hint) if dataclasses.is_dataclass(hint) else {}
+        docs.setdefault(name, "")
+    body = ast.parse(inspect.getsource(cls)).body[0]
+    statements = body.body if isinstance(body, ast.ClassDef) else []
+    for field, doc in pairwise(statements):
+        match field, doc:
+            case ast.AnnAssign(target=ast.Name(id=str(name))), ast.Expr(value=ast.Constant(value=str(text))):
+                docs[name] = " ".join(text.split())
+    return {name: docs[name] for name in setting_names(cls)}
 
 
 def setting_words(name: str, value: Any) -> list[str]:

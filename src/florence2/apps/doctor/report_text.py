@@ -71,6 +71,8 @@ def _checked_lines(checked: Mapping[str, Any]) -> Iterator[str]:
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_text(each)}" for key, each in value.items()) or "none"
+    if isinstance(value, list) and value and all(isinstance(each, int) for each in value):
+        return " x ".join(map(str, value))  # a size
     if isinstance(value, list):
         return "; ".join(map(_text, value)) or "none"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
