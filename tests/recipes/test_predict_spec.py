@@ -16,15 +16,17 @@ def test_hub_model_is_resolved_once_and_loaded_at_its_commit(tmp_path: Path, mon
     snapshot.mkdir(parents=True)
     resolved, loaded = [], []
     monkeypatch.setattr(create_engine, "find_folder", lambda *args: resolved.append(args) or snapshot)
-    monkeypatch.setattr(create_engine, "load", lambda name, **options: loaded.append((name, options["revision"])))
+    monkeypatch.setattr(
+        create_engine, "load_for_inference", lambda folder, name, **_: loaded.append((folder, name)) or (1, 2)
+    )
     source = ModelSource.resolve("owner/model", HubSettings(revision="main"), "auto")
     assert resolved == [("owner/model", "main", False)]
     source = pickle.loads(pickle.dumps(source))  # as it travels to the workers
     source.load("cpu")
     snapshot.rmdir()  # a worker on another machine has no such folder
     source.load("cpu")
-    assert loaded == [(str(snapshot), COMMIT), ("owner/model", COMMIT)]
-    assert len(resolved) == 1
+    assert loaded == [(snapshot, str(snapshot)), (snapshot, "owner/model")]
+    assert resolved[1:] == [("owner/model", COMMIT, False)]
 
 
 def test_local_model_keeps_its_revision(tmp_path: Path) -> None:

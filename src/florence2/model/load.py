@@ -4,16 +4,13 @@ Transformers' layout, Microsoft's layout, exported fine-tunes and adapters for a
 of transformers. `storage/checkpoint_files.py` finds and reads the files, `storage/legacy_layout.py` renames tensors.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor
-from torch.nn import functional
 from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor, GenerationConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -21,8 +18,8 @@ from florence2.devices import pick_device, training_dtype
 from florence2.errors import CheckpointError, UserError
 from florence2.model.adapter import quantized
 from florence2.model.storage import checkpoint_files as checkpoint
+from florence2.model.storage import checkpoint_state as states
 from florence2.model.storage import legacy_layout as legacy
-from florence2.model.storage.finite import is_finite
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,14 +27,8 @@ if TYPE_CHECKING:
     from florence2.model.adapter.lora import Adapter
 
 Model: TypeAlias = "Florence2ForConditionalGeneration | PeftModel"
-_PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 _POST_PROCESSOR = Path(__file__).with_name("post_processor.json")
-_IMAGE_KEYS = (
-    *("size", "resample", "rescale_factor", "image_mean", "image_std"),
-    *("do_resize", "do_rescale", "do_normalize", "do_center_crop"),
-)
 _BASE_HINT = f"pass `base`, or fix `base_model_name_or_path` in its `{checkpoint.ADAPTER_CONFIG}`"
-_COPY_HINT = "copy or download the complete folder again"
 # The dropout rates of each component's config.
 VISION_DROPOUT_RATES = ("drop_path_rate",)
 TEXT_DROPOUT_RATES = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
@@ -72,7 +63,7 @@ def load(
     from florence2.model.adapter import lora  # importing peft takes seconds, and only adapters need it
 
     adapter = lora.read_adapter(folder)
-    _check_finite(adapter.state, folder)
+    states.check_finite(adapter.state, folder)
     # The merge is done in float32: rounding the weights before it would lose precision.
     options = {"dtype": torch.float32 if merge else dtype, "device": device, "offline": offline, "quantize": quantize}
     options["dropout"] = dropout
@@ -107,22 +98,21 @@ def _load_checkpoint(
     folder: Path, name: str, dtype: torch.dtype, device: torch.device, quantize: bool, dropout: Mapping[str, float]
 ) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
     """Load a checkpoint of either layout; `name` becomes `config.name_or_path`."""
-    raw = checkpoint.read_json(folder / checkpoint.CONFIG)
-    if raw.get("model_type") != "florence2":
-        raise CheckpointError(f"`{name}` is a `{raw.get('model_type')}` model", "pass a Florence-2 model")
-    is_legacy = (raw.get("vision_config") or {}).get("model_type") != "florence_vision"
+    raw, is_legacy = states.read_raw_config(folder, name)
     config = _read_config(folder, legacy.config_to_native(raw) if is_legacy else raw)
     processor = _read_processor(folder, prod(config.vision_config.patch_stride))
-    state = checkpoint.read_weights(folder)
-    state, config.tie_word_embeddings = _separate_tied(legacy.to_native(state) if is_legacy else state, folder)
-    config.text_config.vocab_size = _fit_vocabulary(state, processor)
+    state, config.tie_word_embeddings = states.read_state(folder, is_legacy)
+    tokens = {"num_tokens": len(processor.tokenizer), "image_token_id": processor.image_token_id}
+    config.text_config.vocab_size = states.fit_vocabulary(state, **tokens)
     config.image_token_id = processor.image_token_id
     config.name_or_path, config.dtype = name, dtype
     for rate, value in dropout.items():
         setattr(config.vision_config if rate in VISION_DROPOUT_RATES else config.text_config, rate, value)
     model = _assemble(config, state, folder)
     quantized.quantize_weights(model, device, dtype) if quantize else model.to(device)
-    model.generation_config = _generation_config(folder, raw, config, processor, is_legacy)
+    vocab_size = config.text_config.vocab_size
+    settings = states.generation_settings(folder, raw, is_legacy=is_legacy, vocab_size=vocab_size, **tokens)
+    model.generation_config = GenerationConfig(**settings)
     return model, processor
 
 
@@ -138,112 +128,22 @@ def _read_config(folder: Path, raw: Mapping[str, Any]) -> Florence2Config:
         raise CheckpointError(f"`{path}` cannot be used: {reason}", "copy or download it again") from None
 
 
-def _separate_tied(state: legacy.State, folder: Path) -> tuple[legacy.State, bool]:
-    """Store each tied matrix once, and return whether the output layer is tied to the embedding.
-
-    Fine-tunes exported by Microsoft's code have an output layer that differs from the embedding: it remains untied.
-    """
-    state = dict(state)
-    copies = {name: state.pop(name) for name in (legacy.SHARED, *legacy.TIED, legacy.HEAD) if name in state}
-    if not copies:
-        raise _wrong_weights(folder, "missing", [legacy.SHARED])
-    shared = next(iter(copies.values()))
-    untied = [name for name, copy in copies.items() if not _equal(copy, shared)]
-    state[legacy.SHARED] = shared
-    if untied == [legacy.HEAD]:
-        state[legacy.HEAD] = copies[legacy.HEAD]
-    elif untied:
-        raise CheckpointError(
-            f"the weights in `{folder}` tie `{untied[0]}` to the embedding, but they differ", _COPY_HINT
-        )
-    return state, not untied
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() or (a.shape == b.shape and torch.equal(a, b.to(a.dtype)))
-
-
-def _fit_vocabulary(state: legacy.State, processor: Florence2Processor) -> int:
-    """Return the number of embedding rows; `<image>`, which Microsoft's layout lacks, gets a row of zeros."""
-    num_rows, num_tokens = state[legacy.SHARED].shape[0], len(processor.tokenizer)
-    if num_rows == num_tokens - 1 == processor.image_token_id:
-        for name in {legacy.SHARED, legacy.HEAD} & state.keys():
-            state[name] = functional.pad(state[name], (0, 0, 0, 1))
-        return num_tokens
-    if num_rows < num_tokens:
-        raise CheckpointError(
-            f"the tokenizer has {num_tokens} tokens and the model {num_rows} rows for them",
-            "copy both from the same checkpoint",
-        )
-    return int(num_rows)
-
-
 def _assemble(config: Florence2Config, state: legacy.State, folder: Path) -> Florence2ForConditionalGeneration:
     """Build the model without weights and load those of the checkpoint; all must match."""
     with torch.device("meta"):
         model = Florence2ForConditionalGeneration(config)
-    expected = model.state_dict()
-    tied = {*legacy.TIED, *([legacy.HEAD] if config.tie_word_embeddings else [])}
-    if missing := expected.keys() - state.keys() - tied:
-        raise _wrong_weights(folder, "missing", missing)
-    if unexpected := state.keys() - expected.keys():
-        raise _wrong_weights(folder, "unexpected", unexpected)
-    if misshapen := [name for name, tensor in state.items() if tensor.shape != expected[name].shape]:
-        raise _wrong_weights(folder, "wrongly shaped", misshapen)
-    # Always a copy: training may overwrite the memory-mapped file that it loaded.
-    state = {name: tensor.to(config.dtype, copy=True).contiguous() for name, tensor in state.items()}
-    _check_finite(state, folder)
+    is_tied, dtype = config.tie_word_embeddings, config.dtype
+    state = states.match_weights(state, model.state_dict(), is_tied=is_tied, dtype=dtype, folder=folder)
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     return model.eval()
 
 
-def _check_finite(state: Mapping[str, Tensor], folder: Path) -> None:
-    """Raise CheckpointError for weights that are NaN or infinite."""
-    if not_finite := [name for name, tensor in state.items() if not is_finite(tensor)]:
-        raise _wrong_weights(folder, "not finite", not_finite)
-
-
-def _wrong_weights(folder: Path, fault: str, names: Iterable[str]) -> CheckpointError:
-    ordered = sorted(names)
-    rest = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
-    first = ", ".join(f"`{name}`" for name in ordered[:3])
-    return CheckpointError(f"weights {fault} in `{folder}`: {first}{rest}", _COPY_HINT)
-
-
-def _generation_config(
-    folder: Path, raw: Mapping[str, Any], config: Florence2Config, processor: Florence2Processor, is_legacy: bool
-) -> GenerationConfig:
-    """Build the generation config as the checkpoint's own code does.
-
-    Microsoft's code reads `text_config` and never its `generation_config.json`; transformers does the reverse. Rows
-    without a text token, such as `<image>`, are suppressed.
-    """
-    path = folder / "generation_config.json"
-    saved = checkpoint.read_json(path) if path.is_file() else {}
-    saved = {key: value for key, value in saved.items() if not key.startswith(("_", "transformers_version"))}
-    text = {key: value for key, value in (raw.get("text_config") or {}).items() if key in legacy.GENERATION_KEYS}
-    settings = saved | text if is_legacy else text | saved
-    suppressed = {processor.image_token_id, *range(len(processor.tokenizer), config.text_config.vocab_size)}
-    settings["suppress_tokens"] = sorted(suppressed | set(settings.get("suppress_tokens") or ()))
-    return GenerationConfig(**settings)
-
-
 def _read_processor(folder: Path, stride: int) -> Florence2Processor:
-    """Read the processor, with Pillow's image processor; `stride` is the size of a vision token in pixels.
-
-    A trainer's `checkpoint-N` without a processor has that of its parent folder.
-    """
-    if not any((folder / name).is_file() for name in _PROCESSOR) and re.fullmatch(r"checkpoint-\d+", folder.name):
-        folder = folder.parent
-    settings: dict[str, Any] = {}
-    for name in _PROCESSOR:
-        if (folder / name).is_file():
-            settings |= checkpoint.read_json(folder / name)
+    """Read the processor, with Pillow's image processor; `stride` is the size of a vision token in pixels."""
+    folder, settings = states.read_processor_settings(folder)
     image_settings = settings.get("image_processor") or settings
-    if "size" not in image_settings:
-        raise CheckpointError(f"`{folder}` has no `{_PROCESSOR[0]}` with an image size", "copy it from the base model")
-    known = {key: image_settings[key] for key in _IMAGE_KEYS if key in image_settings}
+    known = {key: image_settings[key] for key in states.IMAGE_KEYS if key in image_settings}
     images = CLIPImageProcessorPil(**{"do_center_crop": False} | known)
     # The projector appends the mean of the vision tower's tokens.
     images.image_seq_length = (images.size["height"] // stride) * (images.size["width"] // stride) + 1

@@ -12,7 +12,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from PIL import Image
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from florence2.devices import to_device
 from florence2.errors import UserError
@@ -175,7 +174,14 @@ def max_target_tokens(model_config: Any) -> int:
     return int(model_config.text_config.max_position_embeddings)
 
 
-_BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
+def _byte_letters() -> dict[str, int]:
+    """Return the byte of each letter of GPT-2's byte-level vocabulary: printable Latin-1 stands for itself."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("\xa1"), ord("\xac") + 1), *range(ord("\xae"), 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _byte_letters()
 
 
 def _token_bytes(token: str) -> bytes:

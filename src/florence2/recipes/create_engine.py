@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -16,14 +16,16 @@ from florence2.devices import dtype_warning, inference_dtype, local_device, pick
 from florence2.distributed import LauncherRank, launcher_rank
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
-from florence2.engine.generate_engine import GenerateEngine
 from florence2.engine.workers.launcher import accept_workers, connect_to_leader
 from florence2.engine.workers.multi_engine import MultiEngine
 from florence2.engine.workers.worker import WorkerConfig, run_worker
 from florence2.errors import OptionError
 from florence2.log import logger
-from florence2.model.load import load
+from florence2.model.inference.load_for_inference import load_for_inference
 from florence2.model.storage.checkpoint_files import find_folder
+
+if TYPE_CHECKING:
+    from florence2.engine.generate_engine import GenerateEngine
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,23 @@ class ModelSource:
         return cls(name, folder, folder.name if is_snapshot else hub.revision, hub.offline, dtype)
 
     def load(self, device: str | None) -> tuple[Any, Any]:
-        """Load model and processor onto a device; another machine finds the files under the name of the model."""
+        """Load the model and its preprocessing onto a device, for the engine."""
+        name, chosen, dtype = self._arguments(device)
+        folder = self.folder if self.folder.is_dir() else find_folder(name, self.revision, self.offline)
+        return load_for_inference(folder, name, dtype=dtype, device=chosen) or self.load_transformers(device)
+
+    def load_transformers(self, device: str | None) -> tuple[Any, Any]:
+        """Load transformers' model and processor onto a device; their imports take seconds."""
+        from florence2.model.load import load
+
+        name, chosen, dtype = self._arguments(device)
+        return load(name, dtype=dtype, device=chosen, revision=self.revision, offline=self.offline)
+
+    def _arguments(self, device: str | None) -> tuple[str, torch.device, torch.dtype]:
+        """Return name, device and dtype; another machine finds the files under the name of the model."""
         chosen = pick_device(device)
         name = str(self.folder) if self.folder.is_dir() else self.name
-        dtype = inference_dtype(self.dtype, chosen)
-        return load(name, dtype=dtype, device=chosen, revision=self.revision, offline=self.offline)
+        return name, chosen, inference_dtype(self.dtype, chosen)
 
 
 @dataclass(frozen=True)
@@ -67,16 +81,20 @@ def create_engine(spec: EngineSpec, num_samples: int) -> Engine | GenerateEngine
     rank, devices = spec.rank, spec.devices
     _warn_of_slow_dtype(spec)
     if rank is None and len(devices) == 1:
-        engine_class = Engine if spec.kind == "continuous" else GenerateEngine
-        return engine_class(*spec.model.load(devices[0]), replace(spec.config, expected_samples=num_samples))
+        config = replace(spec.config, expected_samples=num_samples)
+        if spec.kind == "continuous":
+            return Engine(*spec.model.load(devices[0]), config)
+        from florence2.engine.generate_engine import GenerateEngine  # imports transformers
+
+        return GenerateEngine(*spec.model.load_transformers(devices[0]), config)
     if spec.kind == "generate":
         raise OptionError("`--engine generate` runs on one device", "remove `--engine`, or choose one device")
     num_processes = rank.world_size if rank else len(devices)
-    config = WorkerConfig(spec.model.load, replace(spec.config, expected_samples=num_samples // num_processes))
+    workers = WorkerConfig(spec.model.load, replace(spec.config, expected_samples=num_samples // num_processes))
     if rank is None:
-        return MultiEngine(config, devices)
+        return MultiEngine(workers, devices)
     own_device = [local_device(devices[0], rank.local_rank)] if num_samples else []
-    return MultiEngine(config, own_device, accept_workers(rank))
+    return MultiEngine(workers, own_device, accept_workers(rank))
 
 
 def serve_as_worker(rank: LauncherRank, device: str | None) -> None:

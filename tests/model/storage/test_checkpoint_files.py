@@ -15,6 +15,7 @@ from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from florence2.errors import UserError
 from florence2.model.load import load
 from florence2.model.storage import checkpoint_files as checkpoint
+from florence2.model.storage import hub_download
 from tests.model.original import TINY, copy_tiny, split_weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -181,12 +182,12 @@ def test_offline_environment_sends_no_request(cache, hub, monkeypatch):
 
 def test_full_disk_and_broken_connection_are_explained():
     with pytest.raises(UserError, match="the disk is full: `some/model` cannot be stored") as caught:  # noqa: SIM117
-        with checkpoint._hub_errors("some/model", None):
+        with hub_download._hub_errors("some/model", None):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert "HF_HOME" in caught.value.hint
     with pytest.raises(UserError, match=r"connection to the hub broke .*: gone"):  # noqa: SIM117
-        with checkpoint._hub_errors("some/model", None):
-            raise checkpoint.HTTPError("gone")
+        with hub_download._hub_errors("some/model", None):
+            raise hub_download.HTTPError("gone")
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c", "what is this", ".hidden", "C:\\models", ""])

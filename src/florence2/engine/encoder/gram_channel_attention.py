@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.models.florence2.modeling_florence2 import Florence2VisionChannelAttention
 
 from florence2.model.patches import replace_forward, restore_forward
 
@@ -39,7 +38,8 @@ def restore_attention(tower: Any) -> None:
 
 
 def _attentions(tower: Any) -> Iterator[Any]:
-    return (module for module in tower.modules() if isinstance(module, Florence2VisionChannelAttention))
+    # By name, because importing transformers' class takes seconds, and `model/inference/` has its own.
+    return (module for module in tower.modules() if type(module).__name__.endswith("ChannelAttention"))
 
 
 class GramChannelAttention:

@@ -3,28 +3,26 @@
 No code of a checkpoint is run, and only tensors are unpickled.
 """
 
-import errno
+from __future__ import annotations
+
 import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import errors as hub
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's own, or its successor's
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers.models.roberta.tokenization_roberta import RobertaTokenizer
 
 from florence2.errors import CheckpointError
 from florence2.model.tasks import SPECIAL_TOKENS
+
+if TYPE_CHECKING:
+    from transformers.models.roberta.tokenization_roberta import RobertaTokenizer
 
 IMAGE_TOKEN = "<image>"
 _LAYOUT_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", IMAGE_TOKEN)
@@ -55,9 +53,11 @@ def find_folder(name: str, revision: str | None = None, offline: bool = False) -
         raise CheckpointError(
             f"there is no folder `{name}`", "pass an existing folder, or a hub id such as `owner/name`"
         )
-    folder = _download(name, revision, offline, [*_SMALL_FILES, *_SAFE_FILES])
+    from florence2.model.storage.hub_download import download  # imports an HTTP client
+
+    folder = download(name, revision, offline, [*_SMALL_FILES, *_SAFE_FILES])
     if not any((folder / file).exists() for file in (*_SAFE_FILES, f"{WEIGHTS[0]}.index.json")):
-        folder = _download(name, revision, offline, _PICKLED_FILES)
+        folder = download(name, revision, offline, _PICKLED_FILES)
     return folder
 
 
@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"`{path.parent}` has no `{path.name}`", "pass the folder of a Florence-2 model"
         ) from None
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"`{path}` cannot be read: {_first_line(error)}", "copy or download it again") from None
+        raise CheckpointError(f"`{path}` cannot be read: {first_line(error)}", "copy or download it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"`{path}` is not a JSON object", "copy or download it again")
     return content
@@ -98,7 +98,23 @@ def read_weights(folder: Path, names: tuple[str, ...] = WEIGHTS) -> dict[str, Te
 
 
 def read_tokenizer(folder: Path) -> RobertaTokenizer:
-    """Read the tokenizer with all special tokens of Florence-2 and `<image>`."""
+    """Read transformers' tokenizer with all special tokens of Florence-2 and `<image>`."""
+    from transformers.models.roberta.tokenization_roberta import RobertaTokenizer
+
+    backend = read_backend_tokenizer(folder)
+    special = [token.content for _, token in sorted(backend.get_added_tokens_decoder().items()) if token.special]
+    config = folder / "tokenizer_config.json"
+    max_length = read_json(config).get("model_max_length") if config.is_file() else None
+    return RobertaTokenizer(
+        tokenizer_object=backend,
+        image_token=IMAGE_TOKEN,
+        extra_special_tokens=[token for token in special if token not in _LAYOUT_TOKENS],
+        model_max_length=max_length or 1024,
+    )
+
+
+def read_backend_tokenizer(folder: Path) -> Tokenizer:
+    """Read the tokenizer of the library tokenizers, with all special tokens of Florence-2 and `<image>`."""
     path = folder / "tokenizer.json"
     if not path.is_file() and not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
         raise CheckpointError(f"`{folder}` has no `{path.name}`", "copy it from the base model")
@@ -112,19 +128,13 @@ def read_tokenizer(folder: Path) -> RobertaTokenizer:
         raise _damaged(path, error) from None
     # One call, in the order of the ids; existing tokens keep their ids.
     backend.add_special_tokens([*SPECIAL_TOKENS, IMAGE_TOKEN])
-    special = [token.content for _, token in sorted(backend.get_added_tokens_decoder().items()) if token.special]
-    config = folder / "tokenizer_config.json"
-    max_length = read_json(config).get("model_max_length") if config.is_file() else None
-    return RobertaTokenizer(
-        tokenizer_object=backend,
-        image_token=IMAGE_TOKEN,
-        extra_special_tokens=[token for token in special if token not in _LAYOUT_TOKENS],
-        model_max_length=max_length or 1024,
-    )
+    return backend
 
 
 def _build_tokenizer(vocabulary: Path, merges: Path) -> Tokenizer:
     """Build the tokenizer of older exports, which have no `tokenizer.json`."""
+    from transformers.models.roberta.tokenization_roberta import RobertaTokenizer
+
     pairs = [tuple(line.split()) for line in merges.read_text("utf-8").splitlines() if not line.startswith("#version")]
     tokenizer: Tokenizer = RobertaTokenizer(vocab=read_json(vocabulary), merges=pairs).backend_tokenizer
     return tokenizer
@@ -143,64 +153,6 @@ def _find_checkpoint(folder: Path) -> Path:
         f"`{folder}` has no `{CONFIG}` and no `{ADAPTER_CONFIG}`",
         "pass the folder of a Florence-2 model or of an adapter",
     )
-
-
-def _download(name: str, revision: str | None, offline: bool, patterns: list[str]) -> Path:
-    with _hub_errors(name, revision):
-        folder = snapshot_download(
-            name, revision=revision, local_files_only=offline, allow_patterns=patterns, ignore_patterns=["*/*"]
-        )
-    return Path(folder)
-
-
-@contextmanager
-def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
-    """Convert the errors of the hub's client to CheckpointError, the narrow types before the wide ones."""
-    try:
-        yield
-    except hub.GatedRepoError:
-        raise CheckpointError(
-            f"`{name}` is gated, and this account has no access", "request access on its page, then run `hf auth login`"
-        ) from None
-    except hub.RevisionNotFoundError:
-        raise CheckpointError(
-            f"`{name}` has no revision `{revision}`", "pass an existing branch, tag or commit"
-        ) from None
-    except hub.RepositoryNotFoundError:
-        raise CheckpointError(
-            f"there is no folder `{name}` and no model of that name on the hub",
-            "check the spelling; for a private model run `hf auth login`",
-        ) from None
-    except hub.HFValidationError as error:
-        raise CheckpointError(
-            f"`{name}` is not a hub id: {_first_line(error)}", "pass `owner/name` or a folder"
-        ) from None
-    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) as error:
-        if isinstance(error.__cause__, hub.HfHubHTTPError):
-            raise _refused_by_hub(name, error.__cause__) from None
-        suffix = f" at revision `{revision}`" if revision else ""
-        raise CheckpointError(
-            f"there is no folder `{name}`, and the hub's cache has no complete copy of it{suffix}",
-            "connect to the internet, unset `HF_HUB_OFFLINE` and `--offline`, or pass a local folder",
-        ) from None
-    except hub.HfHubHTTPError as error:
-        raise _refused_by_hub(name, error) from None
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise CheckpointError(f"`{name}` cannot be downloaded: {_first_line(error)}", "try again") from None
-        raise CheckpointError(
-            f"the disk is full: `{name}` cannot be stored", "free some space, or set `HF_HOME` to another disk"
-        ) from None
-    except HTTPError as error:
-        raise CheckpointError(
-            f"the connection to the hub broke during the download of `{name}`: {_first_line(error)}", "try again"
-        ) from None
-
-
-def _refused_by_hub(name: str, error: hub.HfHubHTTPError) -> CheckpointError:
-    status = error.response.status_code
-    hint = "run `hf auth login`" if status in (401, 403) else "try again later, or pass a local folder"
-    return CheckpointError(f"the hub refused `{name}` with status {status}", hint)
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -244,9 +196,10 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"`{path}` is damaged: {_first_line(error)}", "copy or download it again")
+    return CheckpointError(f"`{path}` is damaged: {first_line(error)}", "copy or download it again")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its class."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,82 @@
+"""Loading of a model for the engine, without transformers, peft and the hub's client, whose imports take seconds.
+
+Checkpoints of both layouts are read by the same functions as in `load.py`, and give the same predictions to the last
+bit. Everything unusual (adapters, quantized bases, other activations, tokenizers without `tokenizer.json`) is left to
+`load`.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from florence2.model.inference.architecture import Architecture
+from florence2.model.inference.fast_tokenizer import FastTokenizer
+from florence2.model.inference.inference_model import InferenceModel
+from florence2.model.processing import Preprocessor
+from florence2.model.storage import checkpoint_files as checkpoint
+from florence2.model.storage import checkpoint_state as states
+from florence2.model.storage import legacy_layout as legacy
+
+# Microsoft's files leave some settings to CLIP's image processor.
+_IMAGE_DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True),
+    "do_center_crop": False,
+    "rescale_factor": 1 / 255,
+    "resample": 3,
+}
+
+
+def load_for_inference(
+    folder: Path, name: str, *, dtype: torch.dtype, device: torch.device
+) -> tuple[InferenceModel, Preprocessor] | None:
+    """Load the model in a folder and its preprocessing; None where `load` has to do it. `name` is for errors."""
+    if checkpoint.is_adapter(folder):
+        return None
+    raw, is_legacy = states.read_raw_config(folder, name)
+    sizes = Architecture.read(legacy.config_to_native(raw) if is_legacy else raw)
+    if sizes is None or (preprocessor := _read_preprocessor(folder, sizes)) is None:
+        return None
+    state, is_tied = states.read_state(folder, is_legacy)
+    tokens = {"num_tokens": len(preprocessor.tokenizer), "image_token_id": preprocessor.image_token_id}
+    vocab_size = states.fit_vocabulary(state, **tokens)
+    with torch.device("meta"):
+        model = InferenceModel(sizes, vocab_size, is_tied=is_tied)
+    state = states.match_weights(state, model.state_dict(), is_tied=is_tied, dtype=dtype, folder=folder)
+    model.load_state_dict(state, strict=False, assign=True)
+    if is_tied:
+        model.lm_head.weight = model.model.language_model.shared.weight
+    settings = states.generation_settings(folder, raw, is_legacy=is_legacy, vocab_size=vocab_size, **tokens)
+    model.set_generation_config(settings)
+    return model.eval().to(device), preprocessor
+
+
+def _read_preprocessor(folder: Path, sizes: Architecture) -> Preprocessor | None:
+    """Read the preprocessing; None where transformers has to fill in or convert settings."""
+    folder, settings = states.read_processor_settings(folder)
+    values = _IMAGE_DEFAULTS | (settings.get("image_processor") or settings)
+    size = values["size"]
+    is_complete = all(values.get(key) is not None for key in states.IMAGE_KEYS)
+    if not is_complete or not isinstance(size, dict) or size.keys() != {"height", "width"}:
+        return None
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    try:
+        tokenizer: Any = FastTokenizer(checkpoint.read_backend_tokenizer(folder))
+    except KeyError:
+        return None
+    stride = prod(sizes.vision_config.patch_stride)
+    # The projector appends the mean of the vision tower's tokens.
+    num_image_tokens = (size["height"] // stride) * (size["width"] // stride) + 1
+    image_token_id = tokenizer("<image>", add_special_tokens=False)["input_ids"][0]
+    processor = SimpleNamespace(
+        image_processor=SimpleNamespace(**{key: values[key] for key in states.IMAGE_KEYS}),
+        tokenizer=tokenizer,
+        num_image_tokens=num_image_tokens,
+        image_token_id=image_token_id,
+    )
+    return Preprocessor.from_processor(processor)
