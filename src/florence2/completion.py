@@ -116,12 +116,19 @@ def _parser(commands: Mapping[str, CompletedCommand]) -> argparse.ArgumentParser
     parser.add_argument(INSTALL, choices=SHELLS, nargs="?", help=OPTIONS[INSTALL])
     verbs = parser.add_subparsers()
     groups: dict[str, Any] = {}
+    parsers: dict[str, argparse.ArgumentParser] = {}
     for name, command in commands.items():
         group, _, action = name.partition(" ")
+        if action.startswith("--"):  # a flag of the command `group` that makes it another command
+            _add_flags(parsers[group], command)
+            continue
         if action and group not in groups:
             groups[group] = verbs.add_parser(group, help=f"commands of {group}").add_subparsers()
-        subparser = (groups[group] if action else verbs).add_parser(action or group, help=_one_line(command.summary))
-        _add_flags(subparser, command)
+        siblings = groups[group] if action else verbs
+        parsers[name] = siblings.add_parser(
+            action or group, help=_one_line(command.summary), conflict_handler="resolve"
+        )
+        _add_flags(parsers[name], command)
     return parser
 
 
@@ -167,5 +174,6 @@ def _is_text(hint: Any) -> bool:
 
 def _one_line(text: str) -> str:
     """Return the first sentence of a help text without what a shell or argparse would interpret."""
-    sentence = re.split(r"[.;:] ", " ".join(text.split()), maxsplit=1)[0].rstrip(".")
+    flat = re.sub(r" \(default.*?\)", "", " ".join(text.split()))
+    sentence = re.split(r"[.;:] ", flat, maxsplit=1)[0].rstrip(".")
     return re.sub(r"[`'\"%$\\\[\]]", "", sentence)
