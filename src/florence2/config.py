@@ -9,6 +9,8 @@ from typing import Literal
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 DEFAULT_TASK = "more_detailed_caption"  # of a dataset that names none
+DEFAULT_MAX_LENGTH = 256  # of a prediction, in tokens
+DEFAULT_NUM_WORKERS = 2  # threads that open images for predictions
 DEFAULT_TARGET_MODULES = ("qkv", "proj", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
 
 
@@ -298,7 +300,7 @@ class OutputSettings:
 class GenerationSettings:
     """How the tokens of a prediction are generated."""
 
-    max_length: int = 256
+    max_length: int = DEFAULT_MAX_LENGTH
     """Maximum number of tokens of a prediction."""
 
     num_beams: int = 1
@@ -349,9 +351,9 @@ class SpeedSettings:
     """`continuous` is continuous batching; `generate` is transformers' `generate`."""
 
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the vision tower: always, never, or when there are enough images to repay it."""
+    """Compile the vision tower: always, never, or on a GPU when there are enough images to repay it."""
 
-    num_workers: int = 2
+    num_workers: int = DEFAULT_NUM_WORKERS
     """Number of threads that load images."""
 
     full_decode: bool = False

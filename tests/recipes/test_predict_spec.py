@@ -1,9 +1,12 @@
+import dataclasses
 import pickle
 from pathlib import Path
 
 import pytest
 
-from florence2.config import ComputeSettings, HubSettings
+from florence2.config import ComputeSettings, GenerationSettings, HubSettings, SpeedSettings
+from florence2.engine.engine_config import EngineConfig
+from florence2.engine.generation_config import GenerationConfig
 from florence2.errors import OptionError
 from florence2.recipes import create_engine
 from florence2.recipes.create_engine import ModelSource, parse_devices
@@ -41,3 +44,13 @@ def test_devices_are_parsed() -> None:
     assert parse_devices(ComputeSettings(), "0, 1,cpu") == ("cuda:0", "cuda:1", "cpu")
     with pytest.raises(OptionError, match="exclude each other"):
         parse_devices(ComputeSettings(device="cpu"), "0,1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "config", "num_shared"), [(GenerationSettings, GenerationConfig, 8), (SpeedSettings, EngineConfig, 4)]
+)
+def test_flags_and_python_have_equal_defaults(settings: type, config: type, num_shared: int) -> None:
+    flags, fields = ({field.name: field.default for field in dataclasses.fields(each)} for each in (settings, config))
+    shared = flags.keys() & fields.keys()
+    assert len(shared) == num_shared
+    assert {name: flags[name] for name in shared} == {name: fields[name] for name in shared}

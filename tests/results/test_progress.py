@@ -1,5 +1,6 @@
 import logging
 import re
+import time
 
 import pytest
 
@@ -13,6 +14,8 @@ def count_four_predictions(
 ) -> RunSummary:
     caplog.set_level(logging.INFO, logger="florence2")
     monkeypatch.setattr(progress, "LINE_INTERVAL", -1)
+    monkeypatch.setattr(progress, "MIN_PREDICTIONS_FOR_TIME_LEFT", 1)
+    monkeypatch.setattr(progress, "MIN_SECONDS_FOR_TIME_LEFT", 0)
     with PredictProgressBar(**options) as bar:
         for number in range(3):
             bar.update(Prediction(f"{number}.png", "<CAPTION>", text="a dog", num_tokens=2), 3 - number, 16)
@@ -32,6 +35,35 @@ def test_progress_line_without_a_total_has_no_time_left(monkeypatch, caplog) -> 
     count_four_predictions(monkeypatch, caplog)
     lines = caplog.messages
     assert re.fullmatch(r"1 prediction, [\d.]+/s, [\d.]+ tokens/s, 3 of 16 slots", lines[0])
+
+
+def test_time_left_is_not_shown_before_it_means_something(monkeypatch, caplog) -> None:
+    caplog.set_level(logging.INFO, logger="florence2")
+    monkeypatch.setattr(progress, "LINE_INTERVAL", -1)
+    monkeypatch.setattr(progress, "MIN_SECONDS_FOR_TIME_LEFT", 0)
+    with PredictProgressBar(1000) as bar:
+        time.sleep(0.3)  # loading, which the rate of predictions does not include
+        for number in range(progress.MIN_PREDICTIONS_FOR_TIME_LEFT):
+            bar.update(Prediction(f"{number}.png", "<CAPTION>", text="a dog", num_tokens=2))
+    lines = [line for line in caplog.messages if "of 1,000" in line]
+    assert len(lines) == progress.MIN_PREDICTIONS_FOR_TIME_LEFT
+    assert not any("left" in line for line in lines[:-1])
+    assert re.search(r", 0:00:\d\d left$", lines[-1])
+
+
+def test_stage_is_logged_until_the_first_prediction(monkeypatch, caplog) -> None:
+    caplog.set_level(logging.INFO, logger="florence2")
+    monkeypatch.setattr(progress, "LINE_INTERVAL", 0.05)
+    with PredictProgressBar(2) as bar:
+        time.sleep(0.2)
+        bar.show_stage("waiting for the first predictions")
+        time.sleep(0.2)
+        bar.update(Prediction("a.png", "<CAPTION>", text="a dog"))
+        count = len(caplog.messages)
+        time.sleep(0.2)
+    assert re.fullmatch(r"loading the model: \d+ s so far", caplog.messages[0])
+    assert any(line.startswith("waiting for the first predictions: ") for line in caplog.messages)
+    assert len(caplog.messages) == count
 
 
 def test_progress_in_a_terminal_is_one_bar(monkeypatch, caplog, capsys) -> None:

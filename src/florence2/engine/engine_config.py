@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from florence2.config import DEFAULT_NUM_WORKERS
 from florence2.data.sample import Sample
 from florence2.engine.generation_config import GenerationConfig, require_at_least
 from florence2.errors import OptionError
@@ -21,14 +22,14 @@ class EngineConfig:
     batch_size: int | None = None
     """Slots: requests that are decoded at a time; `None` lets the engine choose by device and memory."""
 
-    num_workers: int = 2
+    num_workers: int = DEFAULT_NUM_WORKERS
     """Threads that open images ahead of the model."""
 
     full_decode: bool = False
     """Decode JPEGs in full, so that pixels equal those of transformers to the last bit."""
 
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the vision tower: always, never, or when the run is known to be long enough to pay for it."""
+    """Compile the vision tower: always, never, or on a GPU when the run is known to be long enough to pay for it."""
 
     expected_samples: int | None = None
     """Number of samples, where the iterable does not tell it; `compile="auto"` decides by it."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
+from florence2.config import DEFAULT_MAX_LENGTH
 from florence2.data.sample import Sample
 from florence2.errors import CheckpointError, OptionError
 from florence2.model.tasks import OutputType, Task
@@ -23,7 +24,7 @@ class GenerationConfig:
     beyond the model's positions is cut to them.
     """
 
-    max_length: int = 256
+    max_length: int = DEFAULT_MAX_LENGTH
     """Most caption tokens."""
 
     num_beams: int = 1

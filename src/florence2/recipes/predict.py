@@ -84,7 +84,7 @@ def _predict_images(spec: PredictSpec) -> RunSummary:
         for export in exports if samples else ():
             export.check_samples(images.samples)
         with PredictProgressBar(None if pipeline.has_follow_ups else len(images.samples), num_resumed) as progress:
-            for prediction, stats in _predictions(spec, pipeline, samples):
+            for prediction, stats in _predictions(spec, pipeline, samples, progress):
                 prediction = _write(writers, affixes, prediction)
                 journal.write(prediction)
                 progress.update(prediction, stats.slots_in_use, stats.slots)
@@ -113,7 +113,7 @@ def _write(
 
 
 def _predictions(
-    spec: PredictSpec, pipeline: TaskPipeline, samples: list[Sample]
+    spec: PredictSpec, pipeline: TaskPipeline, samples: list[Sample], progress: PredictProgressBar
 ) -> Iterator[tuple[Prediction, Stats]]:
     """Yield predictions as they finish, with the engine's statistics; without samples no model is loaded."""
     if not samples and spec.engine.rank is None:
@@ -123,6 +123,7 @@ def _predictions(
     start = time.monotonic()
     with create_engine(spec.engine, len(requests)) as engine:
         load_time = {"load": time.monotonic() - start}
+        progress.show_stage("waiting for the first predictions")
         for prediction in classes.merge(engine.run(requests)):
             yield prediction, engine.stats
         logger.info(f"time: {time_breakdown(load_time | engine.stats.seconds)}")

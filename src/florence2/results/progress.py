@@ -1,20 +1,25 @@
 """Progress of a prediction run: rate and time left while it works, a summary at its end.
 
-A terminal shows a bar; elsewhere a line is logged every `LINE_INTERVAL` seconds.
+A terminal shows a bar; elsewhere a line is logged every `LINE_INTERVAL` seconds. Until the first prediction both name
+what the run does: loading, or waiting for the first images. The time left is shown once enough predictions are done.
 """
 
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from florence2.data.sample import Prediction
 from florence2.log import count_noun, logger, progress_console
 
 LINE_INTERVAL = 30.0  # seconds
+# The time left is unknown before this many predictions and seconds: the first ones finish in a burst.
+MIN_PREDICTIONS_FOR_TIME_LEFT = 20
+MIN_SECONDS_FOR_TIME_LEFT = 5.0
 
 
 @dataclass(frozen=True)
@@ -88,18 +93,22 @@ class PredictProgressBar:
         self._num_predictions = self._num_tokens = 0
         self._errors: list[tuple[str, str]] = []
         self._start = self._last_line = time.monotonic()
+        self._first: float | None = None  # time of the first prediction
+        self._stage = "loading the model"
+        self._has_started = threading.Event()  # or closed
         console = progress_console()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=console,
             disable=not console.is_terminal,
         )
         self._bar.start()
-        self._bar_task = self._bar.add_task("predictions", total=total, rate="")
+        self._bar_task = self._bar.add_task(self._stage, total=total, rate="", left="")
+        threading.Thread(target=self._log_stage, name="progress", daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
@@ -109,7 +118,18 @@ class PredictProgressBar:
 
     def close(self) -> None:
         """Remove the bar."""
+        self._has_started.set()
         self._bar.stop()
+
+    def show_stage(self, stage: str) -> None:
+        """Name what the run does until its first prediction."""
+        self._stage = stage
+        self._bar.update(self._bar_task, description=stage)
+
+    def _log_stage(self) -> None:
+        """Log what the run does every `LINE_INTERVAL` seconds until the first prediction; a terminal has the bar."""
+        while self._bar.disable and not self._has_started.wait(max(LINE_INTERVAL, 0.01)):
+            logger.info(f"{self._stage}: {time.monotonic() - self._start:.0f} s so far")
 
     def update(self, prediction: Prediction, slots_in_use: int = 0, slots: int = 0) -> None:
         """Count one prediction; the slots are those of the engine, if it has any."""
@@ -119,15 +139,18 @@ class PredictProgressBar:
         else:
             self._errors.append((prediction.file_name, prediction.error))
         now = time.monotonic()
+        if self._first is None:
+            self._first = now
+            self._has_started.set()
         rate = self._rate(max(now - self._start, 1e-9)) + (f", {slots_in_use} of {slots} slots" if slots else "")
-        completed = self._completed + self._num_resumed
-        self._bar.update(self._bar_task, completed=completed, rate=rate)
+        completed, left = self._completed + self._num_resumed, self._time_left(now - self._first)
+        self._bar.update(self._bar_task, description="predictions", completed=completed, rate=rate, left=left)
         if self._bar.disable and now - self._last_line > LINE_INTERVAL:
             self._last_line = now
             counted = count_noun(completed, "prediction")
             if self._total is not None:
                 counted = f"{completed:,} of {count_noun(self._total, 'prediction')}"
-            logger.info(f"{counted}, {rate}{self._time_left(now - self._start)}")
+            logger.info(f"{counted}, {rate}" + (f", {left}" if left else ""))
 
     def summary(self) -> RunSummary:
         """Return the counts so far."""
@@ -142,10 +165,12 @@ class PredictProgressBar:
         return f"{self._completed / seconds:.2f}/s, {self._num_tokens / seconds:.1f} tokens/s"
 
     def _time_left(self, seconds: float) -> str:
-        if self._total is None:
+        """Estimate the time left by the rate since the first prediction; empty while that says little."""
+        is_early = self._completed < MIN_PREDICTIONS_FOR_TIME_LEFT or seconds < MIN_SECONDS_FOR_TIME_LEFT
+        if self._total is None or is_early:
             return ""
-        left = (self._total - self._num_resumed - self._completed) * seconds / self._completed
-        return f", {timedelta(seconds=round(max(left, 0)))} left"
+        left = (self._total - self._num_resumed - self._completed) * seconds / max(self._completed - 1, 1)
+        return f"{timedelta(seconds=round(max(left, 0)))} left"
 
 
 def time_breakdown(seconds: Mapping[str, Any]) -> str:

@@ -9,11 +9,11 @@ from florence2.errors import UserError
 @pytest.mark.parametrize(
     ("mode", "expected", "device", "compiler", "result"),
     [
-        ("auto", MIN_IMAGES_TO_COMPILE["cpu"], "cpu", sys.executable, True),
-        ("auto", MIN_IMAGES_TO_COMPILE["cpu"] - 1, "cpu", sys.executable, False),
-        ("auto", MIN_IMAGES_TO_COMPILE["cpu"], "cuda", sys.executable, False),
+        ("auto", MIN_IMAGES_TO_COMPILE["cuda"], "cuda", sys.executable, True),
+        ("auto", MIN_IMAGES_TO_COMPILE["cuda"] - 1, "cuda", sys.executable, False),
+        ("auto", 10**9, "cpu", sys.executable, False),  # it does not pay there
         ("auto", 10**9, "mps", sys.executable, False),  # not measured there
-        ("auto", 10**9, "cpu", "no-such-compiler", False),
+        ("auto", 10**9, "cuda", "no-such-compiler", False),
         ("on", 1, "cpu", sys.executable, True),
         ("off", 10**9, "cpu", sys.executable, False),
     ],

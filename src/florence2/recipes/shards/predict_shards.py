@@ -41,6 +41,7 @@ def run_predict_shards(spec: PredictSpec) -> RunSummary:
 def _predict(spec: PredictSpec, run: ShardRun, progress: PredictProgressBar) -> None:
     tracker = ShardTracker(run.job.todo, run.samples, partial(ClassSplitter, spec.pipeline))
     with create_engine(spec.engine, 1) as engine:
+        progress.show_stage("waiting for the first predictions")
         for shard, prediction in tracker.assign(engine.run(tracker.requests())):
             run.write(shard.index, prediction)
             progress.update(prediction, engine.stats.slots_in_use, engine.stats.slots)
