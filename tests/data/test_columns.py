@@ -157,9 +157,12 @@ def test_text_takes_precedence_over_answer(photos):
 )
 def test_malformed_rows_are_named(photos, row, message):
     path = jsonl(photos / "list.jsonl", [{"file_name": "in/b.png", "text": "ok"}, {"file_name": "a.jpg", **row}])
-    error = read_error(path, on_missing="skip")
+    error = read_error(path)
     assert message in error.what
     assert error.what.startswith(f"{path} line 2")
+    dataset = resolve(path, on_missing="skip")
+    assert [sample.id for sample in dataset.samples] == ["in/b.png"]
+    assert f"skipped: 1 that have a row that cannot be read, the first: {error.what}" in dataset.summary()
 
 
 def test_unreadable_image_whose_size_is_needed(photos):

@@ -10,6 +10,7 @@ import pytest
 from florence2.data.columns import ColumnMapping
 from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.data.streams.open_source import find_sharded_source
+from florence2.data.streams.stream import SampleStream
 from florence2.errors import DatasetError
 from tests.data.formats.annotation_files import check, coco
 from tests.data.images import captioned, image, jsonl
@@ -54,7 +55,7 @@ def test_caption_in_another_encoding_is_skipped_and_reported(tmp_path: Path, con
     image(tmp_path / "b.png", (30, 10)).with_suffix(".txt").write_bytes(content)
     dataset = resolve_dataset(tmp_path, DatasetOptions("caption", on_missing="skip"))
     assert [sample.id for sample in dataset.samples] == ["a.png"]
-    assert f"skipped: 1 that have a caption that cannot be read, the first is {tmp_path}/b.txt" in dataset.summary()
+    assert f"skipped: 1 that have a caption that cannot be read, the first: {tmp_path}/b.txt" in dataset.summary()
     with pytest.raises(DatasetError, match=r"1 of 2 images .*b\.txt is not UTF-8 text"):
         resolve_dataset(tmp_path, DatasetOptions("caption"))
     (issue,) = check(tmp_path, "caption")["issues"]
@@ -86,3 +87,42 @@ def test_tar_records_are_read_from_any_order(tmp_path: Path) -> None:
     assert check(tmp_path / "u.tar", "caption")["ignored_shapes"] == {"target without an image": 1}
     stream = find_sharded_source(str(tmp_path / "u.tar"), ColumnMapping("caption")).read(0)
     assert [(sample.id.rpartition("/")[2], getattr(sample, "target", None)) for sample in stream] == expected
+
+
+def test_record_of_a_tar_that_cannot_be_read_is_skipped(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        captioned(tmp_path / f"{number}.png", f"caption {number}")
+    (tmp_path / "1.txt").write_bytes(b"it\x92s red")
+    (tmp_path / "2.json").write_text("{")
+    with tarfile.open(tmp_path / "u.tar", "w") as tar:
+        for name in ("1.png", "1.txt", "2.png", "2.json", "3.png", "2.png", "3.txt"):
+            tar.add(tmp_path / name, name)
+    options = DatasetOptions("caption", on_missing="skip")
+    dataset = resolve_dataset(tmp_path / "u.tar", options)
+    assert [(sample.id, sample.target) for sample in dataset.samples] == [("3.png", "caption 3")]
+    summary = dataset.summary()
+    assert f"skipped: 2 that have a row that cannot be read, the first: {tmp_path}/u.tar: 1.txt is not UTF" in summary
+    assert "not read: 1 earlier file with the same name" in summary
+    report = check(tmp_path / "u.tar", "caption")
+    assert (report["issue_counts"], report["samples"]) == ({"malformed": 2}, 1)
+    stream = SampleStream(find_sharded_source(str(tmp_path / "u.tar"), ColumnMapping("caption")), on_missing="skip")
+    assert [sample.target for sample in stream.epoch(0)] == ["caption 3"]
+
+
+def test_rows_of_a_list_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    rows = [
+        b'{"file_name": "a.png", "text": "a cup"}',
+        b"{",
+        b'{"text": "x"}',
+        b'{"file_name": "a.png", "text": "\x92"}',
+    ]
+    (tmp_path / "list.jsonl").write_bytes(b"\n".join(rows))
+    path = tmp_path / "list.jsonl"
+    dataset = resolve_dataset(path, DatasetOptions("caption", on_missing="skip"))
+    assert [sample.target for sample in dataset.samples] == ["a cup"]
+    assert f"skipped: 3 that have a row that cannot be read, the first: {path} line 2 is not JSON" in dataset.summary()
+    with pytest.raises(DatasetError, match=r"line 2 is not JSON: .*, the first of 3 rows that cannot be read"):
+        resolve_dataset(path, DatasetOptions("caption"))
+    report = check(path, "caption")
+    assert (report["issue_counts"], report["images"]) == ({"malformed": 3}, 1)

@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from florence2.data.answer_column import answer_text, parse_answer
-from florence2.data.folders.image_locator import ImageLocator, LocatedImage
-from florence2.data.folders.image_names import IMAGE_EXTENSIONS, is_image_name
 from florence2.data.image import ImageError, Size
 from florence2.data.sample import Sample, Skipped, SkipReason
-from florence2.data.tables import NamedRow, Row
+from florence2.data.tables import Row
 from florence2.errors import DatasetError, UserError
 from florence2.model.locations import encode_region, parse_box
 from florence2.model.tasks import InputType, Task, split_prompt
@@ -130,7 +128,8 @@ class DatasetRow(NamedTuple):
 
     `ignored_shapes` names the kinds of the image's shapes that the reader does not read, on the first of its rows.
     `unlisted_annotations` names annotations of the row's file whose image is not listed.
-    `error` says why the columns of the row could not be read.
+    `annotations` are the objects that the row was made from. `error` says why the row could not be read; such a row may
+    have no image, whose id is then "".
     """
 
     where: str
@@ -140,30 +139,20 @@ class DatasetRow(NamedTuple):
     ignored_shapes: Sequence[str] = ()
     unlisted_annotations: Sequence[str] = ()
     error: UserError | None = None
+    annotations: Sequence[Any] | None = None
 
-
-def locate_rows(rows: Iterable[NamedRow], columns: ColumnMapping, locate: ImageLocator) -> Iterator[DatasetRow]:
-    """Locate the image of each row of a table."""
-    for where, row in rows:
-        located = _locate_image(columns.image_name(row, where), where, row, locate)
-        yield DatasetRow(where, row, Sample(located.id, located.path, ""), located.exists)
-
-
-def _locate_image(name: str, where: str, row: Row, locate: ImageLocator) -> LocatedImage:
-    located = locate(row, name, where)
-    if located.exists or is_image_name(name):
-        return located
-    # kohya's metadata has file names without their extension
-    candidates = (locate(row, name + extension, where) for extension in sorted(IMAGE_EXTENSIONS))
-    return next((candidate for candidate in candidates if candidate.exists), located)
+    @classmethod
+    def unreadable(cls, where: str, error: UserError) -> "DatasetRow":
+        """Make a row that has an error and no image."""
+        return cls(where, {}, Sample("", b"", ""), error=error)
 
 
 def samples_from_rows(
     rows: Iterable[DatasetRow], columns: ColumnMapping, absent_hint: str
 ) -> Iterator[Sample | Skipped]:
-    """Turn rows into samples; a failed prediction, a missing image and a missing target are skipped.
+    """Turn rows into samples; a failed prediction, a malformed row, a missing image and a missing target are skipped.
 
-    Without targets no row is skipped: an image that cannot be read raises when it is opened.
+    Without targets no row is skipped: a malformed one raises, and an image that cannot be read when it is opened.
     """
     for each in rows:
         where, row, image, exists = each[:4]
@@ -171,10 +160,15 @@ def samples_from_rows(
             yield Skipped(image.id, SkipReason.FAILED, str(image.image), "caption it again")
         elif columns.with_targets and not exists:
             yield Skipped(image.id, SkipReason.ABSENT, str(image.image), absent_hint)
-        elif each.error is not None:
-            raise each.error
         else:
-            yield from _samples_or_skipped(row, where, columns, image)
+            try:
+                if each.error is not None:
+                    raise each.error
+                yield from _samples_or_skipped(row, where, columns, image)
+            except UserError as error:
+                if not columns.with_targets:
+                    raise
+                yield Skipped(image.id or where, SkipReason.MALFORMED, error.what, error.hint)
 
 
 def _samples_or_skipped(row: Row, where: str, columns: ColumnMapping, image: Sample) -> Iterator[Sample | Skipped]:

@@ -168,11 +168,16 @@ def relative_image_dir(written: Path, images: Path) -> str:
 class SkipReason(StrEnum):
     """Why an image is skipped; the value continues the phrase "images that"."""
 
+    MALFORMED = "have a row that cannot be read"
     NO_CAPTION = "have no caption"
     ABSENT = "do not exist"
     UNREADABLE = "cannot be read"
     UNREADABLE_CAPTION = "have a caption that cannot be read"
     FAILED = "could not be captioned before"
+
+
+# Reasons of which `Skipped.where` is a sentence already.
+SENTENCE_REASONS = (SkipReason.UNREADABLE, SkipReason.UNREADABLE_CAPTION, SkipReason.MALFORMED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +220,8 @@ class ResolvedDataset:
         for reason in SkipReason:
             skipped = [each for each in self.skipped if each.reason is reason]
             if skipped:
-                line += f"; skipped: {len(skipped)} that {reason}, the first is {skipped[0].where}"
+                first = f"{':' if reason in SENTENCE_REASONS else ' is'} {skipped[0].where}"
+                line += f"; skipped: {len(skipped)} that {reason}, the first{first}"
         if self.ignored_shapes:
             line += f"; not read: {count_kinds(kind for _, kind in self.ignored_shapes)}"
             line += f", the first in {self.ignored_shapes[0][0]}"

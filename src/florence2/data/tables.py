@@ -17,6 +17,7 @@ from florence2.errors import DatasetError
 
 Row = dict[str, Any]
 NamedRow = tuple[str, Row]  # "list.jsonl line 3", {...}
+ReadRow = tuple[str, Row | DatasetError]  # a row, or why it cannot be read
 
 
 def is_table_name(name: str) -> bool:
@@ -25,20 +26,33 @@ def is_table_name(name: str) -> bool:
 
 
 def read_rows(path: AnyPath) -> Iterator[NamedRow]:
-    """Read the rows of a table; empty lines are skipped."""
+    """Read the rows of a table; empty lines are skipped, and a row that cannot be read raises a DatasetError."""
+    for where, row in read_rows_or_errors(path):
+        if isinstance(row, DatasetError):
+            raise row
+        yield where, row
+
+
+def read_rows_or_errors(path: AnyPath) -> Iterator[ReadRow]:
+    """Read the rows of a table; a row that cannot be read is an error in place of its columns."""
     try:
         yield from _READERS[path.suffix.lower()](path)
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _read_jsonl(path: AnyPath) -> Iterator[NamedRow]:
+def _read_jsonl(path: AnyPath) -> Iterator[ReadRow]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             where = f"{path} line {number}"
-            text = _decode_utf8(line, where)
-            if text.strip():
-                yield where, _parse_object(text, where)
+            try:
+                text = _decode_utf8(line, where)
+                if not text.strip():
+                    continue
+                row: Row | DatasetError = _parse_object(text, where)
+            except DatasetError as error:
+                row = error
+            yield where, row
 
 
 def _decode_utf8(line: bytes, where: str) -> str:
@@ -65,18 +79,20 @@ def _parse_json(text: str, where: str) -> Any:
         raise DatasetError(f"{where} is not JSON: {message}", "write one JSON object in each line") from None
 
 
-def _read_json(path: AnyPath) -> Iterator[NamedRow]:
+def _read_json(path: AnyPath) -> Iterator[ReadRow]:
     """Read a list of rows, or kohya's object that maps images to rows."""
     content = _parse_json(read_text(path), str(path))
     if isinstance(content, dict):
         for key, row in content.items():
             where = f"{path}, `{key}`"
-            yield where, {"file_name": key, **_kohya_row(row, where)}
+            try:
+                yield where, {"file_name": key, **_kohya_row(row, where)}
+            except DatasetError as error:
+                yield where, error
     else:
         for number, row in enumerate(content if isinstance(content, list) else [content], start=1):
-            if not isinstance(row, dict):
-                raise DatasetError(f"{path} item {number} is not a JSON object")
-            yield f"{path} item {number}", row
+            where = f"{path} item {number}"
+            yield where, row if isinstance(row, dict) else DatasetError(f"{where} is not a JSON object")
 
 
 def _kohya_row(row: Any, where: str) -> Row:
@@ -89,22 +105,22 @@ def _kohya_row(row: Any, where: str) -> Row:
     return {"text": ",".join(part for part in parts if part and isinstance(part, str)), **row}
 
 
-def _read_csv(path: AnyPath) -> Iterator[NamedRow]:
+def _read_csv(path: AnyPath) -> Iterator[ReadRow]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
         try:
             for row in reader:
                 where = f"{path} line {reader.line_num}"
-                if None in row:
-                    raise DatasetError(f"{where} has more fields than the first line", "put text with commas in quotes")
-                yield where, dict(row)
-        except csv.Error as error:
-            raise DatasetError(f"{path} is not CSV after line {reader.line_num}: {error}") from None
+                is_wide = None in row
+                error = DatasetError(f"{where} has more fields than the first line", "put text with commas in quotes")
+                yield where, error if is_wide else dict(row)
+        except csv.Error as csv_error:
+            raise DatasetError(f"{path} is not CSV after line {reader.line_num}: {csv_error}") from None
         except UnicodeDecodeError:
             raise DatasetError(f"{path} is not UTF-8 text", "save the file as UTF-8") from None
 
 
-def _read_parquet(path: AnyPath) -> Iterator[NamedRow]:
+def _read_parquet(path: AnyPath) -> Iterator[ReadRow]:
     with open_parquet(path) as table:
         number = 0
         for batch in table.iter_batches(batch_size=1024):
@@ -126,7 +142,7 @@ def open_parquet(path: AnyPath) -> Iterator[Any]:
         raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-_READERS: dict[str, Callable[[AnyPath], Iterator[NamedRow]]] = {
+_READERS: dict[str, Callable[[AnyPath], Iterator[ReadRow]]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,

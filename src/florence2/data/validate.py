@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 from florence2.data.image import ImageError
-from florence2.data.sample import ResolvedDataset, Sample, Skipped, SkipReason
+from florence2.data.sample import SENTENCE_REASONS, ResolvedDataset, Sample, Skipped, SkipReason
 from florence2.errors import DatasetError
 
 OnMissing = Literal["error", "skip"]
@@ -40,8 +40,10 @@ def _skipped_error(dataset: ResolvedDataset, reason: SkipReason, skipped: Sequen
     first, total = skipped[0], dataset.num_images
     number = len({row.id for row in skipped})
     hint = first.hint if reason in ALWAYS_SKIPPED or not dataset.samples else skip_hint(first.hint)
-    # of an unreadable file, `where` is already a sentence
-    is_unreadable = reason in (SkipReason.UNREADABLE, SkipReason.UNREADABLE_CAPTION)
+    if reason is SkipReason.MALFORMED:
+        more = f", the first of {len(skipped):,} rows that cannot be read" if len(skipped) > 1 else ""
+        return DatasetError(f"{first.where}{more}", hint)
+    is_unreadable = reason in SENTENCE_REASONS
     if total == 1:
         return DatasetError(first.where if is_unreadable else f"{first.where} {_SINGULAR[reason]}", hint)
     count = "all" if number == total else f"{number:,} of"

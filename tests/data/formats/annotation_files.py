@@ -19,6 +19,8 @@ def read_objects(spec: Path | str, task: str = "od", **options: Any) -> dict[str
     path, split = split_spec(str(spec), None)
     objects: dict[str, list[tuple[str, list[float]]]] = {}
     for row in dataset_rows(path, ColumnMapping(task), split=split, **options):
+        if row.error is not None:
+            raise row.error
         answer = row.row["answer"]
         kind = next(kind for kind in ("bboxes", "quad_boxes", "polygons") if kind in answer)
         rounded = [[round(side, 6) for side in ring] for ring in answer[kind]]

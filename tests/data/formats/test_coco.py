@@ -96,7 +96,8 @@ def test_coco_box_of_nan_is_one_malformed_row(tmp_path: Path) -> None:
     assert report["issue_counts"] == {"malformed": 1}
     assert report["objects"] == {"cat": 1}
     with pytest.raises(DatasetError, match="image 1 has an `answer` that cannot be encoded"):
-        resolve_dataset(path, DatasetOptions("od", on_missing="skip"))
+        resolve_dataset(path, DatasetOptions("od"))
+    assert [each.id for each in resolve_dataset(path, DatasetOptions("od", on_missing="skip")).samples] == ["b.jpg"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from florence2.data.sample import Sample
 from florence2.data.streams.open_source import find_sharded_source
 from florence2.data.streams.shard_readers import ShardedSource
 from florence2.data.streams.stream import SampleStream, Shard, buffer_shuffle
-from florence2.data.streams.tar_source import write_shards
+from florence2.data.streams.tar_writer import write_shards
 from florence2.errors import DatasetError
 from tests.training.images import CAPTIONS, save_photos
 

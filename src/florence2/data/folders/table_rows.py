@@ -3,14 +3,21 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from florence2.data.columns import METADATA_NAMES, ColumnMapping, DatasetRow, locate_rows
+from florence2.data.columns import METADATA_NAMES, ColumnMapping, DatasetRow
 from florence2.data.folders.foreign_jsonl import translate_rows
-from florence2.data.folders.image_locator import DATASET_DIR_HINT, ImageLocator, locate_beside, locate_inside
+from florence2.data.folders.image_locator import (
+    DATASET_DIR_HINT,
+    ImageLocator,
+    LocatedImage,
+    locate_beside,
+    locate_inside,
+)
+from florence2.data.folders.image_names import IMAGE_EXTENSIONS, is_image_name
 from florence2.data.folders.listing import Listing, display_path
 from florence2.data.sample import Sample
 from florence2.data.stores.remote_image import RemoteImage
 from florence2.data.stores.store_path import is_address
-from florence2.data.tables import read_rows
+from florence2.data.tables import ReadRow, Row, read_rows_or_errors
 from florence2.errors import DatasetError
 
 
@@ -36,14 +43,30 @@ def metadata_rows(folder: Path, listings: Iterable[Listing], columns: ColumnMapp
 
 
 def _located_rows(path: Path, columns: ColumnMapping, locate: ImageLocator) -> Iterator[DatasetRow]:
-    return translate_rows(_locate_or_address(path, columns, locate), columns)
+    return translate_rows(locate_rows(read_rows_or_errors(path), columns, locate), columns)
 
 
-def _locate_or_address(path: Path, columns: ColumnMapping, locate: ImageLocator) -> Iterator[DatasetRow]:
-    """Locate the image of each row; an address is the image in a store, and its own id."""
-    for where, row in read_rows(path):
-        name = columns.image_name(row, where)
-        if is_address(name):
-            yield DatasetRow(where, row, Sample(name, RemoteImage(name), ""))
+def locate_rows(rows: Iterable[ReadRow], columns: ColumnMapping, locate: ImageLocator) -> Iterator[DatasetRow]:
+    """Locate the image of each row of a table; a row without one has its error."""
+    for where, row in rows:
+        try:
+            if isinstance(row, DatasetError):
+                raise row
+            name = columns.image_name(row, where)
+            if is_address(name):  # the image in a store, and its own id
+                yield DatasetRow(where, row, Sample(name, RemoteImage(name), ""))
+                continue
+            located = _locate_image(name, where, row, locate)
+        except DatasetError as error:
+            yield DatasetRow.unreadable(where, error)
         else:
-            yield from locate_rows([(where, row)], columns, locate)
+            yield DatasetRow(where, row, Sample(located.id, located.path, ""), located.exists)
+
+
+def _locate_image(name: str, where: str, row: Row, locate: ImageLocator) -> LocatedImage:
+    located = locate(row, name, where)
+    if located.exists or is_image_name(name):
+        return located
+    # kohya's metadata has file names without their extension
+    candidates = (locate(row, name + extension, where) for extension in sorted(IMAGE_EXTENSIONS))
+    return next((candidate for candidate in candidates if candidate.exists), located)

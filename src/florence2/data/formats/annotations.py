@@ -45,7 +45,7 @@ class AnnotatedImage:
 
     `ignored_shapes` names the kind of each shape that the reader does not read. `unlisted_annotations` names, on one
     image of a file, the annotations in that file whose image is not listed. `crowds` are no targets, and count
-    in scores as COCO has it.
+    in scores as COCO has it. `error` says why the annotations could not be read.
     """
 
     file_name: str
@@ -55,6 +55,21 @@ class AnnotatedImage:
     ignored_shapes: Sequence[str] = ()
     unlisted_annotations: Sequence[str] = ()
     crowds: Sequence[Annotation] = ()
+    error: DatasetError | None = None
+
+
+def read_image(name: str, where: str, read: Callable[..., AnnotatedImage], *arguments: Any) -> AnnotatedImage:
+    """Read the annotations of one image by `read(*arguments)`; what prevents it is the image's `error`.
+
+    `name` is the name of the image in that case, "" where it is not known.
+    """
+    try:
+        return read(*arguments)
+    except DatasetError as error:
+        return AnnotatedImage(name, (), error=error)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        what = f"{where} is not as its format has it: {type(error).__name__} {error}"
+        return AnnotatedImage(name, (), error=DatasetError(what[:300], "export it again"))
 
 
 def resolve_task(task: Task, has_captions: bool, default: OutputType = OutputType.BOXES) -> Task:

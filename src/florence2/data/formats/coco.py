@@ -10,11 +10,12 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from florence2.data.folders.listing import read_text
-from florence2.data.formats.annotations import AnnotatedImage, Annotation, Box
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, Box, read_image
 from florence2.data.formats.mask_polygons import mask_to_polygons
 from florence2.errors import DatasetError
 from florence2.files import to_json
@@ -50,24 +51,31 @@ def read_coco(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     rows_by_image, unlisted = _rows_by_image(content, path)
     has_captions = any("caption" in row for row in content["annotations"])
     for image in content["images"]:
-        where = f"{path} image {image.get('id')}"
-        if not isinstance(image.get("file_name"), str):
-            raise DatasetError(f"{where} has no `file_name`")
+        where, name = f"{path} image {image.get('id')}", image.get("file_name")
         rows = rows_by_image[_id_text(image.get("id"))]
-        size = (image["width"], image["height"]) if image.get("width") and image.get("height") else None
-        ignored: list[str] = []
-        if has_captions:
-            ignored += ["object in a list of captions" for row in rows if "caption" not in row]
-            captions = [str(row["caption"]).strip() for row in rows if row.get("caption")]
-            annotated = AnnotatedImage(image["file_name"], [], size, captions, ignored, unlisted)
-        else:
-            objects = [row for row in rows if not _is_crowd(row)]
-            crowds = [each for row in rows if _is_crowd(row) and (each := _parse_crowd(row, labels, where))]
-            ignored += ["crowd"] * (len(rows) - len(objects))
-            annotations = [_parse_annotation(row, labels, where, ignored) for row in objects]
-            annotated = AnnotatedImage(image["file_name"], annotations, size, None, ignored, unlisted, crowds)
-        yield where, annotated
+        annotated = read_image(
+            name if isinstance(name, str) else "", where, _parse_image, image, rows, labels, has_captions, where
+        )
+        yield where, replace(annotated, unlisted_annotations=unlisted) if unlisted else annotated
         unlisted = ()
+
+
+def _parse_image(
+    image: dict[str, Any], rows: Sequence[dict[str, Any]], labels: dict[str, str], has_captions: bool, where: str
+) -> AnnotatedImage:
+    if not isinstance(image.get("file_name"), str):
+        raise DatasetError(f"{where} has no `file_name`")
+    size = (image["width"], image["height"]) if image.get("width") and image.get("height") else None
+    ignored: list[str] = []
+    if has_captions:
+        ignored += ["object in a list of captions" for row in rows if "caption" not in row]
+        captions = [str(row["caption"]).strip() for row in rows if row.get("caption")]
+        return AnnotatedImage(image["file_name"], [], size, captions, ignored)
+    objects = [row for row in rows if not _is_crowd(row)]
+    crowds = [each for row in rows if _is_crowd(row) and (each := _parse_crowd(row, labels, where))]
+    ignored += ["crowd"] * (len(rows) - len(objects))
+    annotations = [_parse_annotation(row, labels, where, ignored) for row in objects]
+    return AnnotatedImage(image["file_name"], annotations, size, None, ignored, crowds=crowds)
 
 
 def _parse_coco(path: Path) -> dict[str, list[dict[str, Any]]]:

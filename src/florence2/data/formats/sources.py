@@ -40,17 +40,33 @@ class AnnotationSource:
         ignored: list[str] = []
         unlisted: list[str] = []
         for where, annotated in self.read():
+            if annotated.error is not None and not annotated.file_name:
+                yield DatasetRow.unreadable(where, annotated.error)
+                continue
             task = resolve_task(find_task(columns.task), annotated.captions is not None, self.default_output)
             located = locate(image_beside(self.root, annotated.file_name), where)
             image = Sample(located.id, located.path, "")
             ignored += [*annotated.ignored_shapes, *_objects_without_polygons(annotated, task)]
             unlisted += annotated.unlisted_annotations
+            if annotated.error is not None:
+                row = {"file_name": located.id}
+                yield DatasetRow(where, row, image, located.exists, tuple(ignored), tuple(unlisted), annotated.error)
+                ignored, unlisted = [], []
+                continue
             crowds = annotated.crowds if columns.keep_answers else ()
             for row in rows_from_annotations(replace(annotated, crowds=crowds), task):
                 if pending is not None:
                     yield pending
                 named_row = {**row, "file_name": located.id}
-                pending = DatasetRow(where, named_row, image, located.exists, tuple(ignored), tuple(unlisted))
+                pending = DatasetRow(
+                    where,
+                    named_row,
+                    image,
+                    located.exists,
+                    tuple(ignored),
+                    tuple(unlisted),
+                    annotations=None if annotated.captions is not None else annotated.annotations,
+                )
                 ignored, unlisted = [], []
         if pending is not None:  # what is not read of the last images, which have no rows, is counted with the last row
             counts = (*pending.ignored_shapes, *ignored), (*pending.unlisted_annotations, *unlisted)

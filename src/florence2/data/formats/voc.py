@@ -16,7 +16,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from florence2.data.folders.listing import Listing, read_text, walk
-from florence2.data.formats.annotations import AnnotatedImage, Annotation, image_beside, split_aliases
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, image_beside, read_image, split_aliases
 from florence2.data.formats.annotators.values import read_xml
 from florence2.errors import DatasetError
 from florence2.model.geometry import bounding_box
@@ -61,6 +61,10 @@ def _image_by_stem(listing: Listing) -> dict[str, str]:
     return {_stem(name): name for name in listing.images()}
 
 
+def _name_of(path: Path, image_by_stem: dict[str, str]) -> str:
+    return image_by_stem.get(_stem(path.name), "")
+
+
 def read_voc(xml_folder: Path, images: Path, split: str | None) -> NamedImages:
     """Read the images of a folder of XML files; a split is a list in `ImageSets/Main/`."""
     names = next(walk(xml_folder, recursive=False)).names
@@ -68,7 +72,7 @@ def read_voc(xml_folder: Path, images: Path, split: str | None) -> NamedImages:
     stems = _split_stems(xml_folder.parent / "ImageSets" / "Main", split)
     files = [xml_folder / name for name in names if name.lower().endswith(".xml")]
     annotated = (
-        (str(path), _parse_voc(path, images, image_by_stem))
+        (str(path), read_image(_name_of(path, image_by_stem), str(path), _parse_voc, path, images, image_by_stem))
         for path in files
         if stems is None or _stem(path.name) in stems
     )
@@ -131,7 +135,10 @@ def read_labelme(folder: Path, images: Path) -> NamedImages:
     listing = next(walk(folder, recursive=False))
     image_by_stem = _image_by_stem(next(walk(images, recursive=False)))
     files = [folder / name for name in listing.names if name.lower().endswith(".json")]
-    annotated = ((str(path), _parse_labelme(path, images, image_by_stem)) for path in files)
+    annotated = (
+        (str(path), read_image(_name_of(path, image_by_stem), str(path), _parse_labelme, path, images, image_by_stem))
+        for path in files
+    )
     return _count_unannotated(annotated, images)
 
 

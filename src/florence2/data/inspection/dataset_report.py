@@ -96,7 +96,7 @@ def report_dataset(
         for row in rows:
             builder.add(row, check_row(row, columns, length))
     except UserError as error:
-        if not builder.images:
+        if not builder.images and not builder.issues:
             raise
         builder.issues.append(Issue(IssueKind.MALFORMED, source, f"{error.what}; the rest was not read"))
     builder.issues += _duplicate_images(builder.images.values())
@@ -119,7 +119,8 @@ class _ReportBuilder:
 
     def add(self, row: DatasetRow, report: RowReport) -> None:
         """Count a row's samples and objects, and collect its issues."""
-        self.images.setdefault(row.image.id, row.image)
+        if row.image.id:
+            self.images.setdefault(row.image.id, row.image)
         self.issues += report.issues
         for where in row.unlisted_annotations:
             self.issues.append(Issue(IssueKind.UNLISTED, where, "its image is not listed"))

@@ -82,14 +82,17 @@ def _sample_rows(
         offline=offline,
     )
     dataset = resolve_dataset(spec, options)
-    yield from map(_row_from_sample, dataset.samples)
+    yield from (_row_from_sample(sample, columns.text_columns[0]) for sample in dataset.samples)
     for skipped in dataset.skipped:
+        if skipped.reason is SkipReason.MALFORMED:
+            yield DatasetRow.unreadable(skipped.id, DatasetError(skipped.where, skipped.hint))
+            continue
         is_located = skipped.reason is SkipReason.UNREADABLE_CAPTION and dataset.root is not None
         yield _row_from_skipped(skipped, Path(dataset.root or "", skipped.id) if is_located else Path(skipped.where))
 
 
-def _row_from_sample(sample: Sample) -> DatasetRow:
-    row: Row = {"file_name": sample.id, "task": sample.task, "text": sample.target or ""}
+def _row_from_sample(sample: Sample, text_column: str = "text") -> DatasetRow:
+    row: Row = {"file_name": sample.id, "task": sample.task, text_column: sample.target or ""}
     where = str(sample.image) if isinstance(sample.image, Path) else sample.id
     return DatasetRow(where, {**row, "input": sample.input} if sample.input else row, sample)
 

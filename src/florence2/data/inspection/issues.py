@@ -85,24 +85,28 @@ class RowReport:
 
 def check_row(dataset_row: DatasetRow, columns: ColumnMapping, length: LengthLimit) -> RowReport:
     """Check one row: read its image's size and make its samples as training does, and collect its issues."""
-    where = dataset_row.where
+    where, error = dataset_row.where, dataset_row.error
+    if error is not None:
+        return RowReport([], [_malformed(where, error)])
     if not dataset_row.exists:
         return RowReport([], [Issue(IssueKind.ABSENT, where, f"`{dataset_row.image.id}` does not exist")])
     try:
         size = dataset_row.image.size()
-        if dataset_row.error is not None:
-            raise dataset_row.error
         task, task_input = columns.task_and_input(dataset_row.row, where)
         if input_issues := [Issue(IssueKind.INPUT, where, what) for what in _input_issues(task, task_input)]:
             return RowReport([], input_issues)
         samples = samples_from_row(dataset_row.row, where, columns, dataset_row.image)
         row_issues = list(_row_issues(dataset_row.row, task, task_input, samples, size))
-    except ImageError as error:
-        return RowReport([], [Issue(IssueKind.UNREADABLE, where, error.what)])
-    except UserError as error:
-        return RowReport([], [Issue(IssueKind.MALFORMED, where, error.what.removeprefix(f"{where} "))])
+    except ImageError as unreadable:
+        return RowReport([], [Issue(IssueKind.UNREADABLE, where, unreadable.what)])
+    except UserError as malformed:
+        return RowReport([], [_malformed(where, malformed)])
     issues = [Issue(kind, where, what) for kind, what in row_issues]
     return RowReport(samples, issues + [Issue(IssueKind.LONG, where, what) for what in _long_targets(samples, length)])
+
+
+def _malformed(where: str, error: UserError) -> Issue:
+    return Issue(IssueKind.MALFORMED, where, error.what.removeprefix(f"{where} "))
 
 
 def _row_issues(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from typing import NamedTuple, TypeVar
 
-from florence2.data.sample import Sample, Skipped
+from florence2.data.sample import SENTENCE_REASONS, Sample, Skipped
 from florence2.data.streams.shard_readers import ShardedSource
 from florence2.data.validate import ALWAYS_SKIPPED, OnMissing, skip_hint
 from florence2.errors import DatasetError
@@ -89,7 +89,12 @@ class SampleStream:
 
 
 def _skipped_error(skipped: Skipped) -> DatasetError:
-    return DatasetError(f"{skipped.where}: among the images that {skipped.reason}", skip_hint(skipped.hint))
+    what = (
+        skipped.where
+        if skipped.reason in SENTENCE_REASONS
+        else f"{skipped.where}: among the images that {skipped.reason}"
+    )
+    return DatasetError(what, skip_hint(skipped.hint))
 
 
 def buffer_shuffle(items: Iterable[Item], buffer_size: int, rng: random.Random) -> Iterator[Item]:

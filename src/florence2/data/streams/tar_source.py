@@ -8,7 +8,6 @@ which is read from there when it is opened. A tar in a store is read once from i
 memory; there the files of a record must be adjacent. Nothing is unpacked. Compressed tars are rejected.
 """
 
-import io
 import json
 import re
 import tarfile
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from florence2.data.columns import ColumnMapping, DatasetRow
 from florence2.data.folders.foreign_jsonl import translate_rows
@@ -26,10 +25,8 @@ from florence2.data.stores.store_path import AnyPath, StorePath
 from florence2.data.streams.shard_paths import expand_pattern, has_pattern, relative_names
 from florence2.data.tables import Row
 from florence2.errors import DatasetError
-from florence2.files import to_json
 from florence2.log import logger
 
-PER_SHARD = 1000  # images in each tar that is written
 _CAPTION_EXTENSIONS = (".txt", ".caption")
 _TARGET_EXTENSIONS = frozenset({*_CAPTION_EXTENSIONS, ".json"})
 
@@ -52,13 +49,15 @@ class TarImage:
 class TarRecord(NamedTuple):
     """One record of a tar: the image's file name, its position (or, from a store, its bytes), and its rows.
 
-    `ignored` names, on the first record, what the tar has besides records with an image.
+    `ignored` names, on the first record, what the tar has besides records with an image. `error` says why the rows
+    cannot be read.
     """
 
     name: str
     image: TarImage | bytes
     rows: list[Row]
     ignored: Sequence[str] = ()
+    error: DatasetError | None = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,10 @@ def tar_rows(path: AnyPath, columns: ColumnMapping, prefix: str) -> Iterator[Dat
         for record in read_tar(path):
             image = Sample(prefix + record.name, record.image, "")
             ignored = record.ignored
-            for row in record.rows:
+            for row in record.rows if record.error is None else [{}]:
                 named_row = {**row, "file_name": image.id}
-                yield DatasetRow(f"{path}: {record.name}", named_row, image, ignored_shapes=ignored)
+                where = f"{path}: {record.name}"
+                yield DatasetRow(where, named_row, image, ignored_shapes=ignored, error=record.error)
                 ignored = ()
 
     return translate_rows(rows(), columns)
@@ -127,11 +127,15 @@ def _read_in_place(path: Path) -> Iterator[TarRecord]:
     """Read all headers, then the records, whose images stay in the file."""
     with tarfile.open(path, "r:") as tar:
         records: dict[str, dict[str, tarfile.TarInfo]] = {}
+        num_repeated = 0
         for member in tar:
             key, extension = _split_name(member.name)
             if _is_record_file(member, key, extension):
-                records.setdefault(key, {})[extension] = member
+                members = records.setdefault(key, {})
+                num_repeated += extension in members
+                members[extension] = member  # of files with one name, the last is valid
         ignored = ["target without an image" for members in records.values() if _is_target_alone(members)]
+        ignored += ["earlier file with the same name"] * num_repeated
         for key, members in records.items():
             positions = {extension: TarImage(path, each.offset_data, each.size) for extension, each in members.items()}
             read = partial(_read_member, tar, members)
@@ -162,6 +166,7 @@ def _read_streamed(path: StorePath) -> Iterator[TarRecord]:
                 keys.add(key)
                 current, pending = key, {}
             if extension in _TARGET_EXTENSIONS or _image_extensions([extension]):
+                ignored += ["earlier file with the same name"] * (extension in pending)
                 pending[extension] = _read_member(tar, {extension: member}, extension)
     yield from (
         record._replace(ignored=ignored) for record in _read_record(path, current, pending, pending.__getitem__)
@@ -201,6 +206,13 @@ def _read_record(
     if not images:
         return
     image = min(images, key=lambda extension: extension.count("."))  # `.jpg` rather than a mask in `.seg.png`
+    try:
+        yield TarRecord(key + image, files[image], _record_rows(path, key, files, read))
+    except DatasetError as error:
+        yield TarRecord(key + image, files[image], [], error=error)
+
+
+def _record_rows(path: AnyPath, key: str, files: Iterable[str], read: Callable[[str], bytes]) -> list[Row]:
     rows: list[Row] = [{}]
     if ".json" in files:
         rows = _parse_rows(_decode_text(path, key, ".json", read), f"{path}: {key}.json")
@@ -208,7 +220,7 @@ def _read_record(
     if caption is not None and not any(row.get("text") or row.get("answer") for row in rows):
         text = " ".join(_decode_text(path, key, caption, read).split())
         rows = [{**row, "text": text} for row in rows]
-    yield TarRecord(key + image, files[image], rows)
+    return rows
 
 
 def _decode_text(path: AnyPath, key: str, extension: str, read: Callable[[str], bytes]) -> str:
@@ -227,32 +239,3 @@ def _parse_rows(text: str, where: str) -> list[Row]:
     if not all(isinstance(row, dict) for row in rows):
         raise DatasetError(f"{where} is neither a row nor a list of rows")
     return rows
-
-
-def write_shards(folder: Path, images: Iterable[tuple[str, bytes, list[Row]]], per_shard: int = PER_SHARD) -> int:
-    """Write tars `000000.tar`, ... of (file name, encoded image, rows); return the number of tars.
-
-    Record names are numbers, because a dot or a folder in a file name could split a record.
-    """
-    number = -1
-    tar: tarfile.TarFile | None = None
-    try:
-        for number, (name, encoded, rows) in enumerate(images):
-            if number % per_shard == 0:
-                if tar:
-                    tar.close()
-                tar = tarfile.open(folder / f"{number // per_shard:06d}.tar", "w")  # noqa: SIM115
-            assert tar is not None
-            _add_file(tar, f"{number:08d}{Path(name).suffix.lower()}", encoded)
-            content: Any = rows[0] if len(rows) == 1 else rows
-            _add_file(tar, f"{number:08d}.json", to_json(content).encode())
-    finally:
-        if tar:
-            tar.close()
-    return number // per_shard + 1
-
-
-def _add_file(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))

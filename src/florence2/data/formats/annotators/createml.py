@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from florence2.data.formats.annotations import AnnotatedImage, Annotation
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, read_image
 from florence2.data.formats.annotators.values import finite_numbers, read_json
 from florence2.errors import DatasetError
 
@@ -23,10 +23,14 @@ def read_createml(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the images of a CreateML list, each with the words that name it."""
     for number, item in enumerate(read_json(path), start=1):
         where = f"{path} item {number}"
-        name = next((item[key] for key in ("image", "imagefilename", "filename") if item.get(key)), None)
-        if not isinstance(name, str):
-            raise DatasetError(f"{where} names no `image`", "export it again")
-        yield where, AnnotatedImage(name, [_annotation(row, where) for row in item.get("annotations") or []])
+        yield where, read_image("", where, _parse_item, item, where)
+
+
+def _parse_item(item: Any, where: str) -> AnnotatedImage:
+    name = next((item[key] for key in ("image", "imagefilename", "filename") if item.get(key)), None)
+    if not isinstance(name, str):
+        raise DatasetError(f"{where} names no `image`", "export it again")
+    return AnnotatedImage(name, [_annotation(row, where) for row in item.get("annotations") or []])
 
 
 def _annotation(row: dict[str, Any], where: str) -> Annotation:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from florence2.data.formats.annotations import AnnotatedImage, Annotation
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, read_image
 from florence2.data.formats.annotators.values import HEAD_BYTES, finite_numbers, read_xml, rotated_box
 from florence2.errors import DatasetError
 from florence2.model.geometry import bounding_box
@@ -34,20 +34,24 @@ def read_cvat(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
         raise DatasetError(f"{path} is CVAT's format for videos", "export the task as `CVAT for images 1.1`")
     for image in root.iter("image"):
         where = f"{path} image {image.get('id')}"
-        name = image.get("name")
-        if not name:
-            raise DatasetError(f"{where} has no `name`", "export it again")
-        annotations: list[Annotation] = []
-        ignored: list[str] = []
-        for shape in image:
-            annotation = _annotation(shape, f"{where}, {shape.tag} `{shape.get('label')}`")
-            if annotation is not None:
-                annotations.append(annotation)
-            else:
-                ignored.append(shape.tag)
-        size = finite_numbers([image.get("width") or 0, image.get("height") or 0], where)
-        known_size = (int(size[0]), int(size[1])) if all(size) else None
-        yield where, AnnotatedImage(name, annotations, known_size, ignored_shapes=tuple(ignored))
+        yield where, read_image(image.get("name") or "", where, _parse_image, image, where)
+
+
+def _parse_image(image: ElementTree.Element, where: str) -> AnnotatedImage:
+    name = image.get("name")
+    if not name:
+        raise DatasetError(f"{where} has no `name`", "export it again")
+    annotations: list[Annotation] = []
+    ignored: list[str] = []
+    for shape in image:
+        annotation = _annotation(shape, f"{where}, {shape.tag} `{shape.get('label')}`")
+        if annotation is not None:
+            annotations.append(annotation)
+        else:
+            ignored.append(shape.tag)
+    size = finite_numbers([image.get("width") or 0, image.get("height") or 0], where)
+    known_size = (int(size[0]), int(size[1])) if all(size) else None
+    return AnnotatedImage(name, annotations, known_size, ignored_shapes=tuple(ignored))
 
 
 def _annotation(shape: ElementTree.Element, where: str) -> Annotation | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
 
-from florence2.data.formats.annotations import AnnotatedImage, Annotation
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, read_image
 from florence2.data.formats.annotators.values import finite_numbers, read_json, rotated_box
 from florence2.errors import DatasetError
 from florence2.model.geometry import bounding_box
@@ -34,9 +34,13 @@ def read_label_studio(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the images of an export, each with the words that name it."""
     for number, task in enumerate(read_json(path), start=1):
         where = f"{path} task {task.get('id', number) if isinstance(task, dict) else number}"
-        if not isinstance(task, dict):
-            raise DatasetError(f"{where} is not a JSON object", "export it again")
-        yield where, _min_image(task, where) if "data" not in task else _task_image(task, where)
+        yield where, read_image("", where, _parse_task, task, where)
+
+
+def _parse_task(task: Any, where: str) -> AnnotatedImage:
+    if not isinstance(task, dict):
+        raise DatasetError(f"{where} is not a JSON object", "export it again")
+    return _min_image(task, where) if "data" not in task else _task_image(task, where)
 
 
 def _image_key(values: Mapping[str, Any]) -> str | None:
@@ -55,7 +59,7 @@ def _file_name(address: str) -> str:
     if "/upload/" in path:
         stem = path.rpartition("/")[2]
         prefix, dash, rest = stem.partition("-")
-        is_hash = dash and len(prefix) == 8 and all(letter in "0123456789abcdef" for letter in prefix)
+        is_hash = dash and prefix and all(letter in "0123456789abcdef" for letter in prefix)  # uploads always have one
         return rest if is_hash else stem
     return path.rpartition("/")[2] if parts.scheme else path.lstrip("/")
 
@@ -110,7 +114,10 @@ def _annotation(value: Mapping[str, Any], size: tuple[int, int] | None, text: An
     if not is_shape or (not label and labels is None) or not ({"width", "radiusX", "points"} & value.keys()):
         return None
     if size is None:
-        raise DatasetError(f"{where} has no `original_width` and `original_height`", "export it again as JSON")
+        raise DatasetError(
+            f"{where} has no `original_width` and `original_height`",
+            "export it from Label Studio again, as JSON, COCO or YOLO",
+        )
     across, down = size[0] / 100, size[1] / 100
     if "points" in value:
         pairs = [side for point in value["points"] for side in point]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from florence2.data.folders.image_names import is_image_name
-from florence2.data.formats.annotations import AnnotatedImage, Annotation
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, read_image
 from florence2.data.formats.annotators.values import csv_columns, finite_numbers, read_csv
 from florence2.data.image import ImageError, image_size
 
@@ -25,28 +25,28 @@ def is_open_images(path: Path) -> bool:
 def read_open_images(path: Path, images: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the images of a list, whose files are in a folder; an image without a file has a name that ends in .jpg."""
     names = _class_names(path)
-    rows: dict[str, list[tuple[str, list[float], bool]]] = defaultdict(list)
+    rows: dict[str, list[tuple[str, dict[str, str]]]] = defaultdict(list)
     for where, row in read_csv(path):
-        sides = finite_numbers([row[side] for side in ("XMin", "YMin", "XMax", "YMax")], where)
-        label = names.get(row["LabelName"], row["LabelName"])
-        rows[row["ImageID"]].append((label, sides, row.get("IsGroupOf") == "1"))
+        rows[row["ImageID"]].append((where, row))
     files = {name.rpartition(".")[0]: name for name in os.listdir(images) if is_image_name(name)}  # noqa: PTH208
     for stem in sorted(rows):
         file_name = files.get(stem, f"{stem}.jpg")
-        yield f"{path} image {stem}", _image(file_name, images / file_name, rows[stem])
+        where = f"{path} image {stem}"
+        yield where, read_image(file_name, where, _image, file_name, images / file_name, rows[stem], names)
 
 
-def _image(name: str, file: Path, rows: list[tuple[str, list[float], bool]]) -> AnnotatedImage:
+def _image(name: str, file: Path, rows: list[tuple[str, dict[str, str]]], names: dict[str, str]) -> AnnotatedImage:
     try:
         width, height = image_size(file)
     except ImageError:
         width, height = 1, 1  # the image is refused when it is opened
-    boxes = [
-        Annotation(label, [side * (height if at % 2 else width) for at, side in enumerate(sides)])
-        for label, sides, is_group in rows
-        if not is_group
-    ]
-    groups = tuple("group box" for _, _, is_group in rows if is_group)
+    boxes = []
+    for where, row in rows:
+        sides = finite_numbers([row[side] for side in ("XMin", "YMin", "XMax", "YMax")], where)
+        if row.get("IsGroupOf") != "1":
+            box = [side * (height if at % 2 else width) for at, side in enumerate(sides)]
+            boxes.append(Annotation(names.get(row["LabelName"], row["LabelName"]), box))
+    groups = ("group box",) * (len(rows) - len(boxes))
     return AnnotatedImage(name, boxes, (width, height), ignored_shapes=groups)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from florence2.data.formats.annotations import AnnotatedImage, Annotation
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, read_image
 from florence2.data.formats.annotators.values import finite_numbers, read_json
 from florence2.errors import DatasetError
 from florence2.model.geometry import bounding_box
@@ -31,19 +31,23 @@ def read_supervisely(folder: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the images of a project, with names relative to its folder."""
     for dataset in supervisely_folders(folder):
         for path in sorted((dataset / "ann").glob("*.json")):
-            document = read_json(path)
             name = (dataset / "img" / path.stem).relative_to(folder).as_posix()
-            annotations: list[Annotation] = []
-            ignored: list[str] = []
-            for number, each in enumerate(document.get("objects") or [], start=1):
-                annotation = _annotation(each, f"{path} object {number}")
-                if annotation is not None:
-                    annotations.append(annotation)
-                else:
-                    ignored.append(str(each.get("geometryType") or "shape"))
-            size = document.get("size") or {}
-            known_size = (int(size["width"]), int(size["height"])) if size.get("width") and size.get("height") else None
-            yield str(path), AnnotatedImage(name, annotations, known_size, ignored_shapes=tuple(ignored))
+            yield str(path), read_image(name, str(path), _parse_document, name, path)
+
+
+def _parse_document(name: str, path: Path) -> AnnotatedImage:
+    document = read_json(path)
+    annotations: list[Annotation] = []
+    ignored: list[str] = []
+    for number, each in enumerate(document.get("objects") or [], start=1):
+        annotation = _annotation(each, f"{path} object {number}")
+        if annotation is not None:
+            annotations.append(annotation)
+        else:
+            ignored.append(str(each.get("geometryType") or "shape"))
+    size = document.get("size") or {}
+    known_size = (int(size["width"]), int(size["height"])) if size.get("width") and size.get("height") else None
+    return AnnotatedImage(name, annotations, known_size, ignored_shapes=tuple(ignored))
 
 
 def _annotation(each: dict[str, Any], where: str) -> Annotation | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from florence2.data.formats.annotations import AnnotatedImage, Annotation
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, read_image
 from florence2.data.formats.annotators.values import csv_columns, finite_numbers, read_csv, read_json
 from florence2.errors import DatasetError
 from florence2.model.geometry import bounding_box
@@ -34,11 +34,15 @@ def is_via(document: Any) -> bool:
 def read_via(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the images of a JSON export, each with the words that name it."""
     for key, entry in _images(read_json(path)).items():
-        regions = entry.get("regions") or []
-        shapes = list(regions.values()) if isinstance(regions, dict) else regions
-        rows = [(shape.get("shape_attributes") or {}, shape.get("region_attributes") or {}) for shape in shapes]
         where = f"{path}, `{key}`"
-        yield where, _image(str(entry["filename"]), rows, where)
+        yield where, read_image("", where, _parse_entry, entry, where)
+
+
+def _parse_entry(entry: dict[str, Any], where: str) -> AnnotatedImage:
+    regions = entry.get("regions") or []
+    shapes = list(regions.values()) if isinstance(regions, dict) else regions
+    rows = [(shape.get("shape_attributes") or {}, shape.get("region_attributes") or {}) for shape in shapes]
+    return _image(str(entry["filename"]), rows, where)
 
 
 def read_via_csv(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
@@ -57,7 +61,7 @@ def read_via_csv(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
         if shape:
             rows[name].append((shape, attributes))
     for name, where in first_lines.items():
-        yield where, _image(name, rows[name], where)
+        yield where, read_image(name, where, _image, name, rows[name], where)
 
 
 def _images(document: dict[str, Any]) -> dict[str, Any]:

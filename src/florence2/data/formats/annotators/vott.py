@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from florence2.data.formats.annotations import AnnotatedImage, Annotation
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, read_image
 from florence2.data.formats.annotators.values import csv_columns, finite_numbers, read_csv, read_json
 from florence2.errors import DatasetError
 from florence2.model.geometry import bounding_box
@@ -27,27 +27,34 @@ def is_vott(document: Any) -> bool:
 
 def read_vott_csv(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the images of a CSV export, in the order of their first row."""
-    annotations: dict[str, list[Annotation]] = defaultdict(list)
-    first_lines: dict[str, str] = {}
+    rows: dict[str, list[tuple[str, dict[str, str]]]] = defaultdict(list)
     for where, row in read_csv(path):
-        first_lines.setdefault(row["image"], where)
-        box = finite_numbers([row[side] for side in ("xmin", "ymin", "xmax", "ymax")], where)
-        annotations[row["image"]].append(Annotation(row["label"], box))
-    for name, where in first_lines.items():
-        yield where, AnnotatedImage(name, annotations[name])
+        rows[row["image"]].append((where, row))
+    for name, each in rows.items():
+        yield each[0][0], read_image(name, each[0][0], _parse_rows, name, each)
+
+
+def _parse_rows(name: str, rows: list[tuple[str, dict[str, str]]]) -> AnnotatedImage:
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    boxes = [Annotation(row["label"], finite_numbers([row[side] for side in sides], where)) for where, row in rows]
+    return AnnotatedImage(name, boxes)
 
 
 def read_vott(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the images of a JSON export, each with the words that name it."""
     for key, entry in read_json(path)["assets"].items():
         where = f"{path} asset {key}"
-        asset = entry.get("asset") or {}
-        if not isinstance(asset.get("name"), str):
-            raise DatasetError(f"{where} has no `name`", "export it again")
-        size = asset.get("size") or {}
-        known_size = (int(size["width"]), int(size["height"])) if size.get("width") and size.get("height") else None
-        found = [each for region in entry.get("regions") or [] for each in _annotations(region, where)]
-        yield where, AnnotatedImage(asset["name"], found, known_size)
+        yield where, read_image("", where, _parse_asset, entry, where)
+
+
+def _parse_asset(entry: dict[str, Any], where: str) -> AnnotatedImage:
+    asset = entry.get("asset") or {}
+    if not isinstance(asset.get("name"), str):
+        raise DatasetError(f"{where} has no `name`", "export it again")
+    size = asset.get("size") or {}
+    known_size = (int(size["width"]), int(size["height"])) if size.get("width") and size.get("height") else None
+    found = [each for region in entry.get("regions") or [] for each in _annotations(region, where)]
+    return AnnotatedImage(asset["name"], found, known_size)
 
 
 def _annotations(region: dict[str, Any], where: str) -> Iterator[Annotation]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from florence2.data.folders.listing import Listing, read_text
-from florence2.data.formats.annotations import AnnotatedImage
+from florence2.data.formats.annotations import AnnotatedImage, read_image
 from florence2.data.formats.annotators.values import finite_numbers
 from florence2.data.formats.text_detection.text_lines import TextLine, image_with_text
 from florence2.errors import DatasetError
@@ -35,9 +35,13 @@ def read_icdar(listing: Listing, images: Path) -> Iterator[tuple[str, AnnotatedI
     for name in icdar_files(listing):
         path = listing.path / name
         stem = _ICDAR_NAME.match(name)[1]  # type: ignore[index]
-        lines = [line for line in read_text(path).splitlines() if line.strip()]
-        rows = [_icdar_line(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
-        yield str(path), image_with_text(by_stem.get(stem, f"{stem}.jpg"), rows)
+        image_name = by_stem.get(stem, f"{stem}.jpg")
+        yield str(path), read_image(image_name, str(path), _parse_file, image_name, path)
+
+
+def _parse_file(name: str, path: Path) -> AnnotatedImage:
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
+    return image_with_text(name, [_icdar_line(line, f"{path} line {at}") for at, line in enumerate(lines, start=1)])
 
 
 def _icdar_line(line: str, where: str) -> TextLine:

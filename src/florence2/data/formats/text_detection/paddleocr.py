@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from florence2.data.folders.listing import read_text
-from florence2.data.formats.annotations import AnnotatedImage
+from florence2.data.formats.annotations import AnnotatedImage, read_image
 from florence2.data.formats.annotators.values import finite_numbers
 from florence2.data.formats.text_detection.text_lines import image_with_text
 from florence2.errors import DatasetError
@@ -29,15 +29,18 @@ def read_paddleocr(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the images of a label file of PaddleOCR, each with the words that name it."""
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         where = f"{path} line {number}"
-        name, _, boxes = line.partition("\t")
-        if not line.strip():
-            continue
-        try:
-            objects = json.loads(boxes)
-        except ValueError:
-            raise DatasetError(f"{where} is not an image name, a tab and a JSON list", "export it again") from None
-        rows = [
-            (finite_numbers([side for point in each["points"] for side in point], where), str(each["transcription"]))
-            for each in objects
-        ]
-        yield where, image_with_text(name, rows)
+        if line.strip():
+            yield where, read_image(line.partition("\t")[0], where, _parse_line, line, where)
+
+
+def _parse_line(line: str, where: str) -> AnnotatedImage:
+    name, _, boxes = line.partition("\t")
+    try:
+        objects = json.loads(boxes)
+    except ValueError:
+        raise DatasetError(f"{where} is not an image name, a tab and a JSON list", "export it again") from None
+    rows = [
+        (finite_numbers([side for point in each["points"] for side in point], where), str(each["transcription"]))
+        for each in objects
+    ]
+    return image_with_text(name, rows)

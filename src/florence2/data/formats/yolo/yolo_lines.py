@@ -7,13 +7,14 @@ quad in pixels, a name and a difficulty.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from florence2.data.folders.listing import read_text
-from florence2.data.formats.annotations import AnnotatedImage, Annotation
+from florence2.data.formats.annotations import AnnotatedImage, Annotation, read_image
 from florence2.data.formats.yolo.yolo_layout import CONFIG_NAMES, YoloDataset, label_path
 from florence2.data.image import ImageError, Size, image_size
 from florence2.errors import DatasetError
@@ -24,20 +25,25 @@ def read_yolo(yolo: YoloDataset) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the images of a split, each with the path of its labels."""
     unlisted = yolo.unlisted
     for image, labels in yolo.labels.items():
-        try:
-            size = image_size(image)
-        except ImageError:
-            size = (1, 1)  # the value is never used: a later check rejects the image
-        lines = read_text(labels).splitlines() if labels.is_file() else []
-        ignored: list[str] = []
-        annotations = [
-            _parse_line(line.split(), size, yolo, f"{labels} line {number}", ignored)
-            for number, line in enumerate(lines, start=1)
-            if line.strip() and not line.startswith(("imagesource:", "gsd:"))  # the head of a file in DOTA's format
-        ]
         name = image.relative_to(yolo.root).as_posix() if image.is_relative_to(yolo.root) else str(image)
-        yield str(labels), AnnotatedImage(name, annotations, ignored_shapes=ignored, unlisted_annotations=unlisted)
+        annotated = read_image(name, str(labels), _parse_labels, name, image, labels, yolo)
+        yield str(labels), replace(annotated, unlisted_annotations=unlisted) if unlisted else annotated
         unlisted = ()
+
+
+def _parse_labels(name: str, image: Path, labels: Path, yolo: YoloDataset) -> AnnotatedImage:
+    try:
+        size = image_size(image)
+    except ImageError:
+        size = (1, 1)  # the value is never used: a later check rejects the image
+    lines = read_text(labels).splitlines() if labels.is_file() else []
+    ignored: list[str] = []
+    annotations = [
+        _parse_line(line.split(), size, yolo, f"{labels} line {number}", ignored)
+        for number, line in enumerate(lines, start=1)
+        if line.strip() and not line.startswith(("imagesource:", "gsd:"))  # the head of a file in DOTA's format
+    ]
+    return AnnotatedImage(name, annotations, ignored_shapes=ignored)
 
 
 def _parse_line(fields: list[str], size: Size, yolo: YoloDataset, where: str, ignored: list[str]) -> Annotation:
@@ -53,6 +59,8 @@ def _parse_line(fields: list[str], size: Size, yolo: YoloDataset, where: str, ig
     if yolo.num_keypoint_values and len(fractions) == 4 + yolo.num_keypoint_values:
         ignored.append("keypoints")
         fractions = fractions[:4]
+    if not yolo.num_keypoint_values and _has_visibilities(fractions):
+        raise DatasetError(f"{where} has keypoints", "write `kpt_shape` into data.yaml, as in `kpt_shape: [17, 3]`")
     if len(fractions) in (4, 5):  # a fifth number is a predicted score
         x, y, width, height = (fraction * size[i % 2] for i, fraction in enumerate(fractions[:4]))
         return Annotation(label, [x - width / 2, y - height / 2, x + width / 2, y + height / 2])
@@ -63,6 +71,12 @@ def _parse_line(fields: list[str], size: Size, yolo: YoloDataset, where: str, ig
         )
     polygon = [fraction * size[i % 2] for i, fraction in enumerate(fractions)]
     return Annotation(label, bounding_box([polygon]), (polygon,))
+
+
+def _has_visibilities(fractions: list[float]) -> bool:
+    """Return whether numbers are a box and keypoints with their visibility 0, 1 or 2, which no polygon has."""
+    visibilities = fractions[6::3]
+    return len(fractions) % 3 == 1 and 2 in visibilities and all(value in (0, 1, 2) for value in visibilities)
 
 
 def _is_number(field: str) -> bool:
