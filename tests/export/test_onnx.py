@@ -207,9 +207,9 @@ def test_the_folder_has_the_files_of_transformers_js_and_transformers(demo, expo
 
 
 def test_errors_say_what_to_do(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CheckpointError, match="has no `onnx"):
+    with pytest.raises(CheckpointError, match="is no folder of `florence2 export`"):
         load_exported(tmp_path)
-    with pytest.raises(OptionError, match="has files in float32"):
+    with pytest.raises(OptionError, match="has graphs in float32"):
         load_exported(exported, dtype="q4")
     model, processor = tiny_model(0)
     model.config.text_config.activation_function = "quick_gelu"
@@ -217,4 +217,4 @@ def test_errors_say_what_to_do(exported: Path, tmp_path: Path, monkeypatch: pyte
         write_onnx(model, processor, tmp_path)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'florence2\[onnx\]'"):
-        require_onnx()
+        require_onnx("this")

@@ -29,11 +29,8 @@ def embedding_graph(model: Any, dtype: torch.dtype) -> onnx.ModelProto:
     return graph.to_model("embed_tokens", [integers("input_ids", *axes)], outputs)
 
 
-def encoder_graph(model: Any, dtype: torch.dtype, *, has_cross_cache: bool = False) -> onnx.ModelProto:
-    """Build `inputs_embeds`, `attention_mask` -> `last_hidden_state` (B, N, D).
-
-    With `has_cross_cache` its outputs are the keys and values of the decoder's cross-attention, too.
-    """
+def encoder_graph(model: Any, dtype: torch.dtype) -> onnx.ModelProto:
+    """Build `inputs_embeds`, `attention_mask` -> `last_hidden_state` (B, N, D)."""
     graph, encoder, config = GraphBuilder(dtype), model.model.language_model.encoder, model.config.text_config
     mask = _padding_mask(graph, "attention_mask")
     value = graph.cast_in("inputs_embeds")
@@ -47,16 +44,22 @@ def encoder_graph(model: Any, dtype: torch.dtype, *, has_cross_cache: bool = Fal
     graph.cast_out(value, "last_hidden_state")
     axes = ("batch_size", "encoder_sequence_length")
     outputs = [floats("last_hidden_state", *axes, config.d_model)]
-    if has_cross_cache:
-        for number, layer in enumerate(model.model.language_model.decoder.layers):
-            _write_cross_cache(graph, _cross_heads(graph, layer, number), value, number)
-        outputs += _cache_infos("present", config, ["encoder"], "")
     inputs = [floats("inputs_embeds", *axes, config.d_model), integers("attention_mask", *axes)]
     return graph.to_model("encoder_model", inputs, outputs)
 
 
+def cross_attention_graph(model: Any, dtype: torch.dtype) -> onnx.ModelProto:
+    """Build `encoder_hidden_states` -> `present.N.encoder.*`, the keys and values of the decoder's cross-attention."""
+    graph, config = GraphBuilder(dtype), model.config.text_config
+    states = graph.cast_in(_STATES)
+    for number, layer in enumerate(model.model.language_model.decoder.layers):
+        _write_cross_cache(graph, _cross_heads(graph, layer, number), states, number)
+    inputs = [floats(_STATES, "batch_size", "encoder_sequence_length", config.d_model)]
+    return graph.to_model("cross_attention", inputs, _cache_infos("present", config, ["encoder"], ""))
+
+
 def decoder_graph(model: Any, dtype: torch.dtype) -> onnx.ModelProto:
-    """Build the decoder for a cache that has the cross-attention's keys and values, and any number of positions."""
+    """Build the decoder for a cache with the keys and values of `cross_attention_graph` and any number of positions."""
     graph, config = GraphBuilder(dtype), model.config.text_config
     value = _decode(graph, model, has_cache=True)
     _write_logits(graph, model, value, LOGITS)

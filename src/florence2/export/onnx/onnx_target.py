@@ -15,7 +15,7 @@ from florence2.export.runtime.onnx_graphs import require_onnx
 
 def write(source: ExportSource, folder: Path, dtype: torch.dtype | str, max_shard_size: str) -> None:
     """Write the graphs, and the files that transformers.js reads beside them."""
-    require_onnx()
+    require_onnx("`--to onnx`")
     from florence2.export.onnx.write_onnx import MAX_FILE_BYTES, write_onnx
 
     limit = min(convert_file_size_to_int(max_shard_size), MAX_FILE_BYTES)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from florence2.errors import CheckpointError, MissingPackageError, OptionError
+from florence2.errors import MissingPackageError
 from florence2.export.runtime.exported_model import Arrays
+from florence2.export.runtime.precisions import graph_path
 
 ONNX_FOLDER = "onnx"
 PARTS = ("vision_encoder", "embed_tokens", "encoder_model", "decoder_model_merged")
@@ -17,16 +18,14 @@ class OnnxGraphs:
     """Sessions of onnxruntime for the files of one precision; `num_threads` 0 lets onnxruntime choose."""
 
     def __init__(self, folder: Path, dtype: str, *, num_threads: int = 0) -> None:
-        require_onnx()
+        require_onnx("loading this folder")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         self._sessions = {}
         for part in PARTS:
-            path = folder / ONNX_FOLDER / f"{part}{SUFFIXES[dtype]}.onnx"
-            if not path.is_file():
-                raise CheckpointError(f"`{path}` does not exist", f"run `florence2 export --to onnx --dtype {dtype}`")
+            path = graph_path(folder / ONNX_FOLDER, part, SUFFIXES[dtype], "onnx")
             self._sessions[part] = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         decoder = self._sessions["decoder_model_merged"]
         self._outputs = [each.name for each in decoder.get_outputs()]
@@ -67,22 +66,11 @@ class OnnxGraphs:
         }
 
 
-def require_onnx() -> None:
+def require_onnx(what: str) -> None:
     """Raise MissingPackageError where onnxruntime or onnx is not installed."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
     except ImportError as error:
-        raise MissingPackageError(f"`--to onnx` needs {error.name}", "run `pip install 'florence2[onnx]'`") from None
-
-
-def find_precision(folder: Path, dtype: str | None = None) -> str:
-    """Return the precision of the files in a folder; where there are several, `dtype` chooses."""
-    found = [name for name, suffix in SUFFIXES.items() if (folder / ONNX_FOLDER / f"{PARTS[0]}{suffix}.onnx").is_file()]
-    if dtype is None and len(found) == 1:
-        return found[0]
-    if dtype in found:
-        return str(dtype)
-    if not found:
-        raise CheckpointError(f"`{folder}` has no `{ONNX_FOLDER}/{PARTS[0]}.onnx`", "run `florence2 export --to onnx`")
-    raise OptionError(f"`{folder}` has files in {', '.join(found)}", "pass one of them as `dtype`")
+        message = f"{what} needs the package {error.name}"
+        raise MissingPackageError(message, "run `pip install 'florence2[onnx]'`") from None

@@ -1,0 +1,1 @@
+"""The graphs of Florence-2 as OpenVINO's intermediate representation."""
