@@ -193,7 +193,7 @@ def export(
     *,
     model_path: str,
     output_path: str,
-    to: Literal["transformers", "microsoft", "adapter-microsoft", "onnx"] = "transformers",
+    to: Literal["transformers", "microsoft", "adapter-microsoft", "onnx", "openvino"] = "transformers",
     dtype: Literal["auto", "float32", "float16", "bfloat16", "int8", "q4"] = "auto",
     max_shard_size: str = "5GB",
     overwrite: bool = False,

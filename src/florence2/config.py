@@ -565,9 +565,10 @@ class ExportSettings:
     output_path: str
     """Folder to write; it appears once it is complete."""
 
-    to: Literal["transformers", "microsoft", "adapter-microsoft", "onnx"] = "transformers"
+    to: Literal["transformers", "microsoft", "adapter-microsoft", "onnx", "openvino"] = "transformers"
     """Target: the layout of transformers' own class; Microsoft's, which ComfyUI, taggui and others read; an adapter
-    with Microsoft's module names; ONNX graphs for transformers.js and onnxruntime (docs/export.md)."""
+    with Microsoft's module names; ONNX graphs for transformers.js and onnxruntime; OpenVINO's graphs
+    (docs/export.md)."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16", "int8", "q4"] = "auto"
     """Precision of the weights; `auto` is the smallest that holds each of them exactly, and float32 for graphs. `int8`
@@ -581,7 +582,7 @@ class ExportSettings:
 
     images: str | None = None
     """Images on which the export is compared with the model: an image, a folder or a pattern, of which three are
-    taken (default: three images of this package)."""
+    taken (default: three images of this package). OpenVINO's `int8` is calibrated on the first 64 of them."""
 
     push_to_hub: str | None = None
     """Upload the export to this repository of the Hugging Face Hub."""

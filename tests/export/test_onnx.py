@@ -5,18 +5,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
 from transformers import Florence2Processor
 
-from florence2.data.sample import Prediction, Sample
+from florence2.data.sample import Sample
 from florence2.demo.scenes import make_scene
-from florence2.demo.targets import all_targets
-from florence2.engine.engine_config import EngineConfig
-from florence2.engine.generate_engine import GenerateEngine
-from florence2.engine.generation_config import GenerationConfig
 from florence2.errors import CheckpointError, MissingPackageError, OptionError
 from florence2.export.onnx.graph_builder import OPSET
 from florence2.export.onnx.write_onnx import write_onnx
@@ -25,9 +20,8 @@ from florence2.export.runtime.load_exported import load_exported
 from florence2.export.runtime.onnx_graphs import PARTS, SUFFIXES, OnnxGraphs, require_onnx
 from florence2.model.load import load
 from florence2.model.tasks import TASKS
+from tests.export.graphs import FIRST_SCENE, logits_of, predict, step_difference, task_samples
 from tests.tiny import tiny_model
-
-FIRST_SCENE = 5_000_000
 
 
 @pytest.fixture(scope="module")
@@ -40,38 +34,6 @@ def exported(demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("onnx")
     write_onnx(*demo, folder)
     return folder
-
-
-def requests() -> list[Sample]:
-    """Make one sample of each task, of the first scene that has a target of it."""
-    samples = []
-    for number, task in enumerate(TASKS):
-        for seed in range(FIRST_SCENE + 10 * number, FIRST_SCENE + 10 * number + 10):
-            targets = [each for each in all_targets(make_scene(seed), seed) if each.task == task.token]
-            if targets:
-                samples.append(Sample(f"{seed}.png", make_scene(seed).render(), task.token, targets[0].input))
-                break
-    return samples
-
-
-def predict(model: Any, processor: Any, num_beams: int, samples: list[Sample]) -> list[Prediction]:
-    config = EngineConfig(generation=GenerationConfig(num_beams=num_beams), batch_size=4)
-    with GenerateEngine(model, processor, config) as engine:
-        return list(engine.run(samples))
-
-
-def logits_of(model: Any, processor: Any, seed: int = 0, batch: int = 2) -> torch.Tensor:
-    """Compute logits of random images and ids; the second prompt is padded."""
-    generator = torch.Generator().manual_seed(seed)
-    size = processor.image_processor.size["height"]
-    pixels = torch.randn(batch, 3, size, size, generator=generator)
-    prompt = torch.full((batch, processor.num_image_tokens + 6), processor.image_token_id)
-    prompt[:, -6:] = torch.randint(4, 300, (batch, 6), generator=generator)
-    mask = torch.ones_like(prompt)
-    mask[1:, -2:] = 0
-    ids = torch.randint(4, 300, (batch, 9), generator=generator)
-    with torch.inference_mode():
-        return model(input_ids=prompt, pixel_values=pixels, attention_mask=mask, decoder_input_ids=ids).logits
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -93,7 +55,7 @@ def test_padded_windows_and_an_untied_head_equal_torch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_tokens_equal_generate_for_all_tasks(demo, exported: Path, num_beams: int) -> None:
-    samples = requests()
+    samples = task_samples()
     assert len({sample.task for sample in samples}) == len(TASKS)
     expected = predict(*demo, num_beams, samples)
     assert not [prediction.error for prediction in expected if prediction.error]
@@ -109,20 +71,7 @@ def test_generate_takes_pixels_and_ids_as_transformers_does(demo, exported: Path
 
 
 def test_steps_with_the_cache_equal_one_pass(demo, exported: Path) -> None:
-    graphs, config = OnnxGraphs(exported, "float32"), demo[0].config.text_config
-    generator = np.random.default_rng(0)
-    states = generator.standard_normal((2, 30, config.d_model)).astype(np.float32)
-    mask = np.ones((2, 30), np.int64)
-    embeds = generator.standard_normal((2, 7, config.d_model)).astype(np.float32)
-    expected = graphs.decode(embeds, states, mask, {})["logits"]
-    outputs = graphs.decode(embeds[:, :2], states, mask, {})
-    logits = [outputs.pop("logits")]
-    past = {key.replace("present", "past_key_values"): value for key, value in outputs.items()}
-    for start, end in ((2, 3), (3, 6), (6, 7)):
-        outputs = graphs.decode(embeds[:, start:end], np.zeros_like(states), mask, past)
-        past |= {key.replace("present", "past_key_values"): outputs[key] for key in outputs if "decoder" in key}
-        logits.append(outputs["logits"])
-    assert np.abs(np.concatenate(logits, axis=1) - expected).max() < 1e-4
+    assert step_difference(OnnxGraphs(exported, "float32"), demo[0].config.text_config.d_model) < 1e-4
 
 
 def test_inputs_and_outputs_are_those_of_transformers_js(exported: Path) -> None:

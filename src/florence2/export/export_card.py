@@ -10,7 +10,7 @@ from florence2.export.export_source import ExportSource, short_name
 from florence2.files import atomic_write
 from florence2.model.storage.checkpoint_files import DEMO
 
-_LIBRARIES = {"onnx": "transformers.js"}
+_LIBRARIES = {"onnx": "transformers.js", "openvino": "openvino"}
 _LICENSES = {"microsoft/": "mit", "florence-community/": "mit", DEMO: "apache-2.0"}
 
 

@@ -1,6 +1,6 @@
 """The model that is exported: loaded in float32 on the CPU, with an adapter merged, and what is known of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from florence2.data.sample import Sample
 from florence2.model.load import load
 from florence2.model.storage import checkpoint_files as checkpoint
 from florence2.model.storage.run_metadata import RunMetadata, read_run_metadata
@@ -22,7 +23,10 @@ _HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class ExportSource:
-    """A loaded model; `adapter` is what was merged into it, `card` the text of its model card."""
+    """A loaded model; `adapter` is what was merged into it, `card` the text of its model card.
+
+    `samples` are images of the user, on which ranges of activations are measured for 8 bits.
+    """
 
     name: str
     folder: Path
@@ -32,9 +36,12 @@ class ExportSource:
     metadata: RunMetadata | None
     card: str
     offline: bool
+    samples: Sequence[Sample] = ()
 
     @classmethod
-    def load(cls, name: str, revision: str | None = None, *, offline: bool = False) -> "ExportSource":
+    def load(
+        cls, name: str, revision: str | None = None, *, offline: bool = False, samples: Sequence[Sample] = ()
+    ) -> "ExportSource":
         """Load whatever `florence2 predict` loads."""
         folder = checkpoint.find_folder(name, revision, offline)
         model, processor = load(name, dtype="float32", device="cpu", revision=revision, offline=offline)
@@ -48,6 +55,7 @@ class ExportSource:
             metadata=read_run_metadata(folder),
             card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
             offline=offline,
+            samples=samples,
         )
 
     @property

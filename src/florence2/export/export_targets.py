@@ -60,6 +60,7 @@ _TARGETS = (
     Target("microsoft", "florence2.export.layouts.microsoft_layout"),
     Target("adapter-microsoft", "florence2.export.layouts.microsoft_adapter", is_adapter=True),
     Target("onnx", "florence2.export.onnx.onnx_target", ("float32", "float16", "int8", "q4"), "float32"),
+    Target("openvino", "florence2.export.openvino.openvino_target", ("float32", "float16", "int8"), "float32"),
 )
 TARGETS: dict[str, Target] = {target.name: target for target in _TARGETS}
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
@@ -48,8 +47,10 @@ def run_export(settings: ExportSettings) -> ExportResult:
     model_path = find_folder(settings.model.model_path, settings.hub.revision, settings.hub.offline)
     samples = _find_samples(settings.images, model_path) if settings.images else []
     with export_folder(output_path, overwrite=settings.overwrite, model_path=model_path) as folder:
-        source = ExportSource.load(settings.model.model_path, settings.hub.revision, offline=settings.hub.offline)
-        result = _write(settings, target, source, samples, folder)
+        source = ExportSource.load(
+            settings.model.model_path, settings.hub.revision, offline=settings.hub.offline, samples=samples
+        )
+        result = _write(settings, target, source, folder)
     if settings.push_to_hub:
         logger.info(f"uploaded to {upload(output_path, settings.push_to_hub)}")
     return result
@@ -58,16 +59,14 @@ def run_export(settings: ExportSettings) -> ExportResult:
 def _find_samples(images: str, model_path: Path) -> list[Sample]:
     """Find the images to compare, with the task that the model was trained on."""
     metadata = read_run_metadata(model_path)
-    return resolve_images(images, task=metadata.task if metadata else "caption").samples[:NUM_IMAGES]
+    return resolve_images(images, task=metadata.task if metadata else "caption").samples
 
 
-def _write(
-    settings: ExportSettings, target: Target, source: ExportSource, samples: Sequence[Sample], folder: Path
-) -> ExportResult:
+def _write(settings: ExportSettings, target: Target, source: ExportSource, folder: Path) -> ExportResult:
     """Write the files of an export into an empty folder, and compare what they hold with the model."""
     dtype = target.resolve_dtype(settings.dtype, source)
     target.write(source, folder, dtype, settings.max_shard_size)
-    cases = make_cases(source, samples)
+    cases = make_cases(source, source.samples[:NUM_IMAGES])
     start = time.monotonic()
     export_logits = target.read_logits(source, folder)
     load_seconds = time.monotonic() - start
