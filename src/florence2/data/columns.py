@@ -12,6 +12,7 @@ of "" is an image without text; for other tasks an empty target is a missing one
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,7 +130,8 @@ class DatasetRow(NamedTuple):
     `ignored_shapes` names the kinds of the image's shapes that the reader does not read, on the first of its rows.
     `unlisted_annotations` names annotations of the row's file whose image is not listed.
     `annotations` are the objects that the row was made from. `error` says why the row could not be read; such a row may
-    have no image, whose id is then "".
+    have no image, whose id is then "". `ignored_files` are files of the row's folder that are not read as images, on
+    one row; `unread_columns` are columns without a meaning here.
     """
 
     where: str
@@ -140,6 +142,8 @@ class DatasetRow(NamedTuple):
     unlisted_annotations: Sequence[str] = ()
     error: UserError | None = None
     annotations: Sequence[Any] | None = None
+    ignored_files: Sequence[tuple[str, str]] = ()
+    unread_columns: frozenset[str] = frozenset()
 
     @classmethod
     def unreadable(cls, where: str, error: UserError) -> "DatasetRow":
@@ -186,6 +190,17 @@ def _samples_or_skipped(row: Row, where: str, columns: ColumnMapping, image: Sam
     yield from samples
     if not samples:
         yield Skipped(image.id, SkipReason.NO_CAPTION, name, f"add `{columns.text_columns[0]}` to {where}")
+
+
+def count_columns(rows: Iterable[DatasetRow], counts: Counter[str]) -> Iterator[DatasetRow]:
+    """Yield rows, and at their end add to `counts` how many have each column that is not read."""
+    by_columns: Counter[frozenset[str]] = Counter()
+    for row in rows:
+        if row.unread_columns:
+            by_columns[row.unread_columns] += 1
+        yield row
+    for names, number in by_columns.items():
+        counts.update(dict.fromkeys(names, number))
 
 
 def partition_samples(items: Iterable[Sample | Skipped]) -> tuple[list[Sample], list[Skipped]]:

@@ -20,7 +20,7 @@ from florence2.data.columns import (
     samples_from_rows,
 )
 from florence2.data.folders.class_names import name_classes
-from florence2.data.folders.foreign_jsonl import FOREIGN_COLUMNS, FOREIGN_TARGETS, translate_rows
+from florence2.data.folders.foreign_jsonl import FOREIGN_COLUMNS, FOREIGN_TARGETS, translate_rows, unread_columns
 from florence2.data.image import ImageError, ImageSource
 from florence2.data.sample import ResolvedDataset, Sample
 from florence2.data.stores.store_path import AnyPath
@@ -178,9 +178,10 @@ def _read_samples(dataset: Any, name: str, columns: ColumnMapping, split: str | 
     column = find_image_column(part, name, columns.image)
     if columns.with_targets:
         require_text(part, name, columns)
+    unread = {each: len(part) for each in unread_columns(columns)(tuple(part.features)) if each != column}
     rows = translate_rows(_read_rows(part, name, columns, column), columns)
     samples, skipped = partition_samples(samples_from_rows(rows, columns, ""))
-    return ResolvedDataset(name, None, samples, skipped)
+    return ResolvedDataset(name, None, samples, skipped, unread_columns=unread)
 
 
 def _read_rows(part: Any, name: str, columns: ColumnMapping, column: str) -> Iterator[DatasetRow]:

@@ -2,13 +2,14 @@
 
 import glob
 import os
+from collections import Counter
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path
 
 from florence2.data import hub
-from florence2.data.columns import METADATA_NAMES, ColumnMapping, partition_samples, samples_from_rows
+from florence2.data.columns import METADATA_NAMES, ColumnMapping, count_columns, partition_samples, samples_from_rows
 from florence2.data.folders.image_locator import DATASET_DIR_HINT
 from florence2.data.folders.image_names import is_image_name
 from florence2.data.folders.listing import Listing, display_path, no_images_error, walk
@@ -171,7 +172,8 @@ def _absent_path_error(path: Path) -> DatasetError:
 def _read_folder(folder: Path, columns: ColumnMapping, sidecars: Sidecars, recursive: bool) -> ResolvedDataset:
     """Read the metadata tables of a folder, then the sidecars of the images that no table names."""
     listings = list(walk(folder, recursive))
-    rows = metadata_rows(folder, listings, columns)
+    unread: Counter[str] = Counter()
+    rows = count_columns(metadata_rows(folder, listings, columns), unread)
     samples, skipped = partition_samples(samples_from_rows(rows, columns, "fix its row, or put the image at this path"))
     known = {sample.id for sample in samples} | {row.id for row in skipped}
     if not known and not any(listing.images() for listing in listings):
@@ -179,7 +181,9 @@ def _read_folder(folder: Path, columns: ColumnMapping, sidecars: Sidecars, recur
     captioned, uncaptioned = captioned_images(listings, task=columns.task, sidecars=sidecars, known=known)
     hint = _unread_table_hint(listings[0])
     uncaptioned = [replace(image, hint=hint or image.hint) for image in uncaptioned]
-    return ResolvedDataset(display_path(folder), folder, samples + captioned, skipped + uncaptioned)
+    ignored = [file for listing in listings for file in listing.ignored_files()]
+    found = samples + captioned, skipped + uncaptioned
+    return ResolvedDataset(display_path(folder), folder, *found, ignored_files=ignored, unread_columns=unread)
 
 
 def _unread_table_hint(listing: Listing) -> str:
@@ -199,11 +203,13 @@ def _read_table(path: Path, columns: ColumnMapping, dataset_dir: str | Path | No
     if path.suffix.lower() == ".parquet" and hub.find_parquet_images(path):
         return hub.parquet_samples(path, columns)
     rows = table_rows(path, columns, dataset_dir)
-    samples, skipped = partition_samples(samples_from_rows(rows, columns, DATASET_DIR_HINT))
+    unread: Counter[str] = Counter()
+    counted = count_columns(rows, unread)
+    samples, skipped = partition_samples(samples_from_rows(counted, columns, DATASET_DIR_HINT))
     if not samples and not skipped:
         raise DatasetError(f"{path} contains no rows")
     root, samples = _with_common_root(samples, path.parent)
-    return ResolvedDataset(str(path), root, samples, skipped)
+    return ResolvedDataset(str(path), root, samples, skipped, unread_columns=unread)
 
 
 def _not_a_table_error(path: Path, columns: ColumnMapping) -> DatasetError:

@@ -196,6 +196,7 @@ class ResolvedDataset:
 
     `source` is the name that the user passed, `root` the folder that ids are relative to (None for hub datasets).
     `ignored_shapes` are the places and kinds of annotations that the reader does not read, such as points;
+    `unread_columns` counts the rows that have each column without a meaning.
     `ignored_files` are paths and kinds of files that may be meant as images, such as pipes or unknown extensions;
     `failed_shards` are the shards that cannot be read, with their errors.
     """
@@ -207,6 +208,7 @@ class ResolvedDataset:
     ignored_shapes: Sequence[tuple[str, str]] = ()
     ignored_files: Sequence[tuple[str, str]] = ()
     failed_shards: Sequence[tuple[str, str]] = ()
+    unread_columns: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_images(self) -> int:
@@ -225,6 +227,8 @@ class ResolvedDataset:
         if self.ignored_shapes:
             line += f"; not read: {count_kinds(kind for _, kind in self.ignored_shapes)}"
             line += f", the first in {self.ignored_shapes[0][0]}"
+        if self.unread_columns:
+            line += f"; columns that are not read: {name_columns(self.unread_columns)}"
         if self.ignored_files:
             line += f"; {self.ignored_files_note()}"
         return line
@@ -233,8 +237,17 @@ class ResolvedDataset:
         """Count the ignored files by kind and name the first; "" if there are none."""
         if not self.ignored_files:
             return ""
-        kinds = count_kinds(kind for _, kind in self.ignored_files)
-        return f"files that are not read as images: {kinds}; the first is {self.ignored_files[0][0]}"
+        return f"files that are not read as images: {note_files(self.ignored_files)}"
+
+
+def note_files(files: Sequence[tuple[str, str]]) -> str:
+    """Count files by kind and name the first."""
+    return f"{count_kinds(kind for _, kind in files)}; the first is {files[0][0]}"
+
+
+def name_columns(counts: Mapping[str, int]) -> str:
+    """Name columns with the number of rows that have them."""
+    return ", ".join(f"`{name}` of {count_noun(number, 'row')}" for name, number in sorted(counts.items()))
 
 
 def count_kinds(kinds: Iterable[str]) -> str:

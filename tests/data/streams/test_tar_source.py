@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from florence2.data.resolve import DatasetOptions, resolve_dataset, resolve_images
-from florence2.data.streams.tar_source import find_shards, write_shards
+from florence2.data.streams.tar_source import find_shards
+from florence2.data.streams.tar_writer import write_shards
 from florence2.errors import DatasetError
 from tests.strategies import locs
 

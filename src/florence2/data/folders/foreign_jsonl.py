@@ -11,15 +11,27 @@ OCR lines    image, lines [{text, points}]   four corners, or a box, for each li
 The rows of a table, of a tar and of `datasets` are translated alike.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 
-from florence2.data.columns import ColumnMapping, DatasetRow, is_finite, is_missing
+from florence2.data.columns import (
+    IMAGE_COLUMNS,
+    OTHER_COLUMNS,
+    TASK_COLUMNS,
+    TEXT_COLUMNS,
+    ColumnMapping,
+    DatasetRow,
+    is_finite,
+    is_missing,
+)
 from florence2.data.folders.conversations import CONVERSATION_COLUMNS, find_messages, translate_conversation
 from florence2.data.tables import Row
 from florence2.errors import DatasetError
 from florence2.model.tasks import NUM_BINS, TASKS, OutputType, find_task
 
+# Columns of our own predictions, of sizes, and of ids, which need no mention.
+_SILENT_COLUMNS = "images image_dir num_tokens score run_id alternatives width height id image_id tags".split()
 QUESTION_PROMPT = "<DocVQA>"
 FOREIGN_TARGETS = (*CONVERSATION_COLUMNS, "query", "completion", "answers", "objects", "lines")
 FOREIGN_COLUMNS = (*FOREIGN_TARGETS, "response", "question")
@@ -33,7 +45,11 @@ _UNREADABLE_LINE = "###"  # the text of an illegible line in OCR datasets
 
 def translate_rows(rows: Iterable[DatasetRow], columns: ColumnMapping) -> Iterator[DatasetRow]:
     """Translate rows; a conversation of several turns becomes a row for each. A row that cannot be has its `error`."""
+    unread = unread_columns(columns)
     for row in rows:
+        names = unread(tuple(row.row)) if columns.with_targets else frozenset[str]()
+        if names:
+            row = row._replace(unread_columns=row.unread_columns | names)
         try:
             translated = _translate(row, columns)
         except DatasetError as error:
@@ -41,6 +57,18 @@ def translate_rows(rows: Iterable[DatasetRow], columns: ColumnMapping) -> Iterat
             continue
         for each in translated:
             yield row if each is row.row else row._replace(row=each)
+
+
+def unread_columns(columns: ColumnMapping) -> Callable[[tuple[str, ...]], frozenset[str]]:
+    """Return a function of the columns of a row that selects those without a meaning."""
+    named = {name for name in (columns.image, columns.text) if name}
+    known = named.union(IMAGE_COLUMNS, TASK_COLUMNS, TEXT_COLUMNS, OTHER_COLUMNS, FOREIGN_COLUMNS, _SILENT_COLUMNS)
+
+    @cache
+    def select(names: tuple[str, ...]) -> frozenset[str]:
+        return frozenset(names) - known
+
+    return select
 
 
 def _translate(dataset_row: DatasetRow, columns: ColumnMapping) -> list[Row]:

@@ -3,10 +3,18 @@
 A folder with a metadata table is read by that table, whatever else is in it.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from florence2.data.columns import METADATA_NAMES, ColumnMapping, DatasetRow, partition_samples, samples_from_rows
+from florence2.data.columns import (
+    METADATA_NAMES,
+    ColumnMapping,
+    DatasetRow,
+    count_columns,
+    partition_samples,
+    samples_from_rows,
+)
 from florence2.data.folders.listing import display_path, walk
 from florence2.data.formats import coco, voc
 from florence2.data.formats.annotation_programs import annotator_file_source, annotator_folder_source
@@ -33,10 +41,12 @@ def resolve_source(source: DatasetSource, columns: ColumnMapping) -> ResolvedDat
             ignored.extend((where, "annotation of an image that is not listed") for where in row.unlisted_annotations)
             yield row
 
-    samples, skipped = partition_samples(samples_from_rows(rows(), columns, _ABSENT_HINT))
+    unread: Counter[str] = Counter()
+    counted = count_columns(rows(), unread)
+    samples, skipped = partition_samples(samples_from_rows(counted, columns, _ABSENT_HINT))
     if not samples and not skipped:
         raise DatasetError(f"{source.name} has no targets for the task `{columns.task}`", "pass another --task")
-    return ResolvedDataset(source.name, source.root, samples, skipped, ignored)
+    return ResolvedDataset(source.name, source.root, samples, skipped, ignored, unread_columns=unread)
 
 
 def find_source(spec: str, split: str | None = None, dataset_dir: str | Path | None = None) -> DatasetSource | None:
@@ -46,6 +56,8 @@ def find_source(spec: str, split: str | None = None, dataset_dir: str | Path | N
     """
     path = Path(spec).expanduser()
     root = Path(dataset_dir).expanduser() if dataset_dir is not None else None
+    if root is not None and not root.is_dir():
+        raise DatasetError(f"{root} is not a folder", "pass the folder of the images as --dataset_dir")
     if path.is_file():
         return _file_source(path, split, root)
     if not path.is_dir():

@@ -85,6 +85,8 @@ def convert(
 def _collect_records(rows: Iterable[DatasetRow], columns: ColumnMapping, skipped: Counter[str]) -> list[ImageRecord]:
     records: dict[str, ImageRecord] = {}
     for row in rows:
+        skipped.update(f"{kind} (not read)" for kind in row.ignored_shapes)
+        skipped.update(f"values of the column `{name}`" for name in row.unread_columns)
         try:
             if not row.exists:
                 raise DatasetError("the image does not exist")
@@ -112,7 +114,9 @@ def _with_row(record: ImageRecord, dataset_row: DatasetRow, columns: ColumnMappi
         row["text"] = texts[0] if len(texts) == 1 else texts
     if answer is not None:
         row["answer"] = answer
-    annotations = annotations_from_row(task, task_input, answer, texts[0] if texts else "", lambda: size)
+    annotations = dataset_row.annotations
+    if annotations is None:
+        annotations = annotations_from_row(task, task_input, answer, texts[0] if texts else "", lambda: size)
     is_caption = annotations is None and task.input_type is InputType.NOTHING
     new = [annotation for annotation in annotations or [] if annotation not in record.annotations]
     return replace(

@@ -3,14 +3,14 @@
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from florence2.data.columns import ColumnMapping, DatasetRow
 from florence2.data.formats.annotations import NO_LABEL
 from florence2.data.inspection.issues import Issue, IssueKind, LengthLimit, RowReport, check_row
-from florence2.data.sample import Sample, count_kinds
+from florence2.data.sample import Sample, count_kinds, name_columns, note_files
 from florence2.errors import UserError
 from florence2.model.location_grammar import decode_objects
 from florence2.model.tasks import InputType, find_task
@@ -24,6 +24,7 @@ class DatasetReport:
     """The contents and the issues of a dataset; `tasks` counts samples, `objects` counts objects by label.
 
     `ignored_shapes` are the places and kinds of annotations that the reader does not read, such as points.
+    `ignored_files` are paths and kinds of files that are not read as images; `unread_columns` counts rows by column.
     """
 
     source: str
@@ -34,6 +35,8 @@ class DatasetReport:
     max_target_tokens: int
     issues: tuple[Issue, ...]
     ignored_shapes: tuple[tuple[str, str], ...] = ()
+    ignored_files: tuple[tuple[str, str], ...] = ()
+    unread_columns: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
@@ -56,6 +59,8 @@ class DatasetReport:
             "empty_targets": self.empty_targets,
             "max_target_tokens": self.max_target_tokens,
             "ignored_shapes": dict(Counter(kind for _, kind in self.ignored_shapes)),
+            "ignored_files": dict(Counter(kind for _, kind in self.ignored_files)),
+            "unread_columns": dict(self.unread_columns),
             "issue_counts": {kind.name.lower(): number for kind, number in self.issue_counts().items()},
             "issues": [
                 {"kind": issue.kind.name.lower(), "where": issue.where, "what": issue.what} for issue in self.issues
@@ -77,6 +82,10 @@ class DatasetReport:
             kinds = count_kinds(kind for _, kind in self.ignored_shapes)
             first = self.ignored_shapes[0][0]
             yield f"  {len(self.ignored_shapes):8,}  shapes that are not read: {kinds}; the first in {first}"
+        if self.unread_columns:
+            yield f"  {len(self.unread_columns):8,}  columns that are not read: {name_columns(self.unread_columns)}"
+        if self.ignored_files:
+            yield f"  {len(self.ignored_files):8,}  files that are not read as images: {note_files(self.ignored_files)}"
         yield f"  the longest target has at least {self.max_target_tokens:,} tokens"
         examples: defaultdict[IssueKind, list[Issue]] = defaultdict(list)
         for issue in self.issues:
@@ -116,6 +125,8 @@ class _ReportBuilder:
         self._max_target_tokens = 0
         self._first_row: dict[tuple[str, str, str, str], str] = {}
         self._ignored_shapes: list[tuple[str, str]] = []
+        self._ignored_files: list[tuple[str, str]] = []
+        self._unread_columns: Counter[str] = Counter()
 
     def add(self, row: DatasetRow, report: RowReport) -> None:
         """Count a row's samples and objects, and collect its issues."""
@@ -124,6 +135,8 @@ class _ReportBuilder:
         self.issues += report.issues
         for where in row.unlisted_annotations:
             self.issues.append(Issue(IssueKind.UNLISTED, where, "its image is not listed"))
+        self._ignored_files += row.ignored_files
+        self._unread_columns.update(row.unread_columns)
         self._ignored_shapes += [(row.where, kind) for kind in row.ignored_shapes]
         for sample in report.samples:
             task, target = find_task(sample.task), sample.target or ""
@@ -152,6 +165,8 @@ class _ReportBuilder:
             max_target_tokens=self._max_target_tokens,
             issues=tuple(self.issues),
             ignored_shapes=tuple(self._ignored_shapes),
+            ignored_files=tuple(self._ignored_files),
+            unread_columns=dict(self._unread_columns),
         )
 
 

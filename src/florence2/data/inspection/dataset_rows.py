@@ -9,7 +9,7 @@ from pathlib import Path
 
 from florence2.data import hub
 from florence2.data.columns import ColumnMapping, DatasetRow
-from florence2.data.folders.listing import walk
+from florence2.data.folders.listing import Listing, walk
 from florence2.data.folders.sidecars import Sidecars, captioned_images
 from florence2.data.folders.table_rows import metadata_rows, table_rows
 from florence2.data.formats.detect import find_source
@@ -56,6 +56,15 @@ def _without_failed(rows: Iterator[DatasetRow]) -> Iterator[DatasetRow]:
 def _folder_rows(folder: Path, columns: ColumnMapping, recursive: bool) -> Iterator[DatasetRow]:
     """Read the metadata tables of a folder, then the sidecars of the images that no table names."""
     listings = list(walk(folder, recursive))
+    rows = _rows_of_listings(folder, listings, columns, recursive)
+    if (first := next(rows, None)) is not None:
+        yield first._replace(ignored_files=[file for listing in listings for file in listing.ignored_files()])
+        yield from rows
+
+
+def _rows_of_listings(
+    folder: Path, listings: list[Listing], columns: ColumnMapping, recursive: bool
+) -> Iterator[DatasetRow]:
     known: set[str] = set()
     for row in _without_failed(metadata_rows(folder, listings, columns)):
         known.add(row.image.id)
@@ -82,7 +91,9 @@ def _sample_rows(
         offline=offline,
     )
     dataset = resolve_dataset(spec, options)
-    yield from (_row_from_sample(sample, columns.text_columns[0]) for sample in dataset.samples)
+    unread = frozenset(dataset.unread_columns)
+    for sample in dataset.samples:
+        yield _row_from_sample(sample, columns.text_columns[0])._replace(unread_columns=unread)
     for skipped in dataset.skipped:
         if skipped.reason is SkipReason.MALFORMED:
             yield DatasetRow.unreadable(skipped.id, DatasetError(skipped.where, skipped.hint))

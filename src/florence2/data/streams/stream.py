@@ -15,6 +15,7 @@ from florence2.data.sample import SENTENCE_REASONS, Sample, Skipped
 from florence2.data.streams.shard_readers import ShardedSource
 from florence2.data.validate import ALWAYS_SKIPPED, OnMissing, skip_hint
 from florence2.errors import DatasetError
+from florence2.log import count_noun, logger
 
 BUFFER = 512  # samples in the shuffle buffer
 
@@ -69,9 +70,10 @@ class SampleStream:
         order = list(range(self.source.num_shards))
         random.Random(f"parts/{self.seed}/{epoch}").shuffle(order)
         if len(order) % shard.num_shards == 0:
-            samples = self._samples(order[shard.index :: shard.num_shards])
+            samples = self._samples(order[shard.index :: shard.num_shards], is_counted=epoch == 0)
         else:
-            samples = islice(self._samples(order), shard.index, None, shard.num_shards)
+            is_counted = epoch == 0 and shard.index == 0
+            samples = islice(self._samples(order, is_counted), shard.index, None, shard.num_shards)
         rng = random.Random(f"stream/{self.seed}/{epoch}/{shard.index}/{shard.num_shards}")
         return buffer_shuffle(samples, self.buffer_size, rng)
 
@@ -79,13 +81,27 @@ class SampleStream:
         """Return the first samples in unshuffled order."""
         return list(islice(self._samples(range(self.source.num_shards)), number))
 
-    def _samples(self, indices: Iterable[int]) -> Iterator[Sample]:
+    def _samples(self, indices: Iterable[int], is_counted: bool = False) -> Iterator[Sample]:
+        """Read shards; with `is_counted`, log the numbers 1, 10, 100, ... of skipped samples, and the last."""
+        num_skipped = 0
+        first: Skipped | None = None
         for index in indices:
             for item in self.source.read(index):
                 if isinstance(item, Sample):
                     yield item
                 elif self.on_missing == "error" and item.reason not in ALWAYS_SKIPPED:
                     raise _skipped_error(item)
+                else:
+                    num_skipped += 1
+                    first = first or item
+                    if is_counted and str(num_skipped).strip("0") == "1":
+                        self._log_skipped(num_skipped, first, " so far")
+        if is_counted and first is not None:
+            self._log_skipped(num_skipped, first, "")
+
+    def _log_skipped(self, number: int, first: Skipped, when: str) -> None:
+        name = first.where if first.reason in SENTENCE_REASONS else f"{first.where}, of those that {first.reason}"
+        logger.warning(f"{self.source.name}: skipped {count_noun(number, 'sample')}{when}, the first: {name}")
 
 
 def _skipped_error(skipped: Skipped) -> DatasetError:
