@@ -2,7 +2,12 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,8 @@ from tokenizers import Tokenizer
 from florence2.apps.doctor.published_facts import PUBLISHED, PublishedFacts
 from florence2.cli import main
 from florence2.model.tasks import SPECIAL_TOKENS
+from tests.model.original import copy_tiny
+from tests.model.storage.test_checkpoint_files import COMMIT, Hub
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TINY = FIXTURES / "tiny-legacy"
@@ -92,6 +99,46 @@ def test_table_is_markdown_and_says_what_was_not_compared(
     assert "| tensors | 274 | 274 | equal |" in rows
     assert rows[-1] == "| answers | 8 examples | no images: pass `--images` or `--fetch_images` | not compared |"
     assert "4 equal, 0 different, 1 not compared" in lines
+
+
+def test_hub_model_is_downloaded_at_its_revision_and_compared(tmp_path: Path, facts: dict[str, Any]) -> None:
+    Hub.folder = copy_tiny(tmp_path / "served")
+    Hub.requested_paths.clear()
+    facts["models"] = {"tiny/pickled": facts["models"]["tiny"] | {"revision": COMMIT}}
+    facts["models"]["tiny/pickled"]["files"]["pytorch_model.bin"] = file_facts(TINY / "pytorch_model.bin")
+    facts["examples"]["tiny"] = facts["examples"]["tiny"][:1]
+    (tmp_path / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    words = ["tiny/pickled", "--against-published", "--expected", "facts.json", "--images", ".", "--json"]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE_"))}
+        environment |= {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
+        command = [sys.executable, "-m", "florence2", "doctor", *words]
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        server.shutdown()
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    assert report["revision"] == COMMIT
+    assert any(path.endswith(f"{COMMIT}/model.safetensors") for path in Hub.requested_paths)
+    assert report["counts"] == {"equal": 6, "different": 0, "not compared": 1}
+    assert [row["what"] for row in report["rows"] if row["found"] == "not downloaded"] == ["pytorch_model.bin"]
+
+
+@pytest.mark.parametrize(
+    ("image", "what"),
+    [
+        ({"file": "a.png", "url": "http://localhost/a.png"}, "http://localhost/a.png is not an https URL"),
+        ({"file": "a.png"}, "`a.png` is not published at a URL"),
+    ],
+)
+def test_images_are_downloaded_by_https_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, facts: dict[str, Any], image: dict[str, str], what: str
+) -> None:
+    facts["images"]["a"] = image
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(facts), encoding="utf-8")
+    assert main(["doctor", str(TINY), "--against-published", "--expected", str(path), "--fetch_images"]) == 2
+    assert what in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
