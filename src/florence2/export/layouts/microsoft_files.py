@@ -64,7 +64,7 @@ def write_configs(source: ExportSource, folder: Path, dtype: str) -> None:
     values |= {key: generation[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     values |= {"ignore_index": -100, "torch_dtype": dtype}
     if not config.tie_word_embeddings:
-        values["tie_word_embeddings"] = False
+        values["tie_word_embeddings"] = values["text_config"]["tie_word_embeddings"] = False
     generation.pop("transformers_version", None)
     suppressed = [token for token in generation.pop("suppress_tokens", None) or () if token < source.vocab_size]
     _write_json(folder / CONFIG, values | {"auto_map": _auto_map(source, CONFIG)})

@@ -52,6 +52,11 @@ def write(source: ExportSource, folder: Path, dtype: str, max_shard_size: str) -
     write_tokenizer(source, folder)
     weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in source.model.state_dict().items()}
     renamed = legacy.to_legacy(weights, source.vocab_size)
+    if not source.model.config.tie_word_embeddings:
+        # Microsoft's code ties nothing then, and finds the embedding under each of its names.
+        renamed |= {
+            legacy.legacy_name(name): renamed[legacy.legacy_name(legacy.SHARED)].clone() for name in legacy.TIED
+        }
     save_torch_state_dict({name: _own(each) for name, each in renamed.items()}, folder, max_shard_size=max_shard_size)
 
 
