@@ -21,6 +21,7 @@ from florence2.data.formats.annotation_programs import annotator_file_source, an
 from florence2.data.formats.annotations import split_aliases
 from florence2.data.formats.coco_layout import coco_image_folder, find_coco
 from florence2.data.formats.sources import AnnotationSource, DatasetSource
+from florence2.data.formats.tfrecord.tfrecord_source import find_tfrecords
 from florence2.data.formats.yolo.yolo_layout import NAME_LISTS, find_yolo, open_yolo
 from florence2.data.formats.yolo.yolo_lines import read_yolo
 from florence2.data.sample import ResolvedDataset, count_kinds
@@ -64,7 +65,8 @@ def find_source(spec: str, split: str | None = None, dataset_dir: str | Path | N
         return shards.find_shards(spec)
     if any((path / name).is_file() for name in METADATA_NAMES):
         return None
-    return _folder_source(path, split, root) or _split_source(path, split, root) or shards.find_shards(spec)
+    source = _folder_source(path, split, root) or _split_source(path, split, root)
+    return source or shards.find_shards(spec) or find_tfrecords(path)
 
 
 def _file_source(path: Path, split: str | None, root: Path | None) -> DatasetSource | None:
@@ -72,7 +74,7 @@ def _file_source(path: Path, split: str | None, root: Path | None) -> DatasetSou
         return _coco_source(path, root)
     if path.suffix.lower() in (".yaml", ".yml") or path.name in NAME_LISTS:
         return _yolo_source(path, split, root)
-    return annotator_file_source(path, root) or shards.find_shards(str(path))
+    return annotator_file_source(path, root) or find_tfrecords(path) or shards.find_shards(str(path))
 
 
 def _split_source(path: Path, split: str | None, root: Path | None) -> DatasetSource | None:

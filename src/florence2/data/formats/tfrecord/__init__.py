@@ -1,0 +1,1 @@
+"""TFRecord files of TensorFlow's object detection API."""
