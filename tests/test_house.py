@@ -44,6 +44,8 @@ LEVELS = {
     "export": 5,
     "recipes": 6,
     "api": 7,
+    "ray": 7,
+    "datasets": 7,
     "florence2_model": 8,
     "demo": 8,
     "apps": 9,

@@ -128,11 +128,16 @@ __all__ = [
 ]
 
 
+_SUBMODULES = ("datasets", "ray")  # their names are those of the libraries that they serve
+
+
 def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"florence2.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module `florence2` has no attribute `{name}`")
     return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULE_OF])
+    return sorted([*globals(), *_MODULE_OF, *_SUBMODULES])

@@ -125,6 +125,8 @@ def predict(
     compile: Literal["auto", "on", "off"] = "auto",
     num_workers: int = 2,
     full_decode: bool = False,
+    cluster: str | None = None,
+    max_in_flight: int | None = None,
 ) -> RunSummary:
     """Run a task on every image, write the predictions to `output_path`, and return a summary."""
     settings = settings_from_dict(config.PredictSettings, locals())

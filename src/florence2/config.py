@@ -361,6 +361,17 @@ class SpeedSettings:
 
 
 @dataclass(frozen=True)
+class ClusterSettings:
+    """Prediction on many machines (`pip install "florence2[cluster]"`)."""
+
+    cluster: str | None = None
+    """Predict on a Ray cluster: its address, or `auto` for the one of this machine, which is started if absent."""
+
+    max_in_flight: int | None = None
+    """Largest number of images that an engine of the cluster has at a time (default: 1024 with a GPU, else 64)."""
+
+
+@dataclass(frozen=True)
 class PredictSettings:
     """Run a task on every image: images in, `captions.jsonl` out."""
 
@@ -371,6 +382,7 @@ class PredictSettings:
     hub: HubSettings = field(default_factory=HubSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     speed: SpeedSettings = field(default_factory=SpeedSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
 
 
 @dataclass(frozen=True)

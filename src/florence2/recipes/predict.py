@@ -57,6 +57,12 @@ def run_predict(settings: PredictSettings) -> RunSummary:
         serve_as_worker(rank, parse_devices(settings.compute, settings.speed.devices)[0])
         return RunSummary()
     spec = PredictSpec.resolve(settings)
+    if settings.cluster.cluster is not None:
+        from florence2.recipes.cluster.predict_cluster import run_predict_cluster
+
+        return run_predict_cluster(spec, settings.cluster.cluster, settings.cluster.max_in_flight)
+    if settings.cluster.max_in_flight is not None:
+        raise OptionError("`--max_in_flight` is for a cluster", "pass `--cluster`, or remove it")
     return run_predict_shards(spec) if is_sharded(spec) else _predict_images(spec)
 
 

@@ -97,6 +97,10 @@ class Journal:
         if with_follow_ups:
             yield from self.missing(chain.from_iterable(self._follow_ups(with_follow_ups)))
 
+    def predicted_keys(self) -> frozenset[SampleKey]:
+        """Return the samples with a prediction of this run."""
+        return frozenset(SampleKey(*key[:3]) for key in self._predicted if key[3] == self.image_dir)
+
     def rows(self) -> Iterator[Row]:
         """Yield the lines of this run without an error for images of this `image_dir`."""
         for row in self._rows() if self._predicted else ():

@@ -22,6 +22,8 @@ class JobOutput(Protocol):
     @property
     def todo(self) -> list[int]: ...  # noqa: D102
 
+    def has_journal(self, index: int) -> bool: ...  # noqa: D102
+
     def open(self, index: int, image_dir: str) -> ShardOutput: ...  # noqa: D102
 
     def finish(self, index: int, output: ShardOutput) -> None: ...  # noqa: D102
@@ -62,6 +64,10 @@ class SingleOutput:
         """Close the journal."""
         self._output.close()
         self._temporary.cleanup()
+
+    def has_journal(self, index: int) -> bool:  # noqa: ARG002
+        """Return whether there may be predictions of a shard."""
+        return True
 
     def open(self, index: int, image_dir: str) -> ShardOutput:  # noqa: ARG002
         """Return the one output."""

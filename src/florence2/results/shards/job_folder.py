@@ -104,10 +104,16 @@ class JobFolder:
         is_needed = [self.options.overwrite or not job.is_done(name) for name in self.names]
         return [index for index, needed in enumerate(is_needed) if needed]
 
+    def has_journal(self, index: int) -> bool:
+        """Return whether an interrupted run left predictions of a shard."""
+        return self._journal_path(index).exists()
+
+    def _journal_path(self, index: int) -> Path:
+        return self._journals / f"{self.names[index]}.{self.options.run_id}.jsonl"
+
     def open(self, index: int, image_dir: str) -> ShardOutput:
         """Open the output of a shard."""
-        name = self.names[index]
-        path = self._journals / f"{name}.{self.options.run_id}.jsonl"
+        name, path = self.names[index], self._journal_path(index)
         target = self.path / f"{name}{self.suffix}"
         for each in (path, target):
             if isinstance(each, Path):

@@ -1,0 +1,81 @@
+"""Predictions as columns of a dataset of Hugging Face `datasets`, by an engine in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from florence2.config import HubSettings
+from florence2.data import hub
+from florence2.data.sample import Prediction, Sample
+from florence2.engine.engine import Engine
+from florence2.engine.engine_config import EngineConfig
+from florence2.engine.generation_config import GenerationConfig
+from florence2.pipeline.class_splitter import ClassSplitter
+from florence2.recipes.cluster.row_actor import RowOptions, to_columns
+from florence2.recipes.create_engine import ModelSource
+
+_STREAM_BATCH = 256
+
+
+def map_dataset(
+    dataset: Any,
+    *,
+    model_path: str,
+    generation: Mapping[str, Any] | None,
+    revision: str | None,
+    offline: bool,
+    device: str | None,
+    dtype: Any,
+    batch_size: int | None,
+    image_column: str,
+    **options: Any,
+) -> Any:
+    """Add the predictions to a dataset; see `florence2.datasets.map`."""
+    import datasets
+
+    rows = RowOptions(image_column=image_column, **options)
+    model = ModelSource.resolve(model_path, HubSettings(revision, offline), dtype)
+    config = EngineConfig(generation=GenerationConfig(**(generation or {})), batch_size=batch_size)
+    predictor = DatasetPredictor(model, device, config, rows)
+    hub.find_image_column(dataset, "of the call", image_column)
+    if isinstance(dataset, datasets.IterableDataset):
+        features = datasets.Features({**dataset.features, **_features(datasets)})
+        return dataset.map(predictor.add_columns, batched=True, batch_size=_STREAM_BATCH, features=features)
+    columns = to_columns(predictor.predict(hub.without_decoding(dataset, image_column)))
+    added = datasets.Dataset.from_dict(columns, features=_features(datasets))
+    return datasets.concatenate_datasets([dataset, added], axis=1)
+
+
+def _features(datasets: Any) -> Any:
+    text, number = datasets.Value("string"), datasets.Value("float64")
+    types = {"text": text, "answer": text, "num_tokens": datasets.Value("int32"), "score": number, "error": text}
+    return datasets.Features(types)
+
+
+class DatasetPredictor:
+    """Predicts rows in order; the model is loaded once, for the first row."""
+
+    def __init__(self, model: ModelSource, device: str | None, config: EngineConfig, options: RowOptions) -> None:
+        self._source, self._device, self._config, self._options = model, device, config, options
+        self._loaded: tuple[Any, Any] | None = None
+
+    def add_columns(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Return the new columns of a batch."""
+        names = list(batch)
+        return to_columns(
+            self.predict([dict(zip(names, row, strict=True)) for row in zip(*batch.values(), strict=True)])
+        )
+
+    def predict(self, rows: Any) -> list[Prediction]:
+        """Predict rows, and return the predictions in their order."""
+        self._loaded = self._loaded or self._source.load(self._device)
+        classes = ClassSplitter(self._options.pipeline)
+        by_id: dict[str, Prediction] = {}
+        with Engine(*self._loaded, self._config) as engine:
+            for prediction in classes.merge(engine.run(classes.split(self._samples(rows)))):
+                by_id[prediction.file_name] = prediction
+        return [by_id[f"row {index}"] for index in range(len(by_id))]
+
+    def _samples(self, rows: Any) -> Iterator[Sample]:
+        return (self._options.sample(index, row) for index, row in enumerate(rows))

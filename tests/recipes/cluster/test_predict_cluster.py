@@ -1,0 +1,173 @@
+"""Prediction on a Ray cluster of two nodes, whose workers, nodes and driver are killed while it works."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from florence2.api import predict, predict_status
+from florence2.data.streams.tar_source import write_shards
+from florence2.demo.dataset import make_dataset
+from florence2.errors import OptionError
+from florence2.recipes.cluster.ray_cluster import EnginePool
+from tests.ray_nodes import RayNodes, ray_environment, ray_nodes, wait_until
+from tests.s3 import s3_server, upload, use_server
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes of Ray are killed by their title")
+
+
+def make_tars(folder: Path, num_images: int, num_tars: int, num_scenes: int = 16) -> Path:
+    """Write scenes into tars; beyond `num_scenes` the images repeat under other names."""
+    make_dataset(folder / "photos", num_samples=num_scenes, seed=5)
+    photos = [path for path in sorted((folder / "photos").iterdir()) if path.suffix in (".jpg", ".png")]
+    encoded = [(path.name, path.read_bytes(), [{}]) for path in photos]
+    (folder / "tars").mkdir()
+    write_shards(folder / "tars", [encoded[n % len(encoded)] for n in range(num_images)], num_images // num_tars)
+    return folder / "tars"
+
+
+def read_rows(filesystem: Any, address: str) -> list[dict[str, Any]]:
+    filesystem.invalidate_cache()
+    names = [name for name in filesystem.find(address) if "/_run/" not in name]
+    return [json.loads(line) for name in names for line in filesystem.cat(name).splitlines()]
+
+
+def times(filesystem: Any, address: str) -> dict[str, Any]:
+    filesystem.invalidate_cache()
+    names = [name for name in filesystem.find(address) if "/_run/" not in name]
+    return {name: filesystem.info(name)["LastModified"] for name in names}
+
+
+def start(nodes: RayNodes, source: str, output: str, log: Path, *flags: str) -> subprocess.Popen[bytes]:
+    words = ["predict", "--model_path", "demo", "--dtype", "float32", "--input_path", source, "--output_path", output]
+    command = [sys.executable, "-m", "florence2", *words, "--cluster", nodes.address, *flags]
+    with log.open("ab") as file:
+        return subprocess.Popen(command, env=ray_environment(), stdout=file, stderr=file)
+
+
+def finish(driver: subprocess.Popen[bytes], log: Path) -> str:
+    code = driver.wait(timeout=600)
+    text = log.read_text()
+    assert code == 0, text[-4000:]
+    return text
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with s3_server() as address:
+        yield address
+
+
+def expected_texts(tars: Path, folder: Path) -> dict[str, str]:
+    """Predict the tars by one process without a cluster."""
+    output = folder / "plain.jsonl"
+    predict(model_path="demo", dtype="float32", input_path=str(tars), output_path=str(output))
+    return {row["file_name"]: row["text"] for row in map(json.loads, output.read_text().splitlines())}
+
+
+def test_a_killed_worker_loses_and_repeats_nothing(
+    server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    filesystem = use_server(monkeypatch, server)
+    tars = make_tars(tmp_path, num_images=240, num_tars=4)
+    filesystem.mkdir("short")
+    upload(filesystem, tars, "s3://short/tars")
+    with ray_nodes(0, cpus=2) as nodes:
+        log = tmp_path / "log"
+        flags = ("--max_in_flight", "8")
+        driver = start(nodes, "s3://short/tars/{000000..000003}.tar", "s3://short/out/", log, *flags)
+        texts = expected_texts(tars, tmp_path)
+        wait_until(lambda: len(nodes.engines()) == 2)
+        wait_until(lambda: bool(times(filesystem, "s3://short/out")))
+        nodes.kill_engine()
+        text = finish(driver, log)
+    assert "240 predictions in" in text
+    assert "1 node of a Ray cluster, 2 engines with 1 core each" in text
+    rows = read_rows(filesystem, "s3://short/out")
+    assert len(rows) == 240
+    assert {row["file_name"]: row["text"] for row in rows} == texts
+    status = predict_status(status="s3://short/out/")
+    assert (status.shards, status.done, status.lines, status.errors) == (4, 4, 240, 0)
+
+
+@pytest.mark.long
+def test_lost_workers_nodes_and_drivers_are_survived(
+    server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    num_images, num_tars = request.config.getoption("--scenes"), 40
+    filesystem = use_server(monkeypatch, server)
+    tars = make_tars(tmp_path, num_images, num_tars, num_scenes=500)
+    filesystem.mkdir("long")
+    upload(filesystem, tars, "s3://long/tars")
+    (tars / "000007.tar").rename(tmp_path / "good.tar")
+    filesystem.pipe_file("s3://long/tars/000007.tar", b"damaged" * 200)
+    output = "s3://long/out/"
+    with ray_nodes(2) as nodes:
+        log = tmp_path / "log"
+
+        def run() -> subprocess.Popen[bytes]:
+            return start(nodes, "s3://long/tars/*.tar", output, log)
+
+        def num_done() -> int:
+            return len(times(filesystem, output))
+
+        driver = run()
+        wait_until(lambda: num_done() >= 3, 600)
+        nodes.kill_engine()
+        wait_until(lambda: num_done() >= 8, 600)
+        nodes.kill_node(0)
+        nodes.nodes.append(nodes.add_node())
+        wait_until(lambda: num_done() >= 15, 1200)
+        driver.kill()
+        driver.wait()
+        done_before = times(filesystem, output)
+        time.sleep(5)
+        (tmp_path / "good.tar").rename(tars / "000007.tar")
+        driver = run()
+        assert driver.wait(timeout=3000) == 1, log.read_text()[-4000:]
+        assert "1 shard failed; the first: 000007.tar" in log.read_text()
+        filesystem.put_file(str(tars / "000007.tar"), "s3://long/tars/000007.tar")
+        finish(run(), log)
+    after = times(filesystem, output)
+    assert {name: after[name] for name in done_before} == done_before  # nothing that was done is done again
+    rows = read_rows(filesystem, output)
+    texts = expected_texts(tars, tmp_path)
+    assert len(rows) == len(texts) == num_images
+    assert {row["file_name"]: row["text"] for row in rows} == texts
+    print(log.read_text())
+
+
+def test_nodes_are_divided_among_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict[str, Any]:
+        return {"Alive": alive, "Resources": {"CPU": cpus, **({"GPU": gpus} if gpus else {})}}
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert EnginePool.of_nodes([node(1), node(1)], None) == EnginePool(2, 1, 0)
+    assert EnginePool.of_nodes([node(16), node(8), node(64, alive=False)], None) == EnginePool(6, 4, 0)
+    assert EnginePool.of_nodes([node(128, 8), node(64)], None) == EnginePool(8, 16, 1)
+    assert EnginePool.of_nodes([node(128, 8)], "cpu") == EnginePool(32, 4, 0)
+    assert EnginePool.of_nodes([node(1)], None).reserved_cpus == 0.5
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert EnginePool.of_nodes([node(16)], None) == EnginePool(8, 2, 0)
+    with pytest.raises(OptionError, match="has no GPU"):
+        EnginePool.of_nodes([node(8)], "cuda")
+
+
+def test_flags_that_a_cluster_cannot_have_are_refused(tmp_path: Path) -> None:
+    def run(**flags: Any) -> None:
+        values = {"model_path": "demo", "input_path": str(tmp_path), "output_path": f"{tmp_path}/out/"}
+        predict(**(values | flags))
+
+    with pytest.raises(OptionError, match="`--max_in_flight` is for a cluster"):
+        run(max_in_flight=3)
+    with pytest.raises(OptionError, match="`--max_in_flight` is 0"):
+        run(cluster="auto", max_in_flight=0)
+    with pytest.raises(OptionError, match="Ray chooses the devices"):
+        run(cluster="auto", devices="cpu,cpu")
+    with pytest.raises(OptionError, match="runs in one process"):
+        run(cluster="auto", engine="generate")
