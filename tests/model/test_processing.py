@@ -150,6 +150,11 @@ def test_too_long_prompt_is_refused(preprocessor):
     assert "Locate boat" in error.value.hint
 
 
+def test_half_of_a_surrogate_pair_in_a_prompt_is_refused(preprocessor):
+    with pytest.raises(UserError, match="surrogate pair"):
+        preprocessor.prompt_ids(find_task("what is \ud83d this?"))
+
+
 @pytest.mark.parametrize("token", ["<image>", "</s>", "<s>", "<pad>"])
 def test_layout_tokens_in_a_prompt_are_refused(preprocessor, token):
     with pytest.raises(UserError, match=f"the prompt holds the layout token `{token}`"):

@@ -95,7 +95,7 @@ class Preprocessor:
         Raises UserError where there are more than `max_length` ids, because a truncated prompt is another prompt.
         """
         prompt = task.format_prompt(input)
-        self._refuse_layout_tokens(prompt)
+        self._refuse_unusable_prompt(prompt)
         ids = [self.image_token_id] * self.num_image_tokens + self._tokenize(prompt)
         if max_length is not None and len(ids) > max_length:
             max_tokens = max_length - self.num_image_tokens - 2
@@ -157,7 +157,11 @@ class Preprocessor:
         ids = [*self._layout_ids(), self.image_token_id]
         return cast("list[str]", self.tokenizer.convert_ids_to_tokens(ids))
 
-    def _refuse_layout_tokens(self, prompt: str) -> None:
+    def _refuse_unusable_prompt(self, prompt: str) -> None:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise UserError("the prompt holds half of a surrogate pair, which is no character", "remove it") from None
         for token in self._layout_tokens():
             if token in prompt:
                 raise UserError(f"the prompt holds the layout token `{token}`", "remove it")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from florence2.errors import UserError
+from florence2.errors import OptionError, UserError
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,14 @@ class RequestLimits:
     max_queue: int = 256
     image_timeout: float = 10.0
     request_timeout: float = 120.0
+
+    def __post_init__(self) -> None:
+        """Refuse limits that no request can meet."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not value > 0:
+                name = {"max_request_bytes": "max_request_mb"}.get(item.name, item.name)
+                raise OptionError(f"`{name}` is {value}", "pass a number above 0")
 
 
 class RequestError(UserError):
@@ -41,6 +49,15 @@ class RequestError(UserError):
     def of(cls, error: UserError) -> RequestError:
         """Make a bad request of an error of the library."""
         return error if isinstance(error, RequestError) else cls(error.what, error.hint)
+
+
+def require_text(*texts: str | None) -> None:
+    """Raise a RequestError for a text that holds half of a surrogate pair, which no encoding can hold."""
+    for text in texts:
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError:
+            raise RequestError("a text of the request is not valid Unicode", "remove the half of a pair") from None
 
 
 def busy(what: str) -> RequestError:

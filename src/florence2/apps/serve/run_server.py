@@ -30,6 +30,7 @@ def main(settings: ServeSettings) -> int:
     _require_packages()
     api_key = os.environ.get(API_KEY) or None
     _check_address(settings.address.host, api_key)
+    request_limits(settings.limits)  # refuses wrong ones before anything is loaded
     with _bind(settings.address.host, settings.address.port) as listener:
         _run(settings, api_key, listener)
     return 0
@@ -147,13 +148,19 @@ def _is_loopback(host: str) -> bool:
 
 def _bind(host: str, port: int) -> socket.socket:
     """Bind the address before the models are loaded, so that a port in use is an error at once."""
+    if not 0 <= port < 2**16:
+        raise OptionError(f"`--port` is {port}", "pass a number from 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        try:
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise OptionError(f"cannot listen on {host}:{port}: {reason}", "pass another `--host` or `--port`") from None
     return listener
 

@@ -12,7 +12,7 @@ from florence2.apps.serve.chat.free_words import TaskChoice, choose_task, is_cap
 from florence2.apps.serve.chat.json_answers import CAPTION, LABELS, OCR, TITLE, JsonFormat
 from florence2.apps.serve.images.image_reader import ImageReader
 from florence2.apps.serve.model_service import ModelService, NamedImage, OnText, ServedModel, texts_so_far
-from florence2.apps.serve.request_limits import RequestError
+from florence2.apps.serve.request_limits import RequestError, require_text
 from florence2.errors import UserError
 
 MAX_WORDS = 20_000  # characters of words: the longest prompt of a model is far shorter
@@ -59,6 +59,7 @@ class ChatCall:
         task_input: str = "",
     ) -> ChatCall:
         """Choose model and task, and decode the images; raise a RequestError for what cannot be answered."""
+        require_text(prompt.words, model_name, task, task_input)
         model, task_of_model = service.find(model_name)
         explicit = task or task_of_model
         choice = TaskChoice(explicit, task_input) if explicit else _checked_choice(prompt.words, model)

@@ -76,7 +76,7 @@ class JsonFormat:
         if kind in ("object", "array", "string") or "properties" in response_format:  # a schema itself, as in Ollama
             return cls(response_format)
         raise RequestError(
-            f"the response format `{str(kind)[:40]}` is not known", "pass `json_object` or `json_schema`"
+            f"the response format {str(kind)[:40]!a} is not known", "pass `json_object` or `json_schema`"
         )
 
     @property

@@ -46,7 +46,8 @@ class ImageReader:
         limit = self._limits.image_timeout
         work = asyncio.get_running_loop().run_in_executor(self._threads, self._read, engine, source, name)
         try:
-            return NamedImage(name, await asyncio.wait_for(work, limit))
+            async with asyncio.timeout(limit):  # `wait_for` of Python 3.11 may swallow the end of the request
+                return NamedImage(name, await work)
         except TimeoutError:
             raise busy(f"{name} was not decoded within {limit:g} seconds") from None
 

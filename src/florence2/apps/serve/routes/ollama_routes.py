@@ -17,7 +17,7 @@ from florence2 import __version__
 from florence2.apps.serve.chat.chat_answers import ChatAnswer, ChatCall
 from florence2.apps.serve.chat.chat_messages import ChatPrompt, read_messages
 from florence2.apps.serve.chat.json_answers import JsonFormat
-from florence2.apps.serve.request_limits import RequestError
+from florence2.apps.serve.request_limits import RequestError, require_text
 from florence2.apps.serve.routes.generation_options import generation_config
 from florence2.apps.serve.routes.openai_routes import ChatMessage
 from florence2.apps.serve.routes.server_state import ServerState, get_state
@@ -160,6 +160,7 @@ def _last(answer: ChatAnswer, name: str, fields: dict[str, Any], start: int) -> 
 
 
 def _loaded(body: OllamaBody, state: ServerState, fields: dict[str, Any]) -> Response:
+    require_text(body.model)
     name = body.model or state.service.default.name
     return JSONResponse({"model": name, "created_at": _now(), **fields, "done": True, "done_reason": "load"})
 

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 
 from florence2 import TaskPipeline
 from florence2.apps.serve.model_service import gather_or_cancel
-from florence2.apps.serve.request_limits import RequestError
+from florence2.apps.serve.request_limits import RequestError, require_text
 from florence2.apps.serve.routes.generation_options import generation_config
 from florence2.apps.serve.routes.server_state import ServerState, get_state
 from florence2.errors import UserError
@@ -78,8 +78,9 @@ async def predict_images(request: Request, state: State) -> JSONResponse:
         raise RequestError("the request holds no image", "send `image`, as a file or as base64")
     if len(sources) > state.service.limits.max_images:
         raise RequestError(f"the request holds {len(sources)} images", "send fewer", status=413)
-    model, task_of_model = state.service.find(body.model)
     tasks = [body.task] if isinstance(body.task, str) else body.task
+    require_text(body.model, body.task_input, *(tasks or []), *(name for name, _ in sources))
+    model, task_of_model = state.service.find(body.model)
     try:
         pipeline = TaskPipeline.parse(tasks or [task_of_model or model.default_task], body.task_input)
     except UserError as error:
