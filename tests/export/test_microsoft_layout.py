@@ -78,6 +78,7 @@ def test_adapter_is_merged_and_comes_back(tmp_path: Path, options: dict[str, str
 def test_files_of_the_hub_come_back(tmp_path: Path, name: str) -> None:
     """The small files alone: a model without weights stands where the real ones are."""
     from florence2.model import load as loader
+    from florence2.model.storage.checkpoint_state import generation_settings
 
     raw = checkpoint.read_json(HUB / name / "config.json")
     folder = tmp_path / name
@@ -86,11 +87,14 @@ def test_files_of_the_hub_come_back(tmp_path: Path, name: str) -> None:
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "tokenizer.json").write_bytes((HUB / "microsoft-large" / "tokenizer.json").read_bytes())
     config = loader._read_config(folder, loader.legacy.config_to_native(raw))
-    processor = loader._read_processor(folder, 32)
+    processor = loader._read_processor(folder, config)
     config.image_token_id, config.tie_word_embeddings = processor.image_token_id, True
     with torch.device("meta"):
         model = loader.Florence2ForConditionalGeneration(config)
-    model.generation_config = loader._generation_config(folder, raw, config, processor, is_legacy=True)
+    tokens = {"num_tokens": len(processor.tokenizer), "image_token_id": processor.image_token_id}
+    vocab_size = config.text_config.vocab_size
+    settings = generation_settings(folder, raw, is_legacy=True, vocab_size=vocab_size, **tokens)
+    model.generation_config = loader.GenerationConfig(**settings)
     source = ExportSource(f"microsoft/{name}", folder, model, processor, None, None, "", offline=True)
     (tmp_path / "out").mkdir()
     write_configs(source, tmp_path / "out", "float16")

@@ -100,8 +100,8 @@ def _load_checkpoint(
     """Load a checkpoint of either layout; `name` becomes `config.name_or_path`."""
     raw, is_legacy = states.read_raw_config(folder, name)
     config = _read_config(folder, legacy.config_to_native(raw) if is_legacy else raw)
-    processor = _read_processor(folder, prod(config.vision_config.patch_stride))
-    state, config.tie_word_embeddings = states.read_state(folder, is_legacy)
+    processor = _read_processor(folder, config)
+    state, config.tie_word_embeddings = states.read_state(folder, is_legacy, config)
     tokens = {"num_tokens": len(processor.tokenizer), "image_token_id": processor.image_token_id}
     config.text_config.vocab_size = states.fit_vocabulary(state, **tokens)
     config.image_token_id = processor.image_token_id
@@ -112,7 +112,10 @@ def _load_checkpoint(
     quantized.quantize_weights(model, device, dtype) if quantize else model.to(device)
     vocab_size = config.text_config.vocab_size
     settings = states.generation_settings(folder, raw, is_legacy=is_legacy, vocab_size=vocab_size, **tokens)
-    model.generation_config = GenerationConfig(**settings)
+    try:
+        model.generation_config = GenerationConfig(**settings)
+    except (ValueError, TypeError) as error:
+        raise _unusable(folder / (checkpoint.CONFIG if is_legacy else "generation_config.json"), error) from None
     return model, processor
 
 
@@ -124,14 +127,21 @@ def _read_config(folder: Path, raw: Mapping[str, Any]) -> Florence2Config:
     try:
         return Florence2Config(**parts)
     except (StrictDataclassError, ValueError, TypeError) as error:
-        path, reason = folder / checkpoint.CONFIG, " ".join(str(error).split()).rstrip(".")
-        raise CheckpointError(f"`{path}` cannot be used: {reason}", "copy or download it again") from None
+        raise _unusable(folder / checkpoint.CONFIG, error) from None
+
+
+def _unusable(path: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split()).rstrip(".")
+    return CheckpointError(f"`{path}` cannot be used: {reason}", "copy or download it again")
 
 
 def _assemble(config: Florence2Config, state: legacy.State, folder: Path) -> Florence2ForConditionalGeneration:
     """Build the model without weights and load those of the checkpoint; all must match."""
-    with torch.device("meta"):
-        model = Florence2ForConditionalGeneration(config)
+    try:
+        with torch.device("meta"):
+            model = Florence2ForConditionalGeneration(config)
+    except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+        raise _unusable(folder / checkpoint.CONFIG, error) from None
     is_tied, dtype = config.tie_word_embeddings, config.dtype
     state = states.match_weights(state, model.state_dict(), is_tied=is_tied, dtype=dtype, folder=folder)
     model.load_state_dict(state, strict=False, assign=True)
@@ -139,9 +149,10 @@ def _assemble(config: Florence2Config, state: legacy.State, folder: Path) -> Flo
     return model.eval()
 
 
-def _read_processor(folder: Path, stride: int) -> Florence2Processor:
-    """Read the processor, with Pillow's image processor; `stride` is the size of a vision token in pixels."""
-    folder, settings = states.read_processor_settings(folder)
+def _read_processor(folder: Path, config: Florence2Config) -> Florence2Processor:
+    """Read the processor, with Pillow's image processor."""
+    folder, settings = states.read_processor_settings(folder, config)
+    stride = prod(config.vision_config.patch_stride)
     image_settings = settings.get("image_processor") or settings
     known = {key: image_settings[key] for key in states.IMAGE_KEYS if key in image_settings}
     images = CLIPImageProcessorPil(**{"do_center_crop": False} | known)

@@ -41,7 +41,7 @@ def load_for_inference(
     sizes = Architecture.read(legacy.config_to_native(raw) if is_legacy else raw)
     if sizes is None or (preprocessor := _read_preprocessor(folder, sizes)) is None:
         return None
-    state, is_tied = states.read_state(folder, is_legacy)
+    state, is_tied = states.read_state(folder, is_legacy, sizes)
     tokens = {"num_tokens": len(preprocessor.tokenizer), "image_token_id": preprocessor.image_token_id}
     vocab_size = states.fit_vocabulary(state, **tokens)
     with torch.device("meta"):
@@ -57,7 +57,7 @@ def load_for_inference(
 
 def _read_preprocessor(folder: Path, sizes: Architecture) -> Preprocessor | None:
     """Read the preprocessing; None where transformers has to fill in or convert settings."""
-    folder, settings = states.read_processor_settings(folder)
+    folder, settings = states.read_processor_settings(folder, sizes)
     values = _IMAGE_DEFAULTS | (settings.get("image_processor") or settings)
     size = values["size"]
     is_complete = all(values.get(key) is not None for key in states.IMAGE_KEYS)

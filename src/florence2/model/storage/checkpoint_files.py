@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from florence2.errors import CheckpointError
-from florence2.model.tasks import SPECIAL_TOKENS
+from florence2.model.storage.check_settings import check_location_ids, check_max_length
+from florence2.model.tasks import NUM_BINS, SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     from transformers.models.roberta.tokenization_roberta import RobertaTokenizer
@@ -104,12 +106,12 @@ def read_tokenizer(folder: Path) -> RobertaTokenizer:
     backend = read_backend_tokenizer(folder)
     special = [token.content for _, token in sorted(backend.get_added_tokens_decoder().items()) if token.special]
     config = folder / "tokenizer_config.json"
-    max_length = read_json(config).get("model_max_length") if config.is_file() else None
+    max_length = check_max_length(read_json(config).get("model_max_length") if config.is_file() else None, config)
     return RobertaTokenizer(
         tokenizer_object=backend,
         image_token=IMAGE_TOKEN,
         extra_special_tokens=[token for token in special if token not in _LAYOUT_TOKENS],
-        model_max_length=max_length or 1024,
+        model_max_length=max_length,
     )
 
 
@@ -128,6 +130,7 @@ def read_backend_tokenizer(folder: Path) -> Tokenizer:
         raise _damaged(path, error) from None
     # One call, in the order of the ids; existing tokens keep their ids.
     backend.add_special_tokens([*SPECIAL_TOKENS, IMAGE_TOKEN])
+    check_location_ids([backend.token_to_id(f"<loc_{number}>") or 0 for number in range(NUM_BINS)], path)
     return backend
 
 
@@ -157,8 +160,8 @@ def _find_checkpoint(folder: Path) -> Path:
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"`{index}` has no `weight_map`", "copy or download it again")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"`{index}` has no `weight_map` of file names", "copy or download it again")
     state: dict[str, Tensor] = {}
     for name in sorted(set(weight_map.values())):
         path = index.parent / Path(name).name
@@ -187,7 +190,9 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of pickle protocols that torch does not write itself
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(
             f"`{path}` is not a dictionary of tensors", "save the state dict alone, without optimizer or epoch"

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from florence2.errors import CheckpointError
+from florence2.model.storage import check_settings
 from florence2.model.storage import checkpoint_files as checkpoint
 from florence2.model.storage import legacy_layout as legacy
 from florence2.model.storage.finite import is_finite
@@ -32,12 +33,17 @@ def read_raw_config(folder: Path, name: str) -> tuple[dict[str, Any], bool]:
     raw = checkpoint.read_json(folder / checkpoint.CONFIG)
     if raw.get("model_type") != "florence2":
         raise CheckpointError(f"`{name}` is a `{raw.get('model_type')}` model", "pass a Florence-2 model")
+    check_settings.check_components(raw, folder / checkpoint.CONFIG)
     return raw, (raw.get("vision_config") or {}).get("model_type") != "florence_vision"
 
 
-def read_state(folder: Path, is_legacy: bool) -> tuple[legacy.State, bool]:
-    """Read the tensors in transformers' names, tied ones once, and whether the output layer is tied."""
+def read_state(folder: Path, is_legacy: bool, config: Any) -> tuple[legacy.State, bool]:
+    """Read the tensors in transformers' names, tied ones once, and whether the output layer is tied.
+
+    `config` is a `Florence2Config` or an `Architecture`; it may not name more layers than there are tensors.
+    """
     state = checkpoint.read_weights(folder)
+    check_settings.check_num_layers(config, len(state), folder / checkpoint.CONFIG)
     return _separate_tied(legacy.to_native(state) if is_legacy else state, folder)
 
 
@@ -103,12 +109,13 @@ def generation_settings(
     text = {key: value for key, value in (raw.get("text_config") or {}).items() if key in legacy.GENERATION_KEYS}
     settings = saved | text if is_legacy else text | saved
     suppressed = {image_token_id, *range(num_tokens, vocab_size)}
+    check_settings.check_token_ids(settings, vocab_size, path if saved else folder / checkpoint.CONFIG)
     settings["suppress_tokens"] = sorted(suppressed | set(settings.get("suppress_tokens") or ()))
     return settings
 
 
-def read_processor_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Read the processor's settings, and the folder that holds them and the tokenizer.
+def read_processor_settings(folder: Path, config: Any) -> tuple[Path, dict[str, Any]]:
+    """Read the processor's settings, and the folder that holds them and the tokenizer; `config` as in `read_state`.
 
     A trainer's `checkpoint-N` without a processor has that of its parent folder.
     """
@@ -118,8 +125,12 @@ def read_processor_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
     for name in _PROCESSOR:
         if (folder / name).is_file():
             settings |= checkpoint.read_json(folder / name)
-    if "size" not in (settings.get("image_processor") or settings):
+    images = settings.get("image_processor") or settings
+    if not isinstance(images, dict) or "size" not in images:
         raise CheckpointError(f"`{folder}` has no `{_PROCESSOR[0]}` with an image size", "copy it from the base model")
+    path = next(folder / name for name in _PROCESSOR if (folder / name).is_file())
+    check_settings.check_image_settings(images, config.vision_config, path)
+    check_settings.check_post_processor(settings.get("post_processor_config"), path)
     return folder, settings
 
 

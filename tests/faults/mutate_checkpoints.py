@@ -1,0 +1,136 @@
+"""Loads mutated checkpoints, and reports each that ends otherwise than with a `UserError` or a model that predicts.
+
+    python -m tests.faults.mutate_checkpoints FOLDER FIRST_SEED LAST_SEED
+
+Each seed copies one of the checkpoints in FOLDER, changes one of its files, loads it and predicts an image. The
+memory of the process is limited to 2 GiB more than it needs for an intact checkpoint. Prints a JSON object.
+"""
+
+import json
+import random
+import resource
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from florence2.data.sample import Sample
+from florence2.engine.engine import Engine
+from florence2.engine.engine_config import EngineConfig
+from florence2.engine.generation_config import GenerationConfig
+from florence2.errors import UserError
+from florence2.model.load import load
+
+NUMBERS = (-1, 0, 1, 3, 0.5, 2**31, 2**63, 10**30, float("nan"))
+VALUES = (*NUMBERS, None, True, "", "x", "../../x", [], [1, 2], {}, {"a": 1})
+SPARE_MEMORY = 2 << 30
+IMAGE = Image.new("RGB", (40, 30), (200, 10, 10))
+
+
+def main(folder: Path, first: int, last: int) -> dict[str, Any]:
+    """Try the seeds `first` to `last` - 1, and return how they ended."""
+    checkpoints = sorted(path for path in folder.iterdir() if path.is_dir())
+    for checkpoint in checkpoints:
+        assert load_and_predict(checkpoint) == "predicts", checkpoint
+    limit_memory()
+    endings: Counter[str] = Counter()
+    failures = []
+    for seed in range(first, last):
+        with tempfile.TemporaryDirectory() as name:
+            copy = Path(name) / "checkpoint"
+            mutation = mutate(random.Random(seed), checkpoints, copy)
+            try:
+                endings[load_and_predict(copy)] += 1
+            except UserError as error:
+                endings["refused"] += 1
+                if "\n" in error.what + error.hint:
+                    failures.append(f"seed {seed}, {mutation}: several lines: {error.what}")
+            except BaseException as error:
+                failures.append(f"seed {seed}, {mutation}: {type(error).__name__}: {str(error)[:300]}")
+    return {"endings": endings, "failures": failures}
+
+
+def load_and_predict(folder: Path) -> str:
+    """Load a checkpoint and predict an image with it."""
+    model, processor = load(folder, device="cpu", offline=True)
+    config = EngineConfig(GenerationConfig(max_length=8), batch_size=1, num_workers=1)
+    with Engine(model, processor, config) as engine:
+        [prediction] = engine.run([Sample("a.png", IMAGE, "od")])
+    return "predicts" if prediction.error is None else "an error for the image"
+
+
+def limit_memory() -> None:
+    """Limit the address space to what the process has, and `SPARE_MEMORY`."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    used = int(status.split("VmSize:")[1].split()[0]) << 10
+    resource.setrlimit(resource.RLIMIT_AS, (used + SPARE_MEMORY, resource.RLIM_INFINITY))
+
+
+def mutate(rng: random.Random, checkpoints: list[Path], copy: Path) -> str:
+    """Copy a checkpoint, change one file of the copy, and return what was changed."""
+    source = rng.choice(checkpoints)
+    shutil.copytree(source, copy)
+    path = rng.choice(sorted(path for path in copy.iterdir() if path.is_file()))
+    name = f"{source.name}/{path.name}"
+    if rng.random() < 0.05:
+        path.unlink()
+        return f"{name} removed"
+    if path.suffix == ".json" and rng.random() < 0.8:
+        return f"{name}: {mutate_json(rng, path)}"
+    return f"{name}: {mutate_bytes(rng, path)}"
+
+
+def mutate_json(rng: random.Random, path: Path) -> str:
+    """Replace, remove or add values of a JSON file."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    changes = []
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        parent, key = pick_entry(rng, content)
+        if parent is None:
+            break
+        if rng.random() < 0.15:
+            del parent[key]
+            changes.append(f"{key} removed")
+        else:
+            parent[key] = deepcopy(rng.choice(VALUES))
+            changes.append(f"{key} = {parent[key]!r}")
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return ", ".join(changes)
+
+
+def pick_entry(rng: random.Random, content: Any) -> tuple[Any, Any]:
+    """Choose an entry at any depth, the outer ones more often."""
+    parent, key = None, None
+    while isinstance(content, dict | list) and content and (parent is None or rng.random() < 0.6):
+        parent = content
+        key = rng.choice(list(content)) if isinstance(content, dict) else rng.randrange(len(content))
+        content = content[key]
+    return parent, key
+
+
+def mutate_bytes(rng: random.Random, path: Path) -> str:
+    """Cut, extend or overwrite the bytes of a file, mostly in its header."""
+    data = bytearray(path.read_bytes())
+    kind = rng.choice(("cut", "zeros", "noise", "flip", "flip", "flip", "extend"))
+    position = rng.randrange(min(len(data), rng.choice((8, 64, 4096, len(data))))) if data else 0
+    if kind == "cut":
+        data = data[:position]
+    elif kind == "zeros":
+        data[position : position + 64] = bytes(64)
+    elif kind == "noise":
+        data[position : position + 16] = rng.randbytes(16)
+    elif kind == "flip" and data:
+        data[position] ^= 1 << rng.randrange(8)
+    else:
+        data += rng.randbytes(100)
+    path.write_bytes(data)
+    return f"{kind} at {position}"
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])), indent=1))
