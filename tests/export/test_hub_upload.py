@@ -11,10 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from florence2 import api
 from florence2.errors import UserError
+from florence2.export.hub_upload import upload
 from tests.tiny import save_tiny
 
 TOKEN = "hf_" + "x" * 34
@@ -100,15 +102,17 @@ def test_finished_export_is_uploaded_in_one_commit(tmp_path: Path, hub: Any) -> 
     assert {"model.safetensors", "config.json", "processor_config.json", "README.md"} <= hub.files.keys()
 
 
-def test_refused_upload_says_where_the_export_is(tmp_path: Path, hub: Any) -> None:
-    save_tiny(tmp_path / "model")
+def test_refused_upload_says_where_the_export_is(tmp_path: Path, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text("{}")
     hub.refuses = True
-    run = push(tmp_path, hub)
-    assert run.returncode == 2
-    what, hint = run.stderr.splitlines()
-    assert what.startswith(f"error: the export is in `{tmp_path / 'out'}`, but the upload to `me/mine` failed: ")
-    assert hint == f"hint: run `hf upload me/mine {tmp_path / 'out'}`"
-    assert (tmp_path / "out" / "model.safetensors").is_file()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with pytest.raises(UserError, match=r"but the upload to `me/mine` failed: .*403") as caught:
+        upload(tmp_path / "out", "me/mine")
+    assert caught.value.what.startswith(f"the export is in `{tmp_path / 'out'}`")
+    assert caught.value.hint == f"run `hf upload me/mine {tmp_path / 'out'}`"
 
 
 def test_upload_that_cannot_begin_is_refused_before_the_work(tmp_path: Path) -> None:

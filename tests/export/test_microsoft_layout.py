@@ -5,21 +5,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from transformers import Florence2Config, Florence2ForConditionalGeneration
 
 from florence2 import api
 from florence2.config import ExportSettings
 from florence2.errors import UserError
-from florence2.export.export_source import ExportSource
 from florence2.export.export_targets import TARGETS
-from florence2.export.layouts.microsoft_files import write_configs, write_tokenizer
 from florence2.model.load import load
 from florence2.model.storage import checkpoint_files as checkpoint
+from florence2.model.storage import legacy_layout as legacy
 from tests.export.adapters import trained_adapter
-from tests.model.original import HUB, TINY, assert_equals_original, expected
+from tests.model.original import HUB, TINY, assert_equals_original, edit_json, expected
 from tests.tiny import tiny_model
 
+LAYERS_AND_HEADS = (
+    *("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"),
+    "num_hidden_layers",
+)
 # What names a machine, a revision of the code, or nothing that is read.
 IGNORED = ("auto_map", "_name_or_path", "transformers_version", "_valid_processor_keys", "rescale_factor")
 
@@ -74,34 +78,33 @@ def test_adapter_is_merged_and_comes_back(tmp_path: Path, options: dict[str, str
     assert len(processor.tokenizer) == processor.image_token_id + 1
 
 
-@pytest.mark.parametrize("name", ["microsoft-base", "microsoft-large"])
-def test_files_of_the_hub_come_back(tmp_path: Path, name: str) -> None:
-    """The small files alone: a model without weights stands where the real ones are."""
-    from florence2.model import load as loader
-    from florence2.model.storage.checkpoint_state import generation_settings
-
-    raw = checkpoint.read_json(HUB / name / "config.json")
-    folder = tmp_path / name
+def narrow_copy(name: str, folder: Path) -> Path:
+    """Copy the small files of a hub repository, with a model that is eight numbers wide."""
     folder.mkdir()
     for path in (HUB / name).glob("*.json"):
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "tokenizer.json").write_bytes((HUB / "microsoft-large" / "tokenizer.json").read_bytes())
-    config = loader._read_config(folder, loader.legacy.config_to_native(raw))
-    processor = loader._read_processor(folder, config)
-    config.image_token_id, config.tie_word_embeddings = processor.image_token_id, True
-    with torch.device("meta"):
-        model = loader.Florence2ForConditionalGeneration(config)
-    tokens = {"num_tokens": len(processor.tokenizer), "image_token_id": processor.image_token_id}
-    vocab_size = config.text_config.vocab_size
-    settings = generation_settings(folder, raw, is_legacy=True, vocab_size=vocab_size, **tokens)
-    model.generation_config = loader.GenerationConfig(**settings)
-    source = ExportSource(f"microsoft/{name}", folder, model, processor, None, None, "", offline=True)
-    (tmp_path / "out").mkdir()
-    write_configs(source, tmp_path / "out", "float16")
-    write_tokenizer(source, tmp_path / "out")
+    vision = {f"vision_config__{key}": [1] * 4 for key in ("depths", "num_heads", "num_groups")}
+    sizes = ("encoder_ffn_dim", "decoder_ffn_dim", "d_model")
+    text = {f"text_config__{key}": 8 for key in sizes} | {f"text_config__{key}": 1 for key in LAYERS_AND_HEADS}
+    narrow = {"projection_dim": 8, "vision_config__projection_dim": 8, "vision_config__dim_embed": [8] * 4}
+    edit_json(folder / "config.json", **vision, **text, **narrow)
+    raw = checkpoint.read_json(folder / "config.json")
+    parts = legacy.config_to_native(raw)
+    parts["text_config"]["vocab_size"] = raw["vocab_size"]
+    state = Florence2ForConditionalGeneration(Florence2Config(**parts)).state_dict()
+    renamed = legacy.to_legacy({key: tensor.half() for key, tensor in state.items()}, raw["vocab_size"])
+    save_file({key: tensor.clone() for key, tensor in renamed.items()}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("name", [pytest.param("microsoft-base", marks=pytest.mark.long), "microsoft-large"])
+def test_files_of_the_hub_come_back(tmp_path: Path, name: str) -> None:
+    source = narrow_copy(name, tmp_path / name)
+    folder = export(source, tmp_path / "out")
     for file in ("config.json", "preprocessor_config.json", "tokenizer_config.json"):
-        assert settings_of(tmp_path / "out" / file) == settings_of(folder / file), file
-    found, hub = (Tokenizer.from_file(str(each / "tokenizer.json")) for each in (tmp_path / "out", folder))
+        assert settings_of(folder / file) == settings_of(source / file), file
+    found, hub = (Tokenizer.from_file(str(each / "tokenizer.json")) for each in (folder, source))
     assert found.get_vocab() == hub.get_vocab()
     assert {n: t.content for n, t in found.get_added_tokens_decoder().items()} == {
         n: t.content for n, t in hub.get_added_tokens_decoder().items()
