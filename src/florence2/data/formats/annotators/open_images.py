@@ -4,12 +4,11 @@ Class names come from `class-descriptions*.csv` beside the list, where there is 
 objects and are not read; each image names them in `ignored_shapes`.
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from florence2.data.folders.image_names import is_image_name
+from florence2.data.folders.listing import walk
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, read_image
 from florence2.data.formats.annotators.values import csv_columns, finite_numbers, read_csv
 from florence2.data.image import ImageError, image_size
@@ -23,12 +22,13 @@ def is_open_images(path: Path) -> bool:
 
 
 def read_open_images(path: Path, images: Path) -> Iterator[tuple[str, AnnotatedImage]]:
-    """Read the images of a list, whose files are in a folder; an image without a file has a name that ends in .jpg."""
+    """Read the images of a list, whose files are in a folder or below it; an absent one has a name in `.jpg`."""
     names = _class_names(path)
     rows: dict[str, list[tuple[str, dict[str, str]]]] = defaultdict(list)
     for where, row in read_csv(path):
         rows[row["ImageID"]].append((where, row))
-    files = {name.rpartition(".")[0]: name for name in os.listdir(images) if is_image_name(name)}  # noqa: PTH208
+    listings = walk(images, recursive=True)
+    files = {name.rpartition(".")[0]: listing.id(name) for listing in listings for name in listing.images()}
     for stem in sorted(rows):
         file_name = files.get(stem, f"{stem}.jpg")
         where = f"{path} image {stem}"

@@ -30,7 +30,8 @@ def _read_feature(content: bytes) -> list[Any]:
     for kind, inner in _fields(content):
         for _, value in _fields(inner):
             if kind == 2 and isinstance(value, bytes):
-                values += struct.unpack(f"<{len(value) // 4}f", value)
+                # 0.9 is stored as 0.89999998: seven digits are what a float of 32 bits has
+                values += (float(f"{number:.7g}") for number in struct.unpack(f"<{len(value) // 4}f", value))
             elif kind == 3 and isinstance(value, bytes):
                 at = 0
                 while at < len(value):

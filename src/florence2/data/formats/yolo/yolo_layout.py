@@ -61,7 +61,10 @@ def open_yolo(path: Path, split: str | None, dataset_dir: Path | None = None) ->
     if path.suffix.lower() in (".yaml", ".yml"):
         config = _read_config(path)
         names = config["names"]
-        sources = [_resolve_path(path, config, each, dataset_dir) for each in _split_paths(path, config, split)]
+        if any(config.get(name) for name in _SPLITS) or split is not None:
+            sources = [_resolve_path(path, config, each, dataset_dir) for each in _split_paths(path, config, split)]
+        else:  # supervision writes no paths
+            sources = [_split_folder(dataset_dir or path.parent, split)]
     else:
         config = {}
         names = {number: name.strip() for number, name in enumerate(read_text(path).splitlines()) if name.strip()}
@@ -121,12 +124,24 @@ def _resolve_path(config_path: Path, config: dict[str, Any], name: str, dataset_
     base = config_path.parent / str(config.get("path") or "")
     base = base if base.is_dir() else config_path.parent  # `path` is often a folder on another machine
     for folder in (base,) if dataset_dir is None else (dataset_dir, base):
-        for path in (folder / name, folder / name.removeprefix("../")):
-            if path.exists():
-                return path
+        for each in _path_variants(name):
+            if (folder / each).exists():
+                return folder / each
     if dataset_dir is not None and dataset_dir.is_dir():
         return dataset_dir
     raise DatasetError(f"{base / name} does not exist", f"correct the paths in {config_path.name}")
+
+
+def _path_variants(name: str) -> list[str]:
+    """Return a path of `data.yaml` without `../`, and with the aliases of its split: `valid/images`, `val/images`."""
+    plain = name.removeprefix("../")
+    parts = plain.split("/")
+    variants = [
+        "/".join([*parts[:at], alias, *parts[at + 1 :]])
+        for at, part in enumerate(parts)
+        for alias in split_aliases(part)[1:]
+    ]
+    return [name, plain, *variants]
 
 
 def _split_folder(folder: Path, split: str | None) -> Path:
