@@ -75,7 +75,8 @@ class DataSettings:
     """Extension of the caption file beside each image; `.caption` is tried next."""
 
     on_missing: Literal["error", "skip"] = "error"
-    """How to handle images that cannot be read or have no caption: stop before training, or skip them."""
+    """How to handle images that cannot be read or have no caption: stop before training, or skip them. Header and end
+    of each image are read; one that turns out damaged later is named, and the next sample replaces it."""
 
     task: str = DEFAULT_TASK
     """Task of the samples that name none: a task by name, or a prompt of your own (also `--prompt`)."""

@@ -361,3 +361,28 @@ def test_open_files_are_closed(tmp_path):
     after = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
     assert after == before
     assert len(images) == 8
+
+
+@pytest.mark.parametrize("min_size", [None, (8, 8)])
+def test_damaged_png_is_an_error_and_not_black(tmp_path: Path, min_size: tuple[int, int] | None) -> None:
+    path = tmp_path / "a.png"
+    Image.effect_noise((90, 70), 60).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:41] + b"\xff" * (len(data) - 61) + data[-20:])
+    assert image_size(path) == (90, 70)  # from the header
+    with pytest.raises(ImageError, match=r"a\.png cannot be read"):
+        open_image(path, min_size=min_size)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_png_is_upright_wherever_its_exif_is(tmp_path: Path, is_late: bool) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = tmp_path / "a.png"
+    Image.effect_noise((90, 70), 60).save(path, exif=exif)
+    if is_late:
+        data = path.read_bytes()
+        start = data.index(b"eXIf") - 4
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        path.write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
+    assert image_size(path) == open_image(path).size == open_image(path, min_size=(8, 8)).size == (70, 90)

@@ -1,4 +1,5 @@
 import pytest
+from PIL import Image
 
 from florence2.api import check_dataset
 from florence2.data.resolve import DatasetOptions, resolve_dataset
@@ -41,6 +42,53 @@ def test_unreadable_images_are_counted_and_named(photos):
         ("1.jpg", SkipReason.UNREADABLE),
         ("3.jpg", SkipReason.UNREADABLE),
     ]
+
+
+def damage_middle(path):
+    """Overwrite the pixels of a JPEG, but neither its header nor its end."""
+    data = bytearray(path.read_bytes())
+    start = data.index(b"\xff\xda") + 14
+    data[start:-2] = b"\xff\xda" * ((len(data) - start - 2) // 2)
+    path.write_bytes(data)
+
+
+FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif", "TIFF": ".tif"}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_truncated_images_of_every_format_are_found(tmp_path, name, in_memory):
+    path = tmp_path / f"a{FORMATS[name]}"
+    Image.effect_noise((200, 150), 60).convert("RGB").save(path, name)
+    for length in (len(path.read_bytes()), -1, -40):
+        data = path.read_bytes()[: length if length < 0 else None]
+        (tmp_path / f"b{FORMATS[name]}").write_bytes(data)
+        sample = Sample("b", data if in_memory else tmp_path / f"b{FORMATS[name]}", "<CAPTION>", target="x")
+        dataset = ResolvedDataset("x", None, [sample])
+        try:
+            sample.open(min_size=(1, 1))
+        except DatasetError:
+            with pytest.raises(DatasetError):
+                check_images(dataset)
+        else:
+            assert check_images(dataset).samples == [sample]
+            check_images(dataset, decode_all=True)
+
+
+def test_images_with_header_and_end_are_not_decoded(photos, monkeypatch):
+    decoded = []
+    monkeypatch.setattr("florence2.data.validate.open_image", lambda source, **_: decoded.append(source))
+    check_images(resolve(photos))
+    assert not decoded
+    check_images(resolve(photos), decode_all=True)
+    assert len(decoded) == 5
+
+
+def test_damage_in_the_middle_is_found_by_decoding(photos):
+    damage_middle(photos / "2.jpg")
+    assert len(check_images(resolve(photos)).samples) == 5
+    with pytest.raises(DatasetError, match=r"2\.jpg"):
+        check_images(resolve(photos), decode_all=True)
 
 
 def test_dataset_of_unreadable_images(tmp_path):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
@@ -36,6 +37,7 @@ _XMP = ("xmp", "XML:com.adobe.xmp")
 _MAX_PIXELS = "FLORENCE2_MAX_IMAGE_PIXELS"  # an environment variable, so that worker processes have it, too
 if os.environ.get(_MAX_PIXELS, "").isdecimal():
     Image.MAX_IMAGE_PIXELS = int(os.environ[_MAX_PIXELS]) // 2  # Pillow refuses twice this number
+_REDUCIBLE = ("JPEG", "MPO")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
@@ -71,7 +73,7 @@ def open_image(source: ImageSource, *, min_size: Size | None = None, name: str =
     if isinstance(source, OpenedImage):
         return source
     with _image_errors(source, name), _pillow_image(source) as image:
-        if min_size is not None and not isinstance(source, Image.Image):
+        if min_size is not None and not isinstance(source, Image.Image) and image.format in _REDUCIBLE:
             size = _upright_size(image)
             _reduce(image, min_size)
             _check_pixels(image)
@@ -179,11 +181,28 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation; Pillow would also take that of XMP, which browsers ignore."""
     xmp = {key: image.info.pop(key) for key in _XMP if key in image.info}
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        # A PNG's own `getexif` decodes it first, and an error of the decoder must not end here.
+        is_header = image.format == "PNG" and not (getattr(image, "tile", ()) and _has_late_exif(image))
+        exif = Image.Image.getexif(image) if is_header else image.getexif()
+        return int(exif.get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF raises exceptions of any type, and the image itself can still be read
         return 1
     finally:
         image.info.update(xmp)
+
+
+def _has_late_exif(image: Any) -> bool:
+    """Return whether a PNG that is not decoded yet has EXIF behind its pixels."""
+    position = image.fp.tell()
+    try:
+        image.fp.seek(8)
+        while len(start := image.fp.read(8)) == 8 and start[4:] != b"IEND":
+            if start[4:] == b"eXIf":
+                return "exif" not in image.info
+            image.fp.seek(int.from_bytes(start[:4], "big") + 4, os.SEEK_CUR)
+        return False
+    finally:
+        image.fp.seek(position)
 
 
 def _upright_size(image: Image.Image) -> Size:

@@ -1,13 +1,15 @@
-"""Checks before training: skipped rows, undecodable images, and the train/validation split."""
+"""Checks before training: skipped rows, unreadable images, and the train/validation split."""
 
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
-from florence2.data.image import ImageError
+from florence2.data.image import ImageError, ImageSource, image_size, open_image
 from florence2.data.sample import SENTENCE_REASONS, ResolvedDataset, Sample, Skipped, SkipReason
 from florence2.errors import DatasetError
 
@@ -65,19 +67,20 @@ def check_images(
     dataset: ResolvedDataset,
     *,
     on_missing: OnMissing = "error",
+    decode_all: bool = False,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> ResolvedDataset:
-    """Decode every image once, on threads, and treat those that cannot be read like missing captions.
+    """Check every image once, on threads, and treat those that cannot be read like missing captions.
 
-    A dataset whose targets are all empty raises a DatasetError.
-
-    JPEGs are decoded at an eighth of their size, which still reads all their bytes. `progress` is called with the
-    number of checked images, from the calling thread.
+    The header of an image is read, and its end: a truncated file lacks it. Where neither tells enough, and with
+    `decode_all`, the image is decoded, a JPEG at an eighth of its size. Damage in the middle of a file is found by
+    decoding alone. A dataset whose targets are all empty raises a DatasetError. `progress` is called with the number
+    of checked images, from the calling thread.
     """
     first_sample = {sample.id: sample for sample in reversed(dataset.samples)}
     unreadable: dict[str, Skipped] = {}
-    for checked, skipped in enumerate(_decode_all(list(first_sample.values()), workers), start=1):
+    for checked, skipped in enumerate(_check_all(list(first_sample.values()), decode_all, workers), start=1):
         if skipped is not None:
             unreadable[skipped.id] = skipped
         if progress is not None:
@@ -94,18 +97,46 @@ def check_images(
     return checked_dataset
 
 
-def _decode_all(samples: Sequence[Sample], workers: int | None) -> Iterator[Skipped | None]:
+def _check_all(samples: Sequence[Sample], decode_all: bool, workers: int | None) -> Iterator[Skipped | None]:
+    check = partial(_check, decode_all=decode_all)
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as threads:
         for start in range(0, len(samples), _CHUNK):
-            yield from threads.map(_decode, samples[start : start + _CHUNK])
+            yield from threads.map(check, samples[start : start + _CHUNK])
 
 
-def _decode(sample: Sample) -> Skipped | None:
+def _check(sample: Sample, decode_all: bool) -> Skipped | None:
     try:
-        sample.open(min_size=(1, 1))
+        source = sample.source()
+        name = "" if isinstance(sample.image, Path) else sample.id
+        if decode_all or not _has_end(source):
+            open_image(source, min_size=(1, 1), name=name)
+        else:
+            image_size(source, name=name)
     except ImageError as error:
         return Skipped(sample.id, SkipReason.UNREADABLE, error.what, error.hint)
     return None
+
+
+def _has_end(source: ImageSource) -> bool:
+    """Return whether a JPEG, PNG or WebP file has its last bytes; False for other formats, and what is no file."""
+    if isinstance(source, bytes):
+        head, tail, size = source[:12], source[-12:], len(source)
+    elif isinstance(source, Path):
+        try:
+            with source.open("rb") as file:
+                head = file.read(12)
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(size - 12, 0))
+                tail = file.read()
+        except OSError:
+            return False  # decoding names the error
+    else:
+        return False
+    if head.startswith(b"RIFF") and head.endswith(b"WEBP"):
+        return int.from_bytes(head[4:8], "little") + 8 <= size
+    return (head.startswith(b"\xff\xd8\xff") and tail.endswith(b"\xff\xd9")) or (
+        head.startswith(b"\x89PNG\r\n\x1a\n") and tail.endswith(b"IEND\xaeB`\x82")
+    )
 
 
 def train_val_split(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:

@@ -28,7 +28,7 @@ from florence2.training import eva_init as eva
 from florence2.training.callbacks.nan_guard import NonFiniteGradientGuard
 from florence2.training.callbacks.training_progress import Throughput, images_per_step
 from florence2.training.dataset.collator import shift_right
-from florence2.training.dataset.florence2_dataset import Florence2Dataset
+from florence2.training.dataset.florence2_dataset import Florence2Dataset, UnreadableImages
 from florence2.training.dataset.streaming import ResumableDataLoader, StreamingDataset
 from florence2.training.optimizer.create import (
     create_optimizer,
@@ -76,6 +76,7 @@ class Florence2Trainer(CheckpointTrainer):
         self.throughput = Throughput()
         self.add_callback(self.throughput)
         self.graphed_step: GraphedStep | None = None
+        self.unreadable_images = UnreadableImages()
         self._frozen_modules = frozen_modules(self.model)
         self._gradient_guards = [c for c in self.callback_handler.callbacks if isinstance(c, NonFiniteGradientGuard)]
         self._output_layer: nn.Module = self.model.get_output_embeddings()
@@ -131,6 +132,7 @@ class Florence2Trainer(CheckpointTrainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         if "error" in inputs:
             raise UserError(*inputs["error"])
+        self.unreadable_images.add(inputs.pop("unreadable", ()))
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         return prepared
 
@@ -206,7 +208,10 @@ class Florence2Trainer(CheckpointTrainer):
         """Train, after an initialization of LoRA from data if `init_lora_weights` is `eva`."""
         if eva.needs_eva_init(self.model):
             eva.initialize_eva(self.model, self.train_dataset, self.data_collator, self._forward_batch)
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.unreadable_images.log_summary()
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Create the learning rate schedule: torch's one cycle, or one of transformers."""

@@ -73,6 +73,41 @@ def test_missing_image_in_a_worker_is_reported_without_a_traceback(
     assert batch["error"][0].endswith("0.png does not exist")
 
 
+def damage(path: Path) -> None:
+    """Remove the middle of a PNG, and neither its header nor its end."""
+    data = path.read_bytes()
+    path.write_bytes(data[:60] + data[-20:])
+
+
+def test_unreadable_images_are_replaced_by_the_next_in_every_process(
+    preprocessor: Preprocessor, samples: list[Sample]
+) -> None:
+    for index in (2, 3, 7):
+        image = samples[index].image
+        assert isinstance(image, Path)
+        damage(image)
+    dataset = Florence2Dataset(samples, preprocessor, weights=[1.5] * len(samples))
+    for index, replacement in ((2, 4), (3, 4), (7, 0), (5, 5)):
+        example, expected = (dataset[SampleDraw(1, 9, each)] for each in (index, replacement))
+        assert (example["pixels_HWC"] == expected["pixels_HWC"]).all()
+        assert example["labels"] == expected["labels"]
+        names = [samples[each].id for each in {2: (2, 3), 3: (3,), 7: (7,)}.get(index, ())]
+        assert [Path(line.split(" cannot")[0]).name for line in example.get("unreadable", [])] == names
+
+    def load(num_workers: int, skip: int) -> list[dict]:
+        sampler = dataset.sampler(seed=0)
+        sampler.set_epoch(1)
+        loader = DataLoader(dataset, 3, sampler=sampler, num_workers=num_workers, collate_fn=Florence2Collator(1))
+        return list(loader)[skip:]
+
+    uninterrupted = load(0, 0)
+    assert {len(batch["labels"]) for batch in uninterrupted} == {3}
+    for resumed in (load(0, 2), load(2, 2)):
+        for one, other in zip(uninterrupted[2:], resumed, strict=True):
+            assert one.get("unreadable") == other.get("unreadable")
+            assert all(torch.equal(one[name], other[name]) for name in one if name != "unreadable")
+
+
 def test_preview_text_has_three_epochs(preprocessor: Preprocessor, samples: list[Sample]) -> None:
     text = preview_text(Florence2Dataset(samples, preprocessor, CaptionAugmentation(shuffle_caption=True)), 1)
     assert [line.split(":")[0].strip() for line in text.splitlines()] == ["0.png", "epoch 1", "epoch 2", "epoch 3"]

@@ -215,6 +215,7 @@ def _data_config(settings: TrainSettings, captions: CaptionAugmentation) -> Trai
         streaming=data.streaming,
         val_dataset=parse_val_dataset(data.val_dataset),
         seed=settings.training.seed,
+        decode_all=settings.model.freeze == "vision",  # image features are computed of all images first
     )
 
 

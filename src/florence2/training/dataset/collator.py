@@ -38,7 +38,7 @@ class Florence2Collator:
         """Make the tensors of one batch; if a worker could not read an example, return its error instead."""
         if errors := [example["error"] for example in examples if "error" in example]:
             return {"error": errors[0]}
-        batch = self._pad_tokens(examples)
+        batch: dict[str, Any] = self._pad_tokens(examples)
         for name in ("pixels_HWC", "features_ND"):
             if name in examples[0]:
                 stacked = torch.from_numpy(np.stack([example[name] for example in examples]))
@@ -46,6 +46,8 @@ class Florence2Collator:
         if self.preprocessor is not None:
             return batch | {"pixel_values": self.preprocessor.normalize(batch.pop("pixels_BHWC"))}
         batch["label_positions_N"] = self._label_positions(batch["labels"])
+        if unreadable := [error for example in examples for error in example.get("unreadable", ())]:
+            batch["unreadable"] = unreadable
         return batch
 
     def _pad_tokens(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -15,8 +15,10 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
+from florence2.data.image import ImageError
 from florence2.data.sample import Sample
-from florence2.errors import UserError
+from florence2.errors import DatasetError, UserError
+from florence2.log import count_noun, logger
 from florence2.model import locations
 from florence2.model.processing import Preprocessor
 from florence2.model.tasks import OutputType, find_task
@@ -24,6 +26,32 @@ from florence2.training.dataset.box_transforms import BIN_GRID, CropWindow
 from florence2.training.dataset.caption_augmentation import CaptionAugmentation, augment_caption, has_special_tokens
 from florence2.training.dataset.image_augmentation import ImageAugmentation, augment_sample, crop_image
 from florence2.training.dataset.sampler import SampleDraw, WeightedSampler, num_draws
+
+MAX_UNREADABLE_IN_A_ROW = 100
+NUM_LOGGED_UNREADABLE = 10
+
+
+class UnreadableImages:
+    """The images that turned out unreadable during the training, and were replaced: named in the log, and counted."""
+
+    def __init__(self) -> None:
+        self._errors: dict[str, None] = {}
+
+    def add(self, errors: Sequence[str]) -> None:
+        """Count images by their errors, and log the first ones."""
+        for error in errors:
+            if error not in self._errors:
+                self._errors[error] = None
+                if len(self._errors) <= NUM_LOGGED_UNREADABLE:
+                    logger.warning(f"{error}; the next sample of the dataset replaces it")
+
+    def log_summary(self) -> None:
+        """Log how many images were replaced, if any."""
+        if self._errors:
+            counted = count_noun(len(self._errors), "image")
+            logger.warning(
+                f"{counted} could not be read; the next samples replaced them. The first: {next(iter(self._errors))}"
+            )
 
 
 class FeatureSource(Protocol):
@@ -73,12 +101,29 @@ class Florence2Dataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: SampleDraw | int) -> dict[str, Any]:
         draw = SampleDraw(0, 0, index) if isinstance(index, int) else index
         try:
-            return self.example(self.samples[draw.sample_index], draw)
+            return self._readable_example(draw)
         except UserError as error:
             if get_worker_info() is None:
                 raise
             # torch puts the worker's traceback into the message of an error; the main process raises this one instead.
             return {"error": (error.what, error.hint)}
+
+    def _readable_example(self, draw: SampleDraw) -> dict[str, Any]:
+        """Return the example of a draw; an unreadable image is replaced by the next readable one of the dataset.
+
+        So a batch keeps its size, and a resumed run, with the same files, has the same examples.
+        """
+        unreadable: list[str] = []
+        for index in range(draw.sample_index, draw.sample_index + min(len(self), MAX_UNREADABLE_IN_A_ROW)):
+            current = draw._replace(sample_index=index % len(self))
+            try:
+                example = self.example(self.samples[current.sample_index], current)
+            except ImageError as error:
+                unreadable.append(error.what)
+            else:
+                return example | {"unreadable": unreadable} if unreadable else example
+        what = f"{count_noun(len(unreadable), 'image')} in a row cannot be read, the first: {unreadable[0]}"
+        raise DatasetError(what, "check that the disk of the dataset is connected")
 
     def example(self, sample: Sample, draw: SampleDraw) -> dict[str, Any]:
         """Return the arrays of one augmented sample."""

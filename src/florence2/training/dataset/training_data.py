@@ -29,7 +29,7 @@ class TrainingDataConfig:
 
     `options` apply to every dataset. `sampling_weights` maps names of tasks and of datasets to the number of times an
     epoch draws each of their samples. `val_dataset` is a dataset, or the fraction of the training images that is used
-    for evaluation.
+    for evaluation. With `decode_all` every image is decoded before the first step, instead of header and end alone.
     """
 
     datasets: tuple[str, ...]
@@ -38,6 +38,7 @@ class TrainingDataConfig:
     streaming: bool = False
     val_dataset: str | float | None = None
     seed: int = 0
+    decode_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,13 +143,11 @@ def find_training_data(config: TrainingDataConfig) -> TrainingData:
         stream = _open_stream(config)
         logger.info(f"{stream.source.name} is streamed from {stream.source.num_shards:,} shards")
         samples = stream.first(NUM_PREVIEW_SAMPLES)
-        return TrainingData(
-            samples, eval=_load_samples(val, config.options) if isinstance(val, str) else [], stream=stream
-        )
+        return TrainingData(samples, eval=_load_samples(val, config) if isinstance(val, str) else [], stream=stream)
     samples, dataset_of = _load_datasets(config)
     samples, val_samples = train_val_split(samples, val if isinstance(val, float) else 0, config.seed)
     if isinstance(val, str):
-        val_samples = _load_samples(val, config.options)
+        val_samples = _load_samples(val, config)
     weights = _sample_weights(config.sampling_weights, samples, dataset_of)
     if weights is None:
         return TrainingData(samples, eval=val_samples)
@@ -181,7 +180,7 @@ def _load_datasets(config: TrainingDataConfig) -> tuple[list[Sample], dict[str, 
     samples: list[Sample] = []
     dataset_of: dict[str, str] = {}
     for name in dict.fromkeys(config.datasets):
-        loaded = _load_samples(name, config.options)
+        loaded = _load_samples(name, config)
         if len(set(config.datasets)) > 1:
             loaded = [replace(sample, id=f"{name}/{sample.id}") for sample in loaded]
         samples += loaded
@@ -189,8 +188,9 @@ def _load_datasets(config: TrainingDataConfig) -> tuple[list[Sample], dict[str, 
     return samples, dataset_of
 
 
-def _load_samples(name: str, options: DatasetOptions) -> list[Sample]:
-    resolved = check_images(resolve_dataset(name, options), on_missing=options.on_missing)
+def _load_samples(name: str, config: TrainingDataConfig) -> list[Sample]:
+    resolved = resolve_dataset(name, config.options)
+    resolved = check_images(resolved, on_missing=config.options.on_missing, decode_all=config.decode_all)
     logger.info(resolved.summary())
     return resolved.samples
 
