@@ -1,0 +1,94 @@
+"""JSON answers: properties by name, types, references, and what cannot be filled."""
+
+import json
+
+import pytest
+
+from florence2 import Answer, OutputType, Prediction
+from florence2.apps.serve.chat.json_answers import CAPTION, LABELS, OCR, TITLE, JsonFormat, source_of
+from florence2.apps.serve.request_limits import RequestError
+
+BOXES = Answer.from_dict({"bboxes": [[0, 0, 1, 1]] * 3, "labels": ["cat", "dog", "cat"]}, OutputType.BOXES)
+ANSWERS = {
+    CAPTION: Prediction("i", "<CAPTION>", text="a long text"),
+    TITLE: Prediction("i", "<CAPTION>", text="short"),
+    LABELS: Prediction("i", "<OD>", text="cat", answer=BOXES),
+    OCR: Prediction("i", "<OCR>", text="STOP"),
+}
+
+
+def fill(schema: dict) -> object:
+    return json.loads(JsonFormat(schema).fill(ANSWERS))
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        *[(name, CAPTION) for name in ("caption", "Description", "alt_text", "altText", "image_description", "ALT")],
+        *[(name, TITLE) for name in ("title", "headline", "seo_title")],
+        *[(name, LABELS) for name in ("keywords", "Tags", "labels", "suggestedKeywords", "object_list")],
+        *[(name, OCR) for name in ("text", "ocr", "visibleText", "ocrText")],
+        *[(name, None) for name in ("rating", "mood", "x", "")],
+    ],
+)
+def test_names(name: str, source: str | None) -> None:
+    assert source_of(name) == source
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"properties": {"title": {"type": "string"}, "text": {}}}, {"title": "short", "text": "STOP"}),
+        ({"properties": {"tags": {"type": "string"}}}, {"tags": "cat, dog"}),
+        ({"properties": {"tags": {"type": "array", "maxItems": 1}}}, {"tags": ["cat"]}),
+        ({"properties": {"caption": {"type": "array", "items": {"type": "string"}}}}, {"caption": ["a long text"]}),
+        ({"properties": {"caption": {"type": ["string", "null"]}}}, {"caption": "a long text"}),
+        ({"properties": {"mood": {"type": "string"}}, "required": ["mood"]}, {"mood": ""}),
+        ({"properties": {"moods": {"type": "array"}}, "required": ["moods"]}, {"moods": []}),
+        ({"properties": {"stars": {"type": "integer"}, "title": {}}}, {"title": "short"}),
+        ({"properties": {"stars": {"anyOf": [{"type": "integer"}, {"type": "null"}]}}}, {"stars": None}),
+        ({"properties": {"m": {"type": "object", "properties": {"title": {}}}}}, {"m": {"title": "short"}}),
+        (
+            {"properties": {"m": {"$ref": "#/$defs/M"}}, "$defs": {"M": {"properties": {"ocr": {}}}}},
+            {"m": {"ocr": "STOP"}},
+        ),
+        ({"properties": {"title": {"enum": ["short", "other"]}}}, {"title": "short"}),
+        ({"type": "array", "items": {"type": "string"}}, ["cat", "dog"]),
+        ({"type": "string"}, "a long text"),
+    ],
+    ids=lambda value: json.dumps(value)[:50],
+)
+def test_filled(schema: dict, value: object) -> None:
+    assert fill(schema) == value
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"stars": {"type": "integer"}}, "required": ["stars"]},
+        {"properties": {"title": {"enum": ["a", "b"]}}, "required": ["title"]},
+        {"properties": {"tags": {"type": "array", "minItems": 9}}, "required": ["tags"]},
+        {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+    ],
+    ids=lambda value: json.dumps(value)[:50],
+)
+def test_what_cannot_be_filled_is_an_error(schema: dict) -> None:
+    with pytest.raises(RequestError, match="no task answers"):
+        fill(schema)
+
+
+def test_references_in_a_circle_end() -> None:
+    schema = {"$ref": "#/$defs/A", "$defs": {"A": {"properties": {"a": {"$ref": "#/$defs/A"}, "title": {}}}}}
+    assert "short" in json.dumps(fill(schema))
+    assert JsonFormat({"$ref": "#"}).sources() is not None
+
+
+def test_formats() -> None:
+    assert JsonFormat.parse(None) is None
+    assert JsonFormat.parse({"type": "text"}) is None
+    assert JsonFormat.parse("json") == JsonFormat()
+    assert JsonFormat.parse({"type": "json_object"}) == JsonFormat()
+    assert JsonFormat.parse({"type": "object", "properties": {}}) is not None
+    for wrong in ({"type": "xml"}, "xml", 5, {"type": "json_schema"}):
+        with pytest.raises(RequestError):
+            JsonFormat.parse(wrong)
