@@ -192,6 +192,18 @@ def test_slow_clients_take_no_place_and_end_in_time(server, client) -> None:
         connection.close()
 
 
+def test_all_bodies_together_are_limited() -> None:
+    limits = RequestLimits(max_request_bytes=100_000, request_timeout=20)
+    with live_server(limits) as live, live.client() as client:
+        slow = [raw_request(live, b" " * 90_000, 100_000) for _ in range(18)]
+        answers = [connection.recv(100) for connection in slow[-1:]]
+        assert answers[0].startswith(b"HTTP/1.1 503")
+        for connection in slow:
+            connection.close()
+        live.wait_until_idle()
+        assert predict(client).status_code == 200
+
+
 def test_clients_that_leave_free_their_slots(server, client) -> None:
     image_count = server.service.default.engine.engine.stats.images
     body = json.dumps({"image": data_uri(), "task": ["more_detailed_caption", "od", "ocr"]}).encode()

@@ -20,10 +20,11 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from florence2.apps.serve.model_service import ModelService
-from florence2.apps.serve.request_limits import RequestError
+from florence2.apps.serve.request_limits import RequestError, busy
 
 logger = logging.getLogger("florence2")
 CLIENT_LEFT = 499
+MAX_BUFFERED_REQUESTS = 16  # of the maximum size: what all bodies together may take of memory
 OPEN_PATHS = ("/", "/health")  # answered without a key, as load balancers ask
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
@@ -37,6 +38,7 @@ class RequestGuard:
 
     def __init__(self, app: ASGIApp, service: ModelService, api_key: str | None = None) -> None:
         self._app, self._service, self._api_key = app, service, api_key
+        self._num_bytes = 0  # of the bodies of all requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; other events pass."""
@@ -54,6 +56,7 @@ class RequestGuard:
             logger.exception(f"{exchange.id} failed")
             await exchange.send_error(RequestError("the server failed", "see its log", status=500))
         finally:
+            self._num_bytes -= exchange.num_bytes
             seconds = time.perf_counter() - exchange.start
             self._service.metrics.count_request(exchange.route, exchange.status, seconds)
             logger.info(f"{exchange.id} {exchange.line} {exchange.status} {1000 * seconds:.0f} ms{exchange.note}")
@@ -67,11 +70,34 @@ class RequestGuard:
             self._service.require_room()
         try:
             async with asyncio.timeout(limits.request_timeout):
-                body = await read_body(exchange, receive, limits.max_request_bytes)
+                body = await self._read_body(exchange, receive)
         except TimeoutError:
             raise RequestError("the request was not received in time", status=408) from None
         with self._service.admit() if is_work else contextlib.nullcontext():
             await self._run(exchange, body, receive)
+
+    async def _read_body(self, exchange: _Exchange, receive: Receive) -> bytes:
+        """Read the body of a request; raise a RequestError where it, or all bodies together, are too large."""
+        most = self._service.limits.max_request_bytes
+        too_large = RequestError(f"the request has more than {most:,} bytes", "send smaller images", status=413)
+        length = exchange.header("content-length")
+        if length.isdigit() and int(length) > most:
+            raise too_large
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            chunk = message.get("body", b"")
+            body += chunk
+            exchange.num_bytes += len(chunk)
+            self._num_bytes += len(chunk)
+            if len(body) > most:
+                raise too_large
+            if self._num_bytes > MAX_BUFFERED_REQUESTS * most:
+                raise busy("the requests in work take too much memory")
+            if not message.get("more_body", False):
+                return bytes(body)
 
     def _has_key(self, authorization: str) -> bool:
         if self._api_key is None:
@@ -116,6 +142,7 @@ class _Exchange:
         self.start = time.perf_counter()
         self.status = 0
         self.is_complete = False
+        self.num_bytes = 0  # of the body, as far as it was read
         self.note = ""  # which model ran which task
         own = self.header("x-request-id")
         self.id = own if _REQUEST_ID.fullmatch(own) else uuid.uuid4().hex[:16]
@@ -151,7 +178,7 @@ class _Exchange:
             return
         body = json.dumps(error_body(self.scope["path"], error)).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
-        if error.status in (408, 413):  # the rest of the body is not read
+        if error.status in (408, 413, 503):  # the rest of the body is not read
             headers["connection"] = "close"
         pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": error.status, "headers": pairs})
@@ -169,24 +196,6 @@ def error_body(path: str, error: RequestError) -> dict[str, Any]:
 def header_of(headers: Sequence[tuple[bytes, bytes]], name: str) -> str:
     """Return the first header of a name, or ""."""
     return next((value.decode("latin-1") for key, value in headers if key.lower() == name.encode()), "")
-
-
-async def read_body(exchange: _Exchange, receive: Receive, max_bytes: int) -> bytes:
-    """Read the body of a request; raise a RequestError where it is too large."""
-    too_large = RequestError(f"the request has more than {max_bytes:,} bytes", "send smaller images", status=413)
-    length = exchange.header("content-length")
-    if length.isdigit() and int(length) > max_bytes:
-        raise too_large
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        body += message.get("body", b"")
-        if len(body) > max_bytes:
-            raise too_large
-        if not message.get("more_body", False):
-            return bytes(body)
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
