@@ -59,6 +59,11 @@ class AsyncEngine:
         """Count the requests that run or wait for a slot."""
         return len(self._pending)
 
+    @property
+    def has_stopped(self) -> bool:
+        """Return whether no further request is predicted, because of an error or `close()`."""
+        return self._error is not None
+
     def open_image(self, sample: Sample) -> OpenedImage:
         """Decode the image of a sample as its request would; `replace(sample, image=...)` then decodes no more."""
         return self.engine.builder.open_image(sample)

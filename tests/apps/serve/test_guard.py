@@ -233,6 +233,16 @@ def test_requests_beyond_their_time_are_a_504() -> None:
         live.wait_until_idle()
 
 
+def test_engine_that_stops_is_a_500_and_a_sick_server() -> None:
+    with live_server() as live, live.client() as client:
+        assert client.get("/health").status_code == 200
+        live.service.default.engine.engine.decode_step = None  # a fault that no request may cause
+        assert [predict(client).status_code for _ in range(2)] == [500, 500]
+        assert client.get("/health").status_code == 503
+        assert client.get("/health").json()["status"] == "stopped"
+        live.wait_until_idle()
+
+
 def test_unknown_routes_and_methods_have_errors_in_json(client) -> None:
     assert client.get("/v1/nothing").status_code == 404
     assert client.get("/v1/predict").json()["error"]["code"] == 405

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -27,10 +27,12 @@ async def check_server() -> None:
 
 
 @router.get("/health", summary="Say whether the server answers")
-async def report_health(state: State) -> dict[str, Any]:
-    """Return the number of requests in work, and the models."""
+async def report_health(state: State, response: Response) -> dict[str, Any]:
+    """Return the number of requests in work, and the models; status 503 where an engine has stopped."""
+    has_stopped = any(model.engine.has_stopped for model in state.service.models.values())
+    response.status_code = 503 if has_stopped else 200
     return {
-        "status": "ok",
+        "status": "stopped" if has_stopped else "ok",
         "models": list(state.service.models),
         "requests_in_work": state.service.num_requests,
         "pending_predictions": sum(model.engine.num_pending for model in state.service.models.values()),
