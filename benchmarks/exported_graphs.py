@@ -14,7 +14,6 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,6 @@ GRAPHS = {
     "OpenVINO int8": ("openvino", "int8"),
 }
 ENGINES = {"engine": None, "engine float32": torch.float32}
-MakeEngine = Callable[[], "Engine | GenerateEngine"]
 
 
 def main() -> None:
@@ -89,10 +87,11 @@ def make_engines(
     generation = GenerationConfig(
         num_beams=options.num_beams, min_length=options.length, max_length=options.length, no_repeat_ngram_size=0
     )
-    config, engines = EngineConfig(generation=generation), {}
-    for label, dtype in ENGINES.items():
+    config = EngineConfig(generation=generation)
+    engines: dict[str, Engine | GenerateEngine] = {}
+    for label, engine_dtype in ENGINES.items():
         if label in options.contestants or label == "engine":
-            chosen = dtype or inference_dtype("auto", torch.device("cpu"))
+            chosen = engine_dtype or inference_dtype("auto", torch.device("cpu"))
             engines[label] = Engine(*florence2.load(name, dtype=chosen, device="cpu"), config)
     for label, (target, dtype) in GRAPHS.items():
         if label in options.contestants:

@@ -39,3 +39,12 @@ def test_model_that_overflows_is_exported_in_other_dtypes(tmp_path: Path, large_
         result = api.export(model_path=str(large_activations), output_path=str(tmp_path / dtype), dtype=dtype)  # type: ignore[arg-type]
         assert result.dtype == dtype
         assert result.comparison.num_images == 3
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_graphs_that_would_overflow_on_a_gpu_are_refused(tmp_path: Path, large_activations: Path, to: str) -> None:
+    with pytest.raises(UserError) as caught:
+        api.export(model_path=str(large_activations), output_path=str(tmp_path / "out"), to=to, dtype="float16")  # type: ignore[arg-type]
+    assert caught.value.what == f"this model overflows in float16: `{MODULE}` is not finite for `bundled image 1`"
+    assert caught.value.hint == "pass `--dtype float32`"
+    assert not (tmp_path / "out").exists()

@@ -8,8 +8,7 @@ from transformers.utils.hub import convert_file_size_to_int
 
 from florence2.export.comparison import LogitsFn
 from florence2.export.export_source import ExportSource
-from florence2.export.layouts.torch_logits import torch_logits
-from florence2.export.runtime.load_exported import load_exported
+from florence2.export.runtime.graph_logits import graph_logits
 from florence2.export.runtime.onnx_graphs import require_onnx
 
 
@@ -23,10 +22,9 @@ def write(source: ExportSource, folder: Path, dtype: torch.dtype | str, max_shar
     write_onnx(source.model, source.processor, folder, dtype=name, max_file_bytes=limit)
 
 
-def read_logits(_: ExportSource, folder: Path) -> LogitsFn:
+def read_logits(source: ExportSource, folder: Path) -> LogitsFn:
     """Load the graphs in onnxruntime."""
-    model, _processor = load_exported(folder)
-    return torch_logits(model)
+    return graph_logits(source, folder)
 
 
 def usage(source: ExportSource, _: Path) -> str:
