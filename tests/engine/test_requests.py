@@ -3,6 +3,7 @@ import math
 import pytest
 
 from florence2.data.sample import Sample
+from florence2.engine.decoding.location_mass import RADII
 from florence2.engine.decoding.outputs import NOT_FINITE, CompletionOutput, to_prediction
 from florence2.engine.generation_config import GenerationConfig, ModelGenerationConfig
 from florence2.engine.requests import ImageInputs, Request
@@ -19,6 +20,11 @@ TWO = {"<loc_5>": 0.3, "<loc_6>": 0.3, "<loc_7>": 0.3, "<loc_8>": 0.3}
 def tiny():
     model, processor = tiny_model()
     return Preprocessor.from_processor(processor), ModelGenerationConfig.from_model(model)
+
+
+def completion(ids: list[int], logprobs: list[float]) -> CompletionOutput:
+    """Make a completion without any probability near its location tokens."""
+    return CompletionOutput(ids, logprobs, [[math.exp(logprob)] * len(RADII) for logprob in logprobs])
 
 
 def score_of(tiny, task: str, *parts: dict[str, float]) -> dict:
@@ -41,7 +47,7 @@ def score_of(tiny, task: str, *parts: dict[str, float]) -> dict:
         preprocessor,
         model_config,
         request,
-        [CompletionOutput(ids, [math.log(probability) for probability in probabilities])],
+        [completion(ids, [math.log(probability) for probability in probabilities])],
     )
     assert prediction.text == text
     return {key: value for key, value in prediction.answer.to_dict().items() if "scores" in key}
@@ -83,7 +89,7 @@ def test_character_of_several_tokens_is_scored_by_all_of_them(tiny):
         preprocessor,
         model_config,
         request,
-        [CompletionOutput(ids, [math.log(probability) for probability in probabilities])],
+        [completion(ids, [math.log(probability) for probability in probabilities])],
     )
     assert prediction.answer.labels == ["é"]
     assert prediction.answer.scores == pytest.approx([math.sqrt(0.6)])
@@ -95,6 +101,6 @@ def test_prediction_with_a_sequence_that_is_not_finite_is_an_error(tiny, logprob
     ids, row = preprocessor.target_ids("a"), find_task("caption")
     limits = model_config.length_limits(row, GenerationConfig())
     request = Request(Sample("a", image(0), "caption"), row, [], ImageInputs(None, (9, 9)), limits, GenerationConfig())
-    completions = [CompletionOutput(ids, list(each)) for each in logprobs]
+    completions = [completion(ids, list(each)) for each in logprobs]
     prediction = to_prediction(preprocessor, model_config, request, completions)
     assert (prediction.error, prediction.alternatives) == (NOT_FINITE, ())

@@ -19,6 +19,7 @@ from florence2.engine.decoding.batch_state import BatchState, round_up_to_stride
 from florence2.engine.decoding.completion_poller import CompletionPoller, PollResult
 from florence2.engine.decoding.decoder import Decoder
 from florence2.engine.decoding.kv_cache import KVCache, max_slots_for_memory
+from florence2.engine.decoding.location_mass import LocationMass, unpack
 from florence2.engine.decoding.outputs import CompletionOutput, to_prediction
 from florence2.engine.decoding.search import MAX_SEARCHES, SearchRegistry
 from florence2.engine.encoder.encoder import Encoder
@@ -76,7 +77,7 @@ class Engine:
         self.cache = KVCache(self.decoder, slots, width, tokens)
         self.batch = BatchState.empty(slots, width, tokens, self.device)
         self.encoder = Encoder(model, self.preprocessor, self.model_config, self.timer)
-        self.searches = SearchRegistry(self.model_config)
+        self.searches = SearchRegistry(self.model_config, LocationMass(self.preprocessor.location_ids, self.device))
         self.poller = CompletionPoller(GPU_POLL_INTERVAL if static_shapes else 1)
         self.decode_step = CudaGraphCache(self._decode_step, enabled=on_gpu, max_graphs=MAX_DECODE_GRAPHS)
         self.is_closed = False
@@ -204,11 +205,9 @@ class Engine:
         """Read the prediction of a slot that is done, free the slot, and queue the follow-ups."""
         request = self.scheduler.finish(slot)
         count = request.generation.num_return_sequences
-        tokens_WT, logprobs_WT = tables.sequences(slot, request.limits.max_length)
-        completions = [
-            CompletionOutput(ids, logprobs)
-            for ids, logprobs in zip(tokens_WT[:count, 1:].tolist(), logprobs_WT[:count, 1:].tolist(), strict=True)
-        ]
+        tokens_WT, likelihoods_WT = tables.sequences(slot, request.limits.max_length)
+        columns = tokens_WT[:count, 1:].tolist(), *unpack(likelihoods_WT[:count, 1:])
+        completions = [CompletionOutput(*row) for row in zip(*columns, strict=True)]
         self.stats.tokens += sum(self.model_config.eos_index(each.ids) for each in completions)
         prediction = to_prediction(self.preprocessor, self.model_config, request, completions)
         queue.add_follow_ups(request, prediction)

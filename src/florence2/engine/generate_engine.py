@@ -15,6 +15,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from florence2.data.sample import Prediction, Sample
+from florence2.engine.decoding.location_mass import LocationMass, unpack
 from florence2.engine.decoding.outputs import CompletionOutput, to_prediction
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig, ModelGenerationConfig, sample_seed
@@ -35,6 +36,7 @@ class GenerateEngine:
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.preprocessor = processor if isinstance(processor, Preprocessor) else Preprocessor.from_processor(processor)
         self.model_config = ModelGenerationConfig.from_model(self.model)
+        self.mass = LocationMass(self.preprocessor.location_ids, self.model.device)
         self.builder = RequestBuilder(self.preprocessor, self.model_config, self.config)
         self.stats = Stats(slots=self.config.batch_size or DEFAULT_BATCH_SIZE)
         self.is_closed = False
@@ -163,10 +165,14 @@ class GenerateEngine:
                 decoder_input_ids=sequence_T[None, : len(ids)],
                 use_cache=False,
             ).logits
-            logprobs_TV = logits_1TV[0].float().log_softmax(-1)
-            logprobs_T = logprobs_TV.gather(-1, sequence_T[1 : len(ids) + 1, None]).squeeze(-1)
+            logprobs_1TV = logits_1TV.float().log_softmax(-1)
+            tokens_1T = sequence_T[None, 1 : len(ids) + 1]
+            logprobs_1T = logprobs_1TV.gather(-1, tokens_1T.unsqueeze(-1)).squeeze(-1)
+            rows_1T = torch.arange(len(ids), device=tokens_1T.device)[None]
+            locations_1TN = self.mass.location_logits(logprobs_1TV)
+            logprobs, masses = unpack(self.mass.pack(locations_1TN, rows_1T, tokens_1T, logprobs_1T))
         self.stats.tokens += len(ids)
-        return CompletionOutput(ids, logprobs_T.tolist())
+        return CompletionOutput(ids, logprobs[0], masses[0])
 
     def _devices(self) -> list[int]:
         return [self.model.device.index or 0] if self.model.device.type == "cuda" else []

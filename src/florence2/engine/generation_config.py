@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from florence2.config import DEFAULT_MAX_LENGTH
 from florence2.data.sample import Sample
 from florence2.errors import CheckpointError, OptionError
+from florence2.model.storage.score_calibration import ScoreCalibration
 from florence2.model.tasks import OutputType, Task
 
 
@@ -130,6 +131,7 @@ class ModelGenerationConfig:
     forced_eos_token_id: int | None
     no_repeat_ngram_size: int
     max_positions: int
+    score_calibration: ScoreCalibration | None = None
 
     @classmethod
     def from_model(cls, model: Any) -> Self:
@@ -144,6 +146,7 @@ class ModelGenerationConfig:
             forced_eos_token_id=generation.forced_eos_token_id,
             no_repeat_ngram_size=generation.no_repeat_ngram_size or 0,
             max_positions=int(text.max_position_embeddings),
+            score_calibration=getattr(model, "score_calibration", None),
         )
 
     def length_limits(self, task: Task, generation: GenerationConfig, length: int | None = None) -> LengthLimits:

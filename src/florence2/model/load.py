@@ -20,6 +20,7 @@ from florence2.model.adapter import quantized
 from florence2.model.storage import checkpoint_files as checkpoint
 from florence2.model.storage import checkpoint_state as states
 from florence2.model.storage import legacy_layout as legacy
+from florence2.model.storage.score_calibration import ScoreCalibration
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -68,6 +69,7 @@ def load(
     options = {"dtype": torch.float32 if merge else dtype, "device": device, "offline": offline, "quantize": quantize}
     options["dropout"] = dropout
     model, processor = _load_base(folder, adapter, base, options | {"revision": adapter.revision})
+    model.score_calibration = None  # that of the base does not hold for other weights
     wrapped = lora.load_adapter(model, adapter)
     if not merge:
         return wrapped, processor
@@ -116,6 +118,7 @@ def _load_checkpoint(
         model.generation_config = GenerationConfig(**settings)
     except (ValueError, TypeError) as error:
         raise _unusable(folder / (checkpoint.CONFIG if is_legacy else "generation_config.json"), error) from None
+    model.score_calibration = ScoreCalibration.read(folder)
     return model, processor
 
 

@@ -6,7 +6,7 @@ The settings are those of a `Florence2Processor`, and so are the results.
 import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from florence2.devices import to_device
-from florence2.errors import UserError
-from florence2.model.tasks import Task
+from florence2.errors import CheckpointError, UserError
+from florence2.model.tasks import NUM_BINS, Task
 
 IGNORED_LABEL = -100  # the label of padding
 
@@ -68,6 +68,16 @@ class Preprocessor:
     def min_size(self) -> tuple[int, int]:
         """The (width, height) below which decoding an image at a reduced scale loses detail."""
         return self.size[1], self.size[0]
+
+    @cached_property
+    def location_ids(self) -> range:
+        """The ids of the location tokens, in the order of their bins."""
+        first = int(self.tokenizer.convert_tokens_to_ids("<loc_0>"))
+        if self.tokenizer.convert_tokens_to_ids(f"<loc_{NUM_BINS - 1}>") != first + NUM_BINS - 1:
+            raise CheckpointError(
+                "the tokenizer does not have the 1,000 location tokens in a row", "load the tokenizer of a Florence-2"
+            )
+        return range(first, first + NUM_BINS)
 
     @property
     def fill_color(self) -> tuple[int, int, int]:

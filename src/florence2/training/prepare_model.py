@@ -120,6 +120,7 @@ def inference_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Copy a trainable model for inference: LoRA merged, eval mode. The model itself does not change."""
     duplicate = copy.deepcopy(model).float()  # merging in float32 loses less than merging rounded weights
     merged = merge(duplicate) if isinstance(duplicate, PeftModel) else duplicate
+    merged.score_calibration = None  # it does not hold for other weights
     return merged.requires_grad_(False).to(dtype).eval()
 
 

@@ -4,6 +4,7 @@ from transformers import LogitsProcessorList
 from transformers.generation import logits_process as theirs
 
 from florence2.engine.decoding.batch_state import BatchState
+from florence2.engine.decoding.location_mass import LocationMass
 from florence2.engine.decoding.logits_processors import BLOCK, LogitsProcessors, blocked_topk, gumbel_sample, warp
 from florence2.engine.decoding.search import create_search
 from florence2.engine.generation_config import GenerationConfig, LengthLimits, ModelGenerationConfig
@@ -97,7 +98,7 @@ def test_beam_search_breaks_ties_like_topk():
     state.length_S[:] = 4
     state.scores_SW[:] = torch.tensor([-1.0, -1.0, -1.0])
     logits = torch.zeros(1, 3, 2000)
-    step = create_search(GenerationConfig(num_beams=3), CONFIG).choose(state, logits.clone())
+    step = create_search(GenerationConfig(num_beams=3), CONFIG, LocationMass(range(1000))).choose(state, logits.clone())
     index = (logits.log_softmax(-1) - 1.0).flatten(1).topk(6).indices
     assert torch.equal(step.token_SK, index % 2000)
     assert torch.equal(step.parent_SK, index // 2000)

@@ -26,7 +26,7 @@ INVALID_SCORE = -1e9  # the score of a row that does not exist (transformers' nu
 
 @dataclass(frozen=True, eq=False)
 class SearchStep:
-    """One step of a search: the candidates (parent row, token, log-probability) and those that become the new rows.
+    """One step of a search: the candidates (parent row, token, likelihood) and those that become the new rows.
 
     Beam search also returns the finished beams: `finished_index` counts through the finished beams so far, then the
     candidates.
@@ -34,7 +34,7 @@ class SearchStep:
 
     parent_SK: Tensor
     token_SK: Tensor
-    logprob_SK: Tensor
+    likelihood_SK: Tensor
     beam_index_SW: Tensor
     score_SW: Tensor
     is_finished_SW: Tensor
@@ -47,19 +47,19 @@ class SearchStep:
 class BatchState:
     """The generated tokens and the limits of every slot.
 
-    `tokens` begin with the start token and `logprobs` lie beside them. `cache_row` is the row of the KV cache that
+    `tokens` begin with the start token and `likelihoods` lie beside them, packed by `LocationMass`. `cache_row` is the row of the KV cache that
     holds the keys and values of a token: when beams are reordered this table changes and the cache does not.
     `finished_*` are the finished beams, best first. `active` slots generate. `search` is the number of the search that
     chooses a slot's tokens.
     """
 
     tokens_SWT: Tensor
-    logprobs_SWT: Tensor
+    likelihoods_SWT: Tensor
     cache_row_SWT: Tensor
     length_S: Tensor
     scores_SW: Tensor
     finished_tokens_SWT: Tensor
-    finished_logprobs_SWT: Tensor
+    finished_likelihoods_SWT: Tensor
     finished_scores_SW: Tensor
     is_finished_SW: Tensor
     active_S: Tensor
@@ -143,31 +143,31 @@ class BatchState:
         return type(self)(**{name: _host_copy(table) for name, table in self._tables()})
 
     def sequences(self, slot: int, length: int) -> tuple[Tensor, Tensor]:
-        """Return the tokens and log-probabilities of a slot that is done: finished beams, best first, or all rows."""
+        """Return the tokens and likelihoods of a slot that is done: finished beams, best first, or all rows."""
         has_beams = bool(self.finished_scores_SW[slot, 0] > INVALID_SCORE)
-        tokens_SWT, logprobs_SWT = (
-            (self.finished_tokens_SWT, self.finished_logprobs_SWT)
+        tokens_SWT, likelihoods_SWT = (
+            (self.finished_tokens_SWT, self.finished_likelihoods_SWT)
             if has_beams
-            else (self.tokens_SWT, self.logprobs_SWT)
+            else (self.tokens_SWT, self.likelihoods_SWT)
         )
-        return tokens_SWT[slot, :, :length], logprobs_SWT[slot, :, :length]
+        return tokens_SWT[slot, :, :length], likelihoods_SWT[slot, :, :length]
 
     def append(self, step: SearchStep, member_S: Tensor | None = None) -> None:
         """Append one token to every active slot; `member_S` restricts it to the slots of one search."""
         update_S = self.active_S if member_S is None else self.active_S & member_S
         tokens_SKT = _put(_rows(self.tokens_SWT, step.parent_SK), self.length_S, step.token_SK)
-        logprobs_SKT = _put(_rows(self.logprobs_SWT, step.parent_SK), self.length_S, step.logprob_SK)
+        likelihoods_SKT = _put(_rows(self.likelihoods_SWT, step.parent_SK), self.length_S, step.likelihood_SK)
         beam_SW1 = step.beam_index_SW.unsqueeze(-1)
         cache_row_SWT = _rows(self.cache_row_SWT, step.parent_SK.gather(1, step.beam_index_SW))
         cache_row_SWT = _put(cache_row_SWT, self.length_S, self._own_rows())
         if step.finished_index_SW is not None and step.finished_score_SW is not None:
             tokens_SCT = torch.cat((self.finished_tokens_SWT, tokens_SKT), 1)
-            logprobs_SCT = torch.cat((self.finished_logprobs_SWT, logprobs_SKT), 1)
+            likelihoods_SCT = torch.cat((self.finished_likelihoods_SWT, likelihoods_SKT), 1)
             _set(self.finished_tokens_SWT, _rows(tokens_SCT, step.finished_index_SW), update_S)
-            _set(self.finished_logprobs_SWT, _rows(logprobs_SCT, step.finished_index_SW), update_S)
+            _set(self.finished_likelihoods_SWT, _rows(likelihoods_SCT, step.finished_index_SW), update_S)
             _set(self.finished_scores_SW, step.finished_score_SW, update_S)
         _set(self.tokens_SWT, tokens_SKT.gather(1, beam_SW1.expand_as(self.tokens_SWT)), update_S)
-        _set(self.logprobs_SWT, logprobs_SKT.gather(1, beam_SW1.expand_as(self.tokens_SWT)), update_S)
+        _set(self.likelihoods_SWT, likelihoods_SKT.gather(1, beam_SW1.expand_as(self.tokens_SWT)), update_S)
         _set(self.cache_row_SWT, cache_row_SWT, update_S)
         _set(self.scores_SW, step.score_SW, update_S)
         _set(self.is_finished_SW, step.is_finished_SW, update_S)
@@ -191,7 +191,7 @@ def _dtype(name: str) -> torch.dtype:
     """Return the dtype of a table by its name."""
     if name in ("is_finished_SW", "active_S"):
         return torch.bool
-    return torch.float32 if "scores" in name or "logprobs" in name else torch.long
+    return torch.float32 if "scores" in name else torch.long
 
 
 def _host_copy(table: Tensor) -> Tensor:

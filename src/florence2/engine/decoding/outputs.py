@@ -8,22 +8,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from florence2.data.sample import Prediction
+from florence2.engine.decoding.location_mass import RADII
 from florence2.engine.generation_config import ModelGenerationConfig
 from florence2.engine.requests import Request
 from florence2.model import locations
-from florence2.model.location_grammar import LocatedObject, Span
+from florence2.model.location_grammar import LocatedObject
 from florence2.model.processing import Preprocessor
+from florence2.model.storage.score_calibration import ScoreCalibration
 from florence2.model.tasks import OutputType
 
+TOLERANCE = 1 / 8  # of the side of an object
+SMALLEST_MASS = 1e-9
 NOT_FINITE = "the model's output is not finite (NaN); try `--dtype float32`, or another checkpoint"
 
 
 @dataclass(frozen=True, eq=False)
 class CompletionOutput:
-    """One generated sequence: the tokens behind the start token, and their log-probabilities; eos ends it."""
+    """One generated sequence: the tokens behind the start token, and their log-probabilities; eos ends it.
+
+    `masses` has the probability near each location token, at each of `RADII`.
+    """
 
     ids: list[int]
     logprobs: list[float]
+    masses: list[list[float]]
 
 
 def to_prediction(
@@ -55,7 +63,8 @@ def _read_completion(
     text = preprocessor.decode(caption)
     answer = None
     if request.task.output_type is not OutputType.TEXT:
-        scorer = ObjectScorer(preprocessor.char_spans(caption), completion.logprobs[caption_slice])
+        tokens = _caption_tokens(preprocessor, completion, caption_slice)
+        scorer = ObjectScorer(tokens, request.task.name, model_config.score_calibration)
         answer = locations.decode(request.task, text, request.image_inputs.size, score=scorer.score)
     return Prediction(
         file_name=request.sample.id,
@@ -68,26 +77,85 @@ def _read_completion(
     )
 
 
-class ObjectScorer:
-    """Scores the objects of a text by the probabilities of their labels and locations."""
+@dataclass(frozen=True, slots=True)
+class CaptionToken:
+    """A generated token: its character span, its log-probability, and of a location token the mass at each radius."""
 
-    def __init__(self, spans: Sequence[Span], logprobs: Sequence[float]) -> None:
-        """Take the character span of each token, and its log-probability."""
-        tokens = [(*span, logprob) for span, logprob in zip(spans, logprobs, strict=True) if span[0] < span[1]]
-        self._starts, self._ends = [start for start, _, _ in tokens], [end for _, end, _ in tokens]
-        self._logprobs = [logprob for _, _, logprob in tokens]
+    start: int
+    end: int
+    logprob: float
+    masses: tuple[float, ...] = ()
+
+    def log_mass(self, tolerance: float) -> float:
+        """Return the log of the probability within `tolerance` bins, between the radii by linear interpolation."""
+        if not self.masses:
+            return self.logprob
+        inner_radius, inner = 0, math.exp(self.logprob)
+        for radius, mass in zip(RADII, self.masses, strict=True):
+            if tolerance < radius:
+                inner += (mass - inner) * (tolerance - inner_radius) / (radius - inner_radius)
+                break
+            inner_radius, inner = radius, mass
+        return math.log(max(inner, SMALLEST_MASS)) if inner == inner else math.nan
+
+
+def _caption_tokens(
+    preprocessor: Preprocessor, completion: CompletionOutput, caption_slice: slice
+) -> list[CaptionToken]:
+    """Return the tokens of a caption that have characters."""
+    ids = completion.ids[caption_slice]
+    rows = zip(
+        ids,
+        preprocessor.char_spans(ids),
+        completion.logprobs[caption_slice],
+        completion.masses[caption_slice],
+        strict=True,
+    )
+    return [
+        CaptionToken(*span, logprob, tuple(masses) if token in preprocessor.location_ids else ())
+        for token, span, logprob, masses in rows
+        if span[0] < span[1]
+    ]
+
+
+class ObjectScorer:
+    """Scores the objects of a text by the probabilities of their labels and locations.
+
+    A location token counts with the mass within an eighth of the object's side, at most 20 bins: as long as all sides
+    of a box move by no more, its IoU stays above 0.56.
+    """
+
+    def __init__(self, tokens: Sequence[CaptionToken], task: str, calibration: ScoreCalibration | None = None) -> None:
+        """Take the tokens of the text, and the calibration of the model, if it has one."""
+        self._starts, self._ends = [token.start for token in tokens], [token.end for token in tokens]
+        self._tokens, self._task, self._calibration = tokens, task, calibration
 
     def score(self, located: LocatedObject) -> float | None:
-        """Return the geometric mean of two: the mean probability of the label, and that of the location.
+        """Return the calibrated score, else the geometric mean of the probabilities of label and location.
 
         So label and location count alike, however many tokens either has; a label counts for each of its objects.
         """
-        means = [_geometric_mean(self._logprobs_within(*span)) for span in (located.label_span, located.span)]
-        return _geometric_mean([math.log(mean) for mean in means if mean])
+        label, location = self.probabilities(located)
+        if self._calibration is not None and location is not None:
+            score = self._calibration.apply(self._task, label, location)
+            if score is not None:
+                return score
+        return _geometric_mean([math.log(mean) for mean in (label, location) if mean])
 
-    def _logprobs_within(self, start: int, end: int) -> list[float]:
+    def probabilities(self, located: LocatedObject) -> tuple[float | None, float | None]:
+        """Return the mean probability of the label's tokens, and the mean mass of the location tokens."""
+        label = _geometric_mean([token.logprob for token in self._within(*located.label_span)])
+        bins = [value for ring in located.bins for value in (ring[0::2], ring[1::2])]
+        sides = [max(map(max, axis)) - min(map(min, axis)) for axis in (bins[0::2], bins[1::2])]
+        axis, logs = 0, []
+        for token in self._within(*located.span):
+            logs.append(token.log_mass(sides[axis] * TOLERANCE))
+            axis = 1 - axis if token.masses else 0  # each polygon begins with x
+        return label, _geometric_mean(logs)
+
+    def _within(self, start: int, end: int) -> Sequence[CaptionToken]:
         first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
-        return self._logprobs[first:last] if start < end else []
+        return self._tokens[first:last] if start < end else []
 
 
 def _geometric_mean(logprobs: Sequence[float]) -> float | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from florence2.engine.decoding.batch_state import INVALID_SCORE, BatchState, SearchStep
+from florence2.engine.decoding.location_mass import LocationMass
 from florence2.engine.decoding.logits_processors import (
     NEG_INF,
     LogitsProcessors,
@@ -44,8 +45,8 @@ class SearchRegistry:
     A number is never used for another search, so that a CUDA graph may be known by it.
     """
 
-    def __init__(self, model_config: ModelGenerationConfig) -> None:
-        self._model_config = model_config
+    def __init__(self, model_config: ModelGenerationConfig, mass: LocationMass) -> None:
+        self._model_config, self._mass = model_config, mass
         self._numbers: dict[GenerationConfig, int] = {}
         self._searches: dict[int, Search] = {}
         self._next_number = 0
@@ -61,7 +62,7 @@ class SearchRegistry:
         config = generation.search_config()
         if config not in self._numbers:
             self._numbers[config] = self._next_number
-            self._searches[self._next_number] = create_search(config, self._model_config)
+            self._searches[self._next_number] = create_search(config, self._model_config, self._mass)
             self._next_number += 1
         return self._numbers[config]
 
@@ -86,24 +87,25 @@ class SearchRegistry:
                 rows.append(search.choose(rows, rows_SWV.clone()), rows.search_S == number)
 
 
-def create_search(generation: GenerationConfig, model_config: ModelGenerationConfig) -> Search:
+def create_search(generation: GenerationConfig, model_config: ModelGenerationConfig, mass: LocationMass) -> Search:
     """Create the search that a config describes."""
     kind = BeamSearch if generation.num_beams > 1 else GreedyOrSampling
-    return kind(generation, model_config)
+    return kind(generation, model_config, mass)
 
 
 class GreedyOrSampling:
     """Greedy search or sampling: the rows of a slot are independent."""
 
-    def __init__(self, generation: GenerationConfig, model_config: ModelGenerationConfig) -> None:
+    def __init__(self, generation: GenerationConfig, model_config: ModelGenerationConfig, mass: LocationMass) -> None:
         self.width = generation.width
-        self._generation, self._model_config = generation, model_config
+        self._generation, self._model_config, self._mass = generation, model_config, mass
         self._process = LogitsProcessors(generation, model_config)
 
     def choose(self, batch: BatchState, logits_SWV: Tensor) -> SearchStep:
         """Take the most likely token of each row, or sample one."""
         config = self._model_config
         total_SW = logits_SWV.logsumexp(-1)
+        locations_SWN = self._mass.location_logits(logits_SWV) - total_SW.unsqueeze(-1)
         raw_SWV = logits_SWV.clone() if self._generation.repetition_penalty != 1.0 else logits_SWV
         scores_SWV = self._process(batch, logits_SWV)
         if self._generation.do_sample:
@@ -119,7 +121,7 @@ class GreedyOrSampling:
         return SearchStep(
             parent_SK=rows_SW,
             token_SK=token_SW,
-            logprob_SK=logprob_SW,
+            likelihood_SK=self._mass.pack(locations_SWN, rows_SW, token_SW, logprob_SW),
             beam_index_SW=rows_SW,
             score_SW=batch.scores_SW,
             is_finished_SW=finished_SW,
@@ -130,14 +132,14 @@ class GreedyOrSampling:
 class BeamSearch:
     """Beam search as in transformers: twice as many candidates as beams, and finished beams apart."""
 
-    def __init__(self, generation: GenerationConfig, model_config: ModelGenerationConfig) -> None:
+    def __init__(self, generation: GenerationConfig, model_config: ModelGenerationConfig, mass: LocationMass) -> None:
         self.width = generation.width
-        self._generation, self._model_config = generation, model_config
+        self._generation, self._model_config, self._mass = generation, model_config, mass
         self._process = LogitsProcessors(generation, model_config)
 
     def choose(self, batch: BatchState, logits_SWV: Tensor) -> SearchStep:
         """Choose the candidates, the running beams and the finished beams."""
-        score_SK, parent_SK, token_SK, logprob_SK = self._candidates(batch, logits_SWV)
+        score_SK, parent_SK, token_SK, likelihood_SK = self._candidates(batch, logits_SWV)
         is_last_S1 = (batch.length_S + 1 >= batch.max_length_S)[:, None]
         ends_SK = (token_SK == self._model_config.eos_token_id) | is_last_S1
         running_SK = score_SK + ends_SK.float() * INVALID_SCORE
@@ -149,7 +151,7 @@ class BeamSearch:
         return SearchStep(
             parent_SK=parent_SK,
             token_SK=token_SK,
-            logprob_SK=logprob_SK,
+            likelihood_SK=likelihood_SK,
             beam_index_SW=beam_index_SW,
             score_SW=running_SW,
             is_finished_SW=finished_SW,
@@ -159,15 +161,17 @@ class BeamSearch:
         )
 
     def _candidates(self, batch: BatchState, logits_SWV: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Compute score, parent, token and log-probability of the 2W best continuations."""
+        """Compute score, parent, token and likelihood of the 2W best continuations."""
         vocabulary = logits_SWV.shape[-1]
         raw_SWV = logits_SWV.log_softmax(-1)
+        locations_SWN = self._mass.location_logits(raw_SWV).clone()
         scores_SWV = self._process(batch, raw_SWV.clone() if self._generation.repetition_penalty != 1.0 else raw_SWV)
         if self._generation.do_sample:
             scores_SWV = warp(scores_SWV, self._generation, min_tokens=2)
         index_SK, score_SK = self._best(batch, scores_SWV)
         logprob_SK = raw_SWV.flatten(1).gather(1, index_SK)
         parent_SK, token_SK = index_SK // vocabulary, index_SK % vocabulary
+        likelihood_SK = self._mass.pack(locations_SWN, parent_SK, token_SK, logprob_SK)
         own_SK = torch.arange(2 * self.width, device=index_SK.device).expand_as(index_SK) % self.width
         forced_SK = torch.cat((batch.scores_SW, torch.full_like(batch.scores_SW, NEG_INF)), 1)
         for is_forced_S, token in forced_tokens(batch, self._model_config):  # each beam continues, at no cost
@@ -175,7 +179,7 @@ class BeamSearch:
             score_SK = torch.where(is_forced_S1, forced_SK, score_SK)
             parent_SK = torch.where(is_forced_S1, own_SK, parent_SK)
             token_SK = token_SK.masked_fill(is_forced_S1, token)
-        return score_SK, parent_SK, token_SK, logprob_SK
+        return score_SK, parent_SK, token_SK, likelihood_SK
 
     def _best(self, batch: BatchState, scores_SWV: Tensor) -> tuple[Tensor, Tensor]:
         """Return the 2W best or sampled candidates: their indices among W x V, and their sums."""
