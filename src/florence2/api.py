@@ -114,6 +114,7 @@ def predict(
     top_k: int = 0,
     no_repeat_ngram_size: int | None = None,
     seed: int = 0,
+    min_score: float = 0.0,
     generation_args: str | Sequence[str] = (),
     revision: str | None = None,
     offline: bool = False,
@@ -172,6 +173,7 @@ def evaluate(
     top_k: int = 0,
     no_repeat_ngram_size: int | None = None,
     seed: int = 0,
+    min_score: float = 0.0,
     generation_args: str | Sequence[str] = (),
     revision: str | None = None,
     offline: bool = False,
@@ -262,6 +264,7 @@ def convert_dataset(
     text_column: str | None = None,
     to: Literal["jsonl", "coco", "yolo", "folder", "shards"] = "jsonl",
     link_mode: Literal["link", "copy"] = "link",
+    min_score: float = 0.0,
 ) -> ConversionResult:
     """Write a dataset in another format."""
     settings = settings_from_dict(config.ConvertSettings, locals())

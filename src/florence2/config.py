@@ -325,6 +325,9 @@ class GenerationSettings:
     seed: int = 0
     """Seed of the sampling; each sample has a random stream of its own."""
 
+    min_score: float = 0.0
+    """Remove objects whose score is below this from the text, the answer and all that is made of them."""
+
     generation_args: tuple[str, ...] = ()
     """More generation options, as key=value: length_penalty, early_stopping, min_length, repetition_penalty,
     num_return_sequences."""
@@ -541,6 +544,9 @@ class ConvertSettings:
 
     link_mode: Literal["link", "copy"] = "link"
     """How to add the images: as hard links, or as copies; an image that cannot be linked is copied."""
+
+    min_score: float = 0.0
+    """Leave out predicted objects whose score is below this; for predictions of `florence2 predict`."""
 
 
 @dataclass(frozen=True)

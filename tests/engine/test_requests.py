@@ -4,10 +4,20 @@ import pytest
 
 from florence2.data.sample import Sample
 from florence2.engine.decoding.location_mass import RADII
-from florence2.engine.decoding.outputs import NOT_FINITE, CompletionOutput, to_prediction
+from florence2.engine.decoding.outputs import (
+    NOT_FINITE,
+    TOLERANCE,
+    CaptionToken,
+    CompletionOutput,
+    ObjectScorer,
+    to_prediction,
+)
 from florence2.engine.generation_config import GenerationConfig, ModelGenerationConfig
 from florence2.engine.requests import ImageInputs, Request
+from florence2.model.geometry import GeometryKind
+from florence2.model.location_grammar import LocatedObject
 from florence2.model.processing import Preprocessor
+from florence2.model.storage.score_calibration import ScoreCalibration, TaskCalibration
 from florence2.model.tasks import find_task
 from tests.engine.images import image
 from tests.tiny import tiny_model
@@ -104,3 +114,38 @@ def test_prediction_with_a_sequence_that_is_not_finite_is_an_error(tiny, logprob
     completions = [completion(ids, list(each)) for each in logprobs]
     prediction = to_prediction(preprocessor, model_config, request, completions)
     assert (prediction.error, prediction.alternatives) == (NOT_FINITE, ())
+
+
+def token(logprob: float, *masses: float) -> CaptionToken:
+    return CaptionToken(0, 1, math.log(logprob), masses)
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [
+        (0, 0.1),  # a point has no tolerance
+        (20, 0.1 + 2.5 / 5 * 0.4),  # an eighth of 20 bins is half of the first radius
+        (40, 0.5),
+        (100, 0.5 + 7.5 / 15 * 0.4),
+        (160, 0.9),
+        (800, 0.9),  # at most 20 bins
+    ],
+)
+def test_location_counts_within_an_eighth_of_the_side(side: int, expected: float):
+    assert math.exp(token(0.1, 0.5, 0.9).log_mass(side * TOLERANCE)) == pytest.approx(expected)
+
+
+def test_each_axis_has_a_tolerance_of_its_own():
+    tokens = [CaptionToken(i, i + 1, math.log(0.1), (0.5, 0.9)) for i in range(4)]
+    wide = LocatedObject(GeometryKind.BBOXES, "", ((0, 0, 160, 40),), (0, 0), (0, 4))
+    label, location = ObjectScorer(tokens, "od").probabilities(wide)
+    assert label is None
+    assert location == pytest.approx(math.sqrt(0.9 * 0.5))
+
+
+def test_a_calibration_maps_label_and_location_of_its_task():
+    tokens = [CaptionToken(i, i + 1, math.log(0.5), (0.5, 0.5)) for i in range(4)]
+    box = LocatedObject(GeometryKind.BBOXES, "", ((0, 0, 160, 160),), (0, 0), (0, 4))
+    calibration = ScoreCalibration({"od": TaskCalibration(label=9, location=1, bias=2)})
+    assert ObjectScorer(tokens, "od", calibration).score(box) == pytest.approx(1 / (1 + math.exp(-2)))
+    assert ObjectScorer(tokens, "region_proposal", calibration).score(box) == pytest.approx(0.5)

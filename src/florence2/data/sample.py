@@ -97,7 +97,8 @@ class Prediction:
     """The output of the model for one sample, or the `error` that prevented it.
 
     `text` is the generated text with its location tokens; `answer` holds the positions in pixels, None for text tasks.
-    `alternatives` are further sequences for the same sample, where several were requested.
+    `alternatives` are further sequences for the same sample, where several were requested. `num_removed` counts the
+    objects that `--min_score` removed.
     """
 
     file_name: str
@@ -109,6 +110,7 @@ class Prediction:
     score: float | None = None
     error: str | None = None
     alternatives: tuple["Prediction", ...] = ()
+    num_removed: int = 0
 
     @property
     def key(self) -> SampleKey:
@@ -131,7 +133,8 @@ class Prediction:
 
     def _output_columns(self) -> dict[str, Any]:
         answer = {} if self.answer is None else {"answer": self.answer.to_dict()}
-        return {**answer, "num_tokens": self.num_tokens, "score": self.score}
+        removed = {"removed_objects": self.num_removed} if self.num_removed else {}
+        return {**answer, "num_tokens": self.num_tokens, "score": self.score, **removed}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Prediction":
@@ -146,6 +149,7 @@ class Prediction:
             score=row.get("score"),
             error=row.get("error"),
             alternatives=tuple(cls.from_json({**each, **names}) for each in row.get("alternatives", ())),
+            num_removed=int(row.get("removed_objects") or 0),
         )
 
 

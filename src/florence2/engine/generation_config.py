@@ -64,6 +64,9 @@ class GenerationConfig:
     num_return_sequences: int = 1
     """Sequences returned for each request, the best first."""
 
+    min_score: float = 0.0
+    """Remove objects whose score is below this from the text and the answer."""
+
     def __post_init__(self) -> None:
         """Refuse values that no search can use."""
         require_at_least("max_length", self.max_length, 1)
@@ -74,6 +77,8 @@ class GenerationConfig:
         require_at_least("no_repeat_ngram_size", self.no_repeat_ngram_size or 0, 0)
         if self.temperature <= 0:
             raise OptionError(f"`temperature` is {self.temperature}", "pass a number above 0, or remove `do_sample`")
+        if not 0 <= self.min_score <= 1:
+            raise OptionError(f"`min_score` is {self.min_score}", "pass a number from 0 to 1")
         if not 0 < self.top_p <= 1:
             raise OptionError(f"`top_p` is {self.top_p}", "pass a number above 0 and at most 1")
         if self.repetition_penalty <= 0:
@@ -94,12 +99,13 @@ class GenerationConfig:
         return self.num_beams if self.num_beams > 1 else self.num_return_sequences
 
     def search_config(self) -> GenerationConfig:
-        """Reset what a search does not read: lengths and seed, which each slot has, and what other searches read."""
+        """Reset what a search does not read: what each slot or its output has, and what other searches read."""
         default = GenerationConfig()
         unread: dict[str, Any] = {
             "max_length": default.max_length,
             "min_length": default.min_length,
             "seed": default.seed,
+            "min_score": default.min_score,
         }
         if not self.do_sample:
             unread |= {"temperature": default.temperature, "top_k": default.top_k, "top_p": default.top_p}

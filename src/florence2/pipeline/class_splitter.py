@@ -85,6 +85,7 @@ def merge_predictions(sample: Sample, parts: Sequence[Prediction]) -> Prediction
         answer=Answer.merged([part.answer for part in parts if part.answer is not None]),
         num_tokens=sum(part.num_tokens for part in parts),
         score=math.exp(sum(map(math.log, scores)) / len(scores)) if scores else None,
+        num_removed=sum(part.num_removed for part in parts),
         alternatives=tuple(
             merge_predictions(sample, each) for each in zip(*(p.alternatives for p in parts), strict=True)
         ),

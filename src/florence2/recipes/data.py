@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from florence2.config import CheckSettings, ConvertSettings, InspectedSettings, PreviewSettings, SourceSettings
@@ -16,6 +18,7 @@ from florence2.data.inspection.convert import ConversionResult, convert
 from florence2.data.inspection.dataset_report import DatasetReport, report_dataset
 from florence2.data.inspection.dataset_rows import dataset_rows
 from florence2.data.inspection.issues import LengthLimit, check_row, min_token_count
+from florence2.data.inspection.low_scores import remove_low_scores
 from florence2.data.resolve import split_spec
 from florence2.data.sample import Sample
 from florence2.errors import DatasetError
@@ -63,7 +66,11 @@ def run_preview(settings: PreviewSettings) -> Path:
 def run_convert(settings: ConvertSettings) -> ConversionResult:
     """Write a dataset in another format."""
     rows, columns = _rows(settings.data, settings.source), _columns(settings.data, settings.source)
-    return convert(rows, columns, Path(settings.output).expanduser(), settings.to, settings.link_mode)
+    removed: Counter[str] = Counter()
+    if settings.min_score:
+        rows = remove_low_scores(rows, columns, settings.min_score, removed)
+    result = convert(rows, columns, Path(settings.output).expanduser(), settings.to, settings.link_mode)
+    return replace(result, skipped=result.skipped + removed)
 
 
 def _rows(data: InspectedSettings, source: SourceSettings) -> Iterator[DatasetRow]:

@@ -75,6 +75,11 @@ def _prediction_files(settings: EvaluateSettings) -> list[str]:
     for path in (settings.score.output_path, settings.score.html or "-"):
         if Path(path).is_dir():
             raise OptionError(f"{path} is a folder", "pass a file to `--output_path` and `--html`")
+    if settings.generation.min_score and not source.model_path:
+        raise OptionError(
+            "`--min_score` is a setting of prediction, and these predictions exist",
+            "pass `--model_path`, or write them anew with `florence2 predict --min_score`",
+        )
     if source.compare and (source.predictions or source.model_path):
         raise OptionError("`--compare` names both files of predictions", "remove `--predictions` and `--model_path`")
     if source.compare:

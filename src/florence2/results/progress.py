@@ -27,7 +27,8 @@ class RunSummary:
     """The result of a prediction run: numbers of predictions, and (file name, error) of each image that failed.
 
     `ignored_files` is a line about files that were not read as images. Of `num_shards` shards, `num_shards_done` were
-    done by this run and `num_shards_earlier` before; `failed_shards` are names with errors.
+    done by this run and `num_shards_earlier` before; `failed_shards` are names with errors. `num_removed` counts the
+    objects that `--min_score` removed.
     """
 
     num_predictions: int = 0
@@ -40,6 +41,7 @@ class RunSummary:
     num_shards_done: int = 0
     num_shards_earlier: int = 0
     failed_shards: tuple[tuple[str, str], ...] = ()
+    num_removed: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -57,6 +59,7 @@ class RunSummary:
             "ignored_files": self.ignored_files,
             "shards": self.num_shards,
             "failed_shards": dict(self.failed_shards),
+            "removed_objects": self.num_removed,
         }
 
     def __str__(self) -> str:
@@ -68,6 +71,8 @@ class RunSummary:
             lines.append(
                 f"{count_noun(self.num_resumed, 'prediction')} of an earlier run; pass `--overwrite_output` to replace"
             )
+        if self.num_removed:
+            lines.append(f"{count_noun(self.num_removed, 'object')} removed, with a score below `--min_score`")
         if self.errors:
             name, error = self.errors[0]
             lines.append(f"{len(self.errors)} failed; the first: {name}: {error}")
@@ -90,7 +95,7 @@ class PredictProgressBar:
 
     def __init__(self, total: int | None = None, num_resumed: int = 0) -> None:
         self._total, self._num_resumed = total, num_resumed
-        self._num_predictions = self._num_tokens = 0
+        self._num_predictions = self._num_tokens = self._num_removed = 0
         self._errors: list[tuple[str, str]] = []
         self._start = self._last_line = time.monotonic()
         self._first: float | None = None  # time of the first prediction
@@ -136,6 +141,7 @@ class PredictProgressBar:
         if prediction.error is None:
             self._num_predictions += 1
             self._num_tokens += prediction.num_tokens
+            self._num_removed += prediction.num_removed
         else:
             self._errors.append((prediction.file_name, prediction.error))
         now = time.monotonic()
@@ -155,7 +161,14 @@ class PredictProgressBar:
     def summary(self) -> RunSummary:
         """Return the counts so far."""
         seconds = time.monotonic() - self._start
-        return RunSummary(self._num_predictions, self._num_resumed, self._num_tokens, tuple(self._errors), seconds)
+        return RunSummary(
+            self._num_predictions,
+            self._num_resumed,
+            self._num_tokens,
+            tuple(self._errors),
+            seconds,
+            num_removed=self._num_removed,
+        )
 
     @property
     def _completed(self) -> int:

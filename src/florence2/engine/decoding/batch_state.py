@@ -47,8 +47,9 @@ class SearchStep:
 class BatchState:
     """The generated tokens and the limits of every slot.
 
-    `tokens` begin with the start token and `likelihoods` lie beside them, packed by `LocationMass`. `cache_row` is the row of the KV cache that
-    holds the keys and values of a token: when beams are reordered this table changes and the cache does not.
+    `tokens` begin with the start token and `likelihoods` lie beside them, packed by `LocationMass`. `cache_row` is the
+    row of the KV cache that holds the keys and values of a token: when beams are reordered this table changes and the
+    cache does not.
     `finished_*` are the finished beams, best first. `active` slots generate. `search` is the number of the search that
     chooses a slot's tokens.
     """

@@ -66,7 +66,7 @@ def _read_completion(
         tokens = _caption_tokens(preprocessor, completion, caption_slice)
         scorer = ObjectScorer(tokens, request.task.name, model_config.score_calibration)
         answer = locations.decode(request.task, text, request.image_inputs.size, score=scorer.score)
-    return Prediction(
+    prediction = Prediction(
         file_name=request.sample.id,
         task=request.sample.task,
         input=request.sample.input,
@@ -75,6 +75,17 @@ def _read_completion(
         num_tokens=len(caption),
         score=_geometric_mean(completion.logprobs[model_config.sampled_slice(completion.ids, request.limits)]),
     )
+    return _remove_low_scores(prediction, request)
+
+
+def _remove_low_scores(prediction: Prediction, request: Request) -> Prediction:
+    """Remove the objects whose score is below the request's `min_score`, and count them."""
+    answer = prediction.answer
+    remaining = answer.filter(score=request.generation.min_score) if answer and request.generation.min_score else answer
+    if answer is None or remaining is None or len(remaining) == len(answer):
+        return prediction
+    text = locations.encode(request.task, remaining, request.image_inputs.size)
+    return replace(prediction, text=text, answer=remaining, num_removed=len(answer) - len(remaining))
 
 
 @dataclass(frozen=True, slots=True)

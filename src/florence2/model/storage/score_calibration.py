@@ -17,6 +17,7 @@ from florence2.errors import CheckpointError
 
 FILE_NAME = "score_calibration.json"
 _SMALLEST = 1e-6
+_MOST_ODDS = 50.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class TaskCalibration:
         """Return the calibrated score; an object without a label is scored by its location."""
         odds = self.bias + self.location * log_odds(location)
         odds += self.label * log_odds(label) if label is not None else 0.0
-        return 1 / (1 + math.exp(-odds))
+        return 1 / (1 + math.exp(-min(max(odds, -_MOST_ODDS), _MOST_ODDS)))
 
 
 @dataclass(frozen=True)
