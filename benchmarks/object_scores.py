@@ -6,9 +6,9 @@
 
 An object is right if its label and its box are: the same label, an IoU of at least 0.5, each target once. The expected
 calibration error is the mean distance of score and fraction of right objects in 15 bins. `token` scores a location
-token by its own probability, `mass` by that within an eighth of the object's side, and `calibrated` maps label and
-mass to the fraction that is right, by a regression on other scenes, `--write` writes it. Prints a table, and one line
-of JSON last.
+token by its own probability, `mass` by that within an eighth of the object's side, and `calibrated` maps this score to
+the fraction that is right, by a regression on other scenes; `--write` writes it. Prints a table, and one line of JSON
+last.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def main() -> None:
     calibration = model.score_calibration
     if options.num_fit_scenes:
         calibration = ScoreCalibration(
-            {task: fit(*features(model, processor, task, options.num_fit_scenes)) for task in options.tasks}
+            {task: fit(*plain_scores(model, processor, task, options.num_fit_scenes)) for task in options.tasks}
         )
         if options.write:
             tasks = {
@@ -132,35 +132,17 @@ def right_items(pair: ItemsPair) -> tuple[Sequence[Any], list[bool]]:
     return predictions, [bool(match >= 0) for match in matches]
 
 
-@dataclass
-class FeatureRecorder:
-    """A calibration that numbers objects by their scores, and records their probabilities."""
-
-    rows: list[tuple[float | None, float]] = field(default_factory=list)
-
-    def apply(self, _task: str, label: float | None, location: float) -> float:
-        """Record an object, and return its number."""
-        self.rows.append((label, location))
-        return float(len(self.rows) - 1)
+def plain_scores(model: Any, processor: Any, task: str, num_scenes: int) -> tuple[Any, Any]:
+    """Return the score of each object without a calibration, and which objects are right."""
+    pairs = predict(model, processor, task, FIT_SEED, num_scenes, outputs.TOLERANCE, None)
+    scored = [row for pair in pairs for row in zip(*right_items(pair), strict=True)]
+    return np.array([item.score for item, _ in scored]), np.array([float(is_right) for _, is_right in scored])
 
 
-def features(model: Any, processor: Any, task: str, num_scenes: int) -> tuple[Any, Any]:
-    """Return the log-odds of label and location of each object, and which objects are right."""
-    recorder = FeatureRecorder()
-    pairs = predict(model, processor, task, FIT_SEED, num_scenes, outputs.TOLERANCE, recorder)
-    rows, right = [], []
-    for pair in pairs:
-        for item, is_right in zip(*right_items(pair), strict=True):
-            label, location = recorder.rows[int(item.score)]
-            rows.append([0.0 if label is None else log_odds(label), log_odds(location), 1.0])
-            right.append(float(is_right))
-    return np.array(rows), np.array(right)
-
-
-def fit(rows: Any, right: Any, steps: int = 50, penalty: float = 0.1) -> TaskCalibration:
-    """Fit a logistic regression by Newton's method with halved steps; a penalty keeps its factors near 1."""
-    prior = np.array([1.0 if np.ptp(rows[:, 0]) else 0.0, 1.0, 0.0])
-    weights = np.array([0.0, 0.0, log_odds(float(right.mean()))])
+def fit(scores: Any, right: Any, steps: int = 50, penalty: float = 0.1) -> TaskCalibration:
+    """Fit a logistic regression by Newton's method with halved steps; a penalty keeps the scale near 1."""
+    rows = np.array([[log_odds(score), 1.0] for score in scores])
+    weights, prior = np.array([0.0, log_odds(float(right.mean()))]), np.array([1.0, 0.0])
 
     def loss(candidate: Any) -> float:
         odds = rows @ candidate
@@ -169,7 +151,7 @@ def fit(rows: Any, right: Any, steps: int = 50, penalty: float = 0.1) -> TaskCal
     for _ in range(steps):
         expected = 1 / (1 + np.exp(-np.clip(rows @ weights, -30, 30)))
         gradient = rows.T @ (expected - right) + penalty * (weights - prior)
-        curvature = (rows * (expected * (1 - expected))[:, None]).T @ rows + penalty * np.eye(3)
+        curvature = (rows * (expected * (1 - expected))[:, None]).T @ rows + penalty * np.eye(2)
         step = np.linalg.solve(curvature, gradient)
         while loss(weights - step) > loss(weights) and np.abs(step).max() > 1e-9:
             step = step / 2

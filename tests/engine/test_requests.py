@@ -124,11 +124,11 @@ def token(logprob: float, *masses: float) -> CaptionToken:
     ("side", "expected"),
     [
         (0, 0.1),  # a point has no tolerance
-        (20, 0.1 + 2.5 / 5 * 0.4),  # an eighth of 20 bins is half of the first radius
-        (40, 0.5),
-        (100, 0.5 + 7.5 / 15 * 0.4),
-        (160, 0.9),
-        (800, 0.9),  # at most 20 bins
+        (12, 0.1 + 1.5 / 3 * 0.4),  # an eighth of 12 bins is half of the first radius
+        (24, 0.5),
+        (52, 0.5 + 3.5 / 7 * 0.4),
+        (80, 0.9),
+        (800, 0.9),  # at most 10 bins
     ],
 )
 def test_location_counts_within_an_eighth_of_the_side(side: int, expected: float):
@@ -137,15 +137,13 @@ def test_location_counts_within_an_eighth_of_the_side(side: int, expected: float
 
 def test_each_axis_has_a_tolerance_of_its_own():
     tokens = [CaptionToken(i, i + 1, math.log(0.1), (0.5, 0.9)) for i in range(4)]
-    wide = LocatedObject(GeometryKind.BBOXES, "", ((0, 0, 160, 40),), (0, 0), (0, 4))
-    label, location = ObjectScorer(tokens, "od").probabilities(wide)
-    assert label is None
-    assert location == pytest.approx(math.sqrt(0.9 * 0.5))
+    wide = LocatedObject(GeometryKind.BBOXES, "", ((0, 0, 80, 24),), (0, 0), (0, 4))
+    assert ObjectScorer(tokens, "od").score(wide) == pytest.approx(math.sqrt(0.9 * 0.5))
 
 
-def test_a_calibration_maps_label_and_location_of_its_task():
+def test_a_calibration_maps_the_score_of_its_task():
     tokens = [CaptionToken(i, i + 1, math.log(0.5), (0.5, 0.5)) for i in range(4)]
     box = LocatedObject(GeometryKind.BBOXES, "", ((0, 0, 160, 160),), (0, 0), (0, 4))
-    calibration = ScoreCalibration({"od": TaskCalibration(label=9, location=1, bias=2)})
+    calibration = ScoreCalibration({"od": TaskCalibration(scale=9, bias=2)})
     assert ObjectScorer(tokens, "od", calibration).score(box) == pytest.approx(1 / (1 + math.exp(-2)))
     assert ObjectScorer(tokens, "region_proposal", calibration).score(box) == pytest.approx(0.5)

@@ -44,6 +44,12 @@ class LocatedObject:
     label_span: Span = (0, 0)
     span: Span = (0, 0)
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Return width and height in bins."""
+        xs, ys = ([value for ring in self.bins for value in ring[axis::2]] for axis in (0, 1))
+        return max(xs) - min(xs), max(ys) - min(ys)
+
 
 def encode_objects(output_type: OutputType, objects: Iterable[LocatedObject]) -> str:
     """Return the text of objects in this order; neighbors with one label follow one label."""

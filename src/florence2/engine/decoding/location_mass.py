@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-RADII = (5, 20)
+RADII = (3, 10)
 """The bins on each side that count as near; at the edge of an image, the window of as many bins within it."""
 
 

@@ -1,8 +1,8 @@
 """The calibration of object scores, which a model's folder may have: `score_calibration.json`.
 
-It maps the probabilities of an object's label and location to the fraction of such objects that are right: with the
-same label and an IoU of at least 0.5. It holds for one set of weights on images like those that it was fitted on, so
-that neither an adapter nor a fine-tuned model inherits it.
+It maps the score of an object to the fraction of such objects that are right: with the same label and an IoU of at
+least 0.5. It keeps their order. It holds for one set of weights on images like those that it was fitted on, so that
+neither an adapter nor a fine-tuned model inherits it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from florence2.errors import CheckpointError
 
@@ -22,16 +23,14 @@ _MOST_ODDS = 50.0
 
 @dataclass(frozen=True)
 class TaskCalibration:
-    """A logistic regression of one task's objects on the log-odds of label and location."""
+    """A logistic regression of one task's objects on the log-odds of their scores."""
 
-    label: float
-    location: float
+    scale: float
     bias: float
 
-    def apply(self, label: float | None, location: float) -> float:
-        """Return the calibrated score; an object without a label is scored by its location."""
-        odds = self.bias + self.location * log_odds(location)
-        odds += self.label * log_odds(label) if label is not None else 0.0
+    def apply(self, score: float) -> float:
+        """Return the calibrated score."""
+        odds = self.bias + self.scale * log_odds(score)
         return 1 / (1 + math.exp(-min(max(odds, -_MOST_ODDS), _MOST_ODDS)))
 
 
@@ -49,14 +48,14 @@ class ScoreCalibration:
             return None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))["tasks"]
-            return cls({name: TaskCalibration(**_numbers(row)) for name, row in content.items()})
+            return cls({name: _task_calibration(row) for name, row in content.items()})
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CheckpointError(f"{path} is not a calibration of scores", "remove it, or copy it again") from None
 
-    def apply(self, task: str, label: float | None, location: float) -> float | None:
-        """Return the calibrated score of an object; None for a task without a calibration."""
+    def apply(self, task: str, score: float) -> float:
+        """Return the calibrated score of an object; the same score for a task without a calibration."""
         calibration = self.tasks.get(task)
-        return None if calibration is None else calibration.apply(label, location)
+        return score if calibration is None else calibration.apply(score)
 
 
 def log_odds(probability: float) -> float:
@@ -65,8 +64,8 @@ def log_odds(probability: float) -> float:
     return math.log(clipped / (1 - clipped))
 
 
-def _numbers(row: Mapping[str, float]) -> dict[str, float]:
-    numbers = {name: float(row[name]) for name in ("label", "location", "bias")}
-    if not all(map(math.isfinite, numbers.values())):
-        raise ValueError("not finite")
-    return numbers
+def _task_calibration(row: Mapping[str, Any]) -> TaskCalibration:
+    scale, bias = float(row["scale"]), float(row["bias"])
+    if not (math.isfinite(scale) and math.isfinite(bias) and scale > 0):
+        raise ValueError("a calibration keeps the order of scores")
+    return TaskCalibration(scale, bias)
