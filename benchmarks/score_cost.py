@@ -37,9 +37,9 @@ class LogProbabilitiesOnly(LocationMass):
         """View as little as possible."""
         return logits_SWV[..., :1]
 
-    def pack(self, logprobs_SWN: Tensor, parent_SK: Tensor, token_SK: Tensor, logprob_SK: Tensor) -> Tensor:
+    def pack(self, *tensors: Tensor) -> Tensor:
         """Pack without masses."""
-        return torch.stack((logprob_SK, logprob_SK), -1).view(torch.int64).squeeze(-1)
+        return torch.stack((tensors[-1], tensors[-1]), -1).view(torch.int64).squeeze(-1)
 
 
 def main() -> None:
