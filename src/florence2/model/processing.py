@@ -72,8 +72,9 @@ class Preprocessor:
     @cached_property
     def location_ids(self) -> range:
         """The ids of the location tokens, in the order of their bins."""
-        first = int(self.tokenizer.convert_tokens_to_ids("<loc_0>"))
-        if self.tokenizer.convert_tokens_to_ids(f"<loc_{NUM_BINS - 1}>") != first + NUM_BINS - 1:
+        text = f"<loc_0><loc_{NUM_BINS - 1}>"
+        first, *rest = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if rest != [first + NUM_BINS - 1]:
             raise CheckpointError(
                 "the tokenizer does not have the 1,000 location tokens in a row", "load the tokenizer of a Florence-2"
             )

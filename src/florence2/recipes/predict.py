@@ -72,7 +72,7 @@ def _predict_images(spec: PredictSpec) -> RunSummary:
     pipeline, images = spec.pipeline.apply_to(partial(_find_images, spec))
     root = images.root or Path()
     tasks = _tasks(pipeline, images)
-    if settings.generation.min_score and all(task.output_type is OutputType.TEXT for task in tasks):
+    if spec.engine.config.generation.min_score and all(task.output_type is OutputType.TEXT for task in tasks):
         names = " and ".join(f"`{task.name}`" for task in tasks)
         raise OptionError(f"`--min_score` removes objects, and {names} answers text", "remove `--min_score`")
     exports = [DatasetExport.parse(each, output.output_path, tasks) for each in output.export]

@@ -12,6 +12,7 @@ from florence2.model.inference.architecture import Architecture
 from florence2.model.inference.language_model import LanguageModel
 from florence2.model.inference.layers import LoadedLinear
 from florence2.model.inference.vision_tower import Projector, VisionTower
+from florence2.model.storage.score_calibration import ScoreCalibration
 
 # What transformers' generation config has where a checkpoint says nothing.
 _GENERATION_DEFAULTS: dict[str, Any] = dict.fromkeys(
@@ -43,6 +44,7 @@ class InferenceModel(nn.Module):
         if is_tied:
             self.lm_head.weight = self.model.language_model.shared.weight
         self.generation_config = SimpleNamespace(**_GENERATION_DEFAULTS)
+        self.score_calibration: ScoreCalibration | None = None
 
     @property
     def device(self) -> torch.device:

@@ -21,6 +21,7 @@ from florence2.model.processing import Preprocessor
 from florence2.model.storage import checkpoint_files as checkpoint
 from florence2.model.storage import checkpoint_state as states
 from florence2.model.storage import legacy_layout as legacy
+from florence2.model.storage.score_calibration import ScoreCalibration
 
 # Microsoft's files leave some settings to CLIP's image processor.
 _IMAGE_DEFAULTS: dict[str, Any] = {
@@ -52,6 +53,7 @@ def load_for_inference(
         model.lm_head.weight = model.model.language_model.shared.weight
     settings = states.generation_settings(folder, raw, is_legacy=is_legacy, vocab_size=vocab_size, **tokens)
     model.set_generation_config(settings)
+    model.score_calibration = ScoreCalibration.read(folder)
     return model.eval().to(device), preprocessor
 
 
