@@ -7,13 +7,14 @@ import os
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from florence2.data.folders.image_names import is_image_name, missing_package
 from florence2.data.stores.store_path import AnyPath
 from florence2.errors import DatasetError
 
-_MASK_SUFFIXES = ("-masklabel", "-condlabel")
+_MASKS = ("masklabel", "condlabel")
 # Files beside images that are no images and need no mention.
 _TEXT_EXTENSIONS = frozenset(
     f".{name}" for name in ("txt caption json jsonl csv tsv parquet xml yaml yml md html py ini log npz db".split())
@@ -38,21 +39,24 @@ class Listing:
 
     def images(self) -> list[str]:
         """Return the names of the image files, without masks."""
-        return [name for name in self.names if is_image_name(name) and not self._is_mask(name)]
-
-    def _is_mask(self, name: str) -> bool:
-        """Return whether an image is OneTrainer's mask of another one: `a-masklabel.png` beside `a.jpg`."""
-        stem = name.rpartition(".")[0]
-        if not stem.endswith(_MASK_SUFFIXES):
-            return False
-        masked = stem.rpartition("-")[0] + "."
-        return any(each.startswith(masked) and is_image_name(each) for each in self.names)
+        return [name for name in self._images if name not in self._masks]
 
     def ignored_files(self) -> list[tuple[str, str]]:
         """Return path and kind of each file that may be meant as an image and is not read as one."""
         special = [(self.id(name), "pipe or device") for name in self.special_names]
-        masks = [(self.id(name), "mask") for name in self.names if is_image_name(name) and self._is_mask(name)]
+        masks = [(self.id(name), "mask") for name in self._images if name in self._masks]
         return special + masks + [(self.id(name), kind) for name in self.names if (kind := _unread_kind(name))]
+
+    @cached_property
+    def _images(self) -> list[str]:
+        return [name for name in self.names if is_image_name(name)]
+
+    @cached_property
+    def _masks(self) -> set[str]:
+        """Return the images that are OneTrainer's masks of others: `a-masklabel.png` beside `a.jpg`."""
+        parts = {name: name.rpartition(".")[0].rpartition("-") for name in self._images if "label." in name}
+        stems = {name.rpartition(".")[0] for name in self._images} if parts else set()
+        return {name for name, (stem, _, kind) in parts.items() if kind in _MASKS and stem in stems}
 
 
 def _unread_kind(name: str) -> str:
