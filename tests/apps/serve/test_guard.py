@@ -261,6 +261,14 @@ def test_deep_and_odd_text_is_no_failure(client) -> None:
         assert response.status_code in (200, 400, 413), words[:5]
 
 
+def test_odd_names_in_a_format_are_a_bad_request(client) -> None:
+    for stream in (True, False):
+        body = {"prompt": "od", "images": [data_uri()], "stream": stream, "format": {"properties": {"\ud800": {}}}}
+        content = json.dumps(body)
+        response = client.post("/api/generate", content=content, headers={"content-type": "application/json"})
+        assert response.status_code == 400
+
+
 def test_many_clients_get_their_own_answers() -> None:
     expected = [predict_alone("caption", scene=scene, max_length=64).text for scene in range(6)]
 

@@ -89,6 +89,6 @@ def test_formats() -> None:
     assert JsonFormat.parse("json") == JsonFormat()
     assert JsonFormat.parse({"type": "json_object"}) == JsonFormat()
     assert JsonFormat.parse({"type": "object", "properties": {}}) is not None
-    for wrong in ({"type": "xml"}, "xml", 5, {"type": "json_schema"}):
+    for wrong in ({"type": "xml"}, "xml", 5, {"type": "json_schema"}, {"properties": {"\ud800": {}}}):
         with pytest.raises(RequestError):
             JsonFormat.parse(wrong)

@@ -38,7 +38,8 @@ class RequestError(UserError):
     @property
     def message(self) -> str:
         """Return what is wrong and how to fix it, in one line."""
-        return f"{self.what}; {self.hint}" if self.hint else self.what
+        text = f"{self.what}; {self.hint}" if self.hint else self.what
+        return text.encode(errors="replace").decode()  # it may repeat a name of the request
 
     @property
     def headers(self) -> dict[str, str]:

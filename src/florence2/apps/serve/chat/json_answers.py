@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from florence2 import Answer, Prediction
-from florence2.apps.serve.request_limits import RequestError
+from florence2.apps.serve.request_limits import RequestError, require_text
 
 CAPTION, TITLE, LABELS, OCR = "caption", "title", "labels", "ocr"
 # By whole name first, then by a part of the name, in this order.
@@ -57,6 +57,7 @@ class JsonFormat:
         """Read OpenAI's `response_format` or Ollama's `format`; None is plain text."""
         if response_format in (None, "", "text"):
             return None
+        require_text(json.dumps(response_format, ensure_ascii=False))
         if response_format == "json":
             return cls()
         if not isinstance(response_format, Mapping):
@@ -233,7 +234,8 @@ class _SchemaReader:
         values = labels_of(prediction) if source == LABELS else [prediction.text] if prediction else []
         limit = schema.get("maxItems")
         values = values[:limit] if isinstance(limit, int) and limit >= 0 else values
-        return values if len(values) >= int(schema.get("minItems") or 0) else _OMITTED
+        fewest = schema.get("minItems")
+        return _OMITTED if isinstance(fewest, int) and len(values) < fewest else values
 
 
 def _properties(schema: Mapping[str, Any]) -> Mapping[str, Any]:
