@@ -6,6 +6,7 @@ Torch is imported by the recipe, after the words are parsed.
 import errno
 import importlib
 import io
+import logging
 import os
 import select
 import sys
@@ -194,6 +195,8 @@ def _silence_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # peft imports it where it is installed, and it warns of kernels that only `--quantize` would run.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _print_error(error: UserError) -> int:

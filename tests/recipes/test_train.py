@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shutil
@@ -5,6 +6,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from florence2.errors import UserError
 from florence2.model.load import load
 from florence2.model.storage.run_metadata import read_run_metadata
 from florence2.training.callbacks.signals import TrainingInterrupted
+from florence2.training.trackers import _has_wandb_login
 from florence2.training.trainer import Florence2Trainer
 from tests.training.images import CAPTIONS, run, save_calm, save_photos
 
@@ -190,13 +193,36 @@ def test_sigterm_saves_a_checkpoint_and_prints_the_resume_command(folder: Path) 
     assert not (output / "adapter_model.safetensors").exists()
 
 
-def test_wandb_writes_offline_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
+def test_wandb_without_a_login_writes_an_offline_run_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(folder / "wandb-config"))
+    monkeypatch.setenv("NETRC", str(folder / "no-netrc"))
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setattr("sys.stdin", io.StringIO())
     output = run(folder, "wandb", log_with="wandb")
+    assert any("no login of Weights & Biases" in line for line in caplog.messages)
     run_files = list((output / "wandb").glob("offline-run-*/*.wandb"))
     assert len(run_files) == 1
     assert run_files[0].stat().st_size > 1000
+
+
+def test_login_of_wandb_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    settings = SimpleNamespace(mode="online", api_key=None, base_url="https://wandb.example.org")
+    assert not _has_wandb_login(settings)
+    (tmp_path / "netrc").write_text("machine elsewhere.example.org login user password secret\n")
+    assert not _has_wandb_login(settings)
+    (tmp_path / "netrc").write_text("machine wandb.example.org login user password secret\n")
+    assert _has_wandb_login(settings)
+    (tmp_path / "netrc").unlink()
+    assert _has_wandb_login(SimpleNamespace(mode="online", api_key="secret", base_url=""))
+    assert _has_wandb_login(SimpleNamespace(mode="offline", api_key=None, base_url=""))
 
 
 def test_tensorboard_logs_the_loss(folder: Path) -> None:

@@ -1,10 +1,13 @@
 """Experiment trackers beyond transformers' callbacks: their names, an early start of wandb, annotated images."""
 
+import netrc
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
 from PIL import Image
@@ -13,6 +16,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from florence2.distributed import is_main_process
 from florence2.errors import MissingPackageError, OptionError, UserError
+from florence2.log import logger
 from florence2.settings_io import closest_name_hint
 
 
@@ -39,7 +43,7 @@ def resolve_trackers(log_with: str) -> list[str]:
 def open_trackers(names: Sequence[str], folder: Path, settings: dict[str, Any]) -> Iterator[None]:
     """Open a run of Weights & Biases in `folder`, if it is among the trackers, before the trainer exists.
 
-    So a missing login is one clear error.
+    Without a login the run is kept on this machine, and nobody waits for a server.
     """
     if "wandb" not in names or not is_main_process():
         yield
@@ -47,8 +51,12 @@ def open_trackers(names: Sequence[str], folder: Path, settings: dict[str, Any]) 
     import wandb
 
     folder.mkdir(parents=True, exist_ok=True)
+    is_offline = not _has_wandb_login(wandb.Settings())
+    if is_offline:
+        logger.warning("no login of Weights & Biases: the run stays on this machine until `wandb login`, `wandb sync`")
     try:
         run = wandb.init(
+            mode="offline" if is_offline else None,
             project=os.environ.get("WANDB_PROJECT", "florence2"),
             name=os.environ.get("WANDB_NAME", folder.name),
             dir=os.environ.get("WANDB_DIR", str(folder)),
@@ -62,6 +70,19 @@ def open_trackers(names: Sequence[str], folder: Path, settings: dict[str, Any]) 
         ) from error
     with run:
         yield
+
+
+def _has_wandb_login(settings: Any) -> bool:
+    """Return whether a key is stored, wandb can ask for it on a terminal, or the mode needs none."""
+    if settings.mode != "online" or settings.api_key or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    if sys.stdin is not None and sys.stdin.isatty():
+        return True
+    try:
+        logins = netrc.netrc(os.environ.get("NETRC"))
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return logins.authenticators(urlparse(settings.base_url).hostname or "") is not None
 
 
 def log_samples(callbacks: Iterable[Any], step: int, images: Mapping[str, Path], texts: Mapping[str, str]) -> None:
