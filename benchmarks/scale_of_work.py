@@ -75,7 +75,7 @@ def predict(images: str, output: str) -> dict[str, float]:
     from florence2.recipes import predict as recipe
 
     engine = FreeEngine()
-    recipe.create_engine = lambda *_: engine  # type: ignore[assignment]
+    vars(recipe)["create_engine"] = lambda *_: engine
     settings = PredictSettings(
         WeightsSettings("demo"), InputSettings(images, recursive=True), OutputSettings(output_path=output)
     )
