@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 Model: TypeAlias = "Florence2ForConditionalGeneration | PeftModel"
 _POST_PROCESSOR = Path(__file__).with_name("post_processor.json")
-_BASE_HINT = f"pass `base`, or fix `base_model_name_or_path` in its `{checkpoint.ADAPTER_CONFIG}`"
+_BASE_HINT = (
+    f"set `base_model_name_or_path` in its `{checkpoint.ADAPTER_CONFIG}` to a folder of this machine or a hub id; in"
+    " Python, pass `base` to `florence2.load`"
+)
 # The dropout rates of each component's config.
 VISION_DROPOUT_RATES = ("drop_path_rate",)
 TEXT_DROPOUT_RATES = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
