@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from florence2.errors import MissingPackageError, OptionError
 from florence2.log import count_noun, logger
 
 READ_CPUS = 0.25  # of one read task, which mostly waits for the store
+NODE_WAIT = 60  # seconds
 CORES_PER_ENGINE = 4  # of an engine on a CPU, unless OMP_NUM_THREADS is set
 _INSTALL = 'run `pip install "florence2[cluster]"`'
 
@@ -86,8 +88,12 @@ def connect(address: str) -> Iterator[Any]:
 
 
 def find_pool(ray: Any, device: str | None) -> EnginePool:
-    """Divide the nodes of the cluster among engines."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    """Divide the nodes of the cluster among engines; where no node has a CPU yet, wait a minute for one."""
+    for _ in range(NODE_WAIT):
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        if any(node["Resources"].get("CPU") for node in nodes):
+            break
+        time.sleep(1)
     pool = EnginePool.of_nodes(nodes, device)
     kind = "1 GPU" if pool.num_gpus else count_noun(pool.num_cores, "core")
     logger.info(
