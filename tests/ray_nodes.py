@@ -30,9 +30,14 @@ class RayNodes:
         self.address = f"{HOST}:{port}"
         head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self.folder}"]
         self.head = self._start(*head, f"--num-cpus={0 if num_nodes else cpus}")
-        wait_for(port)
-        self.nodes = [self.add_node() for _ in range(num_nodes)]
-        wait_until(lambda: (self.folder / "log").read_text().count("Ray runtime started") == num_nodes + 1)
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        try:
+            wait_for(port)
+            self.nodes += [self.add_node() for _ in range(num_nodes)]
+            wait_until(lambda: (self.folder / "log").read_text().count("Ray runtime started") == num_nodes + 1)
+        except BaseException:
+            self.close()
+            raise
 
     def add_node(self) -> subprocess.Popen[bytes]:
         return self._start(f"--address={self.address}", f"--num-cpus={self.cpus}")

@@ -1,4 +1,4 @@
-"""Predictions as columns: of a Ray dataset, and of a dataset of Hugging Face `datasets`."""
+"""Predictions as columns of a dataset of Hugging Face `datasets`."""
 
 import json
 import subprocess
@@ -10,23 +10,6 @@ import pytest
 import florence2
 from florence2.demo.dataset import make_dataset
 from florence2.errors import OptionError
-from tests.ray_nodes import ray_environment
-
-RAY_PROGRAM = """
-import json, sys, tempfile
-from pathlib import Path
-import ray
-import florence2
-ray.init(num_cpus=2, include_dashboard=False, _temp_dir=tempfile.mkdtemp(prefix="r", dir="/tmp"),
-         object_store_memory=80 * 2**20)
-folder, number = Path(sys.argv[1]), int(sys.argv[2])
-paths = sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".png"))
-rows = [{"image": path.read_bytes(), "name": path.name} for path in paths] + [{"image": b"damaged", "name": "bad"}]
-dataset = ray.data.from_items(rows)
-options = {"model_path": "demo", "task": "od", "dtype": "float32", "num_engines": 1}
-rows = florence2.ray.predict(dataset, **options).take_all()
-print(json.dumps({row["name"]: [row["text"], row["answer"], row["error"]] for row in rows}))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +25,6 @@ def expected(photos: list[Path]) -> dict[str, florence2.Prediction]:
     with florence2.Engine(model, processor) as engine:
         predictions = list(engine.run(florence2.Sample(path.name, path, "<OD>") for path in photos))
     return {prediction.file_name: prediction for prediction in predictions}
-
-
-def test_a_ray_dataset_gets_columns(photos: list[Path], expected: dict[str, florence2.Prediction]) -> None:
-    pytest.importorskip("ray")
-    command = [sys.executable, "-c", RAY_PROGRAM, str(photos[0].parent), "7"]
-    run = subprocess.run(command, env=ray_environment(), capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-4000:]
-    rows = json.loads(run.stdout.splitlines()[-1])
-    assert rows.pop("bad")[2].startswith("row")
-    assert {name: text for name, (text, _, _) in rows.items()} == {name: p.text for name, p in expected.items()}
-    for name, (_, answer, error) in rows.items():
-        assert json.loads(answer)["bboxes"] == expected[name].answer.to_dict()["bboxes"]
-        assert error is None
 
 
 def test_a_dataset_gets_columns(photos: list[Path], expected: dict[str, florence2.Prediction]) -> None:

@@ -5,17 +5,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import florence2
 from florence2.api import predict, predict_status
 from florence2.data.streams.tar_writer import write_shards
 from florence2.demo.dataset import make_dataset
 from florence2.errors import OptionError
 from florence2.recipes.cluster.ray_cluster import EnginePool
-from tests.ray_nodes import RayNodes, ray_environment, ray_nodes, wait_until
+from tests.ray_nodes import RayNodes, kill_all, ray_environment, ray_nodes, wait_until
 from tests.s3 import s3_server, upload, use_server
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes of Ray are killed by their title")
@@ -43,6 +45,14 @@ def times(filesystem: Any, address: str) -> dict[str, Any]:
     return {name: filesystem.info(name)["LastModified"] for name in names}
 
 
+@contextmanager
+def ending(driver: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    try:
+        yield driver
+    finally:
+        kill_all(driver)
+
+
 def start(nodes: RayNodes, source: str, output: str, log: Path, *flags: str) -> subprocess.Popen[bytes]:
     words = ["predict", "--model_path", "demo", "--dtype", "float32", "--input_path", source, "--output_path", output]
     command = [sys.executable, "-m", "florence2", *words, "--cluster", nodes.address, *flags]
@@ -63,6 +73,14 @@ def server() -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(scope="module")
+def ray_head(server: str) -> Iterator[RayNodes]:
+    with pytest.MonkeyPatch.context() as patch:
+        use_server(patch, server)  # nodes have credentials of their own
+        with ray_nodes(0, cpus=2) as nodes:
+            yield nodes
+
+
 def expected_texts(tars: Path, folder: Path) -> dict[str, str]:
     """Predict the tars by one process without a cluster."""
     output = folder / "plain.jsonl"
@@ -71,20 +89,19 @@ def expected_texts(tars: Path, folder: Path) -> dict[str, str]:
 
 
 def test_a_killed_worker_loses_and_repeats_nothing(
-    server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    server: str, ray_head: RayNodes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     filesystem = use_server(monkeypatch, server)
     tars = make_tars(tmp_path, num_images=240, num_tars=4)
     filesystem.mkdir("short")
     upload(filesystem, tars, "s3://short/tars")
-    with ray_nodes(0, cpus=2) as nodes:
-        log = tmp_path / "log"
-        flags = ("--max_in_flight", "8")
-        driver = start(nodes, "s3://short/tars/{000000..000003}.tar", "s3://short/out/", log, *flags)
+    log = tmp_path / "log"
+    flags = ("--max_in_flight", "8")
+    with ending(start(ray_head, "s3://short/tars/{000000..000003}.tar", "s3://short/out/", log, *flags)) as driver:
         texts = expected_texts(tars, tmp_path)
-        wait_until(lambda: len(nodes.engines()) == 2)
+        wait_until(lambda: len(ray_head.engines()) == 2)
         wait_until(lambda: bool(times(filesystem, "s3://short/out")))
-        nodes.kill_engine()
+        ray_head.kill_engine()
         text = finish(driver, log)
     assert "240 predictions in" in text
     assert "1 node of a Ray cluster, 2 engines with 1 core each" in text
@@ -93,6 +110,41 @@ def test_a_killed_worker_loses_and_repeats_nothing(
     assert {row["file_name"]: row["text"] for row in rows} == texts
     status = predict_status(status="s3://short/out/")
     assert (status.shards, status.done, status.lines, status.errors) == (4, 4, 240, 0)
+
+
+RAY_PROGRAM = """
+import json, sys
+from pathlib import Path
+import ray
+import florence2
+ray.init(sys.argv[1], log_to_driver=False)
+paths = sorted(Path(sys.argv[2]).glob("*.png"))
+encoded = [{"image": path.read_bytes(), "path": str(path)} for path in paths] + [{"image": b"damaged", "path": "bad"}]
+options = {"model_path": "demo", "task": "od", "dtype": "float32", "num_engines": 1}
+for dataset in (ray.data.from_items(encoded), ray.data.read_images([str(path) for path in paths], include_paths=True)):
+    rows = florence2.ray.predict(dataset, **options).take_all()
+    print(json.dumps({Path(row["path"]).name: [row["text"], row["answer"], row["error"]] for row in rows}))
+"""
+
+
+def test_a_ray_dataset_gets_columns(ray_head: RayNodes, tmp_path: Path) -> None:
+    make_dataset(tmp_path, num_samples=6, seed=9)
+    command = [sys.executable, "-c", RAY_PROGRAM, ray_head.address, str(tmp_path)]
+    run = subprocess.run(command, env=ray_environment(), capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-4000:]
+    encoded, pixels = (json.loads(line) for line in run.stdout.splitlines() if line.startswith("{"))
+    assert encoded.pop("bad")[2].startswith("row")
+    model, processor = florence2.load("demo", dtype="float32")
+    with florence2.Engine(model, processor) as engine:
+        samples = [florence2.Sample(path.name, path, "<OD>") for path in sorted(tmp_path.glob("*.png"))]
+        expected = {each.file_name: each for each in engine.run(samples)}
+    for rows in (encoded, pixels):
+        assert {name: text for name, (text, _, _) in rows.items()} == {name: p.text for name, p in expected.items()}
+        for name, (_, answer, error) in rows.items():
+            own = expected[name].answer
+            assert own is not None
+            assert json.loads(answer)["bboxes"] == own.to_dict()["bboxes"]
+            assert error is None
 
 
 @pytest.mark.long
