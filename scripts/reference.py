@@ -1,28 +1,83 @@
-"""Write the `--help` texts of all commands to docs/reference/; a test checks that they are fresh."""
+"""Write the flags of all commands as tables to docs/reference/, from config.py; a test checks that they are fresh.
 
-import os
-import subprocess
-import sys
+uv run python scripts/reference.py
+"""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from florence2.cli import COMMANDS
+from florence2.cli import COMMANDS, Command
+from florence2.settings_io import setting_docs
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 PAGES = sorted({name.split()[0] for name in COMMANDS})
+_TYPES = {str: "text", int: "integer", float: "number", bool: "switch"}
+_COMMON = """Beside these, every command takes `--config FILE`, which reads flags from a YAML or TOML file (the
+command line wins over it), and `--save_config FILE`, which writes all flags to a YAML file instead of running it."""
 
 
 def page(name: str) -> str:
     """Return the page of a command or of a group of commands, such as `data`."""
-    return "\n".join(_help(command) for command in COMMANDS if command.split()[0] == name)
+    return "\n".join(_section(key, command) for key, command in COMMANDS.items() if key.split()[0] == name)
 
 
-def _help(command: str) -> str:
-    """Return the help of a command as a terminal of 100 columns shows it."""
-    words = [sys.executable, "-m", "florence2", *command.split(), "--help"]
-    plain = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PYTHONIOENCODING": "utf-8"}
-    text = subprocess.run(words, env=plain, capture_output=True, check=True, encoding="utf-8").stdout
-    lines = "\n".join(line.rstrip() for line in text.strip().splitlines())
-    return f"# `florence2 {command}`\n\n```text\n{lines}\n```\n"
+def _section(name: str, command: Command) -> str:
+    """Write a command with a table for each group of its flags."""
+    lines = [f"# `florence2 {name}`", "", command.summary, ""]
+    if command.positional:
+        names = " ".join(flag[2:].upper() for flag in command.positional)
+        lines += [f"`florence2 {name} {names}` names these flags by their order.", ""]
+    for title, settings in _groups(command.settings):
+        if title:
+            lines += [f"## {title}", "", (settings.__doc__ or "").splitlines()[0], ""]
+        lines += ["| flag | value | default | |", "|---|---|---|---|", *_rows(settings), ""]
+    lines += [_COMMON + (" `--json` prints a summary as JSON." if command.can_json else ""), ""]
+    return "\n".join(lines)
+
+
+def _groups(settings: type) -> Iterator[tuple[str, type]]:
+    """Yield the title and the class of each group of flags, and last the class itself where it has flags of its own."""
+    hints = typing.get_type_hints(settings)
+    groups = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    for name, group in groups.items():
+        yield name.replace("_", " ").capitalize(), typing.cast(type, group)
+    if len(groups) < len(hints):
+        yield "Command" if groups else "", settings
+
+
+def _rows(settings: type) -> Iterator[str]:
+    """Write the flags of a class itself, without those of its groups."""
+    hints, docs = typing.get_type_hints(settings), setting_docs(settings)
+    for field in dataclasses.fields(settings):
+        if not dataclasses.is_dataclass(hints[field.name]):
+            text = re.sub(r" \(default: None\)", "", " ".join(docs.get(field.name, "").split()))
+            cells = (f"`--{field.name}`", _value(hints[field.name]), _default(field), text)
+            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _value(hint: Any) -> str:
+    """Describe the values of a type."""
+    if typing.get_origin(hint) is tuple:
+        return "texts"
+    if typing.get_origin(hint) is typing.Literal:
+        return ", ".join(f"`{choice}`" for choice in typing.get_args(hint))
+    if isinstance(hint, types.UnionType):
+        return " or ".join(_value(part) for part in typing.get_args(hint) if part is not type(None))
+    return _TYPES[hint]
+
+
+def _default(field: "dataclasses.Field[Any]") -> str:
+    if field.default is dataclasses.MISSING:
+        return "required"
+    if field.default is None or field.default in ((), ""):
+        return ""
+    value = field.default
+    return "off" if value is False else f"`{' '.join(value) if isinstance(value, tuple) else value}`"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from florence2.cli import COMMANDS
 from florence2.demo.dataset import make_dataset
+from florence2.settings_io import setting_names
 from scripts import gallery
 from scripts.reference import PAGES as REFERENCE_PAGES
 from scripts.reference import page
@@ -63,9 +65,13 @@ def test_every_block_runs(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", REFERENCE_PAGES)
-def test_reference_pages_equal_help(name: str) -> None:
+def test_reference_pages_equal_the_flags(name: str) -> None:
     written = (ROOT / "docs" / "reference" / f"{name}.md").read_text(encoding="utf-8")
     assert written == page(name), "run `uv run python scripts/reference.py`"
+    flags = [
+        flag for key, command in COMMANDS.items() if key.split()[0] == name for flag in setting_names(command.settings)
+    ]
+    assert sorted(re.findall(r"^\| `--(\w+)`", written, re.MULTILINE)) == sorted(flags)
 
 
 def test_gallery_is_what_the_bundled_model_answers() -> None:
