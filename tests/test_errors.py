@@ -18,6 +18,13 @@ def test_user_error_survives_pickling(kind):
     assert str(error) == "a.jpg is missing\nhint: pass another path"
 
 
+def test_names_with_line_breaks_stay_in_one_line():
+    error = UserError("`a\nb\x1b[31m\u202e.jpg` is missing", "remove `a\r\nb`")
+    assert error.what == r"`a\nb\x1b[31m\u202e.jpg` is missing"
+    assert error.hint == r"remove `a\r\nb`"
+    assert UserError("`猫 Å.jpg` is missing").what == "`猫 Å.jpg` is missing"
+
+
 def test_kinds_of_user_error():
     names = {kind.__name__ for kind in KINDS if kind.__module__ == errors.__name__}
     assert names == {

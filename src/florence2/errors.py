@@ -4,6 +4,9 @@ Library code raises `UserError` or one of its subclasses; only the command line 
 with code 2.
 """
 
+_CONTROLS = (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_NOT_IN_A_LINE = frozenset(map(chr, _CONTROLS))
+
 
 class UserError(Exception):
     """The input of a user cannot be used.
@@ -12,12 +15,16 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, hint: str = "") -> None:
-        super().__init__(what if not hint else f"{what}\nhint: {hint}")
-        self.what = what
-        self.hint = hint
+        self.what, self.hint = _in_one_line(what), _in_one_line(hint)
+        super().__init__(self.what if not hint else f"{self.what}\nhint: {self.hint}")
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str]]:
         return type(self), (self.what, self.hint)  # so that it travels between worker processes
+
+
+def _in_one_line(text: str) -> str:
+    """Escape what breaks or reorders a line, which a name or a value of the user may contain."""
+    return "".join(repr(char)[1:-1] if char in _NOT_IN_A_LINE else char for char in text)
 
 
 class OptionError(UserError):

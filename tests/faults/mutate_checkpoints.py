@@ -13,7 +13,6 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,8 @@ from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
 from florence2.errors import UserError
 from florence2.model.load import load
+from tests.faults.mutations import mutate_file
 
-NUMBERS = (-1, 0, 1, 3, 0.5, 2**31, 2**63, 10**30, float("nan"))
-VALUES = (*NUMBERS, None, True, "", "x", "../../x", [], [1, 2], {}, {"a": 1})
 SPARE_MEMORY = 2 << 30
 IMAGE = Image.new("RGB", (40, 30), (200, 10, 10))
 
@@ -80,56 +78,7 @@ def mutate(rng: random.Random, checkpoints: list[Path], copy: Path) -> str:
     if rng.random() < 0.05:
         path.unlink()
         return f"{name} removed"
-    if path.suffix == ".json" and rng.random() < 0.8:
-        return f"{name}: {mutate_json(rng, path)}"
-    return f"{name}: {mutate_bytes(rng, path)}"
-
-
-def mutate_json(rng: random.Random, path: Path) -> str:
-    """Replace, remove or add values of a JSON file."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    changes = []
-    for _ in range(rng.choice((1, 1, 2, 4))):
-        parent, key = pick_entry(rng, content)
-        if parent is None:
-            break
-        if rng.random() < 0.15:
-            del parent[key]
-            changes.append(f"{key} removed")
-        else:
-            parent[key] = deepcopy(rng.choice(VALUES))
-            changes.append(f"{key} = {parent[key]!r}")
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return ", ".join(changes)
-
-
-def pick_entry(rng: random.Random, content: Any) -> tuple[Any, Any]:
-    """Choose an entry at any depth, the outer ones more often."""
-    parent, key = None, None
-    while isinstance(content, dict | list) and content and (parent is None or rng.random() < 0.6):
-        parent = content
-        key = rng.choice(list(content)) if isinstance(content, dict) else rng.randrange(len(content))
-        content = content[key]
-    return parent, key
-
-
-def mutate_bytes(rng: random.Random, path: Path) -> str:
-    """Cut, extend or overwrite the bytes of a file, mostly in its header."""
-    data = bytearray(path.read_bytes())
-    kind = rng.choice(("cut", "zeros", "noise", "flip", "flip", "flip", "extend"))
-    position = rng.randrange(min(len(data), rng.choice((8, 64, 4096, len(data))))) if data else 0
-    if kind == "cut":
-        data = data[:position]
-    elif kind == "zeros":
-        data[position : position + 64] = bytes(64)
-    elif kind == "noise":
-        data[position : position + 16] = rng.randbytes(16)
-    elif kind == "flip" and data:
-        data[position] ^= 1 << rng.randrange(8)
-    else:
-        data += rng.randbytes(100)
-    path.write_bytes(data)
-    return f"{kind} at {position}"
+    return f"{name}: {mutate_file(rng, path)}"
 
 
 if __name__ == "__main__":

@@ -228,7 +228,13 @@ def _height_and_width(size: Any) -> tuple[int, int]:
 
 
 def _as_triple(values: Any) -> tuple[float, float, float]:
-    one, two, three = (float(value) for value in values)
+    try:
+        one, two, three = (float(value) for value in values)
+    except (TypeError, ValueError):
+        raise CheckpointError(
+            f"the processor's mean or deviation of the pixels is `{str(values)[:60]}`, not three numbers",
+            "copy `preprocessor_config.json` from the base model",
+        ) from None
     return one, two, three
 
 

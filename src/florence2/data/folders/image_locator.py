@@ -42,6 +42,8 @@ def confine_to(root: Path, hint: str) -> Callable[[str, str], LocatedImage]:
     matcher = _FileMatcher(plain_root)
 
     def locate(name: str, where: str) -> LocatedImage:
+        if "\0" in name:
+            raise DatasetError(f"{where}: `{name}` is not a file name", hint)
         plain = os.path.normpath(os.path.join(plain_root, name))
         mode = _file_mode(plain)
         if not mode:
@@ -49,7 +51,7 @@ def confine_to(root: Path, hint: str) -> Callable[[str, str], LocatedImage]:
             mode = _file_mode(plain)
         folder, last = os.path.split(plain)
         real = os.path.realpath(plain) if stat.S_ISLNK(mode) else os.path.join(real_folder(folder), last)
-        if not _is_inside(real, real_root) or "\0" in name:
+        if not _is_inside(real, real_root):
             raise DatasetError(f"{where}: `{name}` is outside {display_path(root)}", hint)
         relative = plain[len(plain_root) :] if _is_inside(plain, plain_root) else real[len(real_root) :]
         relative = relative.lstrip(os.sep)

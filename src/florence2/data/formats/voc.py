@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from florence2.data.folders.listing import Listing, read_text, walk
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, image_beside, read_image, split_aliases
-from florence2.data.formats.annotators.values import read_xml
+from florence2.data.formats.annotators.values import finite_numbers, read_xml
 from florence2.errors import DatasetError
 from florence2.model.geometry import bounding_box
 
@@ -107,7 +107,8 @@ def _parse_voc(path: Path, images: Path, image_by_stem: dict[str, str]) -> Annot
     annotations = [_parse_voc_object(element, path) for element in root.iter("object")]
     name, ignored = _image_of(path, (root.findtext("filename") or "").strip(), images, image_by_stem)
     ignored += ["part" for _ in root.iter("part")]
-    width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
+    sides = [root.findtext(f"size/{side}") or "0" for side in ("width", "height")]
+    width, height = (int(side) for side in finite_numbers(sides, str(path)))
     return AnnotatedImage(name, annotations, (width, height) if width and height else None, ignored_shapes=ignored)
 
 

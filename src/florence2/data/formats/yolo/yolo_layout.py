@@ -83,9 +83,17 @@ def open_yolo(path: Path, split: str | None, dataset_dir: Path | None = None) ->
         )
     has_folders = all(source.is_dir() for source in sources)
     root = sources[0] if has_folders and len(sources) == 1 else dataset_dir or path.parent
-    shape = config.get("kpt_shape")
-    values = int(shape[0]) * int(shape[1]) if isinstance(shape, list) and len(shape) == 2 else 0
+    values = _num_keypoint_values(config.get("kpt_shape"), path)
     return YoloDataset(root, labels, names, values, _labels_without_image(labels) if has_folders else ())
+
+
+def _num_keypoint_values(shape: Any, path: Path) -> int:
+    """Return how many numbers the keypoints of a line are, from `kpt_shape: [number, dimensions]`; 0 without it."""
+    if shape is None:
+        return 0
+    if not isinstance(shape, list) or len(shape) != 2 or not all(isinstance(each, int) for each in shape):
+        raise DatasetError(f"{path} has `kpt_shape: {shape}`, not two numbers", "write it as in `kpt_shape: [17, 3]`")
+    return int(shape[0]) * int(shape[1])
 
 
 def _read_config(path: Path) -> dict[str, Any]:

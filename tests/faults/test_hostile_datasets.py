@@ -1,0 +1,99 @@
+"""Datasets whose files are damaged or made to harm: every one is read, reported or refused in one line."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import tarfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from florence2.config import DEFAULT_TASK
+from florence2.data.resolve import DatasetOptions, resolve_dataset
+from florence2.errors import DatasetError
+
+ROOT = Path(__file__).parents[2]
+CORPUS = ROOT / "tests" / "corpus"
+
+
+def run_mutations(first: int, last: int) -> dict[str, Any]:
+    words = [sys.executable, "-m", "tests.faults.mutate_datasets", str(CORPUS), str(first), str(last)]
+    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    result: dict[str, Any] = json.loads(run.stdout)
+    return result
+
+
+def test_mutated_datasets_are_read_or_refused() -> None:
+    result = run_mutations(0, 90)
+    assert result["failures"] == []
+    assert result["endings"]["refused"] > 20
+    assert result["endings"]["has samples"] > 10
+
+
+@pytest.mark.long
+def test_many_mutated_datasets_are_read_or_refused() -> None:
+    assert run_mutations(0, 10_000)["failures"] == []
+
+
+def image_bytes() -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (100, 100), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "seed_row",
+    [
+        {"file_name": "class\u0000.png", "text": "a"},
+        {"file_name": "../secret.png", "text": "a"},
+        {"file_name": "/etc/passwd", "text": "a"},
+    ],
+)
+def test_rows_name_no_file_outside_the_folder(tmp_path: Path, seed_row: dict[str, str]) -> None:
+    (tmp_path / "secret.png").write_bytes(image_bytes())
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "metadata.jsonl").write_text(json.dumps(seed_row) + "\n")
+    with pytest.raises(DatasetError) as caught:
+        resolve_dataset(folder, DatasetOptions(DEFAULT_TASK))
+    assert "\n" not in caught.value.what
+
+
+def test_entities_of_xml_are_not_expanded(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(image_bytes())
+    entity = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]>'
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    (tmp_path / "a.xml").write_text(
+        f"{entity}<annotation><filename>a.png</filename><object><name>&x;</name>{box}</object></annotation>"
+    )
+    with pytest.raises(DatasetError):
+        resolve_dataset(tmp_path, DatasetOptions("od"))
+
+
+def test_yaml_tags_build_no_objects(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    (tmp_path / "a.png").write_bytes(image_bytes())
+    (tmp_path / "a.txt").write_text("0 .5 .5 .2 .2\n")
+    (tmp_path / "data.yaml").write_text(f"names: !!python/object/apply:pathlib.Path.touch ['{canary}']\ntrain: .\n")
+    with pytest.raises(DatasetError, match="not YAML"):
+        resolve_dataset(tmp_path / "data.yaml", DatasetOptions("od"))
+    assert not canary.exists()
+
+
+def test_members_of_tars_are_not_written_to_disk(tmp_path: Path) -> None:
+    path = tmp_path / "shard.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, content in (("../../escape.png", image_bytes()), ("../../escape.txt", b"a caption")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, BytesIO(content))
+    before = set(tmp_path.parent.rglob("*"))
+    with contextlib.suppress(DatasetError):
+        for sample in resolve_dataset(path, DatasetOptions(DEFAULT_TASK)).samples:
+            sample.open()
+    assert set(tmp_path.parent.rglob("*")) == before
