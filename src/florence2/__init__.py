@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from florence2.florence2_model import Florence2 as Florence2
     from florence2.model.adapter.reused_weights import reuse_weights as reuse_weights
     from florence2.model.answer import Answer as Answer
+    from florence2.model.geometry import GeometryKind as GeometryKind
     from florence2.model.load import load as load
     from florence2.model.storage.run_metadata import read_run_metadata as read_run_metadata
     from florence2.model.tasks import TASKS as TASKS
@@ -40,6 +41,12 @@ if TYPE_CHECKING:
     from florence2.pipeline.class_splitter import ClassSplitter as ClassSplitter
     from florence2.pipeline.task_pipeline import TaskPipeline as TaskPipeline
     from florence2.recipes.create_engine import ModelSource as ModelSource
+    from florence2.results.editing.editable_dataset import EditableDataset as EditableDataset
+    from florence2.results.editing.editable_row import ChangedObject as ChangedObject
+    from florence2.results.editing.editable_row import EditableRow as EditableRow
+    from florence2.results.editing.editable_row import RowChange as RowChange
+    from florence2.results.editing.edited_files import FileChangedError as FileChangedError
+    from florence2.results.editing.word_replacement import WordReplacement as WordReplacement
     from florence2.results.result import Result as Result
     from florence2.training.dataset.collator import Florence2Collator as Florence2Collator
     from florence2.training.dataset.florence2_dataset import Florence2Dataset as Florence2Dataset
@@ -50,17 +57,22 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "Answer": "florence2.model.answer",
     "AsyncEngine": "florence2.engine.async_engine",
+    "ChangedObject": "florence2.results.editing.editable_row",
     "CheckpointError": "florence2.errors",
     "ClassSplitter": "florence2.pipeline.class_splitter",
     "DatasetError": "florence2.errors",
     "DeviceMemoryError": "florence2.errors",
+    "EditableDataset": "florence2.results.editing.editable_dataset",
+    "EditableRow": "florence2.results.editing.editable_row",
     "Engine": "florence2.engine.engine",
     "EngineConfig": "florence2.engine.engine_config",
+    "FileChangedError": "florence2.results.editing.edited_files",
     "Florence2": "florence2.florence2_model",
     "Florence2Collator": "florence2.training.dataset.collator",
     "Florence2Dataset": "florence2.training.dataset.florence2_dataset",
     "Florence2Trainer": "florence2.training.trainer",
     "GenerationConfig": "florence2.engine.generation_config",
+    "GeometryKind": "florence2.model.geometry",
     "ImageError": "florence2.data.image",
     "InputType": "florence2.model.tasks",
     "MissingPackageError": "florence2.errors",
@@ -70,11 +82,13 @@ _MODULE_OF = {
     "OutputType": "florence2.model.tasks",
     "Prediction": "florence2.data.sample",
     "Result": "florence2.results.result",
+    "RowChange": "florence2.results.editing.editable_row",
     "Sample": "florence2.data.sample",
     "TASKS": "florence2.model.tasks",
     "Task": "florence2.model.tasks",
     "TaskPipeline": "florence2.pipeline.task_pipeline",
     "UserError": "florence2.errors",
+    "WordReplacement": "florence2.results.editing.word_replacement",
     "evaluate": "florence2.api",
     "find_task": "florence2.model.tasks",
     "image_size": "florence2.data.image",
@@ -91,17 +105,22 @@ __all__ = [
     "TASKS",
     "Answer",
     "AsyncEngine",
+    "ChangedObject",
     "CheckpointError",
     "ClassSplitter",
     "DatasetError",
     "DeviceMemoryError",
+    "EditableDataset",
+    "EditableRow",
     "Engine",
     "EngineConfig",
+    "FileChangedError",
     "Florence2",
     "Florence2Collator",
     "Florence2Dataset",
     "Florence2Trainer",
     "GenerationConfig",
+    "GeometryKind",
     "ImageError",
     "InputType",
     "MissingPackageError",
@@ -111,10 +130,12 @@ __all__ = [
     "OutputType",
     "Prediction",
     "Result",
+    "RowChange",
     "Sample",
     "Task",
     "TaskPipeline",
     "UserError",
+    "WordReplacement",
     "evaluate",
     "find_task",
     "image_size",

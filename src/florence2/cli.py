@@ -56,6 +56,7 @@ COMMANDS = {
     "predict --status": Command(config.StatusSettings, "florence2.recipes.shards.predict_status:main", ("--status",)),
     "export": Command(config.ExportSettings, "florence2.recipes.export:main", can_json=True),
     "serve": Command(config.ServeSettings, "florence2.apps.serve.run_server:main"),
+    "review": Command(config.ReviewSettings, "florence2.apps.page.run_review:main", ("--dataset",)),
     "demo": Command(config.DemoSettings, "florence2.demo.show:main"),
     "evaluate": Command(config.EvaluateSettings, "florence2.recipes.evaluate:main", can_json=True),
     "data check": Command(config.CheckSettings, "florence2.recipes.data:main_check", ("--dataset",)),

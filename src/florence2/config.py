@@ -684,6 +684,32 @@ class ServeSettings:
 
 
 @dataclass(frozen=True)
+class ReviewSettings:
+    """Correct captions and boxes in a browser: `florence2 review FOLDER_OR_JSONL`."""
+
+    dataset: str
+    """Folder of images with caption files or a table, or a JSONL such as `captions.jsonl`; it is changed in place."""
+
+    port: int = 8001
+    """Port of this machine's loopback to listen on; 0 chooses a free one."""
+
+    task: str = DEFAULT_TASK
+    """Task of the rows that name none, and of caption files."""
+
+    recursive: bool = False
+    """Read caption files in subfolders, too."""
+
+    caption_extension: str = ".txt"
+    """Extension of caption files."""
+
+    model_path: str | None = None
+    """Model that can predict an image again on the page (default: none is loaded)."""
+
+    hub: HubSettings = field(default_factory=HubSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+
+
+@dataclass(frozen=True)
 class McpSettings:
     """Offer a model to an MCP client over stdin and stdout: tools that caption, detect, read text and ground."""
 

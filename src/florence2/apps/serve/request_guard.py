@@ -26,6 +26,7 @@ logger = logging.getLogger("florence2")
 CLIENT_LEFT = 499
 MAX_BUFFERED_REQUESTS = 16  # of the maximum size: what all bodies together may take of memory
 OPEN_PATHS = ("/", "/health")  # answered without a key, as load balancers ask
+OPEN_FILES = "/page/static/"  # the page that asks for the key
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
@@ -63,7 +64,8 @@ class RequestGuard:
 
     async def _answer(self, exchange: _Exchange, receive: Receive) -> None:
         scope, limits = exchange.scope, self._service.limits
-        if scope["path"] not in OPEN_PATHS and not self._has_key(exchange.header("authorization")):
+        is_open = scope["path"] in OPEN_PATHS or scope["path"].startswith(OPEN_FILES)
+        if not is_open and not self._has_key(exchange.header("authorization")):
             raise RequestError("the API key is missing or wrong", "send `Authorization: Bearer KEY`", status=401)
         is_work = scope["method"] == "POST"
         if is_work:

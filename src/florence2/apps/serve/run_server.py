@@ -40,6 +40,7 @@ def _run(settings: ServeSettings, api_key: str | None, listener: socket.socket) 
     import uvicorn
 
     from florence2 import GenerationConfig
+    from florence2.apps.page import ask_routes
     from florence2.apps.serve.app import create_app
 
     limits = settings.limits
@@ -49,6 +50,7 @@ def _run(settings: ServeSettings, api_key: str | None, listener: socket.socket) 
         api_key=api_key,
         cors_origins=settings.address.cors_origins,
         allowed_hosts=settings.address.allowed_hosts,
+        routers=[ask_routes.router],
     )
     config = uvicorn.Config(
         app,

@@ -30,8 +30,8 @@ from florence2.data.tables import Row
 from florence2.errors import DatasetError
 from florence2.model.tasks import NUM_BINS, TASKS, OutputType, find_task
 
-# Columns of our own predictions, of sizes, and of ids, which need no mention.
-_SILENT_COLUMNS = "images image_dir num_tokens score run_id alternatives width height id image_id tags".split()
+# Columns of our own predictions and reviews, of sizes, and of ids, which need no mention.
+_SILENT_COLUMNS = "images image_dir num_tokens score run_id alternatives accepted width height id image_id tags".split()
 QUESTION_PROMPT = "<DocVQA>"
 FOREIGN_TARGETS = (*CONVERSATION_COLUMNS, "query", "completion", "answers", "objects", "lines")
 FOREIGN_COLUMNS = (*FOREIGN_TARGETS, "response", "question")

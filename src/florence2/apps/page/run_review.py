@@ -1,0 +1,95 @@
+"""The command `florence2 review`: serve the review page of a dataset on the loopback until a signal comes."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from florence2.config import ReviewSettings
+from florence2.errors import MissingPackageError, OptionError
+from florence2.log import logger
+
+_PACKAGES = ("fastapi", "uvicorn")
+_HOST = "127.0.0.1"
+
+
+def main(settings: ReviewSettings) -> int:
+    """Run `florence2 review`; return 0 after a signal has ended it."""
+    for package in _PACKAGES:
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise MissingPackageError(
+                f"`florence2 review` needs `{package}`", "run `pip install 'florence2[serve]'`"
+            ) from error
+    from florence2 import EditableDataset
+    from florence2.apps.page.review_session import ReviewSession
+
+    def open_dataset() -> EditableDataset:
+        return EditableDataset(
+            settings.dataset,
+            task=settings.task,
+            recursive=settings.recursive,
+            caption_extension=settings.caption_extension,
+        )
+
+    with _bind(settings.port) as listener:
+        session = ReviewSession(open_dataset)
+        ask_row = _load_model(settings) if settings.model_path else None
+        _serve(session, ask_row, listener)
+    return 0
+
+
+def _serve(session: Any, ask_row: Callable[[Any], dict[str, Any]] | None, listener: socket.socket) -> None:
+    import uvicorn
+
+    from florence2.apps.page.review_app import create_review_app
+
+    config = uvicorn.Config(
+        create_review_app(session, ask_row),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    port = listener.getsockname()[1]
+    logger.info(f"{session.num_rows:,} rows of {session.name} at http://{_HOST}:{port}; changes are written at once")
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again; here it is the regular end
+        signal.signal(number, lambda *_: None)
+    uvicorn.Server(config).run(sockets=[listener])
+    logger.info("the review has ended")
+
+
+def _load_model(settings: ReviewSettings) -> Callable[[Any], dict[str, Any]]:
+    """Load the model, and return a function that predicts a row again."""
+    import threading
+
+    from florence2 import EditableRow, Engine, EngineConfig, GenerationConfig, ModelSource, Sample
+
+    assert settings.model_path
+    source = ModelSource.resolve(settings.model_path, settings.hub, settings.compute.dtype)
+    engine = Engine(*source.load(settings.compute.device), EngineConfig(GenerationConfig()))
+    lock = threading.Lock()
+
+    def ask_row(row: EditableRow) -> dict[str, Any]:
+        with lock:
+            [prediction] = engine.run([Sample(row.file_name, row.image or b"", row.task.token, row.input)])
+        return row.proposal(prediction.text, prediction.answer, prediction.error or "")
+
+    return ask_row
+
+
+def _bind(port: int) -> socket.socket:
+    """Bind the port before anything is read, so that a port in use is an error at once."""
+    if not 0 <= port < 2**16:
+        raise OptionError(f"`--port` is {port}", "pass a number from 0 to 65535")
+    try:
+        return socket.create_server((_HOST, port))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OptionError(f"cannot listen on {_HOST}:{port}: {reason}", "pass another `--port`") from None

@@ -1,0 +1,153 @@
+"""Reading of the rows of a folder or of a table for editing: which file holds which row."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from florence2.data.columns import ColumnMapping
+from florence2.data.folders.image_locator import DATASET_DIR_HINT, ImageLocator, locate_beside, locate_inside
+from florence2.data.folders.image_names import is_image_name
+from florence2.data.folders.listing import display_path, no_images_error, walk
+from florence2.data.folders.sidecars import Sidecars
+from florence2.data.tables import Row
+from florence2.errors import DatasetError, UserError
+from florence2.model.tasks import InputType, OutputType, find_task
+from florence2.results.editing.editable_row import ACCEPTED, EditableRow, lock_reason, parse_line, row_objects
+from florence2.results.editing.edited_files import EditedFiles
+
+TABLE_NAMES = ("metadata.jsonl", "annotations.jsonl", "captions.jsonl")
+_JSONL = (".jsonl", ".ndjson")
+IsAccepted = Callable[[str], bool]
+
+
+def find_table(path: Path) -> Path | None:
+    """Return the JSONL that a path names or a folder contains; None for a folder with caption files alone."""
+    if path.is_file():
+        if path.suffix.lower() not in _JSONL:
+            raise DatasetError(
+                f"{path} is not a JSONL", f"run `florence2 data convert {path} NEW_FOLDER`, and edit the new folder"
+            )
+        return path
+    if not path.is_dir():
+        raise DatasetError(f"{path} does not exist", "pass a folder of images, or a `captions.jsonl`")
+    return next((path / name for name in TABLE_NAMES if (path / name).is_file()), None)
+
+
+class TableRows:
+    """Makes a row of each line of a table."""
+
+    def __init__(self, files: EditedFiles, table: Path, task: str) -> None:
+        self._files, self._table = files, table
+        self._columns = ColumnMapping(task)
+        hint = DATASET_DIR_HINT
+        in_folder = table.name in TABLE_NAMES[:2]  # tables of a folder, whose images are inside of it
+        self._locate: ImageLocator = (
+            locate_inside(table.parent, hint) if in_folder else locate_beside(table.parent, hint)
+        )
+
+    def __iter__(self) -> Iterator[EditableRow]:
+        """Yield the rows of all lines that are not empty, with the index of each line as its own."""
+        for line in range(self._files.num_lines):
+            if self._files.line(line).strip():
+                yield self.read(line, line)
+
+    def read(self, index: int, line: int) -> EditableRow:
+        """Read the row of one line; a line that cannot be edited is locked."""
+        where = f"{self._table.name} line {line + 1}"
+        task = find_task(self._columns.task)
+        try:
+            row = parse_line(self._files.line(line), where)
+            return self._row(row, index, line, where)
+        except UserError as error:
+            return EditableRow(index, where, None, task, locked=error.what, line=line)
+
+    def _row(self, row: Row, index: int, line: int, where: str) -> EditableRow:
+        name = self._columns.image_name(row, where)
+        located = self._locate(row, name, where)
+        image = located.path if located.exists else None
+        task, task_input = self._columns.task_and_input(row, where)
+        error, locked = str(row.get("error") or ""), lock_reason(row, self._columns)
+        texts = [] if locked else self._columns.texts(row, where)
+        text = texts[0] if texts else ""
+        score = row.get("score")
+        current = EditableRow(
+            index,
+            located.id,
+            image,
+            task,
+            task_input if isinstance(task_input, str) else ", ".join(map(str, task_input)),
+            text,
+            () if task.output_type is not OutputType.TEXT else None,
+            score if isinstance(score, int | float) else None,
+            error or ("" if image else f"{name} does not exist"),
+            bool(row.get(ACCEPTED)),
+            locked,
+            line=line,
+        )
+        try:
+            return replace(current, objects=row_objects(row, text, task, image))
+        except UserError as problem:
+            return replace(current, locked=problem.what)
+
+
+class CaptionRows:
+    """Makes a row of each image in a folder that has or may have a caption file."""
+
+    def __init__(
+        self, files: EditedFiles, folder: Path, task: str, extension: str, is_accepted: IsAccepted, *, recursive: bool
+    ) -> None:
+        self._files, self._folder, self._recursive = files, folder, recursive
+        self._task = find_task(task)
+        if self._task.input_type is not InputType.NOTHING:
+            raise DatasetError(
+                f"the task `{self._task.name}` needs {self._task.input_type} for each image", "edit a JSONL"
+            )
+        self._sidecars = Sidecars.from_extension(extension)
+        self._is_accepted = is_accepted
+
+    def __iter__(self) -> Iterator[EditableRow]:
+        """Yield a row for each image, in the order of their names."""
+        index = 0
+        listings = list(walk(self._folder, self._recursive))
+        if not any(listing.images() for listing in listings):
+            raise no_images_error(self._folder, self._recursive)
+        for listing in listings:
+            captions = self._sidecars.name_by_stem(listing)
+            for name in listing.images():
+                stem = name.rpartition(".")[0]
+                default = stem + self._sidecars.suffix + self._sidecars.extensions[0]
+                caption = listing.path / captions.get(stem, default)
+                row = EditableRow(index, listing.id(name), listing.path / name, self._task, caption_file=caption)
+                yield self.read(row)
+                index += 1
+
+    def read(self, row: EditableRow) -> EditableRow:
+        """Read the caption of a row again; one that cannot be edited is locked."""
+        assert row.caption_file is not None
+        accepted = self._is_accepted(row.file_name)
+        try:
+            self._files.file(row.caption_file)
+            text = self._sidecars.read(row.caption_file) if row.caption_file.is_file() else ""
+            objects = row_objects({}, text, row.task, row.image)
+        except UserError as error:
+            return replace(row, locked=error.what)
+        return replace(row, text=text, objects=objects, is_accepted=accepted)
+
+
+def captions_beside(row: EditableRow, files: EditedFiles) -> list[Path]:
+    """Return the caption files beside an image of a table that have the text of its row, as `--sidecar` writes them."""
+    if row.image is None or row.objects is not None or not row.text:
+        return []
+    names = [row.image.with_suffix(extension) for extension in (".txt", ".caption")]
+    words = " ".join(row.text.split())
+    contents = [(name, files.file(name)) for name in names if not is_image_name(name.name) and name.is_file()]
+    return [name for name, content in contents if content and _words(content) == words]
+
+
+def _words(content: bytes) -> str:
+    return " ".join(content.decode("utf-8-sig", errors="replace").split())
+
+
+def describe(path: Path, table: Path | None) -> str:
+    """Return the name of a dataset on the page."""
+    return str(table) if table else display_path(path)

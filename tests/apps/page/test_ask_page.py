@@ -1,0 +1,77 @@
+"""The ask view of `florence2 serve` in a real browser, on the bundled model."""
+
+import json
+
+import florence2
+from florence2.apps.page import ask_routes
+from tests.apps.page.live_page import wait_until
+from tests.apps.serve.live_server import live_server, png, predict_alone
+
+FILES = [{"name": f"{scene}.png", "mimeType": "image/png", "buffer": png(scene)} for scene in (1, 2)]
+
+
+def test_images_are_answered_by_boxes_at_their_position(page) -> None:
+    expected = predict_alone("od", scene=1)
+    with live_server(routers=[ask_routes.router]) as server:
+        page.goto(server.url)
+        wait_until(page, "document.querySelectorAll('#task option').length === 15")
+        page.set_input_files("#files", FILES)
+        page.wait_for_selector("#answer:not([hidden])")
+        assert page.locator("#text").inner_text() == predict_alone("caption", scene=1).text
+        page.select_option("#task", "od")
+        wait_until(page, f"document.querySelectorAll('.canvas .shape').length === {len(expected.answer)}")
+        row = json.loads(page.locator("#json").inner_text())
+        assert row["text"] == expected.text
+        assert [item.split("\n")[0] for item in page.locator("#objects li").all_inner_texts()] == row["answer"][
+            "labels"
+        ]
+        image = page.locator(".canvas .stage img").bounding_box()
+        shape_box = page.locator(".canvas .shape").first.bounding_box()
+        width = page.evaluate("document.querySelector('.canvas .stage img').naturalWidth")
+        left = (shape_box["x"] - image["x"]) / image["width"] * width
+        assert abs(left - row["answer"]["bboxes"][0][0]) < 4
+        page.evaluate("""() => {
+            const slider = document.getElementById("threshold");
+            slider.value = 1;
+            slider.dispatchEvent(new Event("input"));
+        }""")
+        assert page.locator(".canvas .shape").count() == 0
+        assert "ms" in page.locator("#status").inner_text()
+
+
+def test_regions_are_dragged_and_errors_are_shown(page) -> None:
+    with live_server(routers=[ask_routes.router]) as server:
+        page.goto(server.url)
+        page.click("#run")
+        assert page.locator("#error").inner_text() == "Drop an image first."
+        page.set_input_files("#files", FILES[:1])
+        page.wait_for_selector("#answer:not([hidden])")
+        page.select_option("#task", "region_to_category")
+        box = page.locator(".canvas .stage img").bounding_box()
+        page.mouse.move(box["x"] + 20, box["y"] + 20)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=3)
+        page.mouse.up()
+        assert len(page.input_value("#input").split(",")) == 4
+        page.click("#run")
+        wait_until(page, "document.getElementById('json').textContent.includes('REGION_TO_CATEGORY')")
+        page.fill("#input", "nonsense")
+        page.click("#run")
+        wait_until(page, "document.getElementById('error').textContent.includes('not a region')")
+
+
+def test_the_page_asks_for_the_key_and_other_clients_get_text(page) -> None:
+    with live_server(routers=[ask_routes.router], api_key="secret") as server:
+        with server.client() as client:
+            assert client.get("/", headers={"accept": "text/html,*/*"}).headers["content-type"].startswith("text/html")
+            plain = client.get("/")
+            assert plain.text.startswith(f"florence2 {florence2.__version__} serves demo")
+            assert client.head("/").status_code == 200
+            assert client.get("/page/tasks").status_code == 401
+            assert client.get("/page/static/ask.html").status_code == 404
+            assert client.get("/page/static/..%2F..%2Frun_review.py").status_code in (401, 404)
+        page.goto(server.url)
+        page.wait_for_selector("#key-field:not([hidden])")
+        page.fill("#key", "secret")
+        page.press("#key", "Tab")
+        wait_until(page, "document.querySelectorAll('#task option').length === 15")
