@@ -73,7 +73,10 @@ def _install(target: Path) -> None:
 
 @pytest.fixture(scope="module")
 def site(node_modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the examples, with the package and the bundled model in float32 and int8 beside them."""
+    """Copy the examples, with the package and the bundled model beside them.
+
+    The model is in float32, in float32 with external files of weights, and in int8.
+    """
     folder = tmp_path_factory.mktemp("site")
     for name in ("node", "browser"):
         shutil.copytree(EXAMPLES / name, folder / name, ignore=shutil.ignore_patterns("node_modules", "models"))
@@ -81,6 +84,7 @@ def site(node_modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, processor = load("demo", dtype="float32", device="cpu")
     for dtype in ("float32", "int8"):
         write_onnx(model, processor, folder / "browser" / "models" / dtype, dtype=dtype)
+    write_onnx(model, processor, folder / "browser" / "models" / "external", max_file_bytes=2_000_000)
     return folder
 
 
@@ -146,7 +150,7 @@ def address(site: Path) -> Iterator[str]:
         thread.join()
 
 
-@pytest.mark.parametrize("model", ["float32", "int8"])
+@pytest.mark.parametrize("model", ["external", "int8"])
 def test_a_page_in_chromium_answers_what_the_engine_answers(
     address: str, scenes: list[Path], predictions: list[Prediction], tmp_path: Path, model: str
 ) -> None:
