@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from florence2.data.streams.tar_writer import write_shards
 from florence2.demo.dataset import make_dataset
 
@@ -117,7 +119,8 @@ def ray_head(cpus: int, folder: Path) -> Iterator[list[str]]:
         time.sleep(15)
         yield ["--cluster", f"127.0.0.1:{port}"]
     finally:
-        process.terminate()  # it ends all processes of its Ray
+        for each in (*psutil.Process(process.pid).children(recursive=True), process):
+            each.kill()  # a Ray that is asked to end waits for half a minute first
         process.wait()
 
 

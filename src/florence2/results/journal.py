@@ -129,7 +129,10 @@ class Journal:
     def _open(self) -> None:
         """Lock the file against a second process, and read it."""
         if self.path.is_dir():
-            raise OptionError(f"{self.path} is a folder", "pass a file such as `--output_path captions.jsonl`")
+            raise OptionError(
+                f"{self.path} is a folder",
+                "pass a file to `--output_path`, or end the name with `/` for a folder of shards",
+            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self._is_regular_file:
             self._lock = WriteLock(self.path)

@@ -12,7 +12,7 @@ from florence2.errors import OptionError
 from florence2.recipes.predict_spec import PredictSpec
 from florence2.recipes.shards.shard_samples import ShardedImages
 from florence2.results.affixes import Affixes
-from florence2.results.shards.job_folder import JobFolder
+from florence2.results.shards.job_folder import RUN_FOLDER, JobFolder
 from florence2.results.shards.shard_output import JournalOptions, ShardOutput, restore_journal
 
 
@@ -103,8 +103,10 @@ def open_job_output(spec: PredictSpec, images: ShardedImages) -> JobOutput:
 
 
 def is_folder_output(path: str) -> bool:
-    """Return whether predictions go to a folder: a name that ends in `/`, or a folder that exists."""
-    return path.endswith("/") or (path != "-" and not is_address(path) and Path(path).expanduser().is_dir())
+    """Return whether predictions go to a folder: a name that ends in `/`, or the folder of an earlier job."""
+    if path.endswith("/"):
+        return True
+    return path != "-" and not is_address(path) and (Path(path).expanduser() / RUN_FOLDER / "job.json").is_file()
 
 
 def _check_output(settings: OutputSettings) -> None:
