@@ -29,10 +29,8 @@ def change_row(row: Row, current: EditableRow, change: RowChange, column: str) -
     if change.text is not None and change.text != current.text:
         text = check_text(current, change.text)
         changed = _without_model_columns(changed) | {column: text}
-        if changed.get("answer") in ("", None):
-            changed.pop("answer", None)
-        if not text:  # an image without text, see `data/columns.py`
-            changed["answer"] = ""
+        if isinstance(changed.get("answer"), str) or not text:  # "" is an image without text, see `data/columns.py`
+            changed["answer"] = text
     if change.objects is not None:
         answer, size = _changed_answer(row, current, change.objects)
         text = encode(current.task, answer, size)

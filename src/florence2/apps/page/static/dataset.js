@@ -15,33 +15,49 @@ export class Dataset extends EventTarget {
     this.rows = [];
     this.name = "";
     this.undoName = "";
+    /** @type {Promise<unknown>} the last request; the next one begins when it has ended, in the order of the user */
+    this.last = Promise.resolve();
+  }
+
+  /** @template T @param {() => Promise<T>} work @returns {Promise<T>} */
+  inOrder(work) {
+    const next = this.last.then(work);
+    this.last = next.catch(() => {});
+    return next;
   }
 
   async load() {
     this.takeAll(await request("GET", "rows"));
   }
 
-  async reload() {
-    this.takeAll(await request("POST", "reload"));
+  reload() {
+    return this.inOrder(async () => this.takeAll(await request("POST", "reload")));
   }
 
-  /** @param {{changes: object[], name: string}} body */
-  async change(body) {
-    this.take(await request("POST", "changes", body), true);
+  /** Write changes of rows as this page last saw them. @param {{changes: {row: number}[], name: string}} body */
+  change(body) {
+    return this.inOrder(async () => {
+      const changes = body.changes.map((each) => ({ ...each, version: this.rows[each.row].version }));
+      this.take(await request("POST", "changes", { ...body, changes }), true);
+    });
   }
 
   /** Revert the last change, and return its name. */
-  async undo() {
-    const answer = await request("POST", "undo");
-    this.take(answer, false);
-    return answer.undone;
+  undo() {
+    return this.inOrder(async () => {
+      const answer = await request("POST", "undo");
+      this.take(answer, false);
+      return answer.undone;
+    });
   }
 
   /** Show what a replacement changes, or apply it. @param {object} body */
-  async replace(body) {
-    const answer = await request("POST", "replace", body);
-    if (answer.rows) this.take(answer, true);
-    return answer;
+  replace(body) {
+    return this.inOrder(async () => {
+      const answer = await request("POST", "replace", body);
+      if (answer.rows) this.take(answer, true);
+      return answer;
+    });
   }
 
   /** Ask the model about a row again. @param {number} index */

@@ -44,6 +44,13 @@ export class Editor {
     document.querySelector(".review").classList.remove("editing");
   }
 
+  /** Take over what was saved, without loss of what the user has typed since. @param {import("./dataset.js").Row} row */
+  refresh(row) {
+    if (!this.isDirty || this.row?.index !== row.index) return this.show(row);
+    this.row = row;
+    this.showState(row);
+  }
+
   /** Show a row as it is saved. @param {import("./dataset.js").Row | undefined} row */
   show(row) {
     this.row = row ?? null;
@@ -57,9 +64,14 @@ export class Editor {
     const isText = row.objects === null;
     find("text-field").hidden = !isText;
     find("objects-field").hidden = isText;
-    find("text").value = row.text;
+    if (find("text").value !== row.text) find("text").value = row.text;
     this.boxes.show(row.objects ?? [], NEW_KINDS[row.output] ?? "");
     this.showObjects();
+    this.showState(row);
+  }
+
+  /** @param {import("./dataset.js").Row} row */
+  showState(row) {
     find("locked").hidden = !(row.locked || row.error);
     find("locked").textContent = row.locked || row.error;
     find("accept").textContent = row.accepted ? "Accepted: take back" : "Accept";
@@ -76,12 +88,12 @@ export class Editor {
   async save({ isAccepted } = {}) {
     const row = this.row;
     if (!row || row.locked || (!this.isDirty && isAccepted === undefined)) return true;
-    const change = { row: row.index, version: row.version };
+    const change = { row: row.index };
     if (this.isDirty && row.objects === null && find("text").value !== row.text) change.text = find("text").value;
     if (this.isDirty && row.objects !== null) change.objects = this.boxes.toChange();
     if (isAccepted !== undefined) change.accepted = isAccepted;
     this.isDirty = false;
-    if (Object.keys(change).length === 2) return true;
+    if (Object.keys(change).length === 1) return true;
     const verb = isAccepted === undefined ? "edit" : isAccepted ? "accept" : "take back";
     try {
       await this.dataset.change({ name: `${verb} ${row.file_name}`, changes: [change] });

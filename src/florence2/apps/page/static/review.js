@@ -47,7 +47,7 @@ function updateRows() {
   const accepted = dataset.rows.reduce((total, row) => total + Number(row.accepted), 0);
   find("count").textContent = find("count").textContent.replace(/[\d,]+ accepted/, `${accepted.toLocaleString("en")} accepted`);
   showUndo();
-  if (editor.isOpen && grid.row) editor.show(grid.row);
+  if (editor.isOpen && editor.row) editor.refresh(dataset.rows[editor.row.index]);
 }
 
 function showUndo() {
@@ -63,7 +63,7 @@ async function undo() {
 async function accept(row) {
   if (!row || row.locked) return;
   if (editor.isOpen && editor.row?.index === row.index) return void (await editor.save({ isAccepted: !row.accepted }));
-  const change = { row: row.index, version: row.version, accepted: !row.accepted };
+  const change = { row: row.index, accepted: !row.accepted };
   const name = `${row.accepted ? "take back" : "accept"} ${row.file_name}`;
   await attempt(() => dataset.change({ name, changes: [change] }));
 }
