@@ -87,9 +87,9 @@ def test_words_are_replaced_after_a_preview_and_undone(page, table: Path) -> Non
         wait_until(page, "document.querySelectorAll('.cell').length === 6")
         page.focus("#grid")
         page.keyboard.press("r")
-        page.fill("#replace-search", "a")
         page.check("#replace-whole")
         page.fill("#replace-by", "one")
+        page.fill("#replace-search", "a")
         wait_until(page, f"document.getElementById('replace-apply').textContent === 'Replace in {number} rows'")
         assert page.locator("#replace-preview ins").first.inner_text().count("one")
         assert table.read_bytes() == before

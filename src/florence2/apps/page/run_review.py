@@ -38,7 +38,7 @@ def main(settings: ReviewSettings) -> int:
 
     with _bind(settings.port) as listener:
         session = ReviewSession(open_dataset)
-        ask_row = _load_model(settings) if settings.model_path else None
+        ask_row = load_model(settings) if settings.model_path else None
         _serve(session, ask_row, listener)
     return 0
 
@@ -65,7 +65,7 @@ def _serve(session: Any, ask_row: Callable[[Any], dict[str, Any]] | None, listen
     logger.info("the review has ended")
 
 
-def _load_model(settings: ReviewSettings) -> Callable[[Any], dict[str, Any]]:
+def load_model(settings: ReviewSettings) -> Callable[[Any], dict[str, Any]]:
     """Load the model, and return a function that predicts a row again."""
     import threading
 

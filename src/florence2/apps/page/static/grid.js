@@ -100,7 +100,9 @@ export class Grid extends EventTarget {
     cell.style.top = `${Math.floor(position / this.columns) * HEIGHT + 4}px`;
     const frame = document.createElement("div");
     frame.className = "frame";
-    frame.append(makeStage("").stage);
+    const { stage, image } = makeStage("");
+    image.addEventListener("error", () => frame.classList.add("unreadable"));
+    frame.append(stage);
     const words = document.createElement("div");
     words.className = "words";
     const meta = document.createElement("div");
