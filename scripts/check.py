@@ -1,4 +1,4 @@
-"""Everything a change must pass: format, lint, types, tests and the docs' examples. People and CI run the same."""
+"""Everything a change must pass: format, lint, types, site, tests and the docs' examples. CI runs the same."""
 
 import os
 import subprocess
@@ -9,10 +9,11 @@ CHECKS = {
     "format": ["ruff", "format", "--check", "."],
     "lint": ["ruff", "check", "."],
     "types": ["mypy"],
+    "docs": ["mkdocs", "build", "--strict"],
     "tests": ["pytest", "-n", "auto", "--dist", "worksteal"],
 }
 # Processes of one thread are done sooner than one process of several.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "NO_MKDOCS_2_WARNING": "1"}
 FIXES = {"format": ["ruff", "format", "."], "lint": ["ruff", "check", "--fix", "."]}
 
 

@@ -20,7 +20,7 @@ from scripts.reference import PAGES as REFERENCE_PAGES
 from scripts.reference import page
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^(<!-- (?:not run|test command).*-->\n)?```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 # What a stranger types for their own files and for weights of the hub, in terms of what a test has.

@@ -1,0 +1,50 @@
+"""The site has every page, its index for programs is fresh, and the page on installation equals pyproject.toml."""
+
+import re
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+from mkdocs.config import load_config
+
+from scripts import llms, site_hooks
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+def test_llms_txt_lists_every_page_and_is_fresh() -> None:
+    written = (DOCS / "llms.txt").read_text(encoding="utf-8")
+    assert written == llms.render(), "run `uv run python scripts/llms.py`"
+    pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+    assert set(re.findall(r"\]\((.*?\.md)\): .", written)) == pages
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    pages = llms.nav_pages(load_config(str(ROOT / "mkdocs.yml"))["nav"])
+    assert sorted(pages) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+
+
+def test_extras_of_the_installation_page_are_those_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    page = (DOCS / "install.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| (.+) \|$", page, re.MULTILINE)
+    packages = {
+        extra: [re.split(r"[\[<>=]", requirement)[0] for requirement in requirements]
+        for extra, requirements in project["optional-dependencies"].items()
+    }
+    assert {extra: names.split(", ") for extra, names in rows} == packages
+    versions = [name.split(" :: ")[-1] for name in project["classifiers"] if "Python :: 3." in name]
+    assert f"Python {', '.join(versions[:-1])} or {versions[-1]}" in page
+
+
+def test_links_out_of_the_docs_become_paths() -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="how-to/a.md"))
+
+    def on_page(markdown: str) -> str:
+        return site_hooks.on_page_markdown(markdown, page=page)
+
+    assert on_page("[`README.md`](../../README.md)") == "`README.md`"
+    assert on_page("see [the code](../../src/florence2/api.py#a).") == "see the code (`src/florence2/api.py`)."
+    inside = "[training](../training.md#lora), ![x](../images/demo.png), [b](b.md)"
+    assert on_page(inside) == inside
