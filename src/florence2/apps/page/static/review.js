@@ -62,6 +62,7 @@ async function undo() {
 /** @param {import("./dataset.js").Row | undefined} row */
 async function accept(row) {
   if (!row || row.locked) return;
+  grid.select(grid.selected); // a row that was scrolled away comes into sight
   if (editor.isOpen && editor.row?.index === row.index) return void (await editor.save({ isAccepted: !row.accepted }));
   const change = { row: row.index, accepted: !row.accepted };
   const name = `${row.accepted ? "take back" : "accept"} ${row.file_name}`;
