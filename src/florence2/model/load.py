@@ -161,7 +161,10 @@ def _read_processor(folder: Path, config: Florence2Config) -> Florence2Processor
     stride = prod(config.vision_config.patch_stride)
     image_settings = settings.get("image_processor") or settings
     known = {key: image_settings[key] for key in states.IMAGE_KEYS if key in image_settings}
-    images = CLIPImageProcessorPil(**{"do_center_crop": False} | known)
+    try:
+        images = CLIPImageProcessorPil(**{"do_center_crop": False} | known)
+    except (ValueError, TypeError, KeyError) as error:
+        raise _unusable(folder / "preprocessor_config.json", error) from None
     # The projector appends the mean of the vision tower's tokens.
     images.image_seq_length = (images.size["height"] // stride) * (images.size["width"] // stride) + 1
     post_processor = settings.get("post_processor_config") or checkpoint.read_json(_POST_PROCESSOR)

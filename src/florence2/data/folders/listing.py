@@ -114,7 +114,8 @@ def _choose(entry: os.DirEntry[str], names: list[str], subfolders: list[str], sp
 def find_name(folder: Path, name: str) -> str | None:
     """Return the name of a file in a folder, in the Unicode normalization form that exists; None if none does."""
     forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
-    return next((each for each in forms if (folder / each).is_file()), None)
+    # `Path.is_file` raises for names that are too long.
+    return next((each for each in forms if os.path.isfile(folder / each)), None)  # noqa: PTH113
 
 
 def read_text(path: AnyPath) -> str:

@@ -10,6 +10,8 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,12 +108,13 @@ def read_tokenizer(folder: Path) -> RobertaTokenizer:
     special = [token.content for _, token in sorted(backend.get_added_tokens_decoder().items()) if token.special]
     config = folder / "tokenizer_config.json"
     max_length = check_max_length(read_json(config).get("model_max_length") if config.is_file() else None, config)
-    return RobertaTokenizer(
-        tokenizer_object=backend,
-        image_token=IMAGE_TOKEN,
-        extra_special_tokens=[token for token in special if token not in _LAYOUT_TOKENS],
-        model_max_length=max_length,
-    )
+    with _tokenizer_errors(folder / "tokenizer.json"):
+        return RobertaTokenizer(
+            tokenizer_object=backend,
+            image_token=IMAGE_TOKEN,
+            extra_special_tokens=[token for token in special if token not in _LAYOUT_TOKENS],
+            model_max_length=max_length,
+        )
 
 
 def read_backend_tokenizer(folder: Path) -> Tokenizer:
@@ -119,18 +122,27 @@ def read_backend_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file() and not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
         raise CheckpointError(f"`{folder}` has no `{path.name}`", "copy it from the base model")
-    try:
+    with _tokenizer_errors(path):
         backend = (
             Tokenizer.from_file(str(path))
             if path.is_file()
             else _build_tokenizer(folder / "vocab.json", folder / "merges.txt")
         )
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise _damaged(path, error) from None
-    # One call, in the order of the ids; existing tokens keep their ids.
-    backend.add_special_tokens([*SPECIAL_TOKENS, IMAGE_TOKEN])
+        # One call, in the order of the ids; existing tokens keep their ids.
+        backend.add_special_tokens([*SPECIAL_TOKENS, IMAGE_TOKEN])
     check_location_ids([backend.token_to_id(f"<loc_{number}>") or 0 for number in range(NUM_BINS)], path)
     return backend
+
+
+@contextmanager
+def _tokenizer_errors(path: Path) -> Iterator[None]:
+    """Convert the errors of tokenizers to CheckpointError; it raises nothing narrower, and panics are no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise _damaged(path, error) from None
+        raise
 
 
 def _build_tokenizer(vocabulary: Path, merges: Path) -> Tokenizer:
@@ -201,11 +213,11 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
+def _damaged(path: Path, error: BaseException) -> CheckpointError:
     return CheckpointError(f"`{path}` is damaged: {first_line(error)}", "copy or download it again")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its class."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
