@@ -77,6 +77,43 @@ def test_a_box_is_moved_by_mouse_relabelled_and_trains(page, table: Path, tmp_pa
     assert main(["data", "convert", str(table), str(tmp_path / "converted"), "--to", "jsonl"]) == 0
 
 
+def test_objects_are_added_named_and_deleted_and_rows_filtered_by_score(page, table: Path) -> None:
+    with serve_review(table) as url:
+        page.goto(url)
+        page.select_option("#task", "od")
+        page.fill("#low", "0.35")
+        page.fill("#high", "0.45")
+        wait_until(page, "document.querySelectorAll('.cell').length === 1")
+        page.focus("#grid")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".editor .shape")
+        wait_until(page, "document.querySelector('.editor img').naturalWidth > 0")
+        number = page.locator("#objects li").count()
+        page.click("#add")
+        stage = page.locator(".editor .stage img").bounding_box()
+        page.mouse.move(stage["x"] + stage["width"] * 0.7, stage["y"] + stage["height"] * 0.6)
+        page.mouse.down()
+        page.mouse.move(stage["x"] + stage["width"] * 0.9, stage["y"] + stage["height"] * 0.9, steps=3)
+        page.mouse.up()
+        page.keyboard.press("Control+A")
+        page.keyboard.type("eel")
+        page.keyboard.press("Control+Enter")
+        rows = wait_for_rows(table, lambda rows: "eel" in rows[9]["answer"]["labels"])
+        assert len(rows[9]["answer"]["labels"]) == number + 1
+        wait_until(page, f"document.querySelectorAll('#objects li').length === {number + 1}")
+        page.focus("#objects [data-role=select] >> nth=0")
+        page.keyboard.press("Delete")
+        page.keyboard.press("n")
+        page.keyboard.press("Control+A")
+        page.keyboard.press("Backspace")
+        page.keyboard.press("Control+Enter")
+        wait_until(page, "document.getElementById('error').textContent.includes('has no label')")
+        page.keyboard.type("newt")
+        page.keyboard.press("Escape")
+        rows = wait_for_rows(table, lambda rows: "newt" in rows[9]["answer"]["labels"])
+        assert len(rows[9]["answer"]["labels"]) == number + 1
+
+
 def test_words_are_replaced_after_a_preview_and_undone(page, table: Path) -> None:
     before = table.read_bytes()
     number = sum(row["text"].startswith("a ") or " a " in row["text"] for row in read_table(table)[:6])

@@ -150,6 +150,9 @@ def test_impossible_objects_are_refused(folder: Path, rings: tuple, reason: str)
         edit(dataset, 0, objects=(ChangedObject(GeometryKind.BBOXES, "cat", rings),))
     with pytest.raises(UserError, match="has no `polygons`"):
         edit(dataset, 0, objects=(ChangedObject(GeometryKind.POLYGONS, "cat", ((1, 2, 3, 4, 5, 6),)),))
+    for label, reason in (("", "no label"), ("cat<loc_5>", "token of the model")):
+        with pytest.raises(UserError, match=reason):
+            edit(dataset, 0, objects=(ChangedObject(GeometryKind.BBOXES, label, ((1, 2, 3, 4),)),))
     with pytest.raises(UserError, match="has objects"):
         edit(dataset, 0, text="words")
     assert (folder / "od.jsonl").read_bytes() == before

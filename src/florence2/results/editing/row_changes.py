@@ -7,12 +7,13 @@ from florence2.data.image import Size
 from florence2.data.tables import Row
 from florence2.errors import UserError
 from florence2.model.answer import Answer, AnswerItem, GeometryKind
-from florence2.model.locations import encode, from_bin
+from florence2.model.locations import decode, encode, from_bin
 from florence2.model.tasks import NUM_BINS, OutputType
 from florence2.results.editing.editable_row import ACCEPTED, ChangedObject, EditableRow, RowChange
 
 _OF_THE_MODEL = ("num_tokens", "score", "error")
 _RING_LENGTHS = {GeometryKind.BBOXES: 4, GeometryKind.QUAD_BOXES: 8}
+_UNLABELED = (OutputType.REGIONS, OutputType.POLYGONS)
 _KINDS = {
     OutputType.QUADS: {GeometryKind.QUAD_BOXES},
     OutputType.POLYGONS: {GeometryKind.POLYGONS},
@@ -67,8 +68,19 @@ def _changed_answer(row: Row, current: EditableRow, objects: Iterable[ChangedObj
     items = [_item(each, before, size, current) for each in objects]
     has_scores = any(item.score is not None for item in items)
     answer = Answer(current.task.output_type, tuple(items), has_scores=has_scores)
+    _check_labels(answer, size)
     is_ordered = current.task.output_type is OutputType.PHRASES  # phrases keep their own order
     return (answer if is_ordered else answer.in_reading_order()), size
+
+
+def _check_labels(answer: Answer, size: Size) -> None:
+    """Raise UserError where the text of the answer would lose a label."""
+    if answer.output_type in _UNLABELED:
+        return
+    found = decode(answer.output_type, encode(answer.output_type, answer, size), size).labels
+    for item, label in zip(answer.without_crowds(), found, strict=True):
+        if item.label != label:
+            raise UserError(f"the label `{item.label}` holds a token of the model", "remove it")
 
 
 def _answer_items(row: Row, current: EditableRow) -> list[AnswerItem]:
@@ -91,6 +103,8 @@ def _item(changed: ChangedObject, before: list[AnswerItem], size: Size, current:
     if changed.origin is not None and not 0 <= changed.origin < len(before):
         raise UserError(f"the row has no object {changed.origin}", "reload the page")
     old = before[changed.origin] if changed.origin is not None else None
+    if not label and current.task.output_type not in _UNLABELED and (old is None or old.label):
+        raise UserError("an object has no label", "write what it is")
     if changed.rings is None and old is not None:
         return AnswerItem(old.kind, old.rings, label, old.score if label == old.label else None, old.is_crowd)
     rings: Any = changed.rings

@@ -16,7 +16,9 @@ export class BoxEditor extends EventTarget {
     this.shapes = [];
     this.selected = -1;
     this.newKind = "bboxes";
+    this.hasLabels = true;
     this.isDrawing = false;
+    this.isNew = false;
     /** @type {((point: [number, number]) => void) | null} */
     this.drag = null;
     this.stage.addEventListener("pointerdown", (event) => this.begin(event));
@@ -24,10 +26,11 @@ export class BoxEditor extends EventTarget {
     for (const name of ["pointerup", "pointercancel"]) this.stage.addEventListener(name, () => this.end());
   }
 
-  /** @param {import("./overlay.js").Shape[]} shapes @param {string} newKind of shapes that are drawn, or "" */
-  show(shapes, newKind) {
+  /** @param {import("./overlay.js").Shape[]} shapes @param {string} newKind of shapes that are drawn @param {boolean} hasLabels */
+  show(shapes, newKind, hasLabels) {
     this.shapes = shapes.map((shape, origin) => ({ ...shape, origin, moved: false }));
     this.newKind = newKind;
+    this.hasLabels = hasLabels;
     this.selected = -1;
     this.isDrawing = false;
     this.draw();
@@ -76,6 +79,7 @@ export class BoxEditor extends EventTarget {
   begin(event) {
     const target = /** @type {HTMLElement} */ (event.target);
     const start = this.point(event);
+    this.isNew = this.isDrawing;
     if (this.isDrawing) this.drag = this.startShape(start);
     else if (target.matches(".handle")) this.drag = this.startResize(Number(target.dataset.ring), Number(target.dataset.at));
     else if (target.matches(".shape")) {
@@ -92,6 +96,7 @@ export class BoxEditor extends EventTarget {
     const shape = this.shapes[this.selected];
     if (shape?.kind === "bboxes") shape.rings = [sortedBox(shape.rings[0])];
     this.change();
+    if (this.isNew) this.dispatchEvent(new Event("add"));
   }
 
   /** @param {[number, number]} start */
@@ -133,8 +138,8 @@ export class BoxEditor extends EventTarget {
   /** Add a shape in the middle, for those who use keys. */
   addInMiddle() {
     this.startShape([400, 400])([600, 600]);
-    this.isDrawing = false;
     this.change();
+    this.dispatchEvent(new Event("add"));
   }
 
   /** @param {EditedShape} shape @param {number[][]} rings */

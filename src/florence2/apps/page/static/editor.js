@@ -2,10 +2,11 @@
 import { BoxEditor } from "./box_editor.js";
 import { imageAddress } from "./dataset.js";
 import { makeStage } from "./overlay.js";
-import { showObjects } from "./object_list.js";
+import { focusSelected, showObjects } from "./object_list.js";
 
 const find = (id) => document.getElementById(id);
 const NEW_KINDS = { boxes: "bboxes", phrases: "bboxes", regions: "bboxes", "boxes or polygons": "bboxes", quads: "quad_boxes", polygons: "polygons" };
+const UNLABELED = ["regions", "polygons"];
 
 export class Editor {
   /** @param {import("./dataset.js").Dataset} dataset @param {(message: string) => void} onError */
@@ -22,6 +23,7 @@ export class Editor {
       this.isDirty = true;
       this.showObjects();
     });
+    this.boxes.addEventListener("add", () => focusSelected(find("objects"), this.boxes));
     this.boxes.addEventListener("select", () => this.showObjects());
     find("text").addEventListener("input", () => (this.isDirty = true));
     find("add").addEventListener("click", () => this.startDrawing());
@@ -65,7 +67,7 @@ export class Editor {
     find("text-field").hidden = !isText;
     find("objects-field").hidden = isText;
     if (find("text").value !== row.text) find("text").value = row.text;
-    this.boxes.show(row.objects ?? [], NEW_KINDS[row.output] ?? "");
+    this.boxes.show(row.objects ?? [], NEW_KINDS[row.output] ?? "bboxes", !UNLABELED.includes(row.output));
     this.showObjects();
     this.showState(row);
   }

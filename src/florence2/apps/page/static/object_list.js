@@ -18,6 +18,12 @@ export function showObjects(list, boxes, isLocked) {
   if (focus) list.children[Math.max(boxes.selected, 0)]?.querySelector(`[data-role=${focus}]`)?.focus();
 }
 
+/** Put the focus on the name of the selected object, such as one that was just drawn. @param {HTMLElement} list @param {import("./box_editor.js").BoxEditor} boxes */
+export function focusSelected(list, boxes) {
+  const item = list.children[boxes.selected];
+  item?.querySelector(boxes.hasLabels ? "[data-role=label]" : "[data-role=select]")?.focus();
+}
+
 /** @param {HTMLElement} list @param {import("./box_editor.js").BoxEditor} boxes */
 function markSelected(list, boxes) {
   [...list.children].forEach((item, index) => item.classList.toggle("selected", index === boxes.selected));
@@ -35,7 +41,7 @@ function makeItem(shape, index, boxes, isLocked) {
   label.value = shape.label;
   label.dataset.role = "label";
   label.setAttribute("aria-label", `Label of object ${index + 1}`);
-  label.hidden = shape.kind === "polygons" && !shape.label;
+  label.hidden = !boxes.hasLabels && !shape.label;
   label.addEventListener("focus", () => boxes.selected !== index && boxes.select(index));
   label.addEventListener("input", () => {
     shape.label = label.value;

@@ -129,6 +129,8 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
+addEventListener("beforeunload", (event) => editor.isDirty && event.preventDefault());
+
 attempt(async () => {
   await dataset.load();
   grid.element.focus();
