@@ -1,12 +1,14 @@
 """The site has every page, its index for programs is fresh, and the page on installation equals pyproject.toml."""
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
 from mkdocs.config import load_config
 
+from florence2.cli import COMMANDS, main
 from scripts import llms, site_hooks
 
 ROOT = Path(__file__).parents[1]
@@ -48,3 +50,13 @@ def test_links_out_of_the_docs_become_paths() -> None:
     assert on_page("see [the code](../../src/florence2/api.py#a).") == "see the code (`src/florence2/api.py`)."
     inside = "[training](../training.md#lora), ![x](../images/demo.png), [b](b.md)"
     assert on_page(inside) == inside
+
+
+def test_commands_of_the_readme_table_are_valid(tmp_path: Path) -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## The doors")[1].split("\n## ")[0]
+    commands = [shlex.split(words) for words in re.findall(r"\| `florence2 (.+?)` \|", table)]
+    assert {words[0] for words in commands} == {name.split()[0] for name in COMMANDS} - {"demo"}
+    for number, words in enumerate(commands):
+        path = tmp_path / f"{number}.yaml"
+        assert main([*words, "--save_config", str(path)]) == 0, words
+        assert path.exists()
