@@ -28,7 +28,15 @@ EXAMPLES: dict[str, list[str]] = {
     ],
     "predict": [
         *("--model_path", "demo", "--input_path", "x/*.jpg", "--task", "od", "caption", "--prefix=-- ", "--suffix", ""),
-        *("--temperature", "0.5", "--no_repeat_ngram_size", "0", "--export", "coco=a: b", "--do_sample"),
+        *(
+            "--temperature",
+            "0.5",
+            "--generation_args",
+            "no_repeat_ngram_size=0",
+            "--export",
+            "coco=a: b",
+            "--do_sample",
+        ),
     ],
     "demo": ["--output_dir", "no", "--seed", "7"],
     "evaluate": ["--references", "1.0", "--compare", "null", "~", "--num_worst", "0", "--meteor"],

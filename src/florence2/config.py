@@ -319,9 +319,6 @@ class GenerationSettings:
     top_k: int = 0
     """Sample from this many of the most likely tokens; 0 is all of them."""
 
-    no_repeat_ngram_size: int | None = None
-    """Never repeat this many tokens in a row (default: as the checkpoint says for captions, 0 for other tasks)."""
-
     seed: int = 0
     """Seed of the sampling; each sample has a random stream of its own."""
 
@@ -330,7 +327,7 @@ class GenerationSettings:
 
     generation_args: tuple[str, ...] = ()
     """More generation options, as key=value: length_penalty, early_stopping, min_length, repetition_penalty,
-    num_return_sequences."""
+    no_repeat_ngram_size (default: as the checkpoint says for captions, 0 for other tasks), num_return_sequences."""
 
 
 @dataclass(frozen=True)
@@ -339,6 +336,9 @@ class WeightsSettings:
 
     model_path: str
     """Fine-tuned model: the `--output_dir` of a training, a checkpoint, an adapter, a hub id, or `demo`."""
+
+    base_model: str | None = None
+    """Base of the adapter, a folder or a hub id (default: the one that its `adapter_config.json` names)."""
 
 
 @dataclass(frozen=True)
@@ -468,6 +468,9 @@ class PredictionSettings:
     model_path: str | None = None
     """Predict with this model first: as in `florence2 predict`."""
 
+    base_model: str | None = None
+    """Base of the adapter that predicts (default: the one that its `adapter_config.json` names)."""
+
 
 @dataclass(frozen=True)
 class EvaluateSettings:
@@ -562,6 +565,9 @@ class DoctorSettings:
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""
 
+    base_model: str | None = None
+    """Base of the adapter, a folder or a hub id (default: the one that its `adapter_config.json` names)."""
+
     against_published: bool = False
     """Compare the model with what is published about it: file sizes, hashes and answers in float32. Downloads it."""
 
@@ -618,6 +624,9 @@ class ServedModelSettings:
 
     adapter: tuple[str, ...] = ()
     """More models, as NAME=PATH; they use the memory of `--model_path` for all weights that are equal."""
+
+    base_model: str | None = None
+    """Base of every adapter, a folder or a hub id (default: the one that its `adapter_config.json` names)."""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,6 @@ TRAIN: dict[str, Rewrite] = {
 
 PREDICT: dict[str, Rewrite] = {
     "--peft_model": _renamed("--model_path"),
-    "--base_model": _refused("--base_model", "an adapter names its base itself; pass it as `--model_path`"),
     "--images": _renamed("--input_path"),
     "--save_captions": _fixed("--sidecar", ".txt"),
     "--caption_extension": _renamed("--sidecar"),

@@ -1,7 +1,7 @@
 """The model that is exported: loaded in float32 on the CPU, with an adapter merged, and what is known of it."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,8 @@ _HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 class ExportSource:
     """A loaded model; `adapter` is what was merged into it, `card` the text of its model card.
 
-    `samples` are images of the user, on which ranges of activations are measured for 8 bits.
+    `samples` are images of the user, on which ranges of activations are measured for 8 bits; `base_model` replaces the
+    base that the adapter names.
     """
 
     name: str
@@ -37,25 +38,35 @@ class ExportSource:
     card: str
     offline: bool
     samples: Sequence[Sample] = ()
+    base_model: str | None = None
 
     @classmethod
     def load(
-        cls, name: str, revision: str | None = None, *, offline: bool = False, samples: Sequence[Sample] = ()
+        cls,
+        name: str,
+        revision: str | None = None,
+        *,
+        offline: bool = False,
+        samples: Sequence[Sample] = (),
+        base_model: str | None = None,
     ) -> "ExportSource":
         """Load whatever `florence2 predict` loads."""
         folder = checkpoint.find_folder(name, revision, offline)
-        model, processor = load(name, dtype="float32", device="cpu", revision=revision, offline=offline)
+        model, processor = load(
+            name, dtype="float32", device="cpu", revision=revision, offline=offline, base=base_model
+        )
         card = folder / _CARD
         return cls(
             name=name,
             folder=folder,
             model=model,
             processor=processor,
-            adapter=_read_adapter(folder),
+            adapter=_read_adapter(folder, base_model),
             metadata=read_run_metadata(folder),
             card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
             offline=offline,
             samples=samples,
+            base_model=base_model,
         )
 
     @property
@@ -72,7 +83,7 @@ class ExportSource:
     def base(self) -> str:
         """The name of the model that this one was trained from, or its own."""
         trained_from = self.metadata.base if self.metadata else self.adapter and self.adapter.base
-        return trained_from or self.name
+        return self.base_model or trained_from or self.name
 
     @property
     def base_path(self) -> str:
@@ -98,9 +109,14 @@ def exact_dtype(weights: Iterable[Tensor]) -> str:
     return "float32"
 
 
-def _read_adapter(folder: Path) -> "Adapter | None":
+def _read_adapter(folder: Path, base_model: str | None) -> "Adapter | None":
+    """Read the adapter in a folder, with another base where one is passed; its revision is one of its own base."""
     if not checkpoint.is_adapter(folder):
         return None
     from florence2.model.adapter.lora import read_adapter  # importing peft takes seconds
 
-    return read_adapter(folder)
+    adapter = read_adapter(folder)
+    if base_model in (None, adapter.base):
+        return adapter
+    config = {**adapter.config, "base_model_name_or_path": base_model, "revision": None}
+    return replace(adapter, base=base_model, revision=None, config=config)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 Model: TypeAlias = "Florence2ForConditionalGeneration | PeftModel"
 _POST_PROCESSOR = Path(__file__).with_name("post_processor.json")
 _BASE_HINT = (
-    f"set `base_model_name_or_path` in its `{checkpoint.ADAPTER_CONFIG}` to a folder of this machine or a hub id; in"
-    " Python, pass `base` to `florence2.load`"
+    "pass `--base_model` with a folder of this machine or a hub id (to train, set `base_model_name_or_path` in its"
+    f" `{checkpoint.ADAPTER_CONFIG}`); in Python, pass `base` to `florence2.load`"
 )
 # The dropout rates of each component's config.
 VISION_DROPOUT_RATES = ("drop_path_rate",)
@@ -63,6 +63,7 @@ def load(
     name = str(name_or_path)
     folder = checkpoint.find_folder(name, revision, offline)
     if not checkpoint.is_adapter(folder):
+        require_adapter(name, base)
         return _load_checkpoint(folder, name, dtype, device, quantize, dropout or {})
     from florence2.model.adapter import lora  # importing peft takes seconds, and only adapters need it
 
@@ -70,8 +71,9 @@ def load(
     states.check_finite(adapter.state, folder)
     # The merge is done in float32: rounding the weights before it would lose precision.
     options = {"dtype": torch.float32 if merge else dtype, "device": device, "offline": offline, "quantize": quantize}
-    options["dropout"] = dropout
-    model, processor = _load_base(folder, adapter, base, options | {"revision": adapter.revision})
+    # The revision that an adapter names is one of the base that it names.
+    options |= {"dropout": dropout, "revision": adapter.revision if base in (None, adapter.base) else None}
+    model, processor = _load_base(folder, adapter, base, options)
     model.score_calibration = None  # that of the base does not hold for other weights
     wrapped = lora.load_adapter(model, adapter)
     if not merge:
@@ -79,6 +81,12 @@ def load(
     model = lora.merge(wrapped).to(dtype)
     model.config.dtype = dtype
     return model.eval(), processor
+
+
+def require_adapter(name: str, base: str | Path | None) -> None:
+    """Refuse a base for what is not an adapter."""
+    if base is not None:
+        raise CheckpointError(f"`{name}` is not an adapter and takes no base", "remove `--base_model`, or `base`")
 
 
 def _load_base(

@@ -19,10 +19,10 @@ from florence2.engine.engine_config import EngineConfig
 from florence2.engine.workers.launcher import accept_workers, connect_to_leader
 from florence2.engine.workers.multi_engine import MultiEngine
 from florence2.engine.workers.worker import WorkerConfig, run_worker
-from florence2.errors import OptionError
+from florence2.errors import CheckpointError, OptionError
 from florence2.log import logger
 from florence2.model.inference.load_for_inference import load_for_inference
-from florence2.model.storage.checkpoint_files import find_folder
+from florence2.model.storage.checkpoint_files import find_folder, is_adapter
 
 if TYPE_CHECKING:
     from florence2.engine.generate_engine import GenerateEngine
@@ -30,20 +30,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A checkpoint at one revision, which every process of a run loads; `folder` holds its files on this machine."""
+    """A checkpoint at one revision, which every process of a run loads; `folder` holds its files on this machine.
+
+    `base` replaces the base that an adapter names.
+    """
 
     name: str
     folder: Path
     revision: str | None
     offline: bool
     dtype: DType
+    base: str | None = None
 
     @classmethod
-    def resolve(cls, name: str, hub: HubSettings, dtype: DType) -> ModelSource:
+    def resolve(cls, name: str, hub: HubSettings, dtype: DType, base: str | None = None) -> ModelSource:
         """Find a checkpoint on disk or download it, and pin the commit of a hub repository."""
         folder = find_folder(name, hub.revision, hub.offline)
+        if base is not None and not is_adapter(folder):
+            raise CheckpointError(f"`{name}` is not an adapter and takes no base", "remove `--base_model`")
         is_snapshot = folder.parent.name == "snapshots"  # of the hub's cache, named by the commit
-        return cls(name, folder, folder.name if is_snapshot else hub.revision, hub.offline, dtype)
+        return cls(name, folder, folder.name if is_snapshot else hub.revision, hub.offline, dtype, base)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Return whether the files are those of an adapter."""
+        return is_adapter(self.folder)
 
     def load(self, device: str | None) -> tuple[Any, Any]:
         """Load the model and its preprocessing onto a device, for the engine."""
@@ -56,7 +67,7 @@ class ModelSource:
         from florence2.model.load import load
 
         name, chosen, dtype = self._arguments(device)
-        return load(name, dtype=dtype, device=chosen, revision=self.revision, offline=self.offline)
+        return load(name, dtype=dtype, device=chosen, revision=self.revision, offline=self.offline, base=self.base)
 
     def _arguments(self, device: str | None) -> tuple[str, torch.device, torch.dtype]:
         """Return name, device and dtype; another machine finds the files under the name of the model."""

@@ -80,6 +80,8 @@ def _prediction_files(settings: EvaluateSettings) -> list[str]:
             "`--min_score` is a setting of prediction, and these predictions exist",
             "pass `--model_path`, or write them anew with `florence2 predict --min_score`",
         )
+    if source.base_model and not source.model_path:
+        raise OptionError("`--base_model` is for an adapter that predicts", "pass `--model_path`, or remove it")
     if source.compare and (source.predictions or source.model_path):
         raise OptionError("`--compare` names both files of predictions", "remove `--predictions` and `--model_path`")
     if source.compare:
@@ -103,7 +105,7 @@ def _predict_references(settings: EvaluateSettings, model_path: str) -> str:
     task = (reference.task,) if reference.task else ()
     run_predict(
         PredictSettings(
-            model=WeightsSettings(model_path),
+            model=WeightsSettings(model_path, settings.prediction.base_model),
             input=InputSettings(reference.references, task=task, recursive=settings.source.recursive),
             output=OutputSettings(path),
             generation=settings.generation,

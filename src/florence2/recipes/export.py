@@ -48,7 +48,11 @@ def run_export(settings: ExportSettings) -> ExportResult:
     samples = _find_samples(settings.images, model_path) if settings.images else []
     with export_folder(output_path, overwrite=settings.overwrite, model_path=model_path) as folder:
         source = ExportSource.load(
-            settings.model.model_path, settings.hub.revision, offline=settings.hub.offline, samples=samples
+            settings.model.model_path,
+            settings.hub.revision,
+            offline=settings.hub.offline,
+            samples=samples,
+            base_model=settings.model.base_model,
         )
         result = _write(settings, target, source, folder)
     if settings.push_to_hub:

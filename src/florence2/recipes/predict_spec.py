@@ -37,7 +37,9 @@ class PredictSpec:
         """Parse all flags, and find the files of the model."""
         speed = settings.speed
         generation = parse_generation_config(settings.generation)
-        model = ModelSource.resolve(settings.model.model_path, settings.hub, settings.compute.dtype)
+        model = ModelSource.resolve(
+            settings.model.model_path, settings.hub, settings.compute.dtype, settings.model.base_model
+        )
         config = EngineConfig(
             generation=generation,
             batch_size=speed.batch_size,
@@ -91,6 +93,7 @@ def _run_id(settings: PredictSettings, generation: GenerationConfig, model: Mode
         if name in flags or value != getattr(GenerationConfig, name)
     }
     fingerprint = weights_fingerprint(model.folder)
+    base = () if model.base is None else (model.base,)
     return make_run_id(
-        str(model.folder), fingerprint, options, settings.speed.full_decode, output.prefix, output.suffix
+        str(model.folder), fingerprint, options, settings.speed.full_decode, output.prefix, output.suffix, *base
     )

@@ -31,7 +31,7 @@ def write_adapter(folder: Path, base: str | None, value: float = 0.0) -> Path:
 def test_a_base_that_is_not_here_is_refused_with_the_file_to_edit(tmp_path: Path, base: str | None, what: str) -> None:
     with pytest.raises(CheckpointError, match=what) as caught:
         load(write_adapter(tmp_path, base), device="cpu")
-    assert "set `base_model_name_or_path` in its `adapter_config.json`" in caught.value.hint
+    assert "pass `--base_model`" in caught.value.hint
 
 
 def test_an_adapter_that_is_not_finite_is_refused_by_the_name_of_the_tensor(tmp_path: Path) -> None:

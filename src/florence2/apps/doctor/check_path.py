@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 import florence2
 from florence2.api import check_dataset
-from florence2.errors import UserError
+from florence2.errors import OptionError, UserError
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 BUNDLED = "demo"
@@ -49,11 +49,13 @@ class PathReport:
         return {"path": self.path, "kind": self.kind, "sound": not problems, **self.facts, "problems": problems}
 
 
-def check_path(path: str, dtype: Any, revision: str | None = None) -> PathReport:
+def check_path(path: str, dtype: Any, revision: str | None = None, base_model: str | None = None) -> PathReport:
     """Check a model by loading it onto the CPU, or a dataset as `florence2 data check` does."""
     folder = model_folder(path, revision)
     if folder is not None or is_model_name(path):
-        return check_model(path, folder, dtype, revision)
+        return check_model(path, folder, dtype, revision, base_model)
+    if base_model is not None:
+        raise OptionError(f"`{path}` is not an adapter and takes no base", "remove `--base_model`")
     try:
         report = check_dataset(dataset=path, offline=True)
     except UserError as error:
@@ -68,12 +70,14 @@ def check_path(path: str, dtype: Any, revision: str | None = None) -> PathReport
     return PathReport(path, "dataset", facts, problems)
 
 
-def check_model(path: str, folder: Path | None, dtype: Any, revision: str | None = None) -> PathReport:
+def check_model(path: str, folder: Path | None, dtype: Any, revision: str | None, base_model: str | None) -> PathReport:
     """Load a model as the commands do, which refuses missing, unexpected, misshapen and non-finite weights by name."""
     kind = "adapter" if folder is not None and _is_adapter(folder) else "checkpoint"
     facts = describe_files(folder) if folder is not None else {}
     try:
-        model, processor = florence2.load(path, dtype=dtype, device="cpu", revision=revision, offline=True)
+        model, processor = florence2.load(
+            path, dtype=dtype, device="cpu", revision=revision, offline=True, base=base_model
+        )
     except UserError as error:
         return PathReport(path, kind, facts, (Problem.of_error(error),))
     return PathReport(path, kind, facts | describe_model(model, processor), (), (model, processor))

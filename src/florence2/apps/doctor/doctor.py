@@ -24,6 +24,8 @@ from florence2.files import to_json
 def main(settings: DoctorSettings) -> int:
     """Run `florence2 doctor`; return 0 where all is sound, and 1 where there are problems."""
     if settings.against_published:
+        if settings.base_model is not None:
+            raise OptionError("no published model is an adapter", "remove `--base_model` or `--against_published`")
         return _print_comparison(settings)
     for flag, value in (("images", settings.images), ("expected", settings.expected)):
         _require_comparison(flag, value is not None)
@@ -51,7 +53,7 @@ def run_doctor(settings: DoctorSettings) -> dict[str, Any]:
     """Collect the report as one JSON object; `problems` lists everything that has to be fixed."""
     device = default_device()
     dtype = inference_dtype("auto", device)
-    checked = check_path(settings.path, dtype, settings.revision) if settings.path else None
+    checked = _check_named(settings, dtype)
     bundled = check_path(BUNDLED, dtype)
     problems = [*_requirement_problems(), *bundled.problems, *(checked.problems if checked else ())]
     chosen_for = checked if checked and checked.loaded else bundled
@@ -72,6 +74,15 @@ def run_doctor(settings: DoctorSettings) -> dict[str, Any]:
         "checked": checked.to_json() if checked else None,
         "problems": [{"what": problem.what, "hint": problem.hint} for problem in problems],
     }
+
+
+def _check_named(settings: DoctorSettings, dtype: Any) -> PathReport | None:
+    """Check the model or dataset that the command names, if it names one."""
+    if settings.path is not None:
+        return check_path(settings.path, dtype, settings.revision, settings.base_model)
+    if settings.base_model is not None:
+        raise OptionError("`--base_model` is for an adapter", "pass the folder of one, or remove `--base_model`")
+    return None
 
 
 def _predict_choices(report: PathReport) -> list[dict[str, Any]]:

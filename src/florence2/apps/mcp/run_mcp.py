@@ -24,13 +24,14 @@ def main(settings: McpSettings) -> int:
     from florence2.apps.mcp.image_tools import ImageTools
 
     roots = AllowedRoots.resolve(settings.root)
-    source = ModelSource.resolve(settings.model.model_path, settings.hub, settings.compute.dtype)
+    weights = settings.model
+    source = ModelSource.resolve(weights.model_path, settings.hub, settings.compute.dtype, weights.base_model)
     generation = GenerationConfig(max_length=settings.max_length, num_beams=settings.num_beams)
     model, processor = source.load(settings.compute.device)
     with Engine(model, processor, EngineConfig(generation)) as engine:
         server = create_server(ImageTools(engine, roots))
         folders = ", ".join(map(str, roots.folders))
-        logger.info(f"serving {settings.model.model_path} to the MCP client on stdin; images from {folders}")
+        logger.info(f"serving {weights.model_path} to the MCP client on stdin; images from {folders}")
         server.run("stdio")
     return 0
 

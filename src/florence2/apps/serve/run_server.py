@@ -6,6 +6,7 @@ import ipaddress
 import os
 import signal
 import socket
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from florence2.log import logger
 from florence2.settings_io import parse_pairs
 
 if TYPE_CHECKING:
+    from florence2 import ModelSource
     from florence2.apps.serve.model_service import ModelService, ServedModel
     from florence2.apps.serve.request_limits import RequestLimits
 
@@ -84,8 +86,8 @@ def load_service(settings: ServeSettings) -> ModelService:
         names[name] = path
     models: list[ServedModel] = []
     base: Any = None
-    for name, path in names.items():
-        source = ModelSource.resolve(path, settings.hub, settings.compute.dtype)
+    sources = [ModelSource.resolve(path, settings.hub, settings.compute.dtype) for path in names.values()]
+    for name, source in zip(names, _set_base(sources, settings.model.base_model), strict=True):
         model, processor = source.load(settings.compute.device)
         if base is None:
             base = model
@@ -96,6 +98,15 @@ def load_service(settings: ServeSettings) -> ModelService:
         models.append(_serve_model(name, model, processor, source, settings))
     logger.info(f"models: {', '.join(names)}; device {base.device}, dtype {str(base.dtype).removeprefix('torch.')}")
     return ModelService(models, request_limits(settings.limits))
+
+
+def _set_base(sources: list[ModelSource], base_model: str | None) -> list[ModelSource]:
+    """Replace the base of every adapter by the one that the flag names."""
+    if base_model is None:
+        return sources
+    if not any(source.is_adapter for source in sources):
+        raise OptionError("none of the models is an adapter and takes a base", "remove `--base_model`")
+    return [replace(source, base=base_model) if source.is_adapter else source for source in sources]
 
 
 def _serve_model(name: str, model: Any, processor: Any, source: Any, settings: ServeSettings) -> ServedModel:

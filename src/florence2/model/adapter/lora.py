@@ -21,6 +21,7 @@ from transformers import Florence2ForConditionalGeneration
 
 from florence2.config import DEFAULT_TARGET_MODULES
 from florence2.errors import CheckpointError, OptionError
+from florence2.model.adapter.adapter_settings import read_lora_settings
 from florence2.model.adapter.target_modules import resolve_target_modules
 from florence2.model.storage import checkpoint_files as checkpoint
 from florence2.model.storage import legacy_layout as legacy
@@ -28,6 +29,7 @@ from florence2.model.storage import legacy_layout as legacy
 _NAME = "default"
 # These initializations change the base's weights, so that the adapter alone does not determine the model.
 _BASE_CHANGING_INITS = ("pissa", "olora")
+_NOT_ADDED = "LoRA cannot be added: "
 _INITS = (True, False, "gaussian", "orthogonal", "eva", *_BASE_CHANGING_INITS)
 
 
@@ -93,8 +95,7 @@ def read_adapter(folder: Path) -> Adapter:
 
 def load_adapter(model: Florence2ForConditionalGeneration, adapter: Adapter) -> PeftModel:
     """Add a LoRA with its weights to its base; every tensor must match a module."""
-    known = {field.name for field in fields(LoraConfig)}
-    settings = {key: value for key, value in adapter.config.items() if key in known and value is not None}
+    settings = read_lora_settings(adapter.config)
     init = settings.get("init_lora_weights", True)
     if init not in _INITS:
         raise CheckpointError(
@@ -105,7 +106,13 @@ def load_adapter(model: Florence2ForConditionalGeneration, adapter: Adapter) -> 
     settings |= {"init_lora_weights": init if changes_base else True, "inference_mode": True}
     for name in ("base_model_name_or_path", "eva_config"):
         settings.pop(name, None)
-    wrapped = _wrap(model, settings, on_meta=not changes_base)
+    try:
+        wrapped = _wrap(model, settings, on_meta=not changes_base)
+    except OptionError as error:
+        reason = error.what.removeprefix(_NOT_ADDED)
+        raise CheckpointError(
+            f"the adapter does not fit its base: {reason}", f"check its `{checkpoint.ADAPTER_CONFIG}`"
+        ) from None
     state = legacy.resize_adapter(adapter.state, model.config.text_config.vocab_size)
     try:
         result = set_peft_model_state_dict(wrapped, state, low_cpu_mem_usage=not changes_base)
@@ -193,7 +200,7 @@ def _wrap(model: Florence2ForConditionalGeneration, settings: dict[str, Any], on
             )
     except (ValueError, NotImplementedError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise OptionError(f"LoRA cannot be added: {reason}", "change the LoRA options") from None
+        raise OptionError(f"{_NOT_ADDED}{reason}", "change the LoRA options") from None
 
 
 def _untie_head(model: Florence2ForConditionalGeneration) -> None:
