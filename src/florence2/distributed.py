@@ -29,6 +29,12 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def world_size() -> int:
+    """Count the processes that the launcher started on all machines; 1 where this process runs alone."""
+    rank = launcher_rank()
+    return rank.world_size if rank else 1
+
+
 def local_world_size() -> int:
     """Count the processes that the launcher started on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

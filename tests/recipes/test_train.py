@@ -105,6 +105,8 @@ def test_run_writes_metadata_card_plot_and_checkpoints(folder: Path) -> None:
         "num_samples": 6,
         "num_eval_samples": 2,
         "tasks": ["<MORE_DETAILED_CAPTION>"],
+        "samples_per_step": 2,
+        "fingerprint": metadata.data["fingerprint"],
     }
     assert json.loads((output / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
         folder / "dropout"

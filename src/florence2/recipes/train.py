@@ -53,6 +53,7 @@ from florence2.training.saving.build_metadata import build_metadata
 from florence2.training.saving.checkpoints import remove_staging
 from florence2.training.saving.model_card import write_model_card
 from florence2.training.saving.model_saver import ModelSaver
+from florence2.training.saving.resume import check_resume_data, check_resume_steps
 from florence2.training.summary import training_summary
 from florence2.training.trackers import open_trackers
 from florence2.training.trainer import Florence2Trainer
@@ -96,7 +97,6 @@ def run_train(settings: TrainSettings) -> Path:
     if spec.preview:
         _preview(builder.train_dataset(), spec.preview, spec.output_dir)
         return spec.output_dir
-
     eval_set = spec.evaluation.build_eval_set(builder.eval_dataset())
     set_seed(spec.run.seed)
     model = prepare_model_for_training(
@@ -111,9 +111,9 @@ def run_train(settings: TrainSettings) -> Path:
     if spec.auto_batch:
         batch = auto_batch_size(spec.run.batch, model, builder.train_dataset(), spec.dtype, spec.checkpoint)
         spec = spec.with_batch(batch)
-    saver = ModelSaver(
-        processor, build_metadata(spec.settings, str(base_model.config.name_or_path), data.train, data.eval)
-    )
+    metadata = build_metadata(spec.settings, base_model, data.train, data.eval, spec.run.batch.samples_per_step)
+    check_resume_data(spec.checkpoint, metadata.data)
+    saver = ModelSaver(processor, metadata)
     _train(spec, model, builder, eval_set, saver)
     return spec.output_dir
 
@@ -169,6 +169,7 @@ def _create_trainer(
         best_metric=spec.evaluation.best_metric(eval_set),
     )
     length = count_steps(run, data.samples_per_epoch, args.world_size)
+    check_resume_steps(spec.checkpoint, length.steps)
     train_features, eval_features = _cached_features(spec, model, builder, saver, args)
     dataset = builder.train_dataset(length.steps, length.samples_per_step, train_features)
     for line in training_summary(run, model, dataset, length, spec.dtype):
@@ -211,7 +212,6 @@ def _cached_features(
     repeats_images = spec.run.epochs > 1 and not builder.image_augmentation.changes_images and data.stream is None
     if not is_frozen(model, "vision") or not repeats_images:
         return None, None
-    model_name = (saver.metadata.base, saver.metadata.revision)
     progress = partial(count_progress, "computing image features")
     with args.main_process_first():
         train, evaluation = (
@@ -219,7 +219,7 @@ def _cached_features(
                 Florence2Dataset(samples, builder.preprocessor),
                 model,
                 spec.output_dir,
-                model_name,
+                (saver.metadata.base, saver.metadata.revision),
                 spec.dtype,
                 progress,
             )
