@@ -67,6 +67,7 @@ def test_other_lines_stay_byte_for_byte(folder: Path, tmp_path: Path) -> None:
     table = folder / "captions.jsonl"
     table.write_bytes(b"".join(lines))
     dataset = EditableDataset(folder)
+    assert dataset.note == ""
     assert [row.locked != "" for row in dataset.rows] == [False, False, True, False]
     edit(dataset, 0, text="zwei\nZeilen")
     edit(dataset, 3, is_accepted=True)
@@ -227,6 +228,9 @@ def test_what_cannot_be_edited_is_named(folder: Path, tmp_path: Path) -> None:
         {"file_name": "../secret.png", "text": "outside"},
         {"file_name": "gone.png", "text": "kept"},
     )
+    named = write_rows(folder / "captions.jsonl", {"file_name": "0000.png", "text": "a"})
+    note = "2 images of the folder not in captions.jsonl, and not shown; the first is 0001.png"
+    assert (EditableDataset(folder).note, EditableDataset(named).note) == (note, "")
     rows = EditableDataset(table).rows
     assert "another trainer" in rows[0].locked
     assert "outside" in rows[1].locked

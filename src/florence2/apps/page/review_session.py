@@ -74,6 +74,11 @@ class ReviewSession:
         return self._dataset.name
 
     @property
+    def note(self) -> str:
+        """Return what is not shown, or ""."""
+        return self._dataset.note
+
+    @property
     def num_rows(self) -> int:
         """Return the number of rows."""
         return len(self._dataset.rows)
@@ -86,7 +91,7 @@ class ReviewSession:
     def rows(self) -> dict[str, Any]:
         """Return all rows."""
         with self._lock:
-            return {"name": self.name, **self._answer(self._dataset.rows)}
+            return {"name": self.name, "note": self.note, **self._answer(self._dataset.rows)}
 
     def reload(self) -> dict[str, Any]:
         """Read the files again."""

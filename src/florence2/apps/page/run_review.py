@@ -57,6 +57,8 @@ def _serve(session: Any, ask_row: Callable[[Any], dict[str, Any]] | None, listen
         server_header=False,
         timeout_graceful_shutdown=5,
     )
+    if session.note:
+        logger.warning(session.note)
     port = listener.getsockname()[1]
     logger.info(f"{session.num_rows:,} rows of {session.name} at http://{_HOST}:{port}; changes are written at once")
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again; here it is the regular end

@@ -13,8 +13,16 @@ from pathlib import Path
 from florence2.data.columns import ColumnMapping
 from florence2.errors import DatasetError, UserError
 from florence2.files import to_json
+from florence2.log import count_noun
 from florence2.results.editing.editable_row import EditableRow, RowChange, parse_line, text_column
-from florence2.results.editing.editable_rows import CaptionRows, TableRows, captions_beside, describe, find_table
+from florence2.results.editing.editable_rows import (
+    CaptionRows,
+    TableRows,
+    captions_beside,
+    describe,
+    find_table,
+    unlisted_images,
+)
 from florence2.results.editing.edited_files import EditedFiles, FileChangedError, FileEdit
 from florence2.results.editing.row_changes import change_row, check_text
 
@@ -53,6 +61,16 @@ class EditableDataset:
         if not self.rows:
             raise DatasetError(f"{self.name} contains no rows", "run `florence2 predict` first")
         self._history: list[_AppliedChange] = []
+        is_folder = self.table is not None and self.path.is_dir()
+        self.unlisted = unlisted_images(self.path, self.rows, recursive=recursive) if is_folder else []
+
+    @property
+    def note(self) -> str:
+        """Return what is not shown: the images of a folder that its table does not name; "" where nothing is."""
+        if not self.unlisted or self.table is None:
+            return ""
+        number, first = count_noun(len(self.unlisted), "image"), self.unlisted[0]
+        return f"{number} of the folder not in {self.table.name}, and not shown; the first is {first}"
 
     @property
     def undo_name(self) -> str:

@@ -1,6 +1,7 @@
 """Reading of the rows of a folder or of a table for editing: which file holds which row."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,6 +147,13 @@ def captions_beside(row: EditableRow, files: EditedFiles) -> list[Path]:
 
 def _words(content: bytes) -> str:
     return " ".join(content.decode("utf-8-sig", errors="replace").split())
+
+
+def unlisted_images(folder: Path, rows: Sequence[EditableRow], *, recursive: bool) -> list[str]:
+    """Return the images of a folder that no row of its table names."""
+    listed = {os.path.realpath(row.image) for row in rows if row.image}
+    paths = ((listing, name) for listing in walk(folder, recursive) for name in listing.images())
+    return [listing.id(name) for listing, name in paths if os.path.realpath(listing.path / name) not in listed]
 
 
 def describe(path: Path, table: Path | None) -> str:

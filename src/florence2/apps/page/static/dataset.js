@@ -14,6 +14,7 @@ export class Dataset extends EventTarget {
     /** @type {Row[]} */
     this.rows = [];
     this.name = "";
+    this.note = "";
     this.undoName = "";
     /** @type {Promise<unknown>} the last request; the next one begins when it has ended, in the order of the user */
     this.last = Promise.resolve();
@@ -68,6 +69,7 @@ export class Dataset extends EventTarget {
   takeAll(answer) {
     this.rows = answer.rows;
     this.name = answer.name;
+    this.note = answer.note;
     this.undoName = answer.undo;
     this.dispatchEvent(new Event("load"));
   }

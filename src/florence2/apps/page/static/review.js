@@ -134,4 +134,5 @@ addEventListener("beforeunload", (event) => editor.isDirty && event.preventDefau
 attempt(async () => {
   await dataset.load();
   grid.element.focus();
+  return dataset.note;
 });
