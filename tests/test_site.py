@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 from mkdocs.config import load_config
 
+import florence2
 from florence2.cli import COMMANDS, main
 from scripts import llms, site_hooks
 
@@ -60,3 +61,12 @@ def test_commands_of_the_readme_table_are_valid(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.yaml"
         assert main([*words, "--save_config", str(path)]) == 0, words
         assert path.exists()
+
+
+def test_python_reference_has_every_public_name() -> None:
+    page = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^::: (\S+)$", page, re.MULTILINE))
+    modules = {name for name in documented if name in {"florence2.errors", "florence2.api"}}
+    for name in florence2.__all__:
+        module = florence2._MODULE_OF[name]
+        assert module in modules or f"{module}.{name}" in documented, f"{module}.{name} is not on the page"
