@@ -25,6 +25,9 @@ class EngineConfig:
     num_workers: int = DEFAULT_NUM_WORKERS
     """Threads that open images ahead of the model."""
 
+    image_timeout: float = 60.0
+    """Seconds in which an image must be open; one that takes longer is an error, and its thread is replaced."""
+
     full_decode: bool = False
     """Decode JPEGs in full, so that pixels equal those of transformers to the last bit."""
 
@@ -41,6 +44,7 @@ class EngineConfig:
         """Refuse empty batches and negative workers."""
         require_at_least("batch_size", 1 if self.batch_size is None else self.batch_size, 1)
         require_at_least("num_workers", self.num_workers, 0)
+        require_at_least("image_timeout", self.image_timeout, 0.001)
 
     def check_request(self, generation: GenerationConfig) -> None:
         """Refuse a request that needs more rows or tokens than the engine's slots have."""

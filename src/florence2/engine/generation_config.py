@@ -199,7 +199,7 @@ def sample_seed(sample: Sample, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=7).digest())
 
 
-def require_at_least(name: str, value: int, minimum: int) -> None:
+def require_at_least(name: str, value: float, minimum: float) -> None:
     """Raise a `OptionError` for a setting that is below its minimum."""
     if value < minimum:
         raise OptionError(f"`{name}` is {value}", f"pass {minimum} or more")

@@ -10,7 +10,7 @@ import queue
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Self
@@ -20,6 +20,7 @@ import torch
 from florence2.data.sample import OpenedImage, Prediction, Sample, Size
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig, LengthLimits, ModelGenerationConfig
+from florence2.engine.workers.image_threads import ImageThreads
 from florence2.errors import UserError
 from florence2.model.processing import Preprocessor
 from florence2.model.tasks import Task, find_task
@@ -109,7 +110,7 @@ class RequestBuilder:
         `check` raises a `UserError` for a generation config that cannot be served. `pin_memory` puts pixels where a
         GPU reads them without the host.
         """
-        self.num_workers = max(1, config.num_workers)
+        self.num_workers, self.image_timeout = max(1, config.num_workers), config.image_timeout
         self._preprocessor, self._model_config, self._config = preprocessor, model_config, config
         self._check, self._pin_memory = check, pin_memory
         # Most samples have the same prompt.
@@ -160,7 +161,7 @@ class RequestQueue:
         self._head: deque[tuple[EngineInput, Future[ImageInputs]]] = deque()
         self._follow_ups: deque[tuple[EngineInput, ImageInputs]] = deque()  # their images are open
         self._ended = self._stopped = False
-        self._pool = ThreadPoolExecutor(builder.num_workers, thread_name_prefix="open-images")
+        self._pool = ImageThreads(builder.load_image, builder.num_workers, timeout=builder.image_timeout)
         # A daemon, because an endless iterable of samples may never return.
         threading.Thread(target=self._produce, name="read-samples", daemon=True).start()
 
@@ -178,7 +179,7 @@ class RequestQueue:
         """Stop the threads; no more samples are read."""
         self._stopped = True
         self._capacity.release()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.close()
 
     @property
     def exhausted(self) -> bool:
@@ -248,7 +249,7 @@ class RequestQueue:
         if key in recent:
             recent.move_to_end(key)
         else:  # the image is stored beside its inputs, so that no other object gets its id
-            recent[key] = sample.image, self._pool.submit(self._builder.load_image, sample)
+            recent[key] = sample.image, self._pool.submit(sample)
         if len(recent) > RECENT_IMAGES:
             recent.popitem(last=False)
         return recent[key][1]
