@@ -21,7 +21,9 @@ from scripts.reference import page
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-BLOCK = re.compile(r"^(<!-- (?:not run|test command)[^\n]*-->\n)?```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^(<!-- (?:not run|test command)[^\n]*-->\n)?```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 # What a stranger types for their own files and for weights of the hub, in terms of what a test has.
 STAND_INS = {
