@@ -4,9 +4,11 @@ The settings are those of a `Florence2Processor`, and so are the results.
 """
 
 import codecs
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
@@ -15,8 +17,9 @@ from PIL import Image
 
 from florence2.devices import to_device
 from florence2.errors import CheckpointError, UserError
-from florence2.model.tasks import NUM_BINS, Task
+from florence2.model.tasks import NUM_BINS, InputType, Task
 
+_TAG = re.compile(r"(?<=<)(?=\w)")  # within a special token or what looks like one
 IGNORED_LABEL = -100  # the label of padding
 
 
@@ -107,7 +110,8 @@ class Preprocessor:
         """
         prompt = task.format_prompt(input)
         self._refuse_unusable_prompt(prompt)
-        ids = [self.image_token_id] * self.num_image_tokens + self._tokenize(prompt)
+        is_words = task.input_type is InputType.WORDS
+        ids = [self.image_token_id] * self.num_image_tokens + self._tokenize(prompt, literal=is_words)
         if max_length is not None and len(ids) > max_length:
             max_tokens = max_length - self.num_image_tokens - 2
             raise UserError(
@@ -116,13 +120,15 @@ class Preprocessor:
             )
         return ids
 
-    def target_ids(self, text: str, max_length: int | None = None) -> list[int]:
+    def target_ids(self, text: str, max_length: int | None = None, *, literal: bool = False) -> list[int]:
         """Return the labels of a target: `<s> text </s>`, truncated to `max_length` before `</s>`."""
-        return self.encode_target(text, max_length)[0]
+        return self.encode_target(text, max_length, literal=literal)[0]
 
-    def encode_target(self, text: str, max_length: int | None = None) -> tuple[list[int], bool]:
-        """Return `target_ids`, and whether the text is truncated."""
-        ids = self._tokenize(self._without_layout_tokens(text))
+    def encode_target(
+        self, text: str, max_length: int | None = None, *, literal: bool = False
+    ) -> tuple[list[int], bool]:
+        """Return `target_ids`, and whether the text is truncated; `literal` makes `<loc_5>` letters, as in captions."""
+        ids = self._tokenize(self._without_layout_tokens(text), literal=literal)
         if max_length is None or len(ids) <= max_length:
             return ids, False
         return [*ids[: max_length - 1], ids[-1]], True
@@ -154,7 +160,10 @@ class Preprocessor:
         for token_id, token in zip(ids, self.tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
             yield None if token_id in dropped_ids or token is None else decoder.decode(_token_bytes(token))
 
-    def _tokenize(self, text: str) -> list[int]:
+    def _tokenize(self, text: str, *, literal: bool = False) -> list[int]:
+        if literal and _TAG.search(text):  # tokens never cross this cut, and no special token is left
+            parts = [self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in _TAG.split(text)]
+            return [self.tokenizer.bos_token_id, *chain(*parts), self.tokenizer.eos_token_id]
         sequence = f"{self.tokenizer.bos_token}{text}{self.tokenizer.eos_token}"
         return cast("list[int]", self.tokenizer(sequence, add_special_tokens=False)["input_ids"])
 

@@ -20,9 +20,10 @@ from florence2.model.answer import Answer
 from florence2.model.geometry import Ring, bounding_box
 from florence2.model.location_grammar import decode_objects
 from florence2.model.locations import encode, to_bin
-from florence2.model.tasks import TASKS, InputType, OutputType, Task, split_prompt
+from florence2.model.tasks import END, PAD, SPECIAL_TOKENS, START, TASKS, InputType, OutputType, Task, split_prompt
 
 TOLERANCE = 1.0  # pixels that a box may extend beyond the image
+_SPECIAL_TOKEN = re.compile("|".join(map(re.escape, sorted((START, END, PAD, *SPECIAL_TOKENS), reverse=True))))
 _LOCATION_TOKEN = re.compile(r"<loc_\d+>")
 
 
@@ -43,6 +44,7 @@ class IssueKind(StrEnum):
     SWAPPED = "boxes with swapped corners"
     ZERO = "objects without area"
     TEXT = "texts without an object where the task needs objects"
+    TOKENS = "texts with special tokens, which are trained as letters or removed"
     LONG = "targets too long for the model"
     REPEATED = "duplicate objects"
     DUPLICATE = "duplicate samples"
@@ -147,6 +149,9 @@ def _closest_task(task: Task) -> str:
 
 def _text_issues(task: Task, samples: list[Sample]) -> Iterator[tuple[IssueKind, str]]:
     if task.output_type is OutputType.TEXT:
+        for sample in samples if not task.is_custom else ():
+            if found := _SPECIAL_TOKEN.search(sample.target or ""):
+                yield IssueKind.TOKENS, f"`{task.name}` answers text, and its target contains `{found[0]}`"
         return
     for sample in samples:
         text = sample.target or ""

@@ -187,8 +187,10 @@ class Florence2Dataset(Dataset[dict[str, Any]]):
 
     def _target_ids(self, sample: Sample) -> list[int]:
         text, max_length = sample.target or "", self.max_target_length
-        ids, is_truncated = self.preprocessor.encode_target(text, max_length)
-        if is_truncated and max_length is not None and has_special_tokens(text):
+        task = find_task(sample.task)
+        is_literal = task.output_type is OutputType.TEXT and not task.is_custom
+        ids, is_truncated = self.preprocessor.encode_target(text, max_length, literal=is_literal)
+        if is_truncated and not is_literal and max_length is not None and has_special_tokens(text):
             return self.preprocessor.target_ids(self._truncate_objects(sample.task, text, max_length), max_length)
         return ids
 

@@ -1,0 +1,54 @@
+"""Captions and words that contain special tokens as text: letters, never coordinates."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from florence2.api import check_dataset
+from florence2.demo.dataset import make_dataset
+from florence2.model.load import load
+from florence2.model.processing import Preprocessor
+from florence2.model.tasks import find_task
+
+DEMO = Path(__file__).parents[2] / "src" / "florence2" / "demo" / "model"
+TEXTS = ["a cat", "two  cats,\nit's <3 & <b>bold</b>", "猫 é", "", "<", "a <loc_5> b<loc_6>", "x <od><poly> <<loc_7>>"]
+
+
+@pytest.fixture(scope="module")
+def preprocessor() -> Preprocessor:
+    return Preprocessor.from_processor(load("demo", device="cpu")[1])
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_encoded_as_letters(text: str, preprocessor: Preprocessor) -> None:
+    """The ids are those of the library tokenizers with special tokens as text, and decode to the text."""
+    backend = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+    backend.encode_special_tokens = True
+    ids = preprocessor.target_ids(text, literal=True)
+    assert ids[1:-1] == backend.encode(text.strip(), add_special_tokens=False).ids
+    assert not set(ids) & set(preprocessor.location_ids)
+    if "<loc" not in text and "<od>" not in text:
+        assert ids == preprocessor.target_ids(text)  # ordinary text is as before
+    grounding = preprocessor.prompt_ids(find_task("caption_to_phrase_grounding"), text)
+    assert not set(grounding) & set(preprocessor.location_ids)
+
+
+def test_regions_of_a_prompt_stay_location_tokens(preprocessor: Preprocessor) -> None:
+    ids = preprocessor.prompt_ids(find_task("region_to_category"), "<loc_1><loc_2><loc_3><loc_4>")
+    assert len(set(ids) & set(preprocessor.location_ids)) == 4
+
+
+def test_layout_tokens_are_removed(preprocessor: Preprocessor) -> None:
+    assert preprocessor.target_ids("<s>a cat</s><pad>", literal=True) == preprocessor.target_ids("a cat")
+
+
+def test_check_names_them(tmp_path: Path) -> None:
+    make_dataset(tmp_path, num_samples=1)
+    rows = [{"file_name": "0000.png", "text": text, "task": "<CAPTION>"} for text in ("a <loc_5>", "b</s>")]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    report = check_dataset(dataset=str(tmp_path / "rows.jsonl"), offline=True)
+    assert [issue.what for issue in report.issues if "answers text" in issue.what] == [
+        f"`caption` answers text, and its target contains `{token}`" for token in ("<loc_5>", "</s>")
+    ]
