@@ -12,7 +12,7 @@ import ollama
 import openai
 import pytest
 
-from tests.apps.serve.live_server import data_uri, live_server, png, predict_alone
+from tests.apps.serve.live_server import data_uri, png, predict_alone
 
 BASE64 = base64.b64encode(png()).decode()
 SCHEMA = {
@@ -27,13 +27,6 @@ SCHEMA = {
     "required": ["title", "caption", "alt_text", "keywords", "rating"],
     "additionalProperties": False,
 }
-
-
-@pytest.fixture(scope="module")
-def server():
-    with live_server() as live:
-        yield live
-        live.wait_until_idle()
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,7 @@ import json
 
 import pytest
 
-from tests.apps.serve.live_server import data_uri, live_server, png, predict_alone
-
-
-@pytest.fixture(scope="module")
-def server():
-    with live_server() as live:
-        yield live
-        live.wait_until_idle()
+from tests.apps.serve.live_server import data_uri, png, predict_alone
 
 
 @pytest.fixture(scope="module")

@@ -39,18 +39,6 @@ def write_text(target: StorePath, text: str) -> None:
     retry(write, str(target), "written")
 
 
-def remove_file(target: StorePath) -> None:
-    """Remove a file, where it exists."""
-    filesystem, path = open_filesystem(target.address)
-
-    def remove() -> None:
-        filesystem.invalidate_cache()
-        if filesystem.exists(path):
-            filesystem.rm_file(path)
-
-    retry(remove, str(target), "removed")
-
-
 def read_files(paths: Sequence[StorePath]) -> list[bytes]:
     """Read many small files of one store at once."""
     if not paths:
