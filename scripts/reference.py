@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from florence2.cli import COMMANDS, Command
+from florence2.cli.program import COMMANDS, Command
 from florence2.settings_io import setting_docs
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from florence2.cli import main
+from florence2.cli.program import main
 from tests.tiny import save_tiny
 
 TRAIN = "train --dataset photos --output_dir out --model_id tiny"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from florence2.cli import COMMANDS
+from florence2.cli.program import COMMANDS
 from florence2.demo.dataset import make_dataset
 from florence2.settings_io import setting_names
 from scripts import gallery

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from florence2 import settings_io as settings
-from florence2.cli import COMMANDS
+from florence2.cli.program import COMMANDS
 from florence2.config import PredictSettings, TrainSettings
 
 ROOT = Path(__file__).parents[1]
@@ -27,13 +27,9 @@ LEVELS = {
     "files": 1,
     "config": 1,
     "settings_io": 1,
-    "config_file": 2,
-    "command_words": 3,
-    "completion": 3,
     "system": 1,
     "devices": 1,
     "cuda_graphs": 1,
-    "legacy_cli": 1,
     "model": 2,
     "data": 3,
     "pipeline": 4,
@@ -63,10 +59,6 @@ TORCHLESS = {
     "files",
     "system",
     "settings_io",
-    "config_file",
-    "command_words",
-    "completion",
-    "legacy_cli",
     "api",
     "cli",
     "__init__",
@@ -289,7 +281,7 @@ def test_the_readme_shows_the_tree_as_it_is() -> None:
 def test_help_imports_no_torch(words: list[str]) -> None:
     code = f"""
 import sys
-from florence2.cli import main
+from florence2.cli.program import main
 try:
     main({words!r})
 except SystemExit:

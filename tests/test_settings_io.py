@@ -1,7 +1,7 @@
 import pytest
 
 from florence2 import settings_io as settings
-from florence2.cli import COMMANDS
+from florence2.cli.program import COMMANDS
 from florence2.config import PredictSettings, TrainSettings
 from florence2.errors import UserError
 

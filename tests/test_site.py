@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from mkdocs.config import load_config
 
 import florence2
-from florence2.cli import COMMANDS, main
+from florence2.cli.program import COMMANDS, main
 from scripts import llms, site_hooks
 
 ROOT = Path(__file__).parents[1]

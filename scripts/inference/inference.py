@@ -2,8 +2,8 @@
 
 import sys
 
-from florence2.cli import run_program
-from florence2.legacy_cli import PREDICT
+from florence2.cli.legacy_cli import PREDICT
+from florence2.cli.program import run_program
 
 if __name__ == "__main__":
     run_program(["predict", *sys.argv[1:]], published=PREDICT, prog="inference.py")

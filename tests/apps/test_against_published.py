@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from florence2.apps.doctor.published_facts import PUBLISHED, PublishedFacts
-from florence2.cli import main
+from florence2.cli.program import main
 from florence2.model.tasks import SPECIAL_TOKENS
 from tests.model.original import copy_tiny
 from tests.model.storage.test_checkpoint_files import COMMIT, Hub

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from florence2 import config
 from florence2.api import check_dataset
-from florence2.cli import main
+from florence2.cli.program import main
 from florence2.recipes.create_engine import create_engine
 from florence2.recipes.predict_spec import PredictSpec
 

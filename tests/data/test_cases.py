@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from florence2.cli import main
+from florence2.cli.program import main
 from florence2.data.columns import ColumnMapping
 from florence2.data.resolve import DatasetOptions, resolve_dataset, resolve_images
 from florence2.data.streams.open_source import find_sharded_source

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from florence2.cli import main
+from florence2.cli.program import main
 from florence2.config import DataSettings
 from florence2.data.columns import ColumnMapping
 from florence2.data.resolve import DatasetOptions, resolve_dataset

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from florence2.cli import main
+from florence2.cli.program import main
 from florence2.demo.show import _remove_earlier_demo
 
 

@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 
 from florence2 import api
-from florence2.cli import main
+from florence2.cli.program import main
 from florence2.errors import UserError
 from florence2.model.storage.run_metadata import RunMetadata, write_run_metadata
 from florence2.training.saving.model_card import write_model_card

@@ -128,7 +128,7 @@ def test_export_that_was_killed_between_its_renames_is_restored(tmp_path: Path) 
 def test_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
     code = f"""
 import resource, signal, sys
-from florence2.cli import main
+from florence2.cli.program import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 sys.exit(main(["export", "--model_path", "demo", "--output_path", {str(tmp_path / "out")!r}]))

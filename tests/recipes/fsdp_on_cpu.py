@@ -6,7 +6,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from florence2.cli import main
+from florence2.cli.program import main
 
 _initialize = PartialState.__init__
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from florence2 import api
-from florence2.cli import main
+from florence2.cli.program import main
 from florence2.config import AddressSettings, ComputeSettings, ServedModelSettings, ServeSettings
 from florence2.demo.dataset import make_dataset
 from florence2.errors import UserError

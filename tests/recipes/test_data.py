@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from florence2.api import check_dataset, convert_dataset, preview_dataset
-from florence2.cli import main
+from florence2.cli.program import main
 from florence2.data.resolve import DatasetOptions, resolve_dataset
 from tests.data.formats.annotation_files import SIZE, coco, yolo
 from tests.data.images import captioned, image, jsonl

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from florence2.api import evaluate
-from florence2.cli import main
+from florence2.cli.program import main
 from florence2.errors import UserError
 from tests.tiny import save_tiny
 
@@ -202,7 +202,7 @@ def test_scoring_imports_no_torch(photos):
     predictions = write_captions(photos, "a dog")
     code = f"""
 import sys
-from florence2.cli import main
+from florence2.cli.program import main
 arguments = ["--predictions", {predictions!r}, "--references", {str(photos)!r}, "--bootstrap_samples", "0"]
 assert main(["evaluate", *arguments]) == 0
 assert not {{"torch", "transformers"}} & set(sys.modules), "heavy imports"

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from florence2 import cli
 from florence2.api import evaluate, predict
+from florence2.cli import program
 from florence2.data.columns import ColumnMapping
 from florence2.data.formats.detect import find_source
 from florence2.demo.dataset import make_dataset
@@ -205,7 +205,7 @@ def test_invalid_generation_args_are_refused_by_name(
     tiny: Path, tmp_path: Path, option: str, message: str, capsys: Any
 ) -> None:
     flags = ["--model_path", str(tiny), "--input_path", str(tmp_path), "--output_path", str(tmp_path / "o.jsonl")]
-    assert cli.main(["predict", *flags, "--generation_args", option]) == 2
+    assert program.main(["predict", *flags, "--generation_args", option]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -18,7 +18,7 @@ from mcp.client.stdio import stdio_client
 
 import florence2
 from florence2.apps.mcp.allowed_roots import AllowedRoots
-from florence2.cli import main
+from florence2.cli.program import main
 from florence2.demo.dataset import make_dataset
 
 

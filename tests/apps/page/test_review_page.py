@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from florence2 import image_size
-from florence2.cli import main
+from florence2.cli.program import main
 from tests.apps.page.live_page import read_table, serve_review, wait_for_rows, wait_until
 
 

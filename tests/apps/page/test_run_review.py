@@ -11,14 +11,14 @@ import pytest
 
 import florence2
 from florence2.apps.page.run_review import load_model
-from florence2.cli import main
+from florence2.cli.program import main
 from florence2.config import ComputeSettings, ReviewSettings
 from florence2.data.resolve import DatasetOptions, resolve_dataset
 from tests.apps.page.live_page import TOKEN, serve_review, wait_for_rows, wait_until
 
 PROGRAM = """
 import sys
-from florence2.cli import main
+from florence2.cli.program import main
 code = main(sys.argv[1:])
 assert not {"torch", "transformers"} & set(sys.modules), "a model was imported"
 sys.exit(code)

@@ -18,7 +18,7 @@ import torch
 
 import florence2
 from florence2.apps.serve.run_server import load_service
-from florence2.cli import main
+from florence2.cli.program import main
 from florence2.config import ServedModelSettings, ServeSettings
 from florence2.model.adapter.lora import add_lora, save_adapter
 from florence2.model.storage.run_metadata import RunMetadata, write_run_metadata

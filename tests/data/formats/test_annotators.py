@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from florence2.cli import main
+from florence2.cli.program import main
 from florence2.config import DataSettings
 from florence2.data.folders.listing import walk
 from florence2.data.formats.annotations import AnnotatedImage

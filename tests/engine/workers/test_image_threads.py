@@ -65,7 +65,7 @@ def test_a_command_with_a_decoder_that_hangs_ends(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     code = (
         "import sys\n"
-        "from florence2 import cli\n"
+        "from florence2.cli import program\n"
         "from florence2.data import image\n"
         "from florence2.engine.engine_config import EngineConfig\n"
         "init = EngineConfig.__init__\n"
@@ -76,7 +76,7 @@ def test_a_command_with_a_decoder_that_hangs_ends(tmp_path: Path) -> None:
         f"        open({str(tmp_path / 'pipe')!r}).read()\n"
         "    return opened(file, *a, **k)\n"
         "image.Image.open = hang\n"
-        "cli.run_program(['predict', *sys.argv[1:]])\n"
+        "program.run_program(['predict', *sys.argv[1:]])\n"
     )
     output = tmp_path / "o.jsonl"
     words = ["--model_path", "demo", "--input_path", str(tmp_path / "photos"), "--output_path", str(output)]

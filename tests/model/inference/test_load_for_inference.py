@@ -169,7 +169,7 @@ def test_weights_survive_the_removal_of_their_file(tmp_path: Path):
 
 HEAVY = ("transformers", "peft", "accelerate", "datasets", "huggingface_hub", "pandas", "scipy", "sklearn", "sympy")
 HEAVY += ("bitsandbytes", "matplotlib", "pyarrow", "torch._dynamo", "torch._inductor", "wandb", "tensorflow")
-SCRIPT = "import sys; from florence2.cli import main; code = main(sys.argv[1:]); print(code, *sys.modules)"
+SCRIPT = "import sys; from florence2.cli.program import main; code = main(sys.argv[1:]); print(code, *sys.modules)"
 
 
 def modules_after(*arguments: object) -> set[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from florence2.cli import COMMANDS, main
+from florence2.cli.program import COMMANDS, main
 from florence2.settings_io import setting_names
 
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")

@@ -17,10 +17,10 @@ from typing import Any, NoReturn
 import tyro
 
 from florence2 import __version__, config
-from florence2.command_words import common_options, split_words
-from florence2.config_file import write_config
+from florence2.cli.command_words import common_options, split_words
+from florence2.cli.config_file import write_config
+from florence2.cli.legacy_cli import Rewrite, translate
 from florence2.errors import OptionError, UserError
-from florence2.legacy_cli import Rewrite, translate
 from florence2.log import log_to_stderr, logger
 from florence2.settings_io import closest_name_hint
 from florence2.system import exit_process
@@ -178,7 +178,7 @@ def _overview(commands: dict[str, Command]) -> str:
 
 def _complete(words: list[str]) -> int:
     """Print or install the completion of a shell: `--print-completion SHELL`, `--install-completion [SHELL]`."""
-    from florence2.completion import check_shell, completion_script, install_completion
+    from florence2.cli.completion import check_shell, completion_script, install_completion
 
     flag, _, value = words[0].partition("=")
     names = [value, *words[1:]] if value else words[1:]

@@ -1,7 +1,7 @@
 import pytest
 
+from florence2.cli.legacy_cli import PREDICT, TRAIN, translate
 from florence2.errors import UserError
-from florence2.legacy_cli import PREDICT, TRAIN, translate
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from florence2 import cli
-from florence2.cli import COMMANDS, main
-from florence2.config_file import read_config
+from florence2.cli import program
+from florence2.cli.config_file import read_config
+from florence2.cli.program import COMMANDS, main
 from florence2.demo.dataset import make_dataset
 from florence2.settings_io import setting_defaults, setting_names, setting_words
 
@@ -57,7 +57,7 @@ def required_words(settings: type) -> list[str]:
 def settings_of(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> Any:
     """Parse a command, and return the settings that its recipe gets."""
     runs: list[Any] = []
-    monkeypatch.setattr(cli.Command, "run", lambda _, settings, **__: runs.append(settings) or 0)
+    monkeypatch.setattr(program.Command, "run", lambda _, settings, **__: runs.append(settings) or 0)
     assert main(words) == 0
     return runs[0]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
-from florence2.config_file import ALIASES, CONFIG_HINT, read_config
+from florence2.cli.config_file import ALIASES, CONFIG_HINT, read_config
 from florence2.errors import OptionError
 from florence2.settings_io import closest_name_hint, setting_names
 
