@@ -50,8 +50,8 @@ class ComputeSettings:
     """`cuda`, `cuda:1`, `mps` or `cpu` (default: the best available)."""
 
     dtype: DType = "auto"
-    """Precision. `auto` is bfloat16 on a GPU that supports it, else float16; on a CPU it is float32 for training, and
-    bfloat16 for prediction where the CPU supports it."""
+    """Precision. `auto` is bfloat16 on a GPU that supports it, else float16; on a CPU that supports it natively it is
+    bfloat16 for prediction, and for training from 100 million parameters on; else float32."""
 
 
 @dataclass(frozen=True)

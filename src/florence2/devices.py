@@ -29,14 +29,23 @@ def local_device(device: str | None, local_rank: int) -> str | None:
     return f"cuda:{local_rank}" if device is None and torch.cuda.device_count() > local_rank else device
 
 
-def training_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    """Return the chosen dtype, or the default for training: float32 on a CPU; on a GPU bfloat16, else float16."""
+def training_dtype(dtype: torch.dtype | str | None, device: torch.device, num_parameters: int = 0) -> torch.dtype:
+    """Return the chosen dtype, or the default for training: bfloat16 on a GPU, else float16; on a CPU float32.
+
+    A model of at least 100 million parameters is trained in bfloat16 on a CPU with native support, too.
+    """
     chosen = _parse_dtype(dtype)
     if chosen is not None:
         return chosen
     if device.type == "cpu":
-        return torch.float32
+        is_large = num_parameters >= LARGE_MODEL_PARAMETERS
+        return torch.bfloat16 if is_large and has_bfloat16(device) else torch.float32
     return torch.bfloat16 if has_bfloat16(device) else torch.float16
+
+
+def depends_on_model_size(dtype: torch.dtype | str | None, device: torch.device) -> bool:
+    """Return whether the default dtype for training depends on the number of parameters."""
+    return _parse_dtype(dtype) is None and device.type == "cpu" and has_bfloat16(device)
 
 
 def inference_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
@@ -76,14 +85,6 @@ def dtype_warning(dtype: torch.dtype, device: torch.device) -> str:
         return ""
     name = str(dtype)[6:]
     return f"note: this CPU has no native {name} support and is several times slower in it than with `--dtype float32`"
-
-
-def dtype_hint(dtype: torch.dtype, device: torch.device, num_parameters: int) -> str:
-    """Suggest bfloat16 for a large model in float32 on a CPU with native support; empty otherwise."""
-    is_large = num_parameters >= LARGE_MODEL_PARAMETERS
-    if device.type != "cpu" or dtype != torch.float32 or not is_large or not has_bfloat16(device):
-        return ""
-    return "note: this CPU has native bfloat16 support; `--dtype bfloat16` takes little more than half of the time"
 
 
 def _parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

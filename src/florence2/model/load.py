@@ -4,7 +4,8 @@ Transformers' layout, Microsoft's layout, exported fine-tunes and adapters for a
 of transformers. `storage/checkpoint_files.py` finds and reads the files, `storage/legacy_layout.py` renames tensors.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -83,6 +84,21 @@ def load(
     return model.eval(), processor
 
 
+def count_checkpoint_parameters(name: str, revision: str | None = None, offline: bool = False) -> int:
+    """Count the parameters of a checkpoint, or of the base of an adapter, by its config; no weights are read."""
+    folder = checkpoint.find_folder(name, revision, offline)
+    if checkpoint.is_adapter(folder):
+        from florence2.model.adapter import lora
+
+        adapter = lora.read_adapter(folder)
+        with _base_errors(folder, base := _base_name(folder, adapter, None)):
+            return count_checkpoint_parameters(base, adapter.revision, offline)
+    raw, is_legacy = states.read_raw_config(folder, name)
+    return int(
+        _build(_read_config(folder, legacy.config_to_native(raw) if is_legacy else raw), folder).num_parameters()
+    )
+
+
 def require_adapter(name: str, base: str | Path | None) -> None:
     """Refuse a base for what is not an adapter."""
     if base is not None:
@@ -92,7 +108,14 @@ def require_adapter(name: str, base: str | Path | None) -> None:
 def _load_base(
     folder: Path, adapter: "Adapter", base: str | Path | None, options: Mapping[str, Any]
 ) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
-    """Load the base of an adapter by its name, which may also be relative to the adapter's folder."""
+    """Load the base of an adapter."""
+    name = _base_name(folder, adapter, base)
+    with _base_errors(folder, name):
+        return load(name, **options)
+
+
+def _base_name(folder: Path, adapter: "Adapter", base: str | Path | None) -> str:
+    """Return the name of an adapter's base, which may be relative to the adapter's folder."""
     name = str(base or adapter.base or "")
     if not name:
         raise CheckpointError(f"the adapter in `{folder}` does not name its base", _BASE_HINT)
@@ -101,8 +124,14 @@ def _load_base(
         name = str(relative)
     if Path(name).is_dir() and Path(name).resolve() == folder.resolve():
         raise CheckpointError(f"the adapter in `{folder}` names itself as its base", _BASE_HINT)
+    return name
+
+
+@contextmanager
+def _base_errors(folder: Path, name: str) -> Iterator[None]:
+    """Name the adapter and its base in an error of the base."""
     try:
-        return load(name, **options)
+        yield
     except UserError as error:
         raise CheckpointError(f"the adapter in `{folder}` needs its base `{name}`: {error.what}", _BASE_HINT) from None
 
@@ -150,17 +179,22 @@ def _unusable(path: Path, error: Exception) -> CheckpointError:
 
 
 def _assemble(config: Florence2Config, state: legacy.State, folder: Path) -> Florence2ForConditionalGeneration:
-    """Build the model without weights and load those of the checkpoint; all must match."""
-    try:
-        with torch.device("meta"):
-            model = Florence2ForConditionalGeneration(config)
-    except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
-        raise _unusable(folder / checkpoint.CONFIG, error) from None
+    """Build the model and load the weights of the checkpoint; all must match."""
+    model = _build(config, folder)
     is_tied, dtype = config.tie_word_embeddings, config.dtype
     state = states.match_weights(state, model.state_dict(), is_tied=is_tied, dtype=dtype, folder=folder)
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     return model.eval()
+
+
+def _build(config: Florence2Config, folder: Path) -> Florence2ForConditionalGeneration:
+    """Build the model without weights."""
+    try:
+        with torch.device("meta"):
+            return Florence2ForConditionalGeneration(config)
+    except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+        raise _unusable(folder / checkpoint.CONFIG, error) from None
 
 
 def _read_processor(folder: Path, config: Florence2Config) -> Florence2Processor:

@@ -18,7 +18,7 @@ from transformers import Seq2SeqTrainingArguments, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from florence2.config import TrainSettings
-from florence2.devices import dtype_hint, dtype_warning
+from florence2.devices import dtype_warning
 from florence2.distributed import is_main_process
 from florence2.errors import OptionError
 from florence2.files import print_json
@@ -111,7 +111,9 @@ def run_train(settings: TrainSettings) -> Path:
     if spec.auto_batch:
         batch = auto_batch_size(spec.run.batch, model, builder.train_dataset(), spec.dtype, spec.checkpoint)
         spec = spec.with_batch(batch)
-    metadata = build_metadata(spec.settings, base_model, data.train, data.eval, spec.run.batch.samples_per_step)
+    metadata = build_metadata(
+        spec.settings, spec.dtype, base_model, data.train, data.eval, spec.run.batch.samples_per_step
+    )
     check_resume_data(spec.checkpoint, metadata.data)
     saver = ModelSaver(processor, metadata)
     _train(spec, model, builder, eval_set, saver)
@@ -145,10 +147,7 @@ def _load_base_model(spec: TrainingSpec) -> tuple[Any, Any]:
     base, device = spec.base, spec.device
     if note := dtype_warning(base.dtype, device):
         logger.warning(note)
-    model, processor = base.load(device)
-    if spec.settings["dtype"] == "auto" and (note := dtype_hint(base.dtype, device, model.num_parameters())):
-        logger.info(note)
-    return model, processor
+    return base.load(device)
 
 
 def _create_trainer(

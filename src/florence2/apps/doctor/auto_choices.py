@@ -9,7 +9,7 @@ import torch
 
 import florence2
 from florence2.config import SpeedSettings, TrainSettings
-from florence2.devices import has_bfloat16, inference_dtype, pick_device, training_dtype
+from florence2.devices import LARGE_MODEL_PARAMETERS, has_bfloat16, inference_dtype, pick_device, training_dtype
 from florence2.settings_io import setting_defaults
 
 
@@ -40,9 +40,9 @@ def predict_choices(device: torch.device, engine: florence2.Engine) -> list[Choi
     ]
 
 
-def train_choices(device: torch.device) -> list[Choice]:
-    """Return the choices of `florence2 train`."""
-    dtype, defaults = training_dtype("auto", device), setting_defaults(TrainSettings)
+def train_choices(device: torch.device, num_parameters: int) -> list[Choice]:
+    """Return the choices of `florence2 train` for a model with so many parameters."""
+    dtype, defaults = training_dtype("auto", device, num_parameters), setting_defaults(TrainSettings)
     fixed = "the default; `--auto_batch` finds the largest that fits without changing the steps"
     return [
         Choice("--device", str(device), _device_reason(device)),
@@ -75,5 +75,5 @@ def _dtype_reason(device: torch.device, dtype: torch.dtype) -> str:
     if dtype == torch.float16:
         return "this GPU has no native bfloat16 support"
     if has_bfloat16(device):
-        return "training on a CPU is float32; `--dtype bfloat16` is faster on this one, which supports it natively"
+        return f"a model of less than {LARGE_MODEL_PARAMETERS:,} parameters is trained in float32 on a CPU"
     return "this CPU has no native bfloat16 support"

@@ -67,7 +67,7 @@ def run_doctor(settings: DoctorSettings) -> dict[str, Any]:
         "auto": {
             "model": chosen_for.path,
             "predict": predict,
-            "train": [choice.to_json() for choice in train_choices(device)],
+            "train": [choice.to_json() for choice in train_choices(device, _count_parameters(chosen_for))],
         },
         "extras": [extra.to_json() for extra in report_extras()],
         "programs": report_programs(),
@@ -98,6 +98,10 @@ def _predict_choices(report: PathReport) -> list[dict[str, Any]]:
     if prediction.error is not None:
         raise UserError(prediction.error)
     return choices
+
+
+def _count_parameters(report: PathReport) -> int:
+    return sum(weight.numel() for weight in report.loaded[0].parameters()) if report.loaded else 0
 
 
 def _requirement_problems() -> Iterator[Problem]:

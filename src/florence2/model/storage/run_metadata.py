@@ -15,7 +15,8 @@ class RunMetadata:
     """Base model, prompt, settings, data and scores of a fine-tuned model.
 
     `task` is a task's token or a custom prompt, `prompt` the text that the model was trained with. `settings` holds
-    every setting by its flat name, `data` the sizes of the dataset, `versions` those of the packages.
+    every setting by its flat name, `data` the sizes of the dataset, `versions` those of the packages. `dtype` names the
+    dtype of the computation; None where an earlier version wrote the file.
     """
 
     base: str
@@ -26,6 +27,7 @@ class RunMetadata:
     data: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    dtype: str | None = None
 
 
 def read_run_metadata(folder: str | Path) -> RunMetadata | None:

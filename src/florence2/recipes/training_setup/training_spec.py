@@ -11,8 +11,8 @@ import torch
 
 from florence2.config import CaptionSettings, LoraSettings, TrainSettings
 from florence2.data.resolve import DatasetOptions
-from florence2.devices import pick_device, training_dtype
-from florence2.model.load import load
+from florence2.devices import depends_on_model_size, pick_device, training_dtype
+from florence2.model.load import count_checkpoint_parameters, load
 from florence2.model.processing import Preprocessor, max_target_tokens
 from florence2.model.tasks import find_task
 from florence2.recipes.training_setup.train_evaluation import EvaluationConfig
@@ -32,7 +32,12 @@ from florence2.training.optimizer.optimizer_config import OptimizerConfig, parse
 from florence2.training.optimizer.registry import check_name
 from florence2.training.performance.compile import check_can_compile
 from florence2.training.prepare_model import LoraOptions, check_can_quantize, parse_dropout_rates, parse_lora_args
-from florence2.training.saving.resume import check_resume_compatible, resolve_resume, train_command
+from florence2.training.saving.resume import (
+    check_resume_compatible,
+    check_resume_dtype,
+    resolve_resume,
+    train_command,
+)
 from florence2.training.trackers import resolve_trackers
 
 
@@ -46,6 +51,10 @@ class BaseModel:
     dtype: torch.dtype
     quantize: bool
     dropout: Mapping[str, float]
+
+    def count_parameters(self) -> int:
+        """Count the parameters by the model's config."""
+        return count_checkpoint_parameters(self.name, self.revision, self.offline)
 
     def load(self, device: torch.device) -> tuple[Any, Any]:
         """Load model and processor onto a device; an adapter is not merged."""
@@ -149,11 +158,20 @@ class TrainingSpec:
             preview=settings.captions.preview,
         )
         spec._check()
+        spec = spec._with_default_dtype()
+        check_resume_dtype(spec.checkpoint, spec.dtype, device)
         return spec
 
     def with_batch(self, batch: BatchConfig) -> Self:
         """Return the run with the batches that were found to fit into memory."""
         return replace(self, run=replace(self.run, batch=batch), settings={**self.settings, **vars(batch)})
+
+    def _with_default_dtype(self) -> Self:
+        """Return the run in the default dtype for the size of its base model, which its config tells."""
+        if not depends_on_model_size(self.settings["dtype"], self.device):
+            return self
+        dtype = training_dtype(self.settings["dtype"], self.device, self.base.count_parameters())
+        return replace(self, dtype=dtype, base=replace(self.base, dtype=dtype if self.lora else torch.float32))
 
     def resume_command(self) -> str:
         """Return the command that resumes the run."""

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
+
 from florence2.data.sample import Sample
 from florence2.distributed import world_size
 from florence2.model.storage.run_metadata import RunMetadata
@@ -15,12 +17,13 @@ PACKAGES = ("florence2", "torch", "transformers", "peft", "accelerate")
 
 def build_metadata(
     settings: Mapping[str, Any],
+    dtype: torch.dtype,
     base: Any,
     train: Sequence[Sample],
     evaluation: Sequence[Sample],
     samples_per_step: int,
 ) -> RunMetadata:
-    """Describe a run from its settings by flat name, its base model and its samples.
+    """Describe a run from its settings by flat name, the dtype of its computation, its base model and its samples.
 
     `samples_per_step` counts the samples of an optimizer step in each process.
     """
@@ -32,6 +35,7 @@ def build_metadata(
         revision=settings["revision"],
         task=task.token,
         prompt=task.prompt,
+        dtype=str(dtype).removeprefix("torch."),
         settings=dict(settings),
         data={
             "dataset": " ".join(settings["dataset"]),

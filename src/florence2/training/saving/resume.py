@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from florence2.devices import dtype_warning, training_dtype
 from florence2.errors import CheckpointError, OptionError
 from florence2.log import count_noun, logger
 from florence2.model.storage.run_metadata import METADATA_FILE, read_run_metadata
@@ -20,7 +23,7 @@ ORDER_KEYS = ("seed", "sampling_weights", "streaming")
 _TRAINING_KEYS = (
     *("epochs", "learning_rate", "vision_learning_rate", "lora_plus_ratio", "lr_scheduler_type", "optimizer_args"),
     *("trainer_args", "alpha", "dropout", "model_dropout_args", "max_length", "augment", "caption_args"),
-    *("shuffle_captions", "frozen_parts", "caption_dropout", "dtype", "task"),
+    *("shuffle_captions", "frozen_parts", "caption_dropout", "task"),
 )
 
 
@@ -68,6 +71,30 @@ def check_resume_compatible(checkpoint: Path, settings: Mapping[str, Any]) -> No
         logger.warning(
             f"{checkpoint.name} was trained with other settings: {', '.join(changed)}; no uninterrupted run has the"
             " result of this one, because the learning rate and what else they decide changes at this step"
+        )
+
+
+def check_resume_dtype(checkpoint: Path | None, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise OptionError if a checkpoint was trained in another dtype than that of the run that resumes it.
+
+    A checkpoint of an earlier version names its dtype only where `--dtype` was passed.
+    """
+    metadata = read_run_metadata(checkpoint) if checkpoint else None
+    if metadata is None:
+        return
+    current = str(dtype).removeprefix("torch.")
+    saved = metadata.dtype or metadata.settings.get("dtype", "auto")
+    if saved == "auto":
+        logger.warning(
+            f"{checkpoint} does not name the dtype it was trained in; this run goes on in {current}. Earlier versions"
+            " trained in float32 on every CPU: pass `--dtype float32` to go on so"
+        )
+    elif saved != current:
+        note = dtype_warning(training_dtype(saved, device), device).removeprefix("note: ")
+        raise OptionError(
+            f"{checkpoint} was trained in {saved}, and this run would go on in {current} on {device}",
+            f"pass `--dtype {saved}`{f' ({note})' if note else ''}, or another `--output_dir` with"
+            f" `--model_id {checkpoint}` to train these weights further in {current}",
         )
 
 
