@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 
 from florence2.api import evaluate, predict
+from florence2.data.streams.tar_writer import write_shards
 from florence2.demo.scenes import make_scene
 from florence2.errors import OptionError
 from florence2.model.locations import decode
 from florence2.model.tasks import find_task
+from florence2.results.shards.parquet_rows import read_parquet
+
+COLUMNS = ("file_name", "text", "task", "num_tokens", "removed_objects")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,38 @@ def test_objects_below_the_score_are_removed_everywhere_and_counted(scenes: Path
     assert "skipped: 1 objects with a score below" in done.stdout, done.stderr
     coco = json.loads((tmp_path / "out" / "_annotations.coco.json").read_text())
     assert len(coco["annotations"]) == total - 1
+
+
+def test_shards_have_the_rows_and_counts_of_one_process(
+    scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tars").mkdir()
+    images = [(path.name, path.read_bytes(), [{}]) for path in sorted(scenes.glob("*.png"))]
+    write_shards(tmp_path / "tars", images, 2)
+    common: dict[str, Any] = {"model_path": "demo", "input_path": str(tmp_path / "tars"), "task": ("od",)}
+    common |= {"dtype": "float32"}
+    predict(**common, output_path=str(tmp_path / "all.jsonl"))
+    common["min_score"] = middle_score(read_rows(tmp_path / "all.jsonl"))
+    plain = predict(**common, output_path=str(tmp_path / "plain.jsonl"))
+    rows = read_rows(tmp_path / "plain.jsonl")
+    assert plain.num_removed == sum(row.get("removed_objects", 0) for row in rows) > 0
+    assert any(row["text"] for row in rows)
+    for name in ("out/", "rows.parquet"):
+        summary = predict(**common, output_path=f"{tmp_path}/{name}")
+        assert summary.num_removed == plain.num_removed
+        written = tmp_path / name
+        found = list(read_parquet(written)) if written.is_file() else []
+        found += [row for path in written.glob("*.jsonl") for row in read_rows(path)]
+        found.sort(key=lambda row: str(row["file_name"]))
+        for row, other in zip(found, rows, strict=True):
+            assert [row.get(key) for key in COLUMNS] == [other.get(key) for key in COLUMNS]
+            assert row["answer"]["bboxes"] == other["answer"]["bboxes"]
+            assert row["answer"]["scores"] == pytest.approx(other["answer"]["scores"], rel=1e-3)
+    captions: dict[str, Any] = common | {"task": ("caption",), "output_path": f"{tmp_path}/captions/"}
+    assert predict(**captions).num_predictions == len(rows)  # the records of tars may have tasks of their own
+    assert "`caption` answers text: it applies only to rows with a task of their own" in caplog.text
+    with pytest.raises(OptionError, match="`--min_score` removes objects, and `caption` answers text"):
+        predict(**captions | {"input_path": str(scenes)})
 
 
 def test_min_score_is_refused_where_nothing_has_a_score(scenes: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from florence2.engine.stats import Stats
 from florence2.errors import OptionError, UserError
 from florence2.files import print_json
 from florence2.log import logger
-from florence2.model.tasks import OutputType, Task, find_task
+from florence2.model.tasks import Task, find_task
 from florence2.pipeline.class_splitter import ClassSplitter
 from florence2.pipeline.task_pipeline import TaskPipeline
 from florence2.recipes.create_engine import create_engine, parse_devices, serve_as_worker
@@ -72,9 +72,7 @@ def _predict_images(spec: PredictSpec) -> RunSummary:
     pipeline, images = spec.pipeline.apply_to(partial(_find_images, spec))
     root = images.root or Path()
     tasks = _tasks(pipeline, images)
-    if spec.engine.config.generation.min_score and all(task.output_type is OutputType.TEXT for task in tasks):
-        names = " and ".join(f"`{task.name}`" for task in tasks)
-        raise OptionError(f"`--min_score` removes objects, and {names} answers text", "remove `--min_score`")
+    spec.check_min_score(tasks)
     exports = [DatasetExport.parse(each, output.output_path, tasks) for each in output.export]
     affixes = Affixes(output.prefix, output.suffix)
     sidecars = _sidecar_writer(spec, pipeline, root)

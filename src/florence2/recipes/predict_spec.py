@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,9 @@ from florence2.distributed import launcher_rank
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
 from florence2.errors import OptionError
+from florence2.log import logger
 from florence2.model.storage.run_metadata import read_run_metadata
+from florence2.model.tasks import OutputType, Task
 from florence2.pipeline.task_pipeline import TaskPipeline
 from florence2.recipes.create_engine import EngineSpec, ModelSource, parse_devices
 from florence2.results.journal import make_run_id, weights_fingerprint
@@ -55,6 +58,17 @@ class PredictSpec:
             EngineSpec(speed.engine, model, devices, config, launcher_rank()),
             _run_id(settings, generation, model),
         )
+
+    def check_min_score(self, tasks: Sequence[Task], *, may_have_others: bool = False) -> None:
+        """Refuse `--min_score` where all tasks answer text, or warn about it where rows may have tasks of their own."""
+        if not self.engine.config.generation.min_score or any(
+            task.output_type is not OutputType.TEXT for task in tasks
+        ):
+            return
+        what = f"`--min_score` removes objects, and {' and '.join(f'`{task.name}`' for task in tasks)} answers text"
+        if not may_have_others:
+            raise OptionError(what, "remove `--min_score`")
+        logger.warning(f"{what}: it applies only to rows with a task of their own that answers objects")
 
 
 def parse_generation_config(settings: GenerationSettings) -> GenerationConfig:

@@ -112,6 +112,29 @@ def test_a_killed_worker_loses_and_repeats_nothing(
     assert (status.shards, status.done, status.lines, status.errors) == (4, 4, 240, 0)
 
 
+def test_objects_with_low_scores_are_removed_as_in_one_process(ray_head: RayNodes, tmp_path: Path) -> None:
+    tars = make_tars(tmp_path, num_images=8, num_tars=2)
+    common: dict[str, Any] = {"model_path": "demo", "dtype": "float32", "input_path": str(tars), "task": ("od",)}
+    predict(**common, output_path=str(tmp_path / "all.jsonl"))
+    scores = sorted(score for row in lines_of(tmp_path / "all.jsonl") for score in row["answer"]["scores"])
+    min_score = (scores[2] + scores[3]) / 2
+    flags = ("--task", "od", "--min_score", str(min_score))
+    with ending(start(ray_head, str(tars), f"{tmp_path}/out/", tmp_path / "log", *flags)) as driver:
+        plain = predict(**common, output_path=str(tmp_path / "plain.jsonl"), min_score=min_score)
+        text = finish(driver, tmp_path / "log")
+    assert plain.num_removed == 3
+    assert f"{plain.num_removed} objects removed, with a score below `--min_score`" in text
+    found, expected = (
+        {row["file_name"]: (row["text"], row.get("removed_objects")) for path in paths for row in lines_of(path)}
+        for paths in ((tmp_path / "out").glob("*.jsonl"), [tmp_path / "plain.jsonl"])
+    )
+    assert found == expected
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return list(map(json.loads, path.read_text().splitlines()))
+
+
 RAY_PROGRAM = """
 import json, sys
 from pathlib import Path

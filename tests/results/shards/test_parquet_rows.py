@@ -14,7 +14,7 @@ def test_rows_are_read_back_as_they_were(tmp_path: Path) -> None:
     polygons = Answer.from_dict({"polygons": [[[1, 2, 3, 4, 5, 6]], []], "labels": ["", ""]}, OutputType.POLYGONS)
     predictions = [
         Prediction("a.jpg", "<CAPTION>", text="a cat", num_tokens=3, score=0.25),
-        Prediction("b.jpg", "<OD>", text="cat", answer=boxes, num_tokens=5, score=None),
+        Prediction("b.jpg", "<OD>", text="cat", answer=boxes, num_tokens=5, score=None, num_removed=2),
         Prediction("c.jpg", "<REFERRING_EXPRESSION_SEGMENTATION>", "a cat", "x", polygons, 1, 1.0),
         Prediction("d.jpg", "<CAPTION>", error="d.jpg is not an image"),
         Prediction(

@@ -8,6 +8,7 @@ from typing import Protocol, Self
 
 from florence2.config import OutputSettings
 from florence2.data.stores.store_path import is_address, to_path
+from florence2.data.streams.image_blocks import ImageBlocks
 from florence2.errors import OptionError
 from florence2.recipes.predict_spec import PredictSpec
 from florence2.recipes.shards.shard_samples import ShardedImages
@@ -95,6 +96,7 @@ def open_job_output(spec: PredictSpec, images: ShardedImages) -> JobOutput:
     """Open the output of a job."""
     settings = spec.output
     _check_output(settings)
+    spec.check_min_score(images.pipeline.tasks, may_have_others=not isinstance(images.source, ImageBlocks))
     path = settings.output_path
     options = JournalOptions(spec.run_id, Affixes(settings.prefix, settings.suffix), settings.overwrite_output)
     if is_folder_output(path):

@@ -30,6 +30,7 @@ def schema() -> Any:
     fields |= {f"{prefix}scores": arrow.list_(number) for prefix in prefixes}
     answer = arrow.struct(list(fields.items()))
     output = [("text", text), ("answer", answer), ("num_tokens", arrow.int32()), ("score", number)]
+    output.append(("removed_objects", arrow.int32()))
     columns = [("file_name", text), *output, ("task", text), ("input", text), ("error", text)]
     alternatives = arrow.list_(arrow.struct(output))
     return arrow.schema([*columns, ("alternatives", alternatives), ("image_dir", text), ("run_id", text)])
