@@ -639,10 +639,15 @@ class AddressSettings:
     port: int = 8000
     """Port to listen on; 0 chooses a free one."""
 
-    cors_origins: tuple[str, ...] = ()
-    """Origins of web pages that may use the server, such as `https://example.com`; `*` is all."""
-
     allowed_hosts: tuple[str, ...] = ()
+    """Names under which a proxy or DNS reaches this server, `Host` in HTTP; `*` is all (default: without a key
+    `localhost` and loopback addresses, with a key all)."""
+
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of web pages that may use the server (CORS), such as `http://localhost:3000`; `*` is all (default: its
+    own page only)."""
+
+    allowed_media_domains: tuple[str, ...] = ()
     """Hosts from which images are fetched by URL (default: none)."""
 
 

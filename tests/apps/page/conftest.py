@@ -14,6 +14,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
+FLAGS.append("--host-resolver-rules=MAP *.example 127.0.0.1")  # names that their owners point at this machine
 
 
 @pytest.fixture(scope="module")

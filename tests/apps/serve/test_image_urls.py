@@ -100,9 +100,9 @@ def test_bytes_and_time_are_limited(host: str) -> None:
         fetch("http://127.0.0.1:x/a.png")
 
 
-def test_server_fetches_from_allowed_hosts_only(host: str) -> None:
+def test_server_fetches_from_allowed_domains_only(host: str) -> None:
     body = {"image": f"{host}/image.png", "task": "caption"}
-    with live_server(allowed_hosts=["127.0.0.1"]) as live, live.client() as client:
+    with live_server(media_domains=["127.0.0.1"]) as live, live.client() as client:
         value = client.post("/v1/predict", json=body).json()
         assert value["predictions"][0]["text"] == predict_alone("caption", max_length=64).text
         refused = client.post("/v1/predict", json={**body, "image": host.replace("127.0.0.1", "localhost") + "/a"})

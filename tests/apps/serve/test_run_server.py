@@ -88,6 +88,10 @@ def test_adapters_answer_by_name_at_the_same_time_and_a_signal_ends_the_server(a
     part = {"type": "image_url", "image_url": {"url": uri}}
     flags += ["--max_length", "24", "--host", "0.0.0.0"]
     with server_process("--adapter", *flags, FLORENCE2_API_KEY="k3y") as (process, url, lines):
+        start = lines[-1]  # logged once the server accepts connections
+        assert (
+            f"serving demo, pirate, poet at {url} ; the page is {url}/ and the API is described at {url}/docs" in start
+        )
         url, key = url.replace("0.0.0.0", "127.0.0.1"), {"authorization": "Bearer k3y"}
         assert httpx.get(f"{url}/v1/models").status_code == 401
         with httpx.Client(base_url=url, timeout=60, headers=key) as client, ThreadPoolExecutor(12) as threads:
@@ -108,12 +112,14 @@ def test_adapters_answer_by_name_at_the_same_time_and_a_signal_ends_the_server(a
             late = [threads.submit(client.post, "/v1/predict", json=body) for _ in range(2)]
             while client.get("/health").json()["requests_in_work"] < 2:
                 pass
-            process.send_signal(signal.SIGTERM)
+            for _ in range(2):  # a second one changes nothing
+                process.send_signal(signal.SIGTERM)
             assert [each.result().status_code for each in late] == [200, 200]
         assert process.wait(30) == 0
     log = "".join(lines)
     assert re.search(r"model pirate: \d+ MiB beside the base, of \d+", log)
     assert "model poet, task detailed_caption (caption length)" in log
+    assert "2 open requests will be answered" in log
     assert "the server has ended" in log
     assert "Traceback" not in log
     assert "k3y" not in log

@@ -11,13 +11,13 @@ import hmac
 import json
 import secrets
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from florence2.apps.serve.site_check import host_name, is_loopback_name
+
 TOKEN_HEADER = "x-florence2-token"
-LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 MAX_BODY_BYTES = 64 * 2**20
 _SAFE_METHODS = ("GET", "HEAD")
 
@@ -41,7 +41,7 @@ class PageGuard:
     def _refusal(self, method: str, headers: Mapping[str, str]) -> str:
         """Return why a request is refused, or ""."""
         host = headers.get("host", "")
-        if _host_name(host) not in LOOPBACK_NAMES:
+        if not is_loopback_name(host_name(host)):
             return "the request names another host than this machine's loopback"
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return "the request comes from another web site"
@@ -60,10 +60,3 @@ class PageGuard:
 def make_token() -> str:
     """Return a new token."""
     return secrets.token_urlsafe(32)
-
-
-def _host_name(host: str) -> str:
-    try:
-        return urlsplit(f"http://{host}").hostname or ""
-    except ValueError:
-        return ""

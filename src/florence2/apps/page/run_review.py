@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 from collections.abc import Callable
 from importlib import import_module
@@ -44,26 +43,18 @@ def main(settings: ReviewSettings) -> int:
 
 
 def _serve(session: Any, ask_row: Callable[[Any], dict[str, Any]] | None, listener: socket.socket) -> None:
-    import uvicorn
-
     from florence2.apps.page.review_app import create_review_app
+    from florence2.apps.serve.web_server import address_of, make_web_server
 
-    config = uvicorn.Config(
-        create_review_app(session, ask_row),
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        ws="none",
-        server_header=False,
-        timeout_graceful_shutdown=5,
-    )
     if session.note:
         logger.warning(session.note)
-    port = listener.getsockname()[1]
-    logger.info(f"{session.num_rows:,} rows of {session.name} at http://{_HOST}:{port}; changes are written at once")
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again; here it is the regular end
-        signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[listener])
+    rows = f"{session.num_rows:,} rows of {session.name}"
+
+    def log_start() -> None:
+        logger.info(f"{rows} at {address_of(listener)} ; changes are written at once")
+
+    app = create_review_app(session, ask_row)
+    make_web_server(app, log_start, timeout_graceful_shutdown=5).run(sockets=[listener])
     logger.info("the review has ended")
 
 

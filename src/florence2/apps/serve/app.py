@@ -18,6 +18,7 @@ from florence2.apps.serve.request_guard import RequestGuard, error_body
 from florence2.apps.serve.request_limits import RequestError
 from florence2.apps.serve.routes import ollama_routes, openai_routes, predict_routes, status_routes
 from florence2.apps.serve.routes.server_state import ServerState
+from florence2.apps.serve.site_check import SiteCheck
 
 ROUTERS = (status_routes.router, openai_routes.router, ollama_routes.router, predict_routes.router)
 
@@ -27,16 +28,16 @@ def create_app(
     *,
     generation: GenerationConfig | None = None,
     api_key: str | None = None,
-    cors_origins: Sequence[str] = (),
-    allowed_hosts: Sequence[str] = (),
+    sites: SiteCheck | None = None,
+    media_domains: Sequence[str] = (),
     routers: Sequence[APIRouter] = (),
 ) -> FastAPI:
     """Create the application of a service, which it closes when it ends.
 
-    `routers` are further routes, which come first; theirs and all others get the `ServerState` by
-    `Depends(get_state)`, and the same key, limits, request ids and metrics.
+    Images are fetched from `media_domains` only. `routers` are further routes, which come first; theirs and all others
+    get the `ServerState` by `Depends(get_state)`, and the same site check, key, limits, request ids and metrics.
     """
-    state = ServerState(service, ImageReader(service.limits, allowed_hosts), generation or GenerationConfig())
+    state = ServerState(service, ImageReader(service.limits, media_domains), generation or GenerationConfig())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -56,13 +57,15 @@ def create_app(
     app.add_exception_handler(RequestError, _send_request_error)
     app.add_exception_handler(RequestValidationError, _send_validation_error)
     app.add_exception_handler(HTTPException, _send_http_error)
-    app.add_middleware(RequestGuard, service=service, api_key=api_key)
-    if cors_origins:  # outermost, so that a page may ask without the key what it may send
+    sites = sites or SiteCheck()
+    app.add_middleware(RequestGuard, service=service, sites=sites, api_key=api_key)
+    if sites.allowed_origins:  # outermost, so that a page may ask without the key what it may send
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(cors_origins),
+            allow_origins=sites.allowed_origins,
             allow_methods=["*"],
             allow_headers=["*"],
+            allow_private_network=True,
             expose_headers=["x-request-id", "x-florence2-task"],
         )
     return app

@@ -1,4 +1,4 @@
-"""The guard of every request: its id, key, size, time and place in the queue, and its end when the client leaves.
+"""The guard of every request: its site, key, size, time and place in the queue, and its end when the client leaves.
 
 ASGI middleware. A request's body is read before the application runs, so that a slow client takes no place in the
 queue; then the application is cancelled as soon as the client disconnects or the time is over.
@@ -17,10 +17,12 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from florence2.apps.serve.model_service import ModelService
 from florence2.apps.serve.request_limits import RequestError, busy
+from florence2.apps.serve.site_check import SiteCheck
 
 logger = logging.getLogger("florence2")
 CLIENT_LEFT = 499
@@ -37,8 +39,8 @@ class ClientLeft(Exception):  # noqa: N818 - an event, not an error
 class RequestGuard:
     """Wraps an application; `api_key` None lets every client in."""
 
-    def __init__(self, app: ASGIApp, service: ModelService, api_key: str | None = None) -> None:
-        self._app, self._service, self._api_key = app, service, api_key
+    def __init__(self, app: ASGIApp, service: ModelService, sites: SiteCheck, api_key: str | None = None) -> None:
+        self._app, self._service, self._sites, self._api_key = app, service, sites, api_key
         self._num_bytes = 0  # of the bodies of all requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,6 +53,8 @@ class RequestGuard:
             await self._answer(exchange, receive)
         except RequestError as error:
             await exchange.send_error(error)
+            if error.status == 403:  # a browser hides the reason from a page of another origin
+                exchange.note = f", {error.message}"
         except ClientLeft:
             exchange.status = CLIENT_LEFT
         except Exception:
@@ -64,6 +68,7 @@ class RequestGuard:
 
     async def _answer(self, exchange: _Exchange, receive: Receive) -> None:
         scope, limits = exchange.scope, self._service.limits
+        self._sites.require_allowed(scope["method"], Headers(scope=scope), has_key=self._api_key is not None)
         is_open = scope["path"] in OPEN_PATHS or scope["path"].startswith(OPEN_FILES)
         if not is_open and not self._has_key(exchange.header("authorization")):
             raise RequestError("the API key is missing or wrong", "send `Authorization: Bearer KEY`", status=401)
@@ -180,7 +185,7 @@ class _Exchange:
             return
         body = json.dumps(error_body(self.scope["path"], error)).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
-        if error.status in (408, 413, 503):  # the rest of the body is not read
+        if error.status in (403, 408, 413, 503):  # the rest of the body is not read
             headers["connection"] = "close"
         pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": error.status, "headers": pairs})

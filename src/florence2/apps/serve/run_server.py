@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import signal
 import socket
 from dataclasses import replace
 from importlib import import_module
@@ -13,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from florence2.config import RequestLimitSettings, ServeSettings
 from florence2.errors import MissingPackageError, OptionError
-from florence2.log import logger
+from florence2.log import count_noun, logger
 from florence2.settings_io import parse_pairs
 
 if TYPE_CHECKING:
     from florence2 import ModelSource
     from florence2.apps.serve.model_service import ModelService, ServedModel
     from florence2.apps.serve.request_limits import RequestLimits
+    from florence2.apps.serve.site_check import SiteCheck
 
 API_KEY = "FLORENCE2_API_KEY"
 _PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
@@ -30,47 +30,51 @@ _MAX_CONNECTIONS = 4096
 def main(settings: ServeSettings) -> int:
     """Run `florence2 serve`; return 0 after a signal has ended it, with all open requests answered."""
     _require_packages()
+    from florence2.apps.serve.site_check import SiteCheck
+
     api_key = os.environ.get(API_KEY) or None
-    _check_address(settings.address.host, api_key)
+    address = settings.address
+    _check_address(address.host, api_key)
+    sites = SiteCheck(address.allowed_hosts, address.allowed_origins)
     request_limits(settings.limits)  # refuses wrong ones before anything is loaded
-    with _bind(settings.address.host, settings.address.port) as listener:
-        _run(settings, api_key, listener)
+    with _bind(address.host, address.port) as listener:
+        _run(settings, sites, api_key, listener)
     return 0
 
 
-def _run(settings: ServeSettings, api_key: str | None, listener: socket.socket) -> None:
-    import uvicorn
-
+def _run(settings: ServeSettings, sites: SiteCheck, api_key: str | None, listener: socket.socket) -> None:
     from florence2 import GenerationConfig
     from florence2.apps.page import ask_routes
     from florence2.apps.serve.app import create_app
+    from florence2.apps.serve.web_server import address_of, make_web_server
 
     limits = settings.limits
+    service = load_service(settings)
     app = create_app(
-        load_service(settings),
+        service,
         generation=GenerationConfig(max_length=limits.max_length, num_beams=limits.num_beams),
         api_key=api_key,
-        cors_origins=settings.address.cors_origins,
-        allowed_hosts=settings.address.allowed_hosts,
+        sites=sites,
+        media_domains=settings.address.allowed_media_domains,
         routers=[ask_routes.router],
     )
-    config = uvicorn.Config(
+
+    def log_start() -> None:
+        url, names = address_of(listener), ", ".join(service.models)
+        logger.info(f"serving {names} at {url} ; the page is {url}/ and the API is described at {url}/docs")
+
+    def log_end() -> None:
+        if number := service.num_requests:
+            logger.info(f"{count_noun(number, 'open request')} will be answered; Ctrl-C again ends at once")
+
+    make_web_server(
         app,
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        ws="none",
-        server_header=False,
+        log_start,
+        log_end,
         limit_concurrency=_MAX_CONNECTIONS,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(limits.request_timeout) + 1,
-    )
-    host, port = listener.getsockname()[:2]
-    logger.info(f"serving at http://{f'[{host}]' if ':' in host else host}:{port}")
-    # uvicorn raises the signal again once it is done; here a signal is the regular end.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[listener])
+    ).run(sockets=[listener])
     logger.info("the server has ended")
 
 

@@ -29,9 +29,9 @@ _DATA_URI = re.compile(r"data:[^,]*,", re.IGNORECASE)
 class ImageReader:
     """Decodes the images of requests; `close()` stops its threads."""
 
-    def __init__(self, limits: RequestLimits, allowed_hosts: Collection[str] = ()) -> None:
+    def __init__(self, limits: RequestLimits, media_domains: Collection[str] = ()) -> None:
         self._limits = limits
-        self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
+        self._media_domains = frozenset(map(str.lower, media_domains))
         self._threads = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode-images")
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class ImageReader:
             return decode_base64(source, name)
         limits = self._limits
         max_bytes, timeout = limits.max_request_bytes, limits.image_timeout
-        return fetch_image(source, self._allowed_hosts, max_bytes=max_bytes, timeout=timeout)
+        return fetch_image(source, self._media_domains, max_bytes=max_bytes, timeout=timeout)
 
     def _check_header(self, data: bytes, name: str) -> None:
         """Refuse other formats, and more pixels than the limit, before anything is decoded."""

@@ -19,16 +19,17 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _CHUNK_BYTES = 2**16
 
 
-def fetch_image(url: str, allowed_hosts: Collection[str], *, max_bytes: int, timeout: float) -> bytes:
+def fetch_image(url: str, media_domains: Collection[str], *, max_bytes: int, timeout: float) -> bytes:
     """Return the bytes at a URL; raise a RequestError for a host that is not allowed and for every failure."""
     deadline = time.monotonic() + timeout
     first_host = _split(url).hostname
     for _ in range(MAX_REDIRECTS + 1):
         parts = _split(url)
         host = parts.hostname or ""
-        if host not in allowed_hosts:
+        if host not in media_domains:
             raise RequestError(
-                f"images are not fetched from `{host}`", "send the image as a data URI, or start with `--allowed_hosts`"
+                f"images are not fetched from `{host}`",
+                "send the image as a data URI, or start with `--allowed_media_domains`",
             )
         try:
             found = _get(parts, deadline, max_bytes, allows_private=host == first_host)
