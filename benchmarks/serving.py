@@ -7,7 +7,7 @@ Contestants, each a process of its own with the same model, dtype and images: `f
 `one slot` is the same with `--batch_size 1`; `generate` is a FastAPI route around transformers' `generate` and a lock,
 as on the model card. All answer `POST /v1/predict` with one image and the task `more_detailed_caption`, greedily.
 Requests fail the run unless their status is 200. `--soak` sends that many requests to `florence2` alone, from the most
-clients, and reports the memory of the process before and after them.
+clients, in ten parts, and reports throughput, latency and the memory of the process after each of them.
 
 Other load on the machine distorts the result; the load before each measurement is printed.
 """
@@ -39,6 +39,7 @@ import httpx
 
 from florence2.demo.scenes import make_scene
 
+SOAK_PARTS = 10
 TASK = "more_detailed_caption"
 NUM_IMAGES = 32
 FIELDS = ("contestant", "clients", "requests", "per_second", "p50_ms", "p95_ms")
@@ -132,6 +133,22 @@ def resident_mib(pid: int) -> float:
     return int(found[1]) / 1024
 
 
+def soak(url: str, pid: int, clients: int, num_requests: int, images: list[dict[str, str]]) -> dict[str, Any]:
+    """Send many requests in parts, and print a line of a table after each: a leak shows as memory that still grows."""
+    rows = [{"requests": 0, "resident_mib": resident_mib(pid)}]
+    print(
+        f"{clients} clients\n\n| requests so far | requests/s | p50 ms | p95 ms | memory MiB |\n|---|---|---|---|---|"
+    )
+    print(f"| 0 | | | | {rows[0]['resident_mib']:.0f} |", flush=True)
+    for part in range(1, SOAK_PARTS + 1):
+        number = num_requests * part // SOAK_PARTS - num_requests * (part - 1) // SOAK_PARTS
+        load, memory = measure("florence2", url, clients, number, images), resident_mib(pid)
+        rows.append({**asdict(load), "requests": num_requests * part // SOAK_PARTS, "resident_mib": memory})
+        numbers = f"{load.per_second:.1f} | {load.p50_ms:.0f} | {load.p95_ms:.0f} | {memory:.0f}"
+        print(f"| {rows[-1]['requests']:,} | {numbers} |", flush=True)
+    return {"clients": clients, "parts": rows}
+
+
 def serve_generate(model_path: str, dtype: str) -> None:
     """Serve transformers' `generate` behind a lock: the contestant `generate`, run in a process of its own."""
     import uvicorn
@@ -216,17 +233,14 @@ def main() -> None:
         for name, (url, _) in servers.items():
             measure(f"{name} (warm-up)", url, 4, 16, images)
         if arguments.soak:
-            url, pid = servers["florence2"]
-            before = resident_mib(pid)
-            loads.append(measure("florence2", url, max(arguments.clients), arguments.soak, images))
-            result["resident_mib"] = {"before": before, "after": resident_mib(pid)}
-            print(f"memory {before:.0f} MiB before, {result['resident_mib']['after']:.0f} MiB after")
+            result["soak"] = soak(*servers["florence2"], max(arguments.clients), arguments.soak, images)
         for _ in range(0 if arguments.soak else arguments.rounds):
             for clients in arguments.clients:
                 for name, (url, _) in servers.items():
                     loads.append(measure(name, url, clients, arguments.num_requests, images))
     medians = median_loads(loads)
-    print(table(medians))
+    if loads:
+        print(table(medians))
     result["loads"] = [asdict(load) for load in medians]
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
