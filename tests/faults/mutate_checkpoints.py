@@ -8,7 +8,6 @@ memory of the process is limited to 2 GiB more than it needs for an intact check
 
 import json
 import random
-import resource
 import shutil
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
 from florence2.errors import UserError
 from florence2.model.load import load
-from tests.faults.mutations import mutate_file
+from tests.faults.mutations import limit_memory, mutate_file
 
 SPARE_MEMORY = 2 << 30
 IMAGE = Image.new("RGB", (40, 30), (200, 10, 10))
@@ -35,7 +34,7 @@ def main(folder: Path, first: int, last: int) -> dict[str, Any]:
     checkpoints = sorted(path for path in folder.iterdir() if path.is_dir())
     for checkpoint in checkpoints:
         assert load_and_predict(checkpoint) == "predicts", checkpoint
-    limit_memory()
+    limit_memory(SPARE_MEMORY)
     endings: Counter[str] = Counter()
     failures = []
     for seed in range(first, last):
@@ -60,13 +59,6 @@ def load_and_predict(folder: Path) -> str:
     with Engine(model, processor, config) as engine:
         [prediction] = engine.run([Sample("a.png", IMAGE, "od")])
     return "predicts" if prediction.error is None else "an error for the image"
-
-
-def limit_memory() -> None:
-    """Limit the address space to what the process has, and `SPARE_MEMORY`."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    used = int(status.split("VmSize:")[1].split()[0]) << 10
-    resource.setrlimit(resource.RLIMIT_AS, (used + SPARE_MEMORY, resource.RLIM_INFINITY))
 
 
 def mutate(rng: random.Random, checkpoints: list[Path], copy: Path) -> str:

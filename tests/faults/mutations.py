@@ -1,8 +1,9 @@
-"""Random changes of files: of JSON values, of lines and numbers of a text, of bytes."""
+"""Random changes of files: of JSON values, of lines and numbers of a text, of bytes; and a limit of memory."""
 
 import json
 import random
 import re
+import resource
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,13 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa">' + "".join(
 )
 EXTERNAL = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>'
 ENCODINGS = ("utf-16", "utf-8-sig", "cp1252", "latin-1")
+
+
+def limit_memory(spare: int) -> None:
+    """Limit the address space to what the process has, and `spare` bytes."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    used = int(status.split("VmSize:")[1].split()[0]) << 10
+    resource.setrlimit(resource.RLIMIT_AS, (used + spare, resource.RLIM_INFINITY))
 
 
 def mutate_file(rng: random.Random, path: Path) -> str:

@@ -9,11 +9,18 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from florence2.cli.program import main
 from florence2.config import DEFAULT_TASK
+from florence2.data.columns import ColumnMapping
 from florence2.data.resolve import DatasetOptions, resolve_dataset
+from florence2.data.streams.open_source import find_sharded_source
+from florence2.data.streams.stream import SampleStream
 from florence2.errors import DatasetError
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +36,7 @@ def run_mutations(first: int, last: int) -> dict[str, Any]:
 
 
 def test_mutated_datasets_are_read_or_refused() -> None:
-    result = run_mutations(0, 90)
+    result = run_mutations(0, 98)
     assert result["failures"] == []
     assert result["endings"]["refused"] > 20
     assert result["endings"]["has samples"] > 10
@@ -37,7 +44,40 @@ def test_mutated_datasets_are_read_or_refused() -> None:
 
 @pytest.mark.long
 def test_many_mutated_datasets_are_read_or_refused() -> None:
-    assert run_mutations(0, 10_000)["failures"] == []
+    first = run_mutations(0, 490)
+    result = run_mutations(490, 10_000 * len(first["datasets"]))
+    assert first["failures"] + result["failures"] == []
+
+
+def test_damaged_text_in_parquet_is_an_error_of_the_file(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_pylist([{"file_name": "caption-of-a.png", "text": "a boat"}])
+    pyarrow.parquet.write_table(table, tmp_path / "metadata.parquet", compression="none")
+    content = (tmp_path / "metadata.parquet").read_bytes()
+    (tmp_path / "metadata.parquet").write_bytes(content.replace(b"a boat", b"a\xff\xfeoat"))
+    with pytest.raises(DatasetError, match="is not a parquet file that can be read: 'utf-8' codec"):
+        resolve_dataset(tmp_path / "metadata.parquet", DatasetOptions(DEFAULT_TASK))
+
+
+def test_damaged_saved_dataset_is_an_error_of_the_dataset(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(image_bytes())
+    saved = datasets.Dataset.from_list([{"image": str(tmp_path / "a.png"), "text": "a boat"}])
+    saved.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
+    [arrow] = (tmp_path / "saved").glob("*.arrow")
+    content = arrow.read_bytes()
+    for damaged in (content.replace(b"a boat", b"a\xff\xfeoat"), content[:46]):
+        arrow.write_bytes(damaged)
+        with pytest.raises(DatasetError, match="is not a dataset that can be read"):
+            resolve_dataset(tmp_path / "saved", DatasetOptions(DEFAULT_TASK))
+        with pytest.raises(DatasetError, match="is not a dataset that can be read"):
+            list(SampleStream(find_sharded_source(str(tmp_path / "saved"), ColumnMapping(DEFAULT_TASK))).epoch(0))
+
+
+def test_name_that_is_too_long_is_an_absent_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.png").write_bytes(image_bytes())
+    (tmp_path / "Label.txt").write_text(f"{'x' * 300}\t[]\n")
+    assert main(["data", "check", str(tmp_path)]) != 0
+    assert main(["data", "check", "x" * 300]) == 2
+    assert "error: File name too long" in capsys.readouterr().err
 
 
 def image_bytes() -> bytes:

@@ -91,6 +91,8 @@ def main(
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}:
             what = f"{error.strerror}: {error.filename or 'writing failed'}"
             return _print_error(UserError(what, "free space or change permissions, then run the command again"))
+        if error.errno == errno.ENAMETOOLONG:
+            return _print_error(UserError(f"{error.strerror}: {error.filename}", "pass a shorter path"))
         raise
     except KeyboardInterrupt:
         return 130

@@ -25,7 +25,7 @@ from florence2.data.image import ImageError, ImageSource
 from florence2.data.sample import ResolvedDataset, Sample
 from florence2.data.stores.store_path import AnyPath
 from florence2.data.tables import Row, open_parquet
-from florence2.errors import DatasetError, OptionError
+from florence2.errors import DatasetError, OptionError, UserError
 
 _SAVED_SHARDS = 64  # shards of a saved dataset that is streamed
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -54,7 +54,8 @@ class DatasetImage:
 
     def __call__(self) -> ImageSource:
         """Read the encoded image."""
-        stored = self.dataset[self.index][self.column]
+        with dataset_errors(self.name):
+            stored = self.dataset[self.index][self.column]
         if stored and stored.get("bytes"):
             return bytes(stored["bytes"])
         if stored and stored.get("path"):
@@ -64,13 +65,25 @@ class DatasetImage:
 
 def saved_samples(folder: Path, columns: ColumnMapping, split: str | None) -> ResolvedDataset:
     """Read a folder that `save_to_disk` wrote."""
+    return _read_samples(_load_saved(folder), str(folder), columns, split)
+
+
+def _load_saved(folder: Path) -> Any:
     import datasets
 
+    with dataset_errors(str(folder)):
+        return datasets.load_from_disk(str(folder))
+
+
+@contextmanager
+def dataset_errors(name: str) -> Iterator[None]:
+    """Raise a DatasetError for any error of another library: arrow, json and datasets each have errors of their own."""
     try:
-        dataset = datasets.load_from_disk(str(folder))
-    except Exception as error:  # arrow, json and datasets each have errors of their own
-        raise DatasetError(f"{folder} is not a dataset that can be read: {_one_line(error)}", "save it again") from None
-    return _read_samples(dataset, str(folder), columns, split)
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise DatasetError(f"{name} is not a dataset that can be read: {_one_line(error)}", "save it again") from None
 
 
 def hub_samples(
@@ -86,7 +99,7 @@ def stream_hub_dataset(name: str, split: str | None, *, offline: bool) -> Any:
 
     path = Path(name).expanduser()
     if path.is_dir() and is_saved_dataset(path):
-        saved = select_split(datasets.load_from_disk(str(path)), name, split)
+        saved = select_split(_load_saved(path), name, split)
         return saved.to_iterable_dataset(num_shards=max(min(len(saved), _SAVED_SHARDS), 1))
     if path.is_file():
         return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
@@ -187,7 +200,7 @@ def _read_samples(dataset: Any, name: str, columns: ColumnMapping, split: str | 
 def _read_rows(part: Any, name: str, columns: ColumnMapping, column: str) -> Iterator[DatasetRow]:
     stored = without_decoding(part.select_columns([column]).with_format(None), column)
     prefix = str(part.split) if part.split else "row"
-    rows = name_classes(_rows_without_images(part, columns, column), part.features)
+    rows = name_classes(_rows_without_images(part, name, columns, column), part.features)
     for index, row in enumerate(rows):
         where = f"{name} {prefix}/{index}"
         image = Sample(f"{prefix}/{index}", DatasetImage(stored, column, index, where), "")
@@ -236,7 +249,8 @@ def require_text(part: Any, name: str, columns: ColumnMapping) -> None:
         raise DatasetError(f"dataset `{name}` has no {missing}; it has {listed}", "pass its name as --text_column")
 
 
-def _rows_without_images(part: Any, columns: ColumnMapping, image_column: str) -> Iterator[Row]:
+def _rows_without_images(part: Any, name: str, columns: ColumnMapping, image_column: str) -> Iterator[Row]:
     names = dict.fromkeys((*columns.text_columns, *TASK_COLUMNS, *OTHER_COLUMNS, *FOREIGN_COLUMNS))
     present = [name for name in names if name in part.features and name != image_column]
-    yield from part.select_columns(present).with_format(None) if present else ({} for _ in range(len(part)))
+    with dataset_errors(name):
+        yield from part.select_columns(present).with_format(None) if present else ({} for _ in range(len(part)))

@@ -136,8 +136,9 @@ def open_parquet(path: AnyPath) -> Iterator[Any]:
     try:
         with path.open("rb") as file, parquet.ParquetFile(file) as table:
             yield table
-    except (arrow.ArrowException, arrow.ArrowInvalid) as error:
-        raise DatasetError(f"{path} is not a parquet file that can be read: {str(error).splitlines()[0]}") from None
+    except (arrow.ArrowException, ValueError, SystemError) as error:  # python's own where a value cannot be converted
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DatasetError(f"{path} is not a parquet file that can be read: {reason}") from None
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from None
 

@@ -114,8 +114,17 @@ def _choose(entry: os.DirEntry[str], names: list[str], subfolders: list[str], sp
 def find_name(folder: Path, name: str) -> str | None:
     """Return the name of a file in a folder, in the Unicode normalization form that exists; None if none does."""
     forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
-    # `Path.is_file` raises for names that are too long.
-    return next((each for each in forms if os.path.isfile(folder / each)), None)  # noqa: PTH113
+    return next((each for each in forms if is_file(folder / each)), None)
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a path is a file; `Path.is_file` raises for a name that is too long."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder; `Path.is_dir` raises for a name that is too long."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def read_text(path: AnyPath) -> str:

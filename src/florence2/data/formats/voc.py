@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from florence2.data.folders.listing import Listing, read_text, walk
+from florence2.data.folders.listing import Listing, is_file, read_text, walk
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, image_beside, read_image, split_aliases
 from florence2.data.formats.annotators.values import finite_numbers, read_xml
 from florence2.errors import DatasetError
@@ -115,11 +115,11 @@ def _parse_voc(path: Path, images: Path, image_by_stem: dict[str, str]) -> Annot
 def _image_of(path: Path, named: str, images: Path, image_by_stem: dict[str, str]) -> tuple[str, list[str]]:
     """Return the image of an annotation file, and a name for the report where the file names another one."""
     name = image_beside(images, named) if named else ""
-    is_file = bool(name) and (images / name).is_file()
+    is_named = bool(name) and is_file(images / name)
     same_stem = image_by_stem.get(_stem(path.name))
-    if same_stem is None or (is_file and _stem(Path(name).name) == _stem(path.name)):
+    if same_stem is None or (is_named and _stem(Path(name).name) == _stem(path.name)):
         return name or f"{path.stem}.jpg", []
-    return same_stem, ["name of another image"] if is_file else []
+    return same_stem, ["name of another image"] if is_named else []
 
 
 def _parse_voc_object(element: ElementTree.Element, path: Path) -> Annotation:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2.data.columns import ColumnMapping, DatasetRow
+from florence2.data.folders.listing import is_file
 from florence2.data.formats.annotations import NO_LABEL
 from florence2.data.inspection.issues import Issue, IssueKind, LengthLimit, RowReport, check_row
 from florence2.data.sample import Sample, count_kinds, name_columns, note_files
@@ -174,7 +175,7 @@ def _duplicate_images(images: Iterable[Sample]) -> Iterator[Issue]:
     """Find files with the same bytes; only files of the same length are read."""
     by_length: defaultdict[int, list[Path]] = defaultdict(list)
     for sample in images:
-        if isinstance(sample.image, Path) and sample.image.is_file():
+        if isinstance(sample.image, Path) and is_file(sample.image):
             by_length[sample.image.stat().st_size].append(sample.image)
     for paths in by_length.values():
         first: dict[bytes, Path] = {}

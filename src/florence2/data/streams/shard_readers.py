@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from florence2.data.columns import ColumnMapping, DatasetRow, samples_from_rows
 from florence2.data.folders.class_names import name_classes
 from florence2.data.folders.foreign_jsonl import translate_rows
+from florence2.data.hub import dataset_errors
 from florence2.data.sample import Sample, Skipped
 from florence2.data.streams.shard_paths import common_folder, relative_names
 from florence2.data.streams.table_shards import stored_image
@@ -111,14 +112,15 @@ class DatasetShards:
         return translate_rows(self._rows(index), self.columns)
 
     def _rows(self, index: int) -> Iterator[DatasetRow]:
-        rows = _read_rows(self.dataset.shard(num_shards=self.num_shards, index=index))
+        rows = _read_rows(self.dataset.shard(num_shards=self.num_shards, index=index), self.name)
         for number, row in enumerate(name_classes(rows, self.dataset.features)):
             name = f"{self.dataset.split or 'row'}/{index}/{number}"
             image = Sample(name, stored_image(row.pop(self.column)), "")
             yield DatasetRow(f"{self.name} {name}", row, image)
 
 
-def _read_rows(shard: Any) -> Iterator[Row]:
+def _read_rows(shard: Any, dataset: str) -> Iterator[Row]:
     """Read all rows in any process; plain iteration would give each of torch's workers only a part of them."""
-    for batch in shard.iter(batch_size=1):
-        yield {name: values[0] for name, values in batch.items()}
+    with dataset_errors(dataset):
+        for batch in shard.iter(batch_size=1):
+            yield {name: values[0] for name, values in batch.items()}

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from florence2.data.folders.listing import find_name, read_text, walk
+from florence2.data.folders.listing import find_name, is_file, is_folder, read_text, walk
 from florence2.data.folders.sidecars import is_yolo_text
 from florence2.data.formats.annotations import split_aliases
 from florence2.errors import DatasetError
@@ -76,12 +76,12 @@ def open_yolo(path: Path, split: str | None, dataset_dir: Path | None = None) ->
         raise DatasetError(f"{path} points to {sources[0]}, which contains no images", "correct the paths in it")
     label_folders = cache(_label_folders)
     labels = {image: _find_label(image, path.parent, label_folders) for image in images}
-    if not any(label.is_file() for label in labels.values()):
+    if not any(is_file(label) for label in labels.values()):
         raise DatasetError(
             f"none of the {len(images):,} images of {path} has a label file, the first would be {labels[images[0]]}",
             "put the label files in `labels/` beside `images/`, or beside the images",
         )
-    has_folders = all(source.is_dir() for source in sources)
+    has_folders = all(is_folder(source) for source in sources)
     root = sources[0] if has_folders and len(sources) == 1 else dataset_dir or path.parent
     values = _num_keypoint_values(config.get("kpt_shape"), path)
     return YoloDataset(root, labels, names, values, _labels_without_image(labels) if has_folders else ())
@@ -130,10 +130,10 @@ def _split_paths(path: Path, config: dict[str, Any], split: str | None) -> list[
 def _resolve_path(config_path: Path, config: dict[str, Any], name: str, dataset_dir: Path | None) -> Path:
     """Find a split's folder or list; some exporters write `../train/images` and mean `train/images`."""
     base = config_path.parent / str(config.get("path") or "")
-    base = base if base.is_dir() else config_path.parent  # `path` is often a folder on another machine
+    base = base if is_folder(base) else config_path.parent  # `path` is often a folder on another machine
     for folder in (base,) if dataset_dir is None else (dataset_dir, base):
         for each in _path_variants(name):
-            if (folder / each).exists():
+            if is_file(folder / each) or is_folder(folder / each):
                 return folder / each
     if dataset_dir is not None and dataset_dir.is_dir():
         return dataset_dir
@@ -164,7 +164,7 @@ def _split_folder(folder: Path, split: str | None) -> Path:
 
 
 def _list_images(source: Path) -> list[Path]:
-    if source.is_dir():
+    if is_folder(source):
         return [listing.path / name for listing in walk(source, recursive=True) for name in listing.images()]
     names = [line.strip() for line in read_text(source).splitlines() if line.strip()]
     # darknet's lists start with `data/`, which is the folder of the list
@@ -183,7 +183,7 @@ def label_path(image: Path) -> Path:
 
 
 def _label_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
+    if not is_folder(folder):
         return []
     return sorted(path for path in folder.iterdir() if path.name.lower() in _LABEL_FOLDERS and path.is_dir())
 
@@ -201,7 +201,7 @@ def _find_label(image: Path, config_folder: Path, label_folders: Callable[[Path]
 
 def _labels_without_image(labels: dict[Path, Path]) -> list[str]:
     used = set(labels.values())
-    folders = sorted({path.parent for path in used if path.is_file() and path.parent.name.lower() != "images"})
+    folders = sorted({path.parent for path in used if is_file(path) and path.parent.name.lower() != "images"})
     texts = (folder / name for folder in folders for name in next(walk(folder, recursive=False)).names)
     return [str(path) for path in texts if path.suffix == ".txt" and path not in used and _has_labels(path)]
 
