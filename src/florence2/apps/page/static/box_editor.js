@@ -1,93 +1,77 @@
 /** Shapes that the user moves, resizes, draws and deletes on the image, by mouse or by keys. Coordinates are bins. */
-import { drawShapes } from "./overlay.js";
+import { EditedShapes } from "./edited_shapes.js";
+import { edgeMiddles, insertCorner, isEndOf, isNear } from "./polygon_corners.js";
+import { clamp, fourCorners, movedRings, pointIn, sortedBox } from "./shape_geometry.js";
 
-const LAST_BIN = 999;
-const clamp = (value) => Math.min(Math.max(Math.round(value), 0), LAST_BIN);
-
-/** @typedef {import("./overlay.js").Shape & {origin: number | null, moved: boolean}} EditedShape */
-
-export class BoxEditor extends EventTarget {
+export class BoxEditor extends EditedShapes {
   /** @param {{stage: HTMLElement, image: HTMLImageElement}} stage */
   constructor(stage) {
-    super();
-    this.stage = stage.stage;
+    super(stage.stage);
+    this.stage.tabIndex = -1;
     this.image = stage.image;
-    /** @type {EditedShape[]} */
-    this.shapes = [];
-    this.selected = -1;
-    this.newKind = "bboxes";
-    this.hasLabels = true;
     this.isDrawing = false;
     this.isNew = false;
     /** @type {((point: [number, number]) => void) | null} */
     this.drag = null;
     this.stage.addEventListener("pointerdown", (event) => this.begin(event));
-    this.stage.addEventListener("pointermove", (event) => this.drag?.(this.point(event)));
+    this.stage.addEventListener("pointermove", (event) => this.follow(pointIn(this.image, event)));
     for (const name of ["pointerup", "pointercancel"]) this.stage.addEventListener(name, () => this.end());
+    this.stage.addEventListener("contextmenu", (event) => this.removePressed(event));
   }
 
-  /** @param {import("./overlay.js").Shape[]} shapes @param {string} newKind of shapes that are drawn @param {boolean} hasLabels */
-  show(shapes, newKind, hasLabels) {
+  /** @param {import("./overlay.js").Shape[]} shapes @param {{newKind: string, hasLabels: boolean, isLocked: boolean}} options */
+  show(shapes, { newKind, hasLabels, isLocked }) {
     this.shapes = shapes.map((shape, origin) => ({ ...shape, origin, moved: false }));
-    this.newKind = newKind;
-    this.hasLabels = hasLabels;
-    this.selected = -1;
-    this.isDrawing = false;
+    Object.assign(this, { newKind, hasLabels, isLocked, selected: -1, corner: null, outline: null });
+    this.history.restart(this);
+    this.stopDrawing();
+    this.dispatchEvent(new Event("restart"));
+  }
+
+  /** Go back by one step; a polygon that is being drawn is one. */
+  undo() {
+    return this.outline ? this.stopDrawing() : super.undo();
+  }
+
+  /** Wait for a shape: a box or quad is dragged, a polygon is dragged or clicked corner by corner. */
+  startDrawing() {
+    this.isDrawing = true;
+    this.stage.focus();
+    this.dispatchEvent(new Event("draw"));
+  }
+
+  /** End to draw; a polygon that is not complete is removed. Return true. */
+  stopDrawing() {
+    if (this.outline) this.shapes.splice(this.selected, 1);
+    if (this.outline) this.selected = -1;
+    Object.assign(this, { outline: null, isDrawing: false, isNew: false, drag: null });
     this.draw();
-  }
-
-  /** Show other shapes in place of those of the row, such as a new prediction. @param {import("./overlay.js").Shape[]} shapes */
-  propose(shapes) {
-    this.shapes = shapes.map((shape) => ({ ...shape, origin: null, moved: true }));
-    this.selected = -1;
-    this.change();
-  }
-
-  /** @param {number} index */
-  select(index) {
-    this.selected = index;
-    this.draw();
-    this.dispatchEvent(new Event("select"));
-  }
-
-  draw() {
-    drawShapes(this.stage, this.shapes, { selected: this.selected, offset: 0.5 });
-    for (const handle of this.stage.querySelectorAll(".handle")) handle.remove();
-    const shape = this.shapes[this.selected];
-    for (const { x, y, ring, at } of shape ? handlesOf(shape) : []) {
-      const handle = document.createElement("span");
-      handle.className = "handle";
-      handle.style.left = `${(x + 0.5) / 10}%`;
-      handle.style.top = `${(y + 0.5) / 10}%`;
-      Object.assign(handle.dataset, { ring, at });
-      this.stage.append(handle);
-    }
-  }
-
-  change() {
-    this.draw();
-    this.dispatchEvent(new Event("change"));
-  }
-
-  /** @param {PointerEvent} event @returns {[number, number]} */
-  point(event) {
-    const box = this.image.getBoundingClientRect();
-    return [((event.clientX - box.left) / box.width) * 1000 - 0.5, ((event.clientY - box.top) / box.height) * 1000 - 0.5];
+    this.dispatchEvent(new Event("draw"));
+    return true;
   }
 
   /** @param {PointerEvent} event */
   begin(event) {
+    if (event.button !== 0 || this.isLocked) return;
     const target = /** @type {HTMLElement} */ (event.target);
-    const start = this.point(event);
-    this.isNew = this.isDrawing;
-    if (this.isDrawing) this.drag = this.startShape(start);
-    else if (target.matches(".handle")) this.drag = this.startResize(Number(target.dataset.ring), Number(target.dataset.at));
+    const start = pointIn(this.image, event);
+    const { ring, at } = target.dataset;
+    if (this.outline) this.addToOutline(start);
+    else if (this.isDrawing) this.drag = this.startShape(start);
+    else if (target.matches(".handle")) this.drag = this.startResize(Number(ring), Number(at), target.matches(".middle"));
     else if (target.matches(".shape")) {
       this.select(Number(target.dataset.index));
       this.drag = this.startMove(start);
     } else return this.select(-1);
+    this.stage.focus();
     event.preventDefault();
     this.stage.setPointerCapture(event.pointerId);
+  }
+
+  /** @param {[number, number]} point */
+  follow(point) {
+    if (this.drag) this.drag(point);
+    else if (this.outline) this.place(this.shapes[this.selected], [[...this.outline, ...point.map(clamp)]]);
   }
 
   end() {
@@ -95,8 +79,36 @@ export class BoxEditor extends EventTarget {
     this.drag = null;
     const shape = this.shapes[this.selected];
     if (shape?.kind === "bboxes") shape.rings = [sortedBox(shape.rings[0])];
+    if (this.isNew && this.outline) return;
+    const { shapes } = this.history.last;
+    if (shape === undefined || String(shape.rings) === String(shapes[this.selected]?.rings)) {
+      this.shapes = shapes; // a click moves nothing
+      return this.draw();
+    }
     this.change();
-    if (this.isNew) this.dispatchEvent(new Event("add"));
+    if (this.isNew) this.finish();
+  }
+
+  finish() {
+    this.isNew = false;
+    this.dispatchEvent(new Event("draw"));
+    this.dispatchEvent(new Event("add"));
+  }
+
+  /** Add a corner to the polygon that is being drawn; one near the first or the last corner ends it. @param {[number, number]} point */
+  addToOutline(point) {
+    if (isEndOf(this.outline, point)) this.closeOutline();
+    else this.outline.push(...point.map(clamp));
+  }
+
+  /** End the polygon that is being drawn; with fewer than three corners it is none. */
+  closeOutline() {
+    if (!this.outline || this.outline.length < 6) return this.stopDrawing();
+    this.place(this.shapes[this.selected], [this.outline]);
+    this.outline = null;
+    this.change();
+    this.finish();
+    return true;
   }
 
   /** @param {[number, number]} start */
@@ -106,9 +118,15 @@ export class BoxEditor extends EventTarget {
     return ([x, y]) => this.place(shape, movedRings(before, x - start[0], y - start[1]));
   }
 
-  /** @param {number} ring @param {number} at */
-  startResize(ring, at) {
+  /** @param {number} ring @param {number} at @param {boolean} isMiddle where a new corner begins */
+  startResize(ring, at, isMiddle) {
     const shape = this.shapes[this.selected];
+    if (isMiddle) {
+      const { x, y } = edgeMiddles(shape.rings).find((each) => each.ring === ring && each.at === at);
+      this.place(shape, insertCorner(shape.rings, ring, at, x, y));
+    }
+    this.corner = { ring, at };
+    this.draw();
     return ([x, y]) => {
       const rings = shape.rings.map((each) => [...each]);
       const [ix, iy] = shape.kind === "bboxes" ? [at & 1 ? 2 : 0, at & 2 ? 3 : 1] : [2 * at, 2 * at + 1];
@@ -120,89 +138,35 @@ export class BoxEditor extends EventTarget {
 
   /** Begin a new shape at a point. @param {[number, number]} start */
   startShape(start) {
-    this.isDrawing = false;
-    const label = this.shapes[this.selected]?.label ?? "";
     const corner = start.map(clamp);
-    /** @type {EditedShape} */
-    const shape = { kind: this.newKind, label, score: null, rings: [], origin: null, moved: true };
-    this.shapes.push(shape);
-    this.selected = this.shapes.length - 1;
-    const place = ([x, y]) => {
+    const shape = this.addShape([]);
+    Object.assign(this, { isDrawing: false, isNew: true });
+    const isPolygon = shape.kind === "polygons";
+    const drag = ([x, y]) => {
       const box = sortedBox([corner[0], corner[1], clamp(x), clamp(y)]);
-      this.place(shape, [shape.kind === "bboxes" ? box : fourCorners(box)]);
+      const isClick = isPolygon && isNear(corner, [x, y]);
+      this.outline = isClick ? [...corner] : null;
+      this.place(shape, [isClick ? [...corner] : shape.kind === "bboxes" ? box : fourCorners(box)]);
     };
-    place([start[0] + 20, start[1] + 20]);
-    return place;
+    drag(isPolygon ? start : [start[0] + 20, start[1] + 20]);
+    return drag;
   }
 
   /** Add a shape in the middle, for those who use keys. */
   addInMiddle() {
-    this.startShape([400, 400])([600, 600]);
+    if (this.isLocked) return;
+    const box = [400, 400, 600, 600];
+    this.addShape([this.newKind === "bboxes" ? box : fourCorners(box)]);
     this.change();
-    this.dispatchEvent(new Event("add"));
+    this.finish();
   }
 
-  /** @param {EditedShape} shape @param {number[][]} rings */
-  place(shape, rings) {
-    shape.rings = rings;
-    shape.moved = true;
-    shape.score = null;
-    this.draw();
+  /** Remove the corner under a press of the second button. @param {MouseEvent} event */
+  removePressed(event) {
+    const target = /** @type {HTMLElement} */ (event.target);
+    if (this.isLocked || this.shapes[this.selected]?.kind !== "polygons" || !target.matches(".handle:not(.middle)")) return;
+    event.preventDefault();
+    this.corner = { ring: Number(target.dataset.ring), at: Number(target.dataset.at) };
+    this.removeCornerOrShape();
   }
-
-  /** Move the selected shape, or its right lower corner. @param {number} dx @param {number} dy @param {boolean} isResize */
-  nudge(dx, dy, isResize) {
-    const shape = this.shapes[this.selected];
-    if (!shape) return;
-    if (!isResize) this.place(shape, movedRings(shape.rings, dx, dy));
-    else if (shape.kind === "bboxes") {
-      const [x1, y1, x2, y2] = shape.rings[0];
-      this.place(shape, [[x1, y1, Math.max(x1, clamp(x2 + dx)), Math.max(y1, clamp(y2 + dy))]]);
-    } else return;
-    this.change();
-  }
-
-  remove() {
-    if (this.selected < 0) return;
-    this.shapes.splice(this.selected, 1);
-    this.selected = Math.min(this.selected, this.shapes.length - 1);
-    this.change();
-  }
-
-  /** Return the objects as the server takes them: those that did not move without their position. */
-  toChange() {
-    return this.shapes.map(({ kind, label, rings, origin, moved }) =>
-      moved ? { kind, label, rings, ...(origin === null ? {} : { origin }) } : { kind, label, origin },
-    );
-  }
-}
-
-/** @param {number[][]} rings @param {number} dx @param {number} dy */
-function movedRings(rings, dx, dy) {
-  const all = rings.flat();
-  const [xs, ys] = [0, 1].map((axis) => all.filter((_, i) => i % 2 === axis));
-  const x = Math.min(Math.max(Math.round(dx), -Math.min(...xs)), LAST_BIN - Math.max(...xs));
-  const y = Math.min(Math.max(Math.round(dy), -Math.min(...ys)), LAST_BIN - Math.max(...ys));
-  return rings.map((ring) => ring.map((value, i) => value + (i % 2 ? y : x)));
-}
-
-/** @param {number[]} box */
-function sortedBox([x1, y1, x2, y2]) {
-  return [Math.min(x1, x2), Math.min(y1, y2), Math.max(x1, x2), Math.max(y1, y2)];
-}
-
-/** @param {number[]} box */
-function fourCorners([x1, y1, x2, y2]) {
-  return [x1, y1, x2, y1, x2, y2, x1, y2];
-}
-
-/** @param {EditedShape} shape */
-function handlesOf(shape) {
-  if (shape.kind === "bboxes") {
-    const box = shape.rings[0];
-    return [0, 1, 2, 3].map((at) => ({ x: box[at & 1 ? 2 : 0], y: box[at & 2 ? 3 : 1], ring: 0, at }));
-  }
-  return shape.rings.flatMap((ring, index) =>
-    Array.from({ length: ring.length / 2 }, (_, at) => ({ x: ring[2 * at], y: ring[2 * at + 1], ring: index, at })),
-  );
 }

@@ -2,7 +2,7 @@
 import { BoxEditor } from "./box_editor.js";
 import { imageAddress } from "./dataset.js";
 import { makeStage } from "./overlay.js";
-import { focusSelected, showObjects } from "./object_list.js";
+import { focusSelected, onKey, showObjects } from "./object_list.js";
 
 const find = (id) => document.getElementById(id);
 const NEW_KINDS = { boxes: "bboxes", phrases: "bboxes", regions: "bboxes", "boxes or polygons": "bboxes", quads: "quad_boxes", polygons: "polygons" };
@@ -20,13 +20,15 @@ export class Editor {
     find("view").append(this.stage.stage);
     this.boxes = new BoxEditor(this.stage);
     this.boxes.addEventListener("change", () => {
-      this.isDirty = true;
+      this.isDirty = this.boxes.isChanged;
       this.showObjects();
     });
+    this.boxes.addEventListener("draw", () => find("editor").classList.toggle("draws", this.boxes.isDrawing || this.boxes.outline !== null));
+    this.stage.stage.addEventListener("keydown", (event) => !this.row?.locked && onKey(event, this.boxes, true));
     this.boxes.addEventListener("add", () => focusSelected(find("objects"), this.boxes));
     this.boxes.addEventListener("select", () => this.showObjects());
     find("text").addEventListener("input", () => (this.isDirty = true));
-    find("add").addEventListener("click", () => this.startDrawing());
+    find("add").addEventListener("click", () => this.boxes.startDrawing());
     find("discard").addEventListener("click", () => this.show(this.dataset.rows[this.row.index]));
     find("ask").addEventListener("click", () => this.ask());
     find("ask").hidden = !document.querySelector("meta[name=can-ask]").content;
@@ -67,7 +69,8 @@ export class Editor {
     find("text-field").hidden = !isText;
     find("objects-field").hidden = isText;
     if (find("text").value !== row.text) find("text").value = row.text;
-    this.boxes.show(row.objects ?? [], NEW_KINDS[row.output] ?? "bboxes", !UNLABELED.includes(row.output));
+    const [newKind, hasLabels] = [NEW_KINDS[row.output] ?? "bboxes", !UNLABELED.includes(row.output)];
+    this.boxes.show(row.objects ?? [], { newKind, hasLabels, isLocked: Boolean(row.locked) });
     this.showObjects();
     this.showState(row);
   }
@@ -89,6 +92,7 @@ export class Editor {
   /** Write what was changed; return whether nothing is left to write. @param {{isAccepted?: boolean}} [options] */
   async save({ isAccepted } = {}) {
     const row = this.row;
+    if (this.boxes.outline) this.boxes.closeOutline();
     if (!row || row.locked || (!this.isDirty && isAccepted === undefined)) return true;
     const change = { row: row.index };
     if (this.isDirty && row.objects === null && find("text").value !== row.text) change.text = find("text").value;
@@ -117,18 +121,12 @@ export class Editor {
       if (this.row !== row) return;
       if (row.objects === null) find("text").value = answer.text;
       else this.boxes.propose(answer.objects);
-      this.isDirty = true;
+      if (row.objects === null) this.isDirty = true;
     } catch (error) {
       this.onError(error.message);
     } finally {
       find("ask").disabled = false;
     }
-  }
-
-  startDrawing() {
-    this.boxes.isDrawing = true;
-    find("editor").classList.add("draws");
-    this.stage.stage.addEventListener("pointerup", () => find("editor").classList.remove("draws"), { once: true });
   }
 
   showObjects() {

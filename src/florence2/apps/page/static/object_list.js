@@ -29,7 +29,7 @@ function markSelected(list, boxes) {
   [...list.children].forEach((item, index) => item.classList.toggle("selected", index === boxes.selected));
 }
 
-/** @param {import("./box_editor.js").EditedShape} shape @param {number} index @param {import("./box_editor.js").BoxEditor} boxes @param {boolean} isLocked */
+/** @param {import("./edited_shapes.js").EditedShape} shape @param {number} index @param {import("./box_editor.js").BoxEditor} boxes @param {boolean} isLocked */
 function makeItem(shape, index, boxes, isLocked) {
   const item = document.createElement("li");
   const swatch = document.createElement("span");
@@ -45,7 +45,7 @@ function makeItem(shape, index, boxes, isLocked) {
   label.addEventListener("focus", () => boxes.selected !== index && boxes.select(index));
   label.addEventListener("input", () => {
     shape.label = label.value;
-    boxes.change();
+    boxes.change(`label ${index}`);
   });
   const score = document.createElement("span");
   score.className = "score";
@@ -70,12 +70,14 @@ function makeButton(text, role, name) {
   return button;
 }
 
-/** @param {KeyboardEvent} event @param {import("./box_editor.js").BoxEditor} boxes */
-function onKey(event, boxes) {
+/** Move or delete the selected object by keys; on the image, `Delete` removes a pressed corner first. @param {KeyboardEvent} event @param {import("./box_editor.js").BoxEditor} boxes */
+export function onKey(event, boxes, isOnImage = false) {
   if (event.key in STEPS) {
     const [dx, dy] = STEPS[event.key].map((step) => step * (event.shiftKey ? 10 : 1));
     boxes.nudge(dx, dy, event.altKey);
-  } else if (event.key === "Delete" || event.key === "Backspace") boxes.remove();
+  } else if (event.key === "Delete" || event.key === "Backspace") isOnImage ? boxes.removeCornerOrShape() : boxes.remove();
+  else if (event.key === "Enter" && boxes.outline && !event.ctrlKey) boxes.closeOutline();
+  else if (event.key === "Escape" && (boxes.outline || boxes.isDrawing)) boxes.stopDrawing();
   else return;
   event.preventDefault();
   event.stopPropagation();

@@ -46,16 +46,19 @@ function updateRows() {
   grid.update(grid.rows.map((row) => dataset.rows[row.index]));
   const accepted = dataset.rows.reduce((total, row) => total + Number(row.accepted), 0);
   find("count").textContent = find("count").textContent.replace(/[\d,]+ accepted/, `${accepted.toLocaleString("en")} accepted`);
-  showUndo();
   if (editor.isOpen && editor.row) editor.refresh(dataset.rows[editor.row.index]);
+  showUndo();
 }
 
 function showUndo() {
-  find("undo").disabled = !dataset.undoName;
-  find("undo").title = dataset.undoName;
+  const isEditing = editor.isOpen && editor.boxes.isChanged;
+  find("undo").disabled = !isEditing && !dataset.undoName;
+  find("undo").title = isEditing ? "the last step on this image" : dataset.undoName;
 }
 
+/** Revert the last step on the image of the editor, or else the last change that was written. */
 async function undo() {
+  if (editor.isOpen && editor.boxes.undo()) return;
   await attempt(async () => `undone: ${await dataset.undo()}`);
 }
 
@@ -96,6 +99,7 @@ grid.addEventListener("select", async () => {
   const target = grid.row;
   if (await editor.save()) editor.show(target && dataset.rows[target.index]);
 });
+for (const name of ["change", "restart"]) editor.boxes.addEventListener(name, showUndo);
 filters.addEventListener("change", showRows);
 dataset.addEventListener("change", updateRows);
 dataset.addEventListener("load", () => {
@@ -119,7 +123,9 @@ document.addEventListener("keydown", (event) => {
   const target = /** @type {HTMLElement} */ (event.target);
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && editor.isOpen) saveAndNext();
   else if (event.key === "Escape" && editor.isOpen) closeEditor();
-  else if (target.matches("input, textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+  else if (target.matches("input, textarea, select")) return;
+  else if (event.key === "z" && (event.ctrlKey || event.metaKey)) undo();
+  else if (event.ctrlKey || event.metaKey || event.altKey) return;
   else if (event.key === "a") accept(grid.row);
   else if (event.key === "u") undo();
   else if (event.key === "/") find("search").select();
