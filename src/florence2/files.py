@@ -28,7 +28,8 @@ def atomic_write(path: Path, mode: str = "w", *, sync: bool = False) -> Iterator
     """
     temporary = path.with_name(hidden_name(path.name, ".unfinished"))
     try:
-        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+        options = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+        with temporary.open(mode, **options) as file:
             yield file
             if sync:
                 file.flush()
@@ -47,6 +48,25 @@ def hidden_name(name: str, suffix: str) -> str:
     return f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}{suffix}"
 
 
+_RESERVED_NAME = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
+
+
+def reserved_part(name: str) -> str:
+    """Return the first part of a path that Windows does not take as a file name, such as `a:b.jpg`; "" without one."""
+    parts = name.replace("\\", "/").split("/")
+    return next((part for part in parts if part not in (".", "..") and _RESERVED_NAME.search(part)), "")
+
+
+def has_case_sensitive_names(folder: Path) -> bool:
+    """Return whether two names in a folder that differ by case alone are two files, unlike on Windows and Macs."""
+    probe = folder / f".florence2-case-{os.getpid()}"
+    probe.touch()
+    try:
+        return not probe.with_name(probe.name.upper()).exists()
+    finally:
+        probe.unlink()
+
+
 class WriteLock:
     """A lock that one process holds while it writes a file; the system releases it when the process ends.
 
@@ -63,10 +83,13 @@ class WriteLock:
         """Remove the lock file and release the lock."""
         if self._descriptor is None:
             return
-        with contextlib.suppress(OSError):  # Windows removes no open file
+        descriptor, self._descriptor = self._descriptor, None
+        if sys.platform == "win32":  # it removes no open file, neither ours nor that of the next owner
+            os.close(descriptor)
+        with contextlib.suppress(OSError):
             self._path.unlink()
-        os.close(self._descriptor)
-        self._descriptor = None
+        if sys.platform != "win32":
+            os.close(descriptor)
 
     def _acquire(self) -> bool | None:
         while True:

@@ -47,14 +47,18 @@ def _cgroup_limits(root: Path) -> list[tuple[int, int]]:
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
     ):
         try:
-            limit, used = (root / limit_name).read_text().strip(), int((root / used_name).read_text())
-            rows = (root / used_name).with_name("memory.stat").read_text().splitlines()
+            limit, used = _read(root / limit_name), int(_read(root / used_name))
+            rows = _read((root / used_name).with_name("memory.stat")).splitlines()
         except (OSError, ValueError):
             continue
         cache = dict(row.split() for row in rows).get(cache_name, "0")
         if limit.isdigit():  # it is `max` without a limit
             limits.append((int(limit), used - int(cache)))
     return limits
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip()
 
 
 def tune_allocator() -> bool:

@@ -1,9 +1,13 @@
 """Annotated images, one file per prediction: `--save_images DIR`."""
 
+import os
 import re
-from collections.abc import Iterable
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import replace
-from pathlib import Path
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
 
 from florence2.data.sample import Prediction, Sample
 from florence2.model.answer import Answer
@@ -24,6 +28,7 @@ class AnnotatedImageWriter:
         self._has_task_in_name = is_multi_task
         for sample in samples:
             self._has_task_in_name |= self._samples.setdefault(sample.id, sample) is not sample
+        self._full_names = _full_names(self._samples)
 
     def write(self, prediction: Prediction) -> Path | None:
         """Draw one answer and return the file; a prediction with an error has none."""
@@ -38,8 +43,9 @@ class AnnotatedImageWriter:
 
     def _name(self, prediction: Prediction) -> Path:
         name = Path(prediction.file_name)
+        stem = self._full_names.get(prediction.file_name, name.stem)
         parts = [find_task(prediction.task).name, prediction.input] if self._has_task_in_name else []
-        return name.with_name(".".join([name.stem, *filter(None, map(_name_part, parts)), "jpg"]))
+        return name.with_name(".".join([_portable(stem), *filter(None, map(_name_part, parts)), "jpg"]))
 
 
 def answer_with_input(prediction: Prediction, size: tuple[int, int]) -> Answer | str:
@@ -55,6 +61,29 @@ def answer_with_input(prediction: Prediction, size: tuple[int, int]) -> Answer |
         return Answer(OutputType.BOXES, items)
     items = tuple(replace(item, label="region") for item in region)
     return Answer(OutputType.BOXES_OR_POLYGONS, (*items, *(answer or ())))
+
+
+def _full_names(names: Collection[str]) -> dict[str, str]:
+    """Return other names for images whose drawings would be one file, as those of `a.png` and `A.jpg` on Windows.
+
+    They keep their extension; names that differ by case alone get a digest, too.
+    """
+    stems, folded = Counter(map(_folded_stem, names)), Counter(map(str.casefold, names))
+    full = {}
+    for name in names:
+        if stems[_folded_stem(name)] > 1:
+            digest = f"-{sha256(os.fsencode(name)).hexdigest()[:8]}" if folded[name.casefold()] > 1 else ""
+            full[name] = PurePosixPath(name).name + digest
+    return full
+
+
+def _folded_stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix("")).casefold()
+
+
+def _portable(name: str) -> str:
+    """Replace the characters that a file name on Windows cannot contain, there alone."""
+    return re.sub(r'[<>:"|?*]', "-", name) if sys.platform == "win32" else name
 
 
 def _name_part(text: str) -> str:

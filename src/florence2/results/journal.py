@@ -114,7 +114,7 @@ class Journal:
         if self._key(row) in self._predicted:
             return
         if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
+            self._file = self.path.open("a", encoding="utf-8", newline="\n")
         self._file.write(to_json(row, encoding=self._file.encoding) + "\n")
         self._file.flush()
         if prediction.error is None:

@@ -12,6 +12,7 @@ Images are hard-linked or copied, never moved; a file that cannot be linked is c
 import io
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from florence2.data.sample import Sample
 from florence2.data.streams.tar_writer import write_shards
 from florence2.data.tables import Row
 from florence2.errors import DatasetError, OptionError, UserError
-from florence2.files import to_json
+from florence2.files import has_case_sensitive_names, reserved_part, to_json
 from florence2.model.tasks import InputType, OutputType, split_prompt
 
 OutputFormat = Literal["jsonl", "coco", "yolo", "folder", "shards"]
@@ -78,6 +79,8 @@ def convert(
         raise DatasetError(f"the dataset has no target that {to} can store", "pass another --to, or another --task")
     check_distinct_stems(to, (record.name for record in records))
     folder.mkdir(parents=True, exist_ok=True)
+    if to != "shards":  # whose names are inside tars
+        _check_file_names(to, [record.name for record in records], folder)
     num_rows = _WRITERS[to](records, folder, link_mode, skipped)
     return ConversionResult(len(records), num_rows, +skipped)
 
@@ -215,15 +218,33 @@ def _write_shards(records: list[ImageRecord], folder: Path, _: LinkMode, __: Cou
     return sum(len(record.rows) for record in records)
 
 
+def _check_file_names(to: OutputFormat, names: list[str], folder: Path) -> None:
+    """Raise a DatasetError for images that the file system of `folder` would write to one file, or to none."""
+    part, name = next(((reserved_part(name), name) for name in names if reserved_part(name)), ("", ""))
+    if part and sys.platform == "win32":
+        raise DatasetError(f"{name}: `{part}` is no file name on Windows", "rename it, or convert to shards")
+    by_folded: dict[str, str] = {}
+    for name in names:
+        before = by_folded.setdefault((_stem(name) if to in _FORMATS_WITH_TEXT_FILES else name).casefold(), name)
+        if before != name and not has_case_sensitive_names(folder):
+            what = f"{before} and {name} differ by case alone, which the file system of {folder} ignores"
+            raise DatasetError(what, "rename one of them, or convert to shards")
+
+
 def check_distinct_stems(to: OutputFormat, names: Iterable[str]) -> None:
     """Raise a DatasetError for images with the same stem, in the formats that have a text file beside each image."""
     stems: dict[str, str] = {}
-    for name in names if to in ("yolo", "folder") else ():
-        before = stems.setdefault(str(Path(name).with_suffix("")), name)
+    for name in names if to in _FORMATS_WITH_TEXT_FILES else ():
+        before = stems.setdefault(_stem(name), name)
         if before != name:
             raise DatasetError(f"{before} and {name} would have the same text file", "rename one of them")
 
 
+def _stem(name: str) -> str:
+    return str(Path(name).with_suffix(""))
+
+
+_FORMATS_WITH_TEXT_FILES = ("yolo", "folder")
 _WRITERS: dict[str, Callable[[list[ImageRecord], Path, LinkMode, Counter[str]], int]] = {
     "jsonl": _write_jsonl,
     "coco": _write_coco,

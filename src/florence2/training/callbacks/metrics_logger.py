@@ -24,7 +24,7 @@ class MetricsFile:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(_line(row))
 
     def rows(self) -> list[dict[str, Any]]:

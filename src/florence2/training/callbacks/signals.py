@@ -1,6 +1,5 @@
 """Graceful stop of training on SIGTERM and Ctrl-C."""
 
-import os
 import signal
 import threading
 from types import FrameType
@@ -39,7 +38,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     def _request(self, number: int, _: FrameType | None) -> None:
         if self.is_requested:
             signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         self.is_requested = True
 
     def on_step_end(self, args: TrainingArguments, _: Any, control: TrainerControl, **__: Any) -> TrainerControl:

@@ -116,7 +116,8 @@ def peak_memory(device: torch.device) -> int:
     if sys.platform == "win32":
         import psutil
 
-        return int(psutil.Process().memory_info().peak_wset)
+        memory = psutil.Process().memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

@@ -50,7 +50,7 @@ def commit_checkpoint(written: Path, final: Path) -> None:
     """Move a complete checkpoint to its final path, after its bytes are on the disk."""
     for file in written.rglob("*"):
         if file.is_file():
-            with file.open("rb") as opened:
+            with file.open("rb+") as opened:  # Windows synchronizes no file that is open for reading
                 os.fsync(opened.fileno())
     if final.exists():
         shutil.rmtree(final)
