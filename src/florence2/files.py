@@ -28,8 +28,8 @@ def atomic_write(path: Path, mode: str = "w", *, sync: bool = False) -> Iterator
     """
     temporary = path.with_name(hidden_name(path.name, ".unfinished"))
     try:
-        options = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-        with temporary.open(mode, **options) as file:
+        encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
+        with temporary.open(mode, encoding=encoding, newline=newline) as file:
             yield file
             if sync:
                 file.flush()
