@@ -1,11 +1,13 @@
-"""Throughput of `florence2 predict --cluster` with one and two engines beside plain `predict`, and Ray's cost an image.
+"""What Ray costs an image: `florence2 predict --cluster` with one and two engines beside `predict` without Ray.
 
-    python -m benchmarks.cluster
-    python -m benchmarks.cluster --num_images 2000 --num_rounds 3 --model_path /path/to/Florence-2-base-ft
+    python -m benchmarks.cluster --num_images 1000 --num_rounds 3
+    python -m benchmarks.cluster --model_path /path/to/Florence-2-base-ft --num_images 200 --num_shards 8
 
-Scenes are written into tars; the contestants take turns in every round, in engines of one thread each. A rate counts
-from the first lines of the output to the end of the command, so that the loading of models is left out. Prints a table,
-and one line of JSON last.
+Scenes are written into tars. A pair is one number of engines with and without Ray, each engine with one thread; every
+round runs both pairs, in an order that changes. Each run is measured from the moment when a fifth of its lines are
+written to the moment when the last one is: neither the start of Ray, the loading of models, nor the shutdown counts.
+Beside the wall time stands the CPU time of all processes of the run, Ray's own included, which other programs on the
+machine disturb less. Prints a table, and one line of JSON last.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,47 +38,77 @@ ENVIRONMENT = os.environ | {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_AUTH_MODE": "disabled",
 }
+WARM_UP = 0.2  # of the lines
+POLL = 0.02  # seconds
+MAX_SCENES = 200
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to predict: its name, the CPUs of its Ray (0 is without Ray), and further flags."""
+    """One way to predict: its number of engines, with or without Ray."""
 
-    name: str
-    cpus: int = 0
-    flags: tuple[str, ...] = ()
+    num_engines: int
+    has_ray: bool
+
+    @property
+    def name(self) -> str:
+        """Return its name in the table."""
+        words = "predict --cluster" if self.has_ray else "predict"
+        return f"`{words}`, {self.num_engines} engine{'s'[: self.num_engines > 1]}"
+
+    @property
+    def flags(self) -> list[str]:
+        """Return the flags of the command, without the address of a cluster."""
+        return ["--devices", "cpu,cpu"] if self.num_engines > 1 and not self.has_ray else ["--device", "cpu"]
 
 
-CONTESTANTS = (
-    Contestant("predict"),
-    Contestant("predict --devices cpu,cpu", flags=("--devices", "cpu,cpu")),
-    Contestant("predict --cluster, 1 engine", 1),
-    Contestant("predict --cluster, 2 engines", 2),
-)
+PAIRS = tuple((Contestant(number, False), Contestant(number, True)) for number in (1, 2))
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a whole command, and the rate of its predictions in images/s once engines run."""
+    """Wall time and CPU time of an image in ms after the warm-up, and the seconds of the command."""
 
+    wall_ms: float
+    cpu_ms: float
     command_seconds: float
-    rate: float
+
+
+class CpuClock:
+    """The CPU seconds of processes and all that they start; those of processes that ended remain in the sum."""
+
+    def __init__(self, *roots: int) -> None:
+        self._roots = roots
+        self._seconds: dict[tuple[int, float], float] = {}
+
+    def read(self) -> float:
+        """Return the sum so far."""
+        for root in self._roots:
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(root)
+                for each in (process, *process.children(recursive=True)):
+                    with suppress(psutil.NoSuchProcess):
+                        times = each.cpu_times()
+                        self._seconds[each.pid, each.create_time()] = times.user + times.system
+        return sum(self._seconds.values())
 
 
 def main() -> None:
-    """Run all contestants in turn and print the rates."""
+    """Run all contestants in turn and print the table."""
     options = parse()
-    timings: dict[str, list[Timing]] = {each.name: [] for each in CONTESTANTS}
+    timings: dict[Contestant, list[Timing]] = {each: [] for pair in PAIRS for each in pair}
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
         tars = make_tars(Path(folder), options.num_images, options.num_shards)
         for number in range(options.num_rounds):
-            for each in CONTESTANTS[:: 1 if number % 2 == 0 else -1]:
-                timing = run(each, tars, Path(folder), options.model_path)
-                print(f"round {number}: {each.name:30} {timing.rate:7.2f} images/s", file=sys.stderr)
-                timings[each.name].append(timing)
-    report = summary(options.num_images, timings)
+            for pair in PAIRS:
+                for each in pair[:: 1 if number % 2 == 0 else -1]:
+                    timing = run(each, tars, Path(folder), options)
+                    print(f"round {number}: {each.name:32} {timing}", file=sys.stderr)
+                    timings[each].append(timing)
+    report = [row for pair in PAIRS for row in summary(pair, timings)]
     print("\n".join(table(report)))
-    print(json.dumps({"command": sys.argv[1:], "cpus": os.cpu_count(), "rows": report}))
+    facts = {"cpus": os.cpu_count(), "num_images": options.num_images, "num_rounds": options.num_rounds}
+    print(json.dumps({"command": sys.argv[1:], **facts, "rows": report}))
 
 
 def parse() -> argparse.Namespace:
@@ -91,7 +123,7 @@ def parse() -> argparse.Namespace:
 
 def make_tars(folder: Path, num_images: int, num_shards: int) -> Path:
     """Write scenes into tars; beyond 200 the images repeat."""
-    make_dataset(folder / "photos", num_samples=min(num_images, 200), seed=0)
+    make_dataset(folder / "photos", num_samples=min(num_images, MAX_SCENES), seed=0)
     photos = [path for path in sorted((folder / "photos").iterdir()) if path.suffix in (".jpg", ".png")]
     encoded: list[tuple[str, bytes, list[dict[str, Any]]]] = [(path.name, path.read_bytes(), [{}]) for path in photos]
     tars = folder / "tars"
@@ -101,83 +133,129 @@ def make_tars(folder: Path, num_images: int, num_shards: int) -> Path:
 
 
 @contextmanager
-def ray_head(cpus: int, folder: Path) -> Iterator[list[str]]:
-    """Start a Ray with a number of CPUs, and yield the flags of a command that uses it; without CPUs there is none."""
-    if not cpus:
-        yield []
-        return
+def ray_head(cpus: int, folder: Path) -> Iterator[tuple[list[str], list[int]]]:
+    """Start a Ray with a number of CPUs; yield the flags of a command that uses it, and its process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     start = ["start", "--head", f"--port={port}", f"--num-cpus={cpus}", "--include-dashboard=false", "--block"]
     more = [f"--temp-dir={folder}/ray", f"--object-store-memory={200 * 2**20}", "--disable-usage-stats"]
     program = "from ray.scripts.scripts import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *start, *more], env=ENVIRONMENT, stdout=subprocess.DEVNULL
-    )
+    log = folder / "ray.log"
+    with log.open("w") as file:
+        process = subprocess.Popen([sys.executable, "-c", program, *start, *more], env=ENVIRONMENT, stdout=file)
     try:
-        time.sleep(15)
-        yield ["--cluster", f"127.0.0.1:{port}"]
+        deadline = time.monotonic() + 120
+        while "Ray runtime started" not in log.read_text():
+            if time.monotonic() > deadline:
+                raise TimeoutError("Ray does not start")
+            time.sleep(0.2)
+        yield ["--cluster", f"127.0.0.1:{port}"], [process.pid]
     finally:
         for each in (*psutil.Process(process.pid).children(recursive=True), process):
-            each.kill()  # a Ray that is asked to end waits for half a minute first
+            with suppress(psutil.NoSuchProcess):
+                each.kill()  # a Ray that is asked to end waits for half a minute first
         process.wait()
 
 
-def run(contestant: Contestant, tars: Path, folder: Path, model_path: str) -> Timing:
+@contextmanager
+def no_ray(*_: object) -> Iterator[tuple[list[str], list[int]]]:
+    """Yield no flags and no process."""
+    yield [], []
+
+
+def run(contestant: Contestant, tars: Path, folder: Path, options: argparse.Namespace) -> Timing:
     """Run one command, with a Ray of its own, and read when its lines are written."""
     output = folder / "captions.jsonl"
     output.unlink(missing_ok=True)
-    words = ["predict", "--model_path", model_path, "--input_path", str(tars), "--output_path", str(output)]
-    with ray_head(contestant.cpus, folder) as cluster:
-        command = [sys.executable, "-m", "florence2", *words, *contestant.flags, *cluster]
+    words = ["predict", "--model_path", options.model_path, "--input_path", str(tars), "--output_path", str(output)]
+    cluster = ray_head if contestant.has_ray else no_ray
+    with cluster(contestant.num_engines, folder) as (flags, ray_processes), tempfile.TemporaryFile("w+") as log:
+        command = [sys.executable, "-m", "florence2", *words, *contestant.flags, *flags]
         start = time.monotonic()
-        process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-        first, num_first = watch(process, output)
-        end = time.monotonic()
-        errors = process.stderr.read() if process.stderr else ""
-    if process.returncode:
-        raise RuntimeError(errors[-2000:])
-    total = output.read_bytes().count(b"\n")
-    return Timing(end - start, (total - num_first) / (end - first))
+        process = subprocess.Popen(command, env=ENVIRONMENT, stderr=log)
+        clock = CpuClock(process.pid, *ray_processes)
+        first, last = watch(process, output, clock, options.num_images)
+        process.wait()
+        command_seconds = time.monotonic() - start
+        log.seek(0)
+        if process.returncode or last.lines != options.num_images:
+            raise RuntimeError(log.read()[-2000:])
+    number = last.lines - first.lines
+    wall, cpu = last.wall - first.wall, last.cpu - first.cpu
+    return Timing(round(1000 * wall / number, 2), round(1000 * cpu / number, 2), round(command_seconds, 1))
 
 
-def watch(process: subprocess.Popen[str], output: Path) -> tuple[float, int]:
-    """Wait for the end of a process; return when its first lines were there, and how many."""
-    first, number = 0.0, 0
-    while process.poll() is None:
-        if not first and output.exists() and (number := output.read_bytes().count(b"\n")):
-            first = time.monotonic()
-        time.sleep(0.02)
-    return first, number
+@dataclass(frozen=True)
+class Mark:
+    """The clocks at a number of lines."""
+
+    lines: int = 0
+    wall: float = 0.0
+    cpu: float = 0.0
 
 
-def summary(num_images: int, timings: dict[str, list[Timing]]) -> list[dict[str, float | str]]:
-    """Return the median rate of each contestant, and its engine time an image beside that of plain `predict`."""
-    rates = {name: statistics.median(each.rate for each in rounds) for name, rounds in timings.items()}
-    plain = next(iter(rates.values()))
-    engines = {each.name: max(each.cpus, 1) if "devices" not in each.name else 2 for each in CONTESTANTS}
-    return [
-        {
-            "name": name,
-            "images_per_second": round(rate, 2),
-            "ratio": round(rate / plain, 3),
-            "overhead_ms_per_image": round(1000 * (engines[name] / rate - 1 / plain), 2),
-            "command_seconds": round(statistics.median(each.command_seconds for each in timings[name]), 1),
-            "num_images": num_images,
-        }
-        for name, rate in rates.items()
-    ]
+def watch(process: subprocess.Popen[Any], output: Path, clock: CpuClock, total: int) -> tuple[Mark, Mark]:
+    """Return the clocks after the warm-up and at the last line."""
+    first = last = Mark()
+    while last.lines < total:
+        ended = process.poll() is not None
+        number = output.read_bytes().count(b"\n") if output.exists() else 0
+        if number > last.lines:
+            last = Mark(number, time.monotonic(), clock.read())
+            if not first.lines and number >= WARM_UP * total:
+                first = last
+        if ended:
+            break
+        time.sleep(POLL)
+    return first, last
 
 
-def table(rows: list[dict[str, float | str]]) -> list[str]:
+Row = dict[str, Any]
+
+
+def summary(pair: tuple[Contestant, Contestant], timings: dict[Contestant, list[Timing]]) -> list[Row]:
+    """Return the medians of a pair; the differences are those within each round."""
+    rows: list[Row] = []
+    for each in pair:
+        rounds, plain = timings[each], timings[pair[0]]
+        wall = [each.num_engines * (own.wall_ms - other.wall_ms) for own, other in zip(rounds, plain, strict=True)]
+        cpu = [own.cpu_ms - other.cpu_ms for own, other in zip(rounds, plain, strict=True)]
+        rows.append(
+            {
+                "name": each.name,
+                "images_per_second": round(1000 / statistics.median(own.wall_ms for own in rounds), 1),
+                "wall_ms": round(statistics.median(own.wall_ms for own in rounds), 2),
+                "cpu_ms": round(statistics.median(own.cpu_ms for own in rounds), 2),
+                "command_seconds": statistics.median(own.command_seconds for own in rounds),
+                "wall_cost_ms": spread(wall) if each.has_ray else None,
+                "cpu_cost_ms": spread(cpu) if each.has_ray else None,
+            }
+        )
+    return rows
+
+
+def spread(values: list[float]) -> list[float]:
+    """Return median, least and largest value."""
+    return [round(value, 2) for value in (statistics.median(values), min(values), max(values))]
+
+
+def table(rows: list[Row]) -> list[str]:
     """Return the rows as Markdown."""
-    header = ["| | images/s | | ms an image over `predict` | command |", "|---|---|---|---|---|"]
+    header = [
+        "| | images/s | wall ms an image | CPU ms an image | Ray's cost, wall ms of an engine | Ray's cost, CPU ms |",
+        "|---|---|---|---|---|---|",
+    ]
     return header + [
-        f"| {row['name']} | {row['images_per_second']} | {row['ratio']} x | {row['overhead_ms_per_image']} "
-        f"| {row['command_seconds']} s |"
+        f"| {row['name']} | {row['images_per_second']} | {row['wall_ms']} | {row['cpu_ms']} "
+        f"| {cost(row['wall_cost_ms'])} | {cost(row['cpu_cost_ms'])} |"
         for row in rows
     ]
+
+
+def cost(values: list[float] | None) -> str:
+    """Return a difference with its range."""
+    return f"{values[0]:+} ({values[1]:+} to {values[2]:+})" if values else ""
 
 
 if __name__ == "__main__":

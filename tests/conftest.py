@@ -6,6 +6,7 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked `long`, too: proofs that take minutes")
     parser.addoption("--scenes", type=int, default=20_000, help="images of the long proof on a cluster")
+    parser.addoption("--memory_record", help="file for the memory of the long proof on a cluster over time")
 
 
 def pytest_configure(config: pytest.Config) -> None:

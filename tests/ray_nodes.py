@@ -29,18 +29,34 @@ class RayNodes:
         port = free_port()
         self.address = f"{HOST}:{port}"
         head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self.folder}"]
-        self.head = self._start(*head, f"--num-cpus={0 if num_nodes else cpus}")
         self.nodes: list[subprocess.Popen[bytes]] = []
+        self.head = self._start_until_it_runs(*head, f"--num-cpus={0 if num_nodes else cpus}")
         try:
             wait_for(port)
-            self.nodes += [self.add_node() for _ in range(num_nodes)]
-            wait_until(lambda: (self.folder / "log").read_text().count("Ray runtime started") == num_nodes + 1)
+            for _ in range(num_nodes):
+                self.add_node()
         except BaseException:
             self.close()
             raise
 
-    def add_node(self) -> subprocess.Popen[bytes]:
-        return self._start(f"--address={self.address}", f"--num-cpus={self.cpus}")
+    def add_node(self) -> None:
+        self.nodes.append(self._start_until_it_runs(f"--address={self.address}", f"--num-cpus={self.cpus}"))
+
+    def _start_until_it_runs(self, *flags: str) -> subprocess.Popen[bytes]:
+        """Start a node; Ray gives up after 30 seconds, which a busy machine may need."""
+        for _ in range(10):
+            before = self._num_started()
+            process = self._start(*flags)
+            wait_until(
+                lambda before=before, process=process: self._num_started() > before or process.poll() is not None
+            )
+            if process.poll() is None:
+                return process
+        raise RuntimeError((self.folder / "log").read_text()[-2000:])
+
+    def _num_started(self) -> int:
+        log = self.folder / "log"
+        return log.read_text().count("Ray runtime started") if log.exists() else 0
 
     def _start(self, *flags: str) -> subprocess.Popen[bytes]:
         memory = f"--object-store-memory={80 * 2**20}"

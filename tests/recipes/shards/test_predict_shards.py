@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from florence2.demo.dataset import make_dataset
 from florence2.errors import DatasetError, OptionError
 from florence2.results.progress import RunSummary
 from florence2.results.shards.parquet_rows import read_parquet
+from tests.ray_nodes import wait_until
 from tests.s3 import FaultyProxy, s3_server, upload, use_server
 from tests.tiny import save_tiny
 
@@ -55,7 +56,7 @@ def server() -> Iterator[str]:
 def bucket(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> tuple[Any, str]:
     filesystem = use_server(monkeypatch, server)
     name = request.node.name.split("[")[0].replace("_", "-")[:60]
-    filesystem.mkdir(name)
+    filesystem.makedirs(name, exist_ok=True)
     return filesystem, f"s3://{name}"
 
 
@@ -68,7 +69,9 @@ def rows_of(output: str | Path) -> list[dict[str, Any]]:
     if isinstance(output, str):
         from florence2.data.stores.store_path import list_files
 
-        files: list[Any] = [path for path in list_files(StorePath(output), recursive=True) if "/_run/" not in str(path)]
+        path = StorePath(output)
+        listed = [path] if path.is_file() else list_files(path, recursive=True)
+        files: list[Any] = [path for path in listed if "/_run/" not in str(path)]
     else:
         files = [output] if output.is_file() else [p for p in output.rglob("*.*") if "_run" not in p.parts]
     rows: list[dict[str, Any]] = []
@@ -276,6 +279,105 @@ def test_a_killed_run_resumes_within_its_open_shard(scenes: Path, tmp_path: Path
     assert lines[: len(before)] == before
     assert len({json.loads(line)["file_name"] for line in lines}) == len(lines) == 40
     assert not list(journals.glob("*.jsonl"))
+
+
+def make_photos(folder: Path, names: Sequence[str], damaged: Sequence[str] = ()) -> Path:
+    """Write small images; the damaged ones are no images."""
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        Image.new("RGB", (40, 30), (number * 20, 90, 120)).save(folder / name)
+    for name in damaged:
+        (folder / name).write_bytes(b"damaged")
+    return folder
+
+
+@pytest.mark.parametrize("suffix", ["/", ".parquet/"])
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_failed_images_of_finished_shards_are_tried_again(
+    tiny: str,
+    bucket: tuple[Any, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    is_remote: bool,
+) -> None:
+    _, address = bucket
+    monkeypatch.setattr("florence2.data.streams.image_blocks.BLOCK_IMAGES", 4)
+    names = [f"{number}.png" for number in range(12)]
+    photos = make_photos(tmp_path / "photos", names, damaged=["1.png", "2.png", "5.png"])
+    output = f"{address}/{is_remote}{suffix}" if is_remote else f"{tmp_path}/out{suffix}"
+    assert run(tiny, photos, output).exit_code == 1
+    status = predict_status(status=output)
+    assert (status.done, status.lines, status.errors, status.exit_code) == (3, 12, 3, 1)
+    assert [error.split(":")[0] for error in status.first_errors.values()] == ["1.png", "2.png"]
+
+    make_photos(tmp_path / "photos", names, damaged=["5.png"])
+    rows = {row["file_name"]: row for row in rows_of(output.rstrip("/") if is_remote else Path(output))}
+    summary = run(tiny, photos, output)
+    assert (summary.num_predictions, len(summary.errors), summary.num_shards_earlier) == (2, 1, 1)
+    after = {row["file_name"]: row for row in rows_of(output.rstrip("/") if is_remote else Path(output))}
+    assert len(after) == 12
+    assert {name: after[name] for name in names if "error" not in rows[name]} == {
+        name: row for name, row in rows.items() if "error" not in row
+    }
+    status = predict_status(status=output)
+    assert (status.done, status.lines, status.errors) == (3, 12, 1)
+
+
+def test_an_interrupted_job_finishes_its_shards_before_it_tries_images_again(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("florence2.data.streams.image_blocks.BLOCK_IMAGES", 3)
+    photos = make_photos(tmp_path / "photos", [f"{number}.png" for number in range(9)], damaged=["1.png"])
+    output = tmp_path / "out"
+    run(tiny, photos, f"{output}/")
+    next(path for path in output.glob("00001-*.jsonl")).unlink()  # as if the first run had been killed
+    summary = run(tiny, photos, f"{output}/")
+    assert (summary.num_predictions, len(summary.errors), summary.num_shards_earlier) == (3, 0, 2)
+    summary = run(tiny, photos, f"{output}/")
+    assert (summary.num_predictions, len(summary.errors), summary.num_shards_earlier) == (0, 1, 2)
+
+
+FIRST_WRITER = """
+import sys, time
+from pathlib import Path
+from florence2.cli.program import main
+from florence2.data.stores import store_lease
+from florence2.results.shards.shard_output import ShardOutput
+
+store_lease.HEARTBEAT = 0.1
+finish, go = ShardOutput.finish, Path(sys.argv[1])
+
+def finish_later(self):
+    while not go.exists():
+        time.sleep(0.02)
+    finish(self)
+
+ShardOutput.finish = finish_later
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("name", ["out/", "all.jsonl"])
+def test_two_commands_do_not_write_one_place_in_a_store(
+    tiny: str, scenes: Path, bucket: tuple[Any, str], tmp_path: Path, name: str
+) -> None:
+    filesystem, address = bucket
+    output, go = f"{address}/{name}", tmp_path / "go"
+    words = ["predict", "--model_path", tiny, "--input_path", str(scenes / "tars"), "--max_length", "6"]
+    command = [sys.executable, "-c", FIRST_WRITER, str(go), *words, "--output_path", output]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: bool(filesystem.glob(f"{address}/**/*.lease")) or first.poll() is not None)
+        with pytest.raises(OptionError, match=f"another process writes {output.rstrip('/')}: process {first.pid} on"):
+            run(tiny, scenes / "tars", output)
+    finally:
+        go.touch()
+        _, errors = first.communicate(timeout=120)
+    assert first.returncode == 0, errors
+    filesystem.invalidate_cache()
+    assert not filesystem.glob(f"{address}/**/*.lease")
+    assert len(answers(output.rstrip("/") if name.endswith("/") else output)) == NUM_IMAGES
 
 
 def test_what_shards_cannot_do_is_refused(tiny: str, scenes: Path, tmp_path: Path) -> None:

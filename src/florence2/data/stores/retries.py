@@ -54,7 +54,7 @@ def is_transient(error: BaseException) -> bool:
     """Return whether a later attempt may succeed: after a reset, a timeout, status 429 or 5xx."""
     if isinstance(error, _PERMANENT):
         return False
-    status = _status(error)
+    status = status_of(error)
     if status is not None:
         return status in _TRANSIENT_STATUSES
     if isinstance(error, OSError):  # of which connection and timeout errors are subclasses
@@ -63,7 +63,7 @@ def is_transient(error: BaseException) -> bool:
     return bool(modules & _NETWORK_LIBRARIES) and "Credential" not in type(error).__name__
 
 
-def _status(error: Any) -> int | None:
+def status_of(error: Any) -> int | None:
     """Return the HTTP status of an error, which libraries store in different places."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore

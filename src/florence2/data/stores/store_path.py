@@ -126,9 +126,10 @@ def list_files(folder: StorePath, *, recursive: bool = False) -> list[StorePath]
     def find() -> list[str]:
         filesystem.invalidate_cache()
         try:
-            return list(filesystem.find(path, maxdepth=None if recursive else 1))
+            found = filesystem.find(path, maxdepth=None if recursive else 1)
         except FileNotFoundError:
             return []
+        return [each for each in found if each != path.rstrip("/")]  # s3fs lists a folder that appears meanwhile
 
     return sorted(_with_scheme(filesystem, retry(find, str(folder), "listed")))
 

@@ -1,10 +1,11 @@
 """Writing to stores: a file appears at its address complete, or not at all."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from florence2.data.stores.retries import retry
+from florence2.data.stores.retries import retry, status_of
 from florence2.data.stores.store_path import StorePath, open_filesystem
 
 # Their files appear when they are complete; elsewhere a file is written under another name and renamed.
@@ -37,6 +38,43 @@ def write_text(target: StorePath, text: str) -> None:
         filesystem.pipe_file(path, text.encode())
 
     retry(write, str(target), "written")
+
+
+def create_text(target: StorePath, text: str) -> bool:
+    """Write a small file unless there is one; return whether it was written.
+
+    S3, Google, Azure and memory decide this themselves, by a conditional request; elsewhere another process could write
+    between the question and the answer.
+    """
+    filesystem, path = open_filesystem(target.address)
+
+    def create() -> bool:
+        if not _protocols(filesystem) & _OBJECT_STORES:
+            filesystem.makedirs(filesystem._parent(path), exist_ok=True)
+        try:
+            filesystem.pipe_file(path, text.encode(), mode="create")
+        except FileExistsError:
+            return False
+        except Exception as error:  # each file system has errors of its own
+            if status_of(error) in (409, 412):
+                return False
+            if not isinstance(error, TypeError) and status_of(error) != 501:  # without conditional requests
+                raise
+            filesystem.pipe_file(path, text.encode())
+        return True
+
+    return retry(create, str(target), "written")
+
+
+def remove_file(target: StorePath) -> None:
+    """Remove a file, with retries; an absent one is none."""
+    filesystem, path = open_filesystem(target.address)
+
+    def remove() -> None:
+        with suppress(FileNotFoundError):
+            filesystem.rm_file(path)
+
+    retry(remove, str(target), "removed")
 
 
 def read_files(paths: Sequence[StorePath]) -> list[bytes]:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from florence2.config import OutputSettings
-from florence2.data.stores.store_path import is_address, to_path
+from florence2.data.stores.store_path import StorePath, is_address, to_path
 from florence2.data.streams.image_blocks import ImageBlocks
 from florence2.errors import OptionError
 from florence2.recipes.predict_spec import PredictSpec
 from florence2.recipes.shards.shard_samples import ShardedImages
 from florence2.results.affixes import Affixes
 from florence2.results.shards.job_folder import RUN_FOLDER, JobFolder
+from florence2.results.shards.output_lock import OutputLock
 from florence2.results.shards.shard_output import JournalOptions, ShardOutput, restore_journal
 
 
@@ -46,14 +47,20 @@ class SingleOutput:
     def __init__(self, address: str, num_shards: int, options: JournalOptions, image_dir: str) -> None:
         self.todo = list(range(num_shards))
         target = to_path(address) if address != "-" else Path("-")
+        # the journal locks a local file
+        self._lock = OutputLock(target, address) if isinstance(target, StorePath) else None
         self._temporary = tempfile.TemporaryDirectory(prefix="florence2-")
         path = Path(self._temporary.name) / "journal.jsonl"
         if isinstance(target, Path):
             is_journal = target.suffix.lower() != ".parquet"
             path = target if is_journal else target.with_name(f".{target.name}.journal.jsonl")
             path.parent.mkdir(parents=True, exist_ok=True)
-        restore_journal(target, path)
-        self._output = ShardOutput(target, path, options.open(path, image_dir))
+        try:
+            restore_journal(target, path)
+            self._output = ShardOutput(target, path, options.open(path, image_dir))
+        except BaseException:
+            self._release()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -62,9 +69,14 @@ class SingleOutput:
         self.close()
 
     def close(self) -> None:
-        """Close the journal."""
+        """Close the journal, and release the lock."""
         self._output.close()
+        self._release()
+
+    def _release(self) -> None:
         self._temporary.cleanup()
+        if self._lock is not None:
+            self._lock.release()
 
     def has_journal(self, index: int) -> bool:  # noqa: ARG002
         """Return whether there may be predictions of a shard."""
@@ -82,6 +94,8 @@ class SingleOutput:
 
     def complete(self) -> None:
         """Put the file in place."""
+        if self._lock is not None:
+            self._lock.check()
         self._output.finish()
 
 

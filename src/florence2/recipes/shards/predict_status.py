@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from florence2.results.shards.job_folder import JobState, read_job
 from florence2.results.shards.parquet_rows import read_parquet
 from florence2.results.shards.shard_output import is_parquet
 
+MAX_PROBLEMS = 10  # that are printed
+
 
 @dataclass(frozen=True)
 class JobStatus:
     """The numbers of shards and lines of a job; `errors` counts the lines about images that failed.
 
-    A single file is one shard, which is open while its run may add lines.
+    A single file is one shard, which is open while its run may add lines. `first_errors` has, for each finished shard
+    with images that failed, the first of them.
     """
 
     shards: int
@@ -32,6 +35,7 @@ class JobStatus:
     lines: int
     errors: int
     failed: dict[str, str]
+    first_errors: dict[str, str] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -48,12 +52,14 @@ class JobStatus:
             "lines": self.lines,
             "errors": self.errors,
             "failed_shards": self.failed,
+            "first_errors": self.first_errors,
         }
 
     def __str__(self) -> str:
         text = f"{self.done} of {self.shards} shards done, {self.open} open, {len(self.failed)} failed; "
         text += f"{self.lines} lines, {self.errors} with an error"
-        return text + "".join(f"\n{name}: {error}" for name, error in sorted(self.failed.items())[:10])
+        problems = [*sorted(self.failed.items()), *sorted(self.first_errors.items())]
+        return text + "".join(f"\n{name}: {error}" for name, error in problems[:MAX_PROBLEMS])
 
 
 def main(settings: StatusSettings) -> int:
@@ -78,6 +84,7 @@ def _folder_status(job: JobState) -> JobStatus:
     done = [name for name in job.shards if job.is_done(name)]
     failed = {name: error for name in job.shards if (error := job.error(name)) is not None}
     states = [job.states[name] for name in done]
+    first_errors = {name: error for name in done if (error := job.states[name].first_error) is not None}
     return JobStatus(
         len(job.shards),
         len(done),
@@ -85,16 +92,20 @@ def _folder_status(job: JobState) -> JobStatus:
         sum(state.lines for state in states) + job.open_lines,
         sum(state.errors for state in states),
         failed,
+        first_errors,
     )
 
 
 def _file_status(path: AnyPath) -> JobStatus:
     lines = errors = 0
+    first_errors: dict[str, str] = {}
     for row in read_parquet(path) if is_parquet(path) else _complete_rows(path):
         lines += 1
-        errors += row.get("error") is not None
+        if row.get("error") is not None:
+            errors += 1
+            first_errors.setdefault(path.name, f"{row['file_name']}: {row['error']}")
     is_done = isinstance(path, Path) is False or is_parquet(path)
-    return JobStatus(1, int(is_done), int(not is_done), lines, errors, {})
+    return JobStatus(1, int(is_done), int(not is_done), lines, errors, {}, first_errors)
 
 
 def _complete_rows(path: AnyPath) -> Any:

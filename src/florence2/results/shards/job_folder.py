@@ -5,7 +5,8 @@
     OUT/_run/shards/00000.json   numbers of lines and errors of a shard, or why it failed
     OUT/_run/open/00000.jsonl    the journal of a shard in work, in a local folder
 
-A shard is done when its output is in place and its state names the run. The output is put in place first.
+A shard is done when its output is in place and its state names the run. The output is put in place first. Images that
+failed in a finished shard are predicted again by the first command that finds no shard unfinished.
 """
 
 import contextlib
@@ -19,22 +20,27 @@ from typing import Any, Self
 from florence2.data.stores.store_path import AnyPath, StorePath, list_files, to_path
 from florence2.data.stores.write_store import read_files, write_text
 from florence2.data.streams.shard_paths import relative_names
-from florence2.errors import DatasetError, OptionError
-from florence2.files import WriteLock, atomic_write, to_json
-from florence2.log import logger
-from florence2.results.shards.shard_output import JournalOptions, ShardOutput
+from florence2.errors import DatasetError
+from florence2.files import atomic_write, to_json
+from florence2.log import count_noun, logger
+from florence2.results.shards.output_lock import OutputLock
+from florence2.results.shards.shard_output import JournalOptions, ShardOutput, restore_journal
 
 RUN_FOLDER = "_run"
 
 
 @dataclass(frozen=True)
 class ShardState:
-    """What is known of a shard: its numbers once it is done, `error` where it failed."""
+    """What is known of a shard: its numbers once it is done, `error` where it failed.
+
+    `first_error` is that of the first image that failed.
+    """
 
     run_id: str
     lines: int = 0
     errors: int = 0
     error: str | None = None
+    first_error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,27 +63,32 @@ class JobState:
         state = self.states.get(shard)
         return state.error if state is not None and state.run_id == self.run_id else None
 
+    def has_failed_images(self, shard: str) -> bool:
+        """Return whether the output of a shard is complete but for images that failed."""
+        return self.is_done(shard) and self.states[shard].errors > 0
+
 
 class JobFolder:
-    """The folder that a job writes; a context manager, which locks a local one against a second process."""
+    """The folder that a job writes; a context manager, which locks it against a second process."""
 
     def __init__(self, address: str, shards: Sequence[str], options: JournalOptions) -> None:
         self.path, self.options = to_path(address.rstrip("/")), options
         self.suffix = output_suffix(self.path)
         self.names = tuple(output_names(shards))
-        self._lock: WriteLock | None = None
+        self._lock = OutputLock(self.path / f"{RUN_FOLDER}/job.json", str(self.path))
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         if isinstance(self.path, Path):
             self._journals = self.path / RUN_FOLDER / "open"
             self._journals.mkdir(parents=True, exist_ok=True)
-            self._lock = WriteLock(self.path / RUN_FOLDER / "job.json")
-            if self._lock.is_acquired is False:
-                raise OptionError(f"another process writes {self.path}", "wait until it ends")
         else:
             self._temporary = tempfile.TemporaryDirectory(prefix="florence2-")
             self._journals = Path(self._temporary.name)
-        self.todo = self._read_todo()
-        self._write("job.json", {"run_id": options.run_id, "shards": self.names})
+        try:
+            self.todo, self._repeated = self._read_todo()
+            self._write("job.json", {"run_id": options.run_id, "shards": self.names})
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -89,11 +100,10 @@ class JobFolder:
         """Release the lock, and remove temporary journals."""
         if self._temporary is not None:
             self._temporary.cleanup()
-        if self._lock is not None:
-            self._lock.release()
+        self._lock.release()
 
-    def _read_todo(self) -> list[int]:
-        """List the shards that are not done, and warn of outputs that belong to none."""
+    def _read_todo(self) -> tuple[list[int], frozenset[int]]:
+        """List the shards to predict, and those of them that are done but for images that failed."""
         job = read_job_files(self.path)
         strangers = sorted(job.outputs - set(self.names)) if job.run_id else []
         if strangers:
@@ -101,12 +111,22 @@ class JobFolder:
                 f"{self.path}: {len(strangers)} outputs are of no shard of this run; the first: {strangers[0]}"
             )
         job = replace(job, run_id=self.options.run_id)
-        is_needed = [self.options.overwrite or not job.is_done(name) for name in self.names]
-        return [index for index, needed in enumerate(is_needed) if needed]
+        if self.options.overwrite:
+            return list(range(len(self.names))), frozenset()
+        todo = [index for index, name in enumerate(self.names) if not job.is_done(name)]
+        is_interrupted = any(job.error(self.names[index]) is None for index in todo)
+        repeated = {
+            index
+            for index, name in enumerate(self.names)
+            if job.has_failed_images(name) and (not is_interrupted or self._journal_path(index).exists())
+        }
+        if repeated:
+            logger.info(f"{count_noun(len(repeated), 'finished shard')} with images that failed: these are tried again")
+        return sorted([*todo, *repeated]), frozenset(repeated)
 
     def has_journal(self, index: int) -> bool:
-        """Return whether an interrupted run left predictions of a shard."""
-        return self._journal_path(index).exists()
+        """Return whether an earlier run left predictions of a shard."""
+        return index in self._repeated or self._journal_path(index).exists()
 
     def _journal_path(self, index: int) -> Path:
         return self._journals / f"{self.names[index]}.{self.options.run_id}.jsonl"
@@ -118,15 +138,20 @@ class JobFolder:
         for each in (path, target):
             if isinstance(each, Path):
                 each.parent.mkdir(parents=True, exist_ok=True)
+        if index in self._repeated:
+            restore_journal(target, path)
         return ShardOutput(target, path, self.options.open(path, image_dir))
 
     def finish(self, index: int, output: ShardOutput) -> None:
         """Put a complete output in place, and note its numbers."""
+        self._lock.check()
         output.finish()
-        self._write_state(index, ShardState(self.options.run_id, output.num_lines, output.num_errors))
+        state = ShardState(self.options.run_id, output.num_lines, output.num_errors, first_error=output.first_error)
+        self._write_state(index, state)
 
     def fail(self, index: int, output: ShardOutput, error: str) -> None:
         """Close an output that is incomplete, and note why its shard failed."""
+        self._lock.check()
         output.close()
         self._write_state(index, ShardState(self.options.run_id, error=error))
 

@@ -41,6 +41,7 @@ class ShardOutput:
     def __init__(self, target: AnyPath, path: Path, journal: Journal) -> None:
         self.target, self.path, self.journal = target, path, journal
         self.num_lines = self.num_errors = 0
+        self.first_error: str | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -64,7 +65,9 @@ class ShardOutput:
         self.path.touch()  # a shard without an image has an empty output
         for row in self._rows():
             self.num_lines += 1
-            self.num_errors += row.get("error") is not None
+            if row.get("error") is not None:
+                self.num_errors += 1
+                self.first_error = self.first_error or f"{row['file_name']}: {row['error']}"
         if isinstance(self.target, StorePath):
             with tempfile.TemporaryDirectory() as folder:
                 upload_file(self._converted(Path(folder)), self.target)
