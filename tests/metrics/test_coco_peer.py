@@ -28,7 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def draw_box(random: Random) -> Box:
-    return [random.uniform(0, 80), random.uniform(0, 80), random.uniform(1, 50), random.uniform(1, 50)]
+    scale = random.choice((1, 1, 1, 4))  # so that there are small, medium and large ones
+    return [random.uniform(0, 80), random.uniform(0, 80), *(random.uniform(1, 50) * scale for _ in range(2))]
 
 
 def draw_dataset(random: Random) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -66,7 +67,7 @@ def draw_dataset(random: Random) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def run_pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> list[float]:
-    """Return AP, AP at 0.5 and at 0.75."""
+    """Return AP, AP at 0.5 and at 0.75, and AP of small, medium and large objects."""
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth = COCO()
         ground_truth.dataset = truth
@@ -75,7 +76,7 @@ def run_pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> lis
         run.evaluate()
         run.accumulate()
         run.summarize()
-    return [float(value) for value in run.stats[:3]]
+    return [float(value) for value in run.stats[:6]]
 
 
 def run_florence2(folder: Path, truth: dict[str, Any], results: list[dict[str, Any]], samples: int = 0) -> Any:
@@ -106,7 +107,8 @@ def compare_datasets(folder: Path, seeds: range) -> None:
         if not results:
             continue
         scores = run_florence2(folder, truth, results)
-        found = [scores[name]["value"] for name in ("map", "map_50", "map_75")]
+        names = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
+        found = [-1 if (value := scores[name]["value"]) is None else value for name in names]
         np.testing.assert_allclose(found, run_pycocotools(truth, results), atol=1e-6, err_msg=str(seed))
 
 

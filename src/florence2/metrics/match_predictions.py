@@ -108,8 +108,10 @@ def _items(answer: Answer | str, default_score: float | None = None) -> list[Ans
     items = [item if item.score is not None else replace(item, score=default_score) for item in answer]
     if answer.output_type is not OutputType.BOXES_OR_POLYGONS:
         return items
+    boxes = (AnswerItem.box(item.bounding_box, item.label, item.score) for item in items)
     return [
-        replace(AnswerItem.box(item.bounding_box, item.label, item.score), is_crowd=item.is_crowd) for item in items
+        replace(box, is_crowd=item.is_crowd, annotated_area=item.annotated_area)
+        for box, item in zip(boxes, items, strict=True)
     ]
 
 

@@ -9,8 +9,8 @@
     polygons           {"polygons": [[[x, y, x, y, ...], ...]], "labels": [""]}   an object is a list of polygons
     boxes or polygons  {"bboxes", "bboxes_labels", "polygons", "polygons_labels"}
 
-Where the objects have scores, `scores`, `bboxes_scores` and `polygons_scores` follow, and `iscrowd` or
-`bboxes_iscrowd` where one is a crowd.
+`scores`, `iscrowd` and `area` (or `bboxes_scores` and so on) follow where an object has a score, is a crowd, has an
+annotated area.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -114,11 +114,12 @@ class Answer:
         for kind in _KINDS[self.output_type]:
             prefix = f"{kind}_" if self.output_type is OutputType.BOXES_OR_POLYGONS else ""
             items = self.of_kind(kind)
-            value |= {kind.value: [item.coordinates for item in items]}
-            value |= {f"{prefix}labels": [item.label for item in items]}
+            value |= {kind.value: [item.coordinates for item in items], f"{prefix}labels": [i.label for i in items]}
             scores |= {f"{prefix}scores": [item.score for item in items]}
             if any(item.is_crowd for item in items):
                 value |= {f"{prefix}iscrowd": [int(item.is_crowd) for item in items]}
+            if any(item.annotated_area is not None for item in items):
+                value |= {f"{prefix}area": [item.annotated_area for item in items]}
         return value | scores if self.has_scores else value
 
     def to_coco(self, image_id: int, category_ids: Mapping[str, int], first_id: int = 1) -> list[dict[str, Any]]:
@@ -182,8 +183,7 @@ class Answer:
 
     def translated(self, dx: float, dy: float) -> "Answer":
         """Add an offset to the coordinates."""
-        offsets = (dx, dy)
-        return self.transformed(lambda ring: [value + offsets[i % 2] for i, value in enumerate(ring)])
+        return self.transformed(lambda ring: [value + (dx, dy)[i % 2] for i, value in enumerate(ring)])
 
     def flipped(self, width: float) -> "Answer":
         """Mirror left and right, as for an image of `width` that is flipped."""
@@ -245,12 +245,12 @@ def _read_items(value: Mapping[str, Any], kind: GeometryKind, output_type: Outpu
     labels = _list_of(value.get(f"{kind}_labels", value.get("labels")) or [], "labels")
     if output_type in _UNLABELED and len(labels) != len(positions):
         labels = [""] * len(positions)
-    scores = _list_of(value.get(f"{kind}_scores", value.get("scores")) or [None] * len(positions), "scores")
-    crowds = _list_of(value.get(f"{kind}_iscrowd", value.get("iscrowd")) or [0] * len(positions), "iscrowd")
-    for name, column in (("labels", labels), ("scores", scores), ("`iscrowd`", crowds)):
+    columns = {name: value.get(f"{kind}_{name}", value.get(name)) for name in ("scores", "iscrowd", "area")}
+    rows = [labels, *(_list_of(each or [None] * len(positions), name) for name, each in columns.items())]
+    for name, column in zip(("labels", *columns), rows, strict=True):
         if len(column) != len(positions):
             raise UserError(f"{len(column)} {name} for {len(positions)} `{kind}`", "pass one for each")
-    for row in zip(positions, labels, scores, crowds, strict=True):
+    for row in zip(positions, *rows, strict=True):
         yield AnswerItem.parse(kind, *row)
 
 

@@ -39,6 +39,7 @@ class AnswerItem:
 
     `rings` holds one ring for a box [x1, y1, x2, y2] or a quad of four corners, and one for each polygon of a mask.
     A crowd (`iscrowd` of COCO) is an area of many objects: no target of training, neither right nor wrong in scores.
+    `annotated_area` is the area of an object of which only the box is given, in pixels (`area` of COCO).
     """
 
     kind: GeometryKind
@@ -46,6 +47,7 @@ class AnswerItem:
     label: str = ""
     score: float | None = None
     is_crowd: bool = False
+    annotated_area: float | None = None
 
     @classmethod
     def box(cls, box: Ring, label: str = "", score: float | None = None) -> "AnswerItem":
@@ -64,7 +66,13 @@ class AnswerItem:
 
     @classmethod
     def parse(
-        cls, kind: GeometryKind, position: Any, label: Any = "", score: Any = None, is_crowd: Any = False
+        cls,
+        kind: GeometryKind,
+        position: Any,
+        label: Any = "",
+        score: Any = None,
+        is_crowd: Any = False,
+        area: Any = None,
     ) -> "AnswerItem":
         """Check a position as transformers' dictionary has it, with its label and score, and make an object of it."""
         rings = position if kind is GeometryKind.POLYGONS else [position]
@@ -72,9 +80,10 @@ class AnswerItem:
         if not isinstance(rings, list | tuple) or not all(_is_ring(ring, length) for ring in rings):
             expected = f"{length} numbers" if length else "a list of polygons [x, y, x, y, ...]"
             raise UserError(f"`{kind}` holds `{str(position)[:60]}`, not {expected}", "write coordinates in pixels")
-        if score is not None and not _is_ring([score], 1):
-            raise UserError(f"a score is `{str(score)[:60]}`, not a number", "write a number from 0 to 1")
-        return cls(kind, tuple(map(tuple, rings)), "" if label is None else str(label), score, bool(is_crowd))
+        for name, number in (("a score", score), ("an area", area)):
+            if number is not None and not _is_ring([number], 1):
+                raise UserError(f"{name} is `{str(number)[:60]}`, not a number", "write a number, or null")
+        return cls(kind, tuple(map(tuple, rings)), "" if label is None else str(label), score, bool(is_crowd), area)
 
     @property
     def coordinates(self) -> list[Any]:
@@ -121,7 +130,7 @@ class AnswerItem:
             return None
         if is_mirrored and self.kind is GeometryKind.POLYGONS:
             visible = [reversed_polygon(ring) for ring in visible]
-        return replace(self, rings=tuple(map(tuple, visible)))
+        return replace(self, rings=tuple(map(tuple, visible)), annotated_area=None)
 
     def _crop(self, rings: Sequence[Ring], size: tuple[float, float], min_visible: float) -> Sequence[Ring] | None:
         if self.kind is GeometryKind.POLYGONS:

@@ -80,10 +80,14 @@ def test_map_equals_faster_coco_eval_and_its_weighted_version_too(seed):
     direct = run_faster_coco_eval(pairs)
     scores = detection_metrics(pairs)
     found = scores.values()
-    for name, stat in (("map", "AP_all"), ("map_50", "AP_50"), ("map_75", "AP_75")):
+    stats = {"map": "AP_all", "map_50": "AP_50", "map_75": "AP_75", "map_small": "AP_small", "map_medium": "AP_medium"}
+    for name, stat in stats.items():
         assert found[name] == direct[stat]
         weighted = scores.metrics[name].compute(np.ones((1, len(pairs))))[0]
         assert weighted == pytest.approx(direct[stat], abs=1e-12)
+    assert direct["AP_small"] != direct["AP_medium"] > 0
+    assert direct["AP_large"] == -1
+    assert math.isnan(found["map_large"])
     assert 0.05 < found["map"] < 1
     assert found["map"] == pytest.approx(np.mean(list(scores.labels.values())), abs=1e-12)
 
@@ -95,7 +99,7 @@ def test_weight_of_example_equals_repeating_it():
     metrics, repeated = detection_metrics(pairs).metrics, detection_metrics([pairs[i] for i in indices])
     for name, metric in metrics.items():
         expected = repeated.metrics[name].compute(np.ones((1, 6)))[0]
-        assert metric.compute(weights)[0] == pytest.approx(expected, abs=1e-12), name
+        assert metric.compute(weights)[0] == pytest.approx(expected, abs=1e-12, nan_ok=True), name
 
 
 def test_average_precision_counts_at_most_100_boxes_of_a_label():
@@ -154,9 +158,11 @@ def test_match_greedily_uses_each_reference_once_in_order_of_predictions():
 
 def test_region_proposal_metrics_ignore_labels():
     predictions, references = items(([0, 0, 10, 10], "x")), items(([0, 0, 10, 10], ""))
-    assert region_proposal_metrics([(predictions, references)]).values() == {
-        "map": 1, "map_50": 1, "map_75": 1, "f1": 1, "precision": 1, "recall": 1,
-    }  # fmt: skip
+    found = region_proposal_metrics([(predictions, references)]).values()
+    assert math.isnan(found.pop("map_medium"))
+    assert math.isnan(found.pop("map_large"))
+    names = ("map", "map_50", "map_75", "map_small", "f1", "precision", "recall")
+    assert found == dict.fromkeys(names, 1)
 
 
 def test_dense_captions_match_by_box_and_compare_by_text():

@@ -5,7 +5,7 @@ Every annotation format is read as `AnnotatedImage`. `rows_from_annotations` mak
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ _VALIDATION_ALIASES = ("val", "valid", "validation")
 class Annotation:
     """One object: its label, box and polygons; an object in several parts has several polygons.
 
-    `score` is the confidence of a predicted object. A crowd is an area of many objects, as in COCO.
+    `score` is the confidence of a predicted object. A crowd is an area of many objects, as in COCO. `area` is the
+    number of pixels of the object where the annotation has one and it is not that of the box.
     """
 
     label: str
@@ -37,6 +38,7 @@ class Annotation:
     polygons: tuple[Polygon, ...] = ()
     score: float | None = field(default=None, compare=False)
     is_crowd: bool = False
+    area: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,7 @@ def _inputs_and_answers(image: AnnotatedImage, task: Task) -> Iterator[tuple[Any
     elif task.output_type is OutputType.BOXES_OR_POLYGONS:
         for label in labels:
             answer = _boxes_answer([each for each in (*annotations, *crowds) if each.label == label])
-            crowd = {"bboxes_iscrowd": answer["iscrowd"]} if "iscrowd" in answer else {}
-            yield label, {"bboxes": answer["bboxes"], "bboxes_labels": answer["labels"], **crowd}
+            yield label, {name if name == "bboxes" else f"bboxes_{name}": each for name, each in answer.items()}
     elif task.output_type is OutputType.PHRASES:
         in_order = sorted(annotations, key=lambda annotation: labels.index(annotation.label))
         yield from [(", ".join(labels), _boxes_answer((*in_order, *crowds)))] if annotations else []
@@ -137,7 +138,10 @@ def _inputs_and_answers(image: AnnotatedImage, task: Task) -> Iterator[tuple[Any
 
 
 def _boxes_answer(annotations: Iterable[Annotation]) -> dict[str, Any]:
-    items = (replace(AnswerItem.box(each.box, each.label), is_crowd=each.is_crowd) for each in annotations)
+    items = (
+        AnswerItem(GeometryKind.BBOXES, (tuple(each.box),), each.label, None, each.is_crowd, each.area)
+        for each in annotations
+    )
     return Answer(OutputType.BOXES, tuple(items)).to_dict()
 
 
@@ -170,7 +174,8 @@ def annotations_from_row(
 def _annotation_from_item(item: AnswerItem, task: Task, task_input: Any, size: Callable[[], Size]) -> Annotation | None:
     """Convert an object; return None for a mask without area, unless its region is known."""
     if item.kind is GeometryKind.BBOXES:
-        return Annotation(item.label or NO_LABEL, [float(side) for side in item.rings[0]], score=item.score)
+        box = [float(side) for side in item.rings[0]]
+        return Annotation(item.label or NO_LABEL, box, score=item.score, area=item.annotated_area)
     if item.kind is GeometryKind.QUAD_BOXES:
         return Annotation(item.label or NO_LABEL, item.bounding_box, (list(item.rings[0]),), item.score)
     polygons = tuple(list(ring) for ring in item.rings if len(ring) >= 6)

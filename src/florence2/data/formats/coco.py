@@ -7,6 +7,7 @@ The label is the category's `name`. Ids are equal where their text is equal, `1`
 """
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from florence2.data.columns import is_finite
 from florence2.data.folders.listing import read_text
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, Box, read_image
 from florence2.data.formats.mask_polygons import mask_to_polygons
@@ -173,7 +175,15 @@ def _parse_annotation(row: dict[str, Any], labels: dict[str, str], image: str, i
     polygons = _parse_polygons(row.get("segmentation"), where)
     outlines = tuple(polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0)
     ignored += ["polygon without three corners"] * (len(polygons) - len(outlines))
-    return Annotation(label, _parse_bbox(row.get("bbox"), outlines, where), outlines)
+    box = _parse_bbox(row.get("bbox"), outlines, where)
+    return Annotation(label, box, outlines, area=_parse_area(row.get("area"), box))
+
+
+def _parse_area(area: Any, box: Box) -> float | None:
+    """Return the area of an object; None where there is none, and where it is that of the box."""
+    box_area = (box[2] - box[0]) * (box[3] - box[1])
+    is_own = not isinstance(area, bool) and is_finite(area) and not math.isclose(area, box_area, rel_tol=1e-9)
+    return float(area) if is_own else None
 
 
 def _parse_bbox(bbox: Any, polygons: tuple[list[float], ...], where: str) -> Box:
@@ -220,6 +230,7 @@ def write_coco(path: Path, images: Iterable[AnnotatedImage]) -> None:
 def _geometry_fields(annotation: Annotation) -> dict[str, Any]:
     x1, y1, x2, y2 = annotation.box
     area = sum(map(polygon_area, annotation.polygons)) if annotation.polygons else (x2 - x1) * (y2 - y1)
+    area = area if annotation.area is None else annotation.area
     polygons = [list(polygon) for polygon in annotation.polygons]
     row = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "segmentation": polygons, "iscrowd": 0}
     return row if annotation.score is None else {**row, "score": annotation.score}

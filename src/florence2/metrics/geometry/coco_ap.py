@@ -15,15 +15,19 @@ from numpy.typing import NDArray
 from florence2.metrics.bootstrap import Floats, import_extra
 from florence2.metrics.geometry.matching import (
     IOU_THRESHOLDS,
+    AreaRange,
     Ints,
     Items,
     ItemsPair,
+    is_in_range,
     match_boxes,
+    reference_area,
     score_of,
 )
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 MAX_DETECTIONS = 100  # of one label and image, as in COCO
+SIZES: Mapping[str, AreaRange] = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # COCO's
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +75,27 @@ class AveragePrecision:
         return means_B
 
 
+def curve_of_size(pairs: Sequence[ItemsPair], area_range: AreaRange) -> PrecisionRecallCurve:
+    """Match the ranked boxes of one label; references and boxes outside the range of areas are ignored."""
+    num_references_E = np.zeros(len(pairs))
+    examples, columns = [np.zeros(0, dtype=int)], [np.zeros((2 * len(IOU_THRESHOLDS) + 1, 0))]
+    for e, (predictions, references) in enumerate(pairs):
+        predictions = predictions[:MAX_DETECTIONS]
+        sizes = (reference_area(item) for item in references if not item.is_crowd)
+        num_references_E[e] = sum(is_in_range(size, area_range) for size in sizes)
+        if not predictions or not (num_references_E[e] or any(is_in_range(p.area, area_range) for p in predictions)):
+            continue
+        matches_TD, is_ignored_TD = match_boxes(predictions, references, IOU_THRESHOLDS, area_range)
+        scores_1D = np.array([[score_of(item) for item in predictions]])
+        column_D = np.concatenate([scores_1D, matches_TD >= 0, is_ignored_TD])[:, ~is_ignored_TD.all(0)]
+        columns.append(column_D)  # the others weigh nothing
+        examples.append(np.full(column_D.shape[1], e))
+    example_D, columns_D = np.concatenate(examples), np.concatenate(columns, axis=1)
+    order_D = np.argsort(-columns_D[0], kind="mergesort")
+    is_match_TD, is_ignored_TD = np.split(columns_D[1:, order_D].astype(bool), 2)
+    return PrecisionRecallCurve(example_D[order_D], is_match_TD, is_ignored_TD, num_references_E)
+
+
 def precision_recall_curve(pairs: Sequence[ItemsPair]) -> tuple[PrecisionRecallCurve, Ints, Ints]:
     """Match the ranked boxes of one label; also count each example's matched and ignored at the lowest threshold."""
     matched = [match_boxes(predictions, references, IOU_THRESHOLDS) for predictions, references in pairs]
@@ -102,7 +127,7 @@ def run_coco_eval(pairs: Sequence[ItemsPair], labels: Sequence[str]) -> tuple[di
         }
     )
     if not (rows := _coco_annotations([predictions for predictions, _ in pairs], ids)):
-        return dict.fromkeys(_COCO_STATS, 0.0), dict.fromkeys(labels, 0.0)  # older releases cannot load an empty list
+        return _values_without_predictions(pairs), dict.fromkeys(labels, 0.0)  # older releases load no empty list
     coco_eval = package.COCOeval_faster(ground_truth, ground_truth.loadRes(rows), "bbox")
     coco_eval.evaluate()
     coco_eval.accumulate()
@@ -112,7 +137,14 @@ def run_coco_eval(pairs: Sequence[ItemsPair], labels: Sequence[str]) -> tuple[di
     return values, {label: _nan_if_negative(precision_TRL[..., i - 1].mean()) for label, i in ids.items()}
 
 
+def _values_without_predictions(pairs: Sequence[ItemsPair]) -> dict[str, float]:
+    areas = [reference_area(item) for _, references in pairs for item in references if not item.is_crowd]
+    by_size = {f"map_{name}": any(is_in_range(area, range_) for area in areas) for name, range_ in SIZES.items()}
+    return {name: 0.0 if by_size.get(name, True) else float("nan") for name in _COCO_STATS}
+
+
 _COCO_STATS = {"map": "AP_all", "map_50": "AP_50", "map_75": "AP_75"}
+_COCO_STATS |= {f"map_{size}": f"AP_{size}" for size in SIZES}
 
 
 def _coco_annotations(examples: Sequence[Items], ids: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -123,7 +155,7 @@ def _coco_annotations(examples: Sequence[Items], ids: Mapping[str, int]) -> list
             "image_id": e,
             "category_id": ids[item.label],
             "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "area": (x2 - x1) * (y2 - y1),
+            "area": reference_area(item),
             "iscrowd": int(item.is_crowd),
             "score": score_of(item),
         }

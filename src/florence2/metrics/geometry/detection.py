@@ -9,7 +9,14 @@ from dataclasses import replace
 import numpy as np
 
 from florence2.metrics.bootstrap import Metric, MetricValues, precision_recall_f1, ratio
-from florence2.metrics.geometry.coco_ap import AveragePrecision, precision_recall_curve, run_coco_eval
+from florence2.metrics.geometry.coco_ap import (
+    SIZES,
+    AveragePrecision,
+    PrecisionRecallCurve,
+    curve_of_size,
+    precision_recall_curve,
+    run_coco_eval,
+)
 from florence2.metrics.geometry.matching import (
     IOU_THRESHOLDS,
     Items,
@@ -31,17 +38,21 @@ def detection_metrics(pairs: Sequence[ItemsPair]) -> MetricValues:
     labels = sorted({item.label for _, references in pairs for item in references if not item.is_crowd})
     all_labels = sorted({item.label for _, references in pairs for item in references})
     matches_E, ignored_E = np.zeros(len(pairs), dtype=int), np.zeros(len(pairs), dtype=int)
-    curves = []
+    curves: list[PrecisionRecallCurve] = []
+    curves_by_size: dict[str, list[PrecisionRecallCurve]] = {size: [] for size in SIZES}
     by_label = [(group_by_label(predictions), group_by_label(references)) for predictions, references in pairs]
     for label in all_labels:
         rows = [(p.get(label, []), r.get(label, [])) for p, r in by_label]
         curve, label_matches_E, label_ignored_E = precision_recall_curve(rows)
         curves.append(curve)
+        for size, area_range in SIZES.items():
+            curves_by_size[size].append(curve_of_size(rows, area_range))
         matches_E += label_matches_E
         ignored_E += label_ignored_E
     library_values, label_ap = run_coco_eval(pairs, labels) if labels else ({}, {})
     thresholds = {"map": range(10), "map_50": [0], "map_75": [5]}
     metrics: dict[str, Metric] = {name: AveragePrecision(curves, indices) for name, indices in thresholds.items()}
+    metrics |= {f"map_{size}": AveragePrecision(each, range(10)) for size, each in curves_by_size.items()}
     return _with_f1(metrics, matches_E.tolist(), pairs, ignored_E.tolist(), library_values, label_ap)
 
 

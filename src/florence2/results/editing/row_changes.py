@@ -1,6 +1,7 @@
 """The effect of a change on a row: its text, or its answer in pixels and the text with location tokens of it."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from florence2.data.image import Size
@@ -106,7 +107,7 @@ def _item(changed: ChangedObject, before: list[AnswerItem], size: Size, current:
     if not label and current.task.output_type not in _UNLABELED and (old is None or old.label):
         raise UserError("an object has no label", "write what it is")
     if changed.rings is None and old is not None:
-        return AnswerItem(old.kind, old.rings, label, old.score if label == old.label else None, old.is_crowd)
+        return replace(old, label=label, score=old.score if label == old.label else None)
     rings: Any = changed.rings
     _check_rings(changed.kind, rings)
     return AnswerItem(changed.kind, _to_pixels(rings, size), label, None, old.is_crowd if old else False)
