@@ -1,5 +1,6 @@
 import json
 import random
+import tarfile
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -11,6 +12,7 @@ from florence2.data.sample import Sample
 from florence2.data.streams.open_source import find_sharded_source
 from florence2.data.streams.shard_readers import ShardedSource
 from florence2.data.streams.stream import SampleStream, Shard, buffer_shuffle
+from florence2.data.streams.table_shards import TableShards
 from florence2.data.streams.tar_writer import write_shards
 from florence2.errors import DatasetError
 from tests.training.images import CAPTIONS, save_photos
@@ -140,3 +142,39 @@ def test_unstreamable_sources_are_rejected(tmp_path: Path, name: str, what: str)
     (tmp_path / "photos").mkdir()
     with pytest.raises(DatasetError, match=what):
         find_sharded_source(str(tmp_path / name), COLUMNS)
+
+
+@pytest.mark.parametrize("kind", ["tar", "saved", "table"])
+def test_what_a_stream_does_not_read_is_counted(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    import datasets
+
+    image = (photos / "0.png").read_bytes()
+    rows = [{"text": f"image {n}", "url": "x"} | ({"license": "y"} if n == 3 else {}) for n in range(5)]
+    if kind == "tar":
+        write_shards(tmp_path, [(f"{n}.png", image, [row]) for n, row in enumerate(rows)])
+        with tarfile.open(tmp_path / "000000.tar", "a") as tar:
+            tar.addfile(tarfile.TarInfo("alone.txt"))
+        source = find_sharded_source(str(tmp_path), COLUMNS)
+        expected = "columns `license` of 1 row, `url` of 5 rows; 1 target without an image"
+    else:
+        encoded = [{"image": {"bytes": image, "path": None}, "license": None, **row} for row in rows]
+        made = datasets.Dataset.from_list(encoded).cast_column("image", datasets.Image(decode=False))
+        made.to_parquet(tmp_path / "rows.parquet")
+        made.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
+        source = (
+            find_sharded_source(str(tmp_path / "saved"), COLUMNS)
+            if kind == "saved"
+            else TableShards("rows", (tmp_path / "rows.parquet",), COLUMNS)
+        )
+        expected = "columns `license` of 5 rows, `url` of 5 rows"
+    stream = SampleStream(source)
+    assert len(stream.first(5)) == 5
+    assert "not read in the first 5 samples: columns " in caplog.text
+    caplog.clear()
+    assert len(list(stream.epoch(0))) == 5
+    assert f"not read: {expected}; the first in " in caplog.text
+    caplog.clear()
+    list(stream.epoch(1))
+    assert not caplog.text

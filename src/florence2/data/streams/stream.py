@@ -6,12 +6,14 @@ every worker reads all of them and takes every n-th sample.
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import NamedTuple, TypeVar
 
-from florence2.data.sample import SENTENCE_REASONS, Sample, Skipped
+from florence2.data.columns import DatasetRow, samples_from_rows
+from florence2.data.sample import SENTENCE_REASONS, Sample, Skipped, count_kinds, name_columns
 from florence2.data.streams.shard_readers import ShardedSource
 from florence2.data.validate import ALWAYS_SKIPPED, OnMissing, skip_hint
 from florence2.errors import DatasetError
@@ -79,14 +81,21 @@ class SampleStream:
 
     def first(self, number: int) -> list[Sample]:
         """Return the first samples in unshuffled order."""
-        return list(islice(self._samples(range(self.source.num_shards)), number))
+        unread = UnreadCounter(self.source.name)
+        samples = list(islice(self._samples(range(self.source.num_shards), unread=unread), number))
+        unread.log(f" in the first {count_noun(len(samples), 'sample')}")
+        return samples
 
-    def _samples(self, indices: Iterable[int], is_counted: bool = False) -> Iterator[Sample]:
+    def _samples(
+        self, indices: Iterable[int], is_counted: bool = False, unread: "UnreadCounter | None" = None
+    ) -> Iterator[Sample]:
         """Read shards; with `is_counted`, log the numbers 1, 10, 100, ... of skipped samples, and the last."""
         num_skipped = 0
         first: Skipped | None = None
+        unread = unread or UnreadCounter(self.source.name, is_logged=is_counted)
         for index in indices:
-            for item in self.source.read(index):
+            rows = unread.count(self.source.reader(index)())
+            for item in samples_from_rows(rows, self.source.columns, ""):
                 if isinstance(item, Sample):
                     yield item
                 elif self.on_missing == "error" and item.reason not in ALWAYS_SKIPPED:
@@ -98,10 +107,43 @@ class SampleStream:
                         self._log_skipped(num_skipped, first, " so far")
         if is_counted and first is not None:
             self._log_skipped(num_skipped, first, "")
+        if is_counted:
+            unread.log("")
 
     def _log_skipped(self, number: int, first: Skipped, when: str) -> None:
         name = first.where if first.reason in SENTENCE_REASONS else f"{first.where}, of those that {first.reason}"
         logger.warning(f"{self.source.name}: skipped {count_noun(number, 'sample')}{when}, the first: {name}")
+
+
+class UnreadCounter:
+    """Counts the columns, objects and files of a stream that are not read; `is_logged` logs 100, 1000, ... of them."""
+
+    def __init__(self, name: str, *, is_logged: bool = False) -> None:
+        """Start with nothing; `name` is that of the source."""
+        self._name, self._is_logged = name, is_logged
+        self._columns: Counter[str] = Counter()
+        self._kinds: Counter[str] = Counter()
+        self._num_rows = 0
+        self._first = ""
+
+    def count(self, rows: Iterable[DatasetRow]) -> Iterator[DatasetRow]:
+        """Yield rows, and count what is not read of them."""
+        for row in rows:
+            if row.unread_columns or row.ignored_shapes:
+                self._columns.update(row.unread_columns)
+                self._kinds.update(row.ignored_shapes)
+                self._num_rows += 1
+                self._first = self._first or row.where
+                if self._is_logged and self._num_rows >= 100 and str(self._num_rows).strip("0") == "1":
+                    self.log(" so far")
+            yield row
+
+    def log(self, when: str) -> None:
+        """Log the counts, unless they are zero."""
+        parts = [f"columns {name_columns(self._columns)}"] if self._columns else []
+        parts += [count_kinds(self._kinds.elements())] if self._kinds else []
+        if parts:
+            logger.warning(f"{self._name}: not read{when}: {'; '.join(parts)}; the first in {self._first}")
 
 
 def _skipped_error(skipped: Skipped) -> DatasetError:

@@ -19,7 +19,7 @@ from florence2.data.columns import (
     samples_from_rows,
 )
 from florence2.data.folders.class_names import name_classes
-from florence2.data.folders.foreign_jsonl import FOREIGN_COLUMNS, translate_rows
+from florence2.data.folders.foreign_jsonl import FOREIGN_COLUMNS, translate_rows, unread_columns
 from florence2.data.folders.table_rows import table_rows
 from florence2.data.image import ImageSource
 from florence2.data.sample import Sample, Skipped
@@ -85,13 +85,15 @@ def _read_parquet_images(path: AnyPath, name: str, column: str, columns: ColumnM
     with open_parquet(path) as table:
         schema = table.schema_arrow
         names = (*columns.text_columns, *TASK_COLUMNS, *OTHER_COLUMNS, *FOREIGN_COLUMNS)
+        unread = unread_columns(columns)(tuple(schema.names)) - {column}
         present = [each for each in dict.fromkeys(names) if each in schema.names and each != column]
         batches = table.iter_batches(batch_size=_BATCH_ROWS, columns=[column, *present])
         rows = (row for batch in batches for row in batch.to_pylist())
         features = import_module("datasets").Features.from_arrow_schema(schema)
         for number, row in enumerate(name_classes(rows, features)):
             row_id = f"{name}/{number}"
-            yield DatasetRow(f"{path} row {number}", row, Sample(row_id, stored_image(row.pop(column)), ""))
+            image = Sample(row_id, stored_image(row.pop(column)), "")
+            yield DatasetRow(f"{path} row {number}", row, image, unread_columns=unread)
 
 
 def stored_image(stored: Any) -> ImageSource | Callable[[], ImageSource]:
