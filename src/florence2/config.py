@@ -699,10 +699,11 @@ class ServeSettings:
 
 @dataclass(frozen=True)
 class ReviewSettings:
-    """Correct captions and boxes in a browser: `florence2 review FOLDER_OR_JSONL`."""
+    """Correct captions and boxes in a browser: `florence2 review FOLDER_OR_TABLE`."""
 
     dataset: str
-    """Folder of images with caption files or a table, or a JSONL such as `captions.jsonl`; it is changed in place."""
+    """Folder of images with caption files or a table, or a JSONL or CSV such as `captions.jsonl`; it is changed in
+    place."""
 
     port: int = 8001
     """Port of this machine's loopback to listen on; 0 chooses a free one."""

@@ -1,6 +1,7 @@
 """Edited files: what changes, what stays byte for byte, what is refused, and that other readers understand them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -215,8 +216,18 @@ def test_words_are_replaced_literally_in_texts_and_labels(folder: Path) -> None:
 
 
 def test_what_cannot_be_edited_is_named(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("file_name,text\n0000.png,a\n")
-    for path, reason in ((tmp_path / "rows.csv", "not a JSONL"), (tmp_path / "absent", "does not exist")):
+    (tmp_path / "rows.json").write_text("[]")
+    coco = shutil.copytree(folder, tmp_path / "coco")
+    objects = {"bbox": [1, 2, 3, 4], "category_id": 1, "image_id": 1, "id": 1}
+    images = [{"id": 1, "file_name": "0000.png", "width": 99, "height": 99}]
+    content = {"images": images, "annotations": [objects], "categories": [{"id": 1, "name": "cat"}]}
+    (coco / "_annotations.coco.json").write_text(json.dumps(content))
+    refused = (
+        (tmp_path / "rows.json", "neither a JSONL nor a CSV"),
+        (tmp_path / "absent", "does not exist"),
+        (coco, "in another format"),
+    )
+    for path, reason in refused:
         with pytest.raises(DatasetError, match=reason):
             EditableDataset(path)
     (tmp_path / "empty").mkdir()

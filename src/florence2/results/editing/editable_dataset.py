@@ -1,4 +1,4 @@
-"""A dataset that people correct in place: `captions.jsonl`, `metadata.jsonl`, or caption files beside images.
+"""A dataset that people correct in place: a JSONL, a CSV, or caption files beside images.
 
 Every change is written at once, through a file that replaces the old one, and can be reverted byte for byte. Lines
 that do not change stay as they are. The mark `accepted` is a column of a table, and for caption files a list in the
@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from florence2.data.columns import ColumnMapping
+from florence2.data.columns import METADATA_NAMES, ColumnMapping
+from florence2.data.tables import Row
 from florence2.errors import DatasetError, UserError
 from florence2.files import to_json
 from florence2.log import count_noun
-from florence2.results.editing.editable_row import EditableRow, RowChange, parse_line, text_column
+from florence2.results.editing.editable_row import EditableRow, RowChange, text_column
 from florence2.results.editing.editable_rows import (
     CaptionRows,
     TableRows,
@@ -24,6 +25,7 @@ from florence2.results.editing.editable_rows import (
     unlisted_images,
 )
 from florence2.results.editing.edited_files import EditedFiles, FileChangedError, FileEdit
+from florence2.results.editing.edited_tables import EditedTable, open_table
 from florence2.results.editing.row_changes import change_row, check_text
 
 REVIEW_FILE = ".review.json"
@@ -42,15 +44,16 @@ class EditableDataset:
     def __init__(
         self, path: str | Path, *, task: str = "caption", recursive: bool = False, caption_extension: str = ".txt"
     ) -> None:
-        """Read a folder, or a JSONL. Raises DatasetError where there is nothing to edit."""
+        """Read a folder, a JSONL or a CSV. Raises DatasetError where there is nothing to edit."""
         self.path = Path(path).expanduser()
         self.table = find_table(self.path)
         self.name = describe(self.path, self.table)
         self._columns = ColumnMapping(task)
-        self._files = EditedFiles(self.table)
+        self._table = open_table(self.table) if self.table else None
+        self._files = self._table.files if self._table else EditedFiles()
         self._review_file = self.path / REVIEW_FILE
         self._accepted: set[str] = set() if self.table else self._read_accepted()
-        self._table_rows = TableRows(self._files, self.table, task) if self.table else None
+        self._table_rows = TableRows(self._table, task) if self._table else None
         self._caption_rows: CaptionRows | None = None
         if self._table_rows is None:
             self._caption_rows = CaptionRows(
@@ -66,11 +69,18 @@ class EditableDataset:
 
     @property
     def note(self) -> str:
-        """Return what is not shown: the images of a folder that its table does not name; "" where nothing is."""
-        if not self.unlisted or self.table is None:
+        """Return what of a folder is not shown: images that its table does not name, and other tables; else ""."""
+        if self.table is None or not self.path.is_dir():
             return ""
-        number, first = count_noun(len(self.unlisted), "image"), self.unlisted[0]
-        return f"{number} of the folder not in {self.table.name}, and not shown; the first is {first}"
+        notes = [
+            f"{name} of the folder is not shown; pass it by its path"
+            for name in METADATA_NAMES
+            if name != self.table.name and (self.path / name).is_file()
+        ]
+        if self.unlisted:
+            number, first = count_noun(len(self.unlisted), "image"), self.unlisted[0]
+            notes.append(f"{number} of the folder not in {self.table.name}, and not shown; the first is {first}")
+        return "; ".join(notes)
 
     @property
     def undo_name(self) -> str:
@@ -98,21 +108,21 @@ class EditableDataset:
         return last.name, self._read_again(last.rows)
 
     def _edit(self, changes: Sequence[RowChange]) -> FileEdit:
-        lines: dict[int, bytes] = {}
+        rows: dict[int, Row] = {}
         files: dict[Path, bytes | None] = {}
         accepted = set(self._accepted)
         for change in changes:
             current = self._current(change)
             try:
-                if current.line is not None:
-                    lines[current.line] = self._changed_line(current, change, files)
+                if self._table is not None:
+                    self._change_row(self._table, current, change, rows, files)
                 else:
                     self._change_caption(current, change, files, accepted)
             except UserError as error:
                 raise UserError(f"{current.file_name}: {error.what}", error.hint) from None
         if accepted != self._accepted:
             files[self._review_file] = (to_json({"accepted": sorted(accepted)}, indent=1) + "\n").encode()
-        return FileEdit(lines, files)
+        return FileEdit(self._table.edit(rows) if self._table and rows else {}, files)
 
     def _current(self, change: RowChange) -> EditableRow:
         if not 0 <= change.row < len(self.rows):
@@ -124,18 +134,22 @@ class EditableDataset:
             raise UserError(f"{current.file_name} cannot be edited: {current.locked}")
         return current
 
-    def _changed_line(self, current: EditableRow, change: RowChange, files: dict[Path, bytes | None]) -> bytes:
+    def _change_row(
+        self,
+        table: EditedTable,
+        current: EditableRow,
+        change: RowChange,
+        rows: dict[int, Row],
+        files: dict[Path, bytes | None],
+    ) -> None:
         assert current.line is not None
-        line = self._files.line(current.line)
-        row = parse_line(line, current.file_name)
+        row = table.row(current.line)
         changed = change_row(row, current, change, text_column(row, self._columns))
         if changed == row:
-            return line
+            return
+        rows[current.line] = changed
         if change.text is not None and change.text != current.text:
             files.update(dict.fromkeys(captions_beside(current, self._files), f"{change.text.strip()}\n".encode()))
-        mark = b"\xef\xbb\xbf" if line.startswith(b"\xef\xbb\xbf") else b""
-        end = line[len(line.rstrip(b"\r\n")) :]
-        return mark + to_json(changed).encode() + end
 
     def _change_caption(
         self, current: EditableRow, change: RowChange, files: dict[Path, bytes | None], accepted: set[str]

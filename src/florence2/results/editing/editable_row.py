@@ -1,6 +1,5 @@
 """One row of an edited dataset, and the change of a row."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,20 +115,16 @@ class EditableRow:
         }
 
 
-def parse_line(line: bytes, where: str) -> Row:
-    """Read a line of a JSONL. Raises DatasetError where it is not a JSON object."""
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        raise DatasetError(f"{where} is not JSON in UTF-8", "correct the line in an editor") from None
-    if not isinstance(row, dict):
-        raise DatasetError(f"{where} is not a JSON object", "correct the line in an editor")
-    return row
+def is_marked(value: Any) -> bool:
+    """Return whether a value of the column `accepted` is a mark; a CSV has it as text."""
+    return value.strip().lower() in ("true", "1", "yes") if isinstance(value, str) else bool(value)
 
 
 def text_column(row: Row, columns: ColumnMapping) -> str:
     """Return the column of a row that has its target text, or that a new text is written to."""
-    return next((name for name in columns.text_columns if not is_missing(row.get(name))), columns.text_columns[0])
+    names = columns.text_columns
+    named = next((name for name in names if name in row), names[0])
+    return next((name for name in names if not is_missing(row.get(name))), named)
 
 
 def lock_reason(row: Row, columns: ColumnMapping) -> str:

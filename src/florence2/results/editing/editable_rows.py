@@ -5,60 +5,65 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from florence2.data.columns import ColumnMapping
+from florence2.data.columns import METADATA_NAMES, ColumnMapping
 from florence2.data.folders.image_locator import DATASET_DIR_HINT, ImageLocator, locate_beside, locate_inside
 from florence2.data.folders.image_names import is_image_name
 from florence2.data.folders.listing import display_path, no_images_error, walk
 from florence2.data.folders.sidecars import Sidecars
+from florence2.data.formats.detect import find_source
 from florence2.data.tables import Row
 from florence2.errors import DatasetError, UserError
 from florence2.model.tasks import InputType, OutputType, find_task
-from florence2.results.editing.editable_row import ACCEPTED, EditableRow, lock_reason, parse_line, row_objects
+from florence2.results.editing.editable_row import ACCEPTED, EditableRow, is_marked, lock_reason, row_objects
 from florence2.results.editing.edited_files import EditedFiles
+from florence2.results.editing.edited_tables import CSV_SUFFIX, JSONL_SUFFIXES, EditedTable
 
-TABLE_NAMES = ("metadata.jsonl", "annotations.jsonl", "captions.jsonl")
-_JSONL = (".jsonl", ".ndjson")
+TABLE_NAMES = ("metadata.jsonl", "metadata.csv", "annotations.jsonl", "captions.jsonl")
+_CONVERT_HINT = "run `florence2 data convert {} NEW_FOLDER`, and review the new folder"
 IsAccepted = Callable[[str], bool]
 
 
 def find_table(path: Path) -> Path | None:
-    """Return the JSONL that a path names or a folder contains; None for a folder with caption files alone."""
-    if path.is_file():
-        if path.suffix.lower() not in _JSONL:
-            raise DatasetError(
-                f"{path} is not a JSONL", f"run `florence2 data convert {path} NEW_FOLDER`, and edit the new folder"
-            )
-        return path
-    if not path.is_dir():
+    """Return the JSONL or CSV that a path names or a folder contains; None for a folder with caption files alone.
+
+    Raises DatasetError for a table that is not edited in place.
+    """
+    if path.is_dir():
+        names = [name for name in (*TABLE_NAMES, *METADATA_NAMES) if (path / name).is_file()]
+        if not names and (source := find_source(str(path))):
+            raise DatasetError(f"{source.name} is a dataset in another format", _CONVERT_HINT.format(path))
+        return find_table(path / names[0]) if names else None
+    if not path.is_file():
         raise DatasetError(f"{path} does not exist", "pass a folder of images, or a `captions.jsonl`")
-    return next((path / name for name in TABLE_NAMES if (path / name).is_file()), None)
+    hint = _CONVERT_HINT.format(path)
+    if path.suffix.lower() == ".parquet":
+        raise DatasetError(f"{path} is a Parquet file, whose rows cannot be changed one by one", hint)
+    if path.suffix.lower() not in (*JSONL_SUFFIXES, CSV_SUFFIX):
+        raise DatasetError(f"{path} is neither a JSONL nor a CSV", hint)
+    return path
 
 
 class TableRows:
     """Makes a row of each line of a table."""
 
-    def __init__(self, files: EditedFiles, table: Path, task: str) -> None:
-        self._files, self._table = files, table
+    def __init__(self, table: EditedTable, task: str) -> None:
+        self._table = table
         self._columns = ColumnMapping(task)
-        hint = DATASET_DIR_HINT
-        in_folder = table.name in TABLE_NAMES[:2]  # tables of a folder, whose images are inside of it
-        self._locate: ImageLocator = (
-            locate_inside(table.parent, hint) if in_folder else locate_beside(table.parent, hint)
-        )
+        folder, hint = table.path.parent, DATASET_DIR_HINT
+        in_folder = table.path.name in METADATA_NAMES  # tables of a folder, whose images are inside of it
+        self._locate: ImageLocator = locate_inside(folder, hint) if in_folder else locate_beside(folder, hint)
 
     def __iter__(self) -> Iterator[EditableRow]:
         """Yield the rows of all lines that are not empty, with the index of each line as its own."""
-        for line in range(self._files.num_lines):
-            if self._files.line(line).strip():
-                yield self.read(line, line)
+        for line in self._table:
+            yield self.read(line, line)
 
     def read(self, index: int, line: int) -> EditableRow:
         """Read the row of one line; a line that cannot be edited is locked."""
-        where = f"{self._table.name} line {line + 1}"
+        where = self._table.where(line)
         task = find_task(self._columns.task)
         try:
-            row = parse_line(self._files.line(line), where)
-            return self._row(row, index, line, where)
+            return self._row(self._table.row(line), index, line, where)
         except UserError as error:
             return EditableRow(index, where, None, task, locked=error.what, line=line)
 
@@ -70,7 +75,6 @@ class TableRows:
         error, locked = str(row.get("error") or ""), lock_reason(row, self._columns)
         texts = [] if locked else self._columns.texts(row, where)
         text = texts[0] if texts else ""
-        score = row.get("score")
         current = EditableRow(
             index,
             located.id,
@@ -79,9 +83,9 @@ class TableRows:
             task_input if isinstance(task_input, str) else ", ".join(map(str, task_input)),
             text,
             () if task.output_type is not OutputType.TEXT else None,
-            score if isinstance(score, int | float) else None,
+            _score(row.get("score")),
             error or ("" if image else f"{name} does not exist"),
-            bool(row.get(ACCEPTED)),
+            is_marked(row.get(ACCEPTED)),
             locked,
             line=line,
         )
@@ -89,6 +93,14 @@ class TableRows:
             return replace(current, objects=row_objects(row, text, task, image))
         except UserError as problem:
             return replace(current, locked=problem.what)
+
+
+def _score(value: object) -> float | None:
+    """Return a score, which a CSV has as text."""
+    try:
+        return float(value) if isinstance(value, str | int | float) else None
+    except ValueError:
+        return None
 
 
 class CaptionRows:

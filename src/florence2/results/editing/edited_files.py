@@ -1,6 +1,6 @@
 """The files behind an edited dataset: the lines of one table, and caption files, written together or not at all."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,16 +22,22 @@ class FileEdit:
     files: Mapping[Path, bytes | None] = field(default_factory=dict)
 
 
+def split_lines(content: bytes) -> list[bytes]:
+    """Split at line breaks, which stay at the ends of the lines."""
+    return content.splitlines(keepends=True)
+
+
 class EditedFiles:
     """The contents of the files as they were read; `commit` writes an edit where the files are still the same."""
 
-    def __init__(self, table: Path | None = None) -> None:
+    def __init__(self, table: Path | None = None, split: Callable[[bytes], list[bytes]] = split_lines) -> None:
+        """Read the table; `split` splits its content into lines, which joined are the content."""
         self.table = table
         self._lines: list[bytes] = []
         self._state: tuple[int, int, int] | None = None
         self._files: dict[Path, bytes | None] = {}
         if table is not None:
-            self._lines = _read(table).splitlines(keepends=True)
+            self._lines = split(_read(table))
             self._state = _file_state(table)
 
     @property
