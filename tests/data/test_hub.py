@@ -1,3 +1,4 @@
+import json
 import pickle
 import shutil
 
@@ -5,6 +6,7 @@ import datasets
 import pytest
 from PIL import Image
 
+from florence2.api import check_dataset, convert_dataset
 from florence2.data.hub import is_hub_id
 from florence2.data.resolve import DatasetOptions, resolve_dataset, resolve_images
 from florence2.data.sample import ImageError, ResolvedDataset, SkipReason
@@ -80,6 +82,29 @@ def test_structured_answers_in_a_dataset(tmp_path):
     answers = [{"bboxes": [[0, 0, 10, 5]], "labels": ["boat"]}] * 3
     path = save(tmp_path / "d", make_dataset(answer=answers, task=["od"] * 3))
     assert resolve(path).samples[0].target == "boat<loc_0><loc_0><loc_500><loc_500>"
+
+
+def test_objects_of_a_dataset_convert_to_positions(tmp_path):
+    names = datasets.Sequence(datasets.ClassLabel(names=["cat", "dog"]))
+    features = {"bbox": datasets.Sequence(datasets.Sequence(datasets.Value("float32"))), "category": names}
+    objects = [{"bbox": [[1, 2, 3.5, 4]], "category": [1]}, {"bbox": [], "category": []}, {"bbox": None}]
+    made = make_dataset(objects=objects, license=["x"] * 3)
+    made = made.cast_column("objects", features)
+    save(tmp_path / "d", made)
+    made.to_parquet(tmp_path / "d.parquet")
+    for number, spec in enumerate((tmp_path / "d", tmp_path / "d.parquet")):
+        output = tmp_path / f"out{number}"
+        result = convert_dataset(dataset=str(spec), output=str(output))
+        rows = [json.loads(line) for line in (output / "metadata.jsonl").read_text().splitlines()]
+        assert [row["answer"] for row in rows] == [
+            {"bboxes": [[1, 2, 4.5, 6]], "labels": ["dog"]},
+            {"bboxes": [], "labels": []},
+        ]
+        assert result.skipped["values of the column `license`"] == 3
+        report = check_dataset(dataset=str(spec)).to_json()
+        assert (report["objects"], report["unread_columns"]) == ({"dog": 1}, {"license": 3})
+        assert report["issue_counts"] == {"malformed": 1}
+        assert resolve(spec, on_missing="skip").samples[0].target == "dog<loc_50><loc_200><loc_225><loc_600>"
 
 
 def test_splits(tmp_path):

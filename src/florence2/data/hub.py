@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ from florence2.data.folders.class_names import name_classes
 from florence2.data.folders.foreign_jsonl import FOREIGN_COLUMNS, FOREIGN_TARGETS, translate_rows, unread_columns
 from florence2.data.image import ImageError, ImageSource
 from florence2.data.sample import ResolvedDataset, Sample
-from florence2.data.stores.store_path import AnyPath
-from florence2.data.tables import Row, open_parquet
+from florence2.data.tables import Row
 from florence2.errors import DatasetError, OptionError, UserError
 
 _SAVED_SHARDS = 64  # shards of a saved dataset that is streamed
@@ -152,30 +150,25 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def find_parquet_images(path: AnyPath, image_column: str | None = None) -> str | None:
-    """Return the column of a parquet file that contains encoded images; None where its rows only name images.
-
-    Images are binary, or `bytes` of a struct as `datasets` writes them.
-    """
-    types = import_module("pyarrow").types
-    try:
-        with open_parquet(path) as table:
-            schema = table.schema_arrow
-    except DatasetError:  # a damaged file raises again, when its rows are read
-        return None
-
-    def contains_images(field: Any) -> bool:
-        is_binary = types.is_binary(field.type) or types.is_large_binary(field.type)
-        return bool(is_binary or (types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0))
-
-    candidates = [field.name for field in schema if contains_images(field)]
-    if image_column is None:
-        return next(iter(candidates), None)
-    return image_column if image_column in candidates else None
-
-
 def parquet_samples(path: Path, columns: ColumnMapping) -> ResolvedDataset:
     """Read a parquet file that contains its images."""
+    return _read_samples(_load_parquet(path), str(path), columns, None)
+
+
+def dataset_rows(
+    name: str, columns: ColumnMapping, split: str | None, *, revision: str | None = None, offline: bool = False
+) -> Iterator[DatasetRow]:
+    """Read the rows of a dataset that is saved to disk, in a parquet file with its images, or on the hub."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        dataset = _load_saved(path)
+    else:
+        dataset = _load_parquet(path) if path.is_file() else _load(name, split, revision, offline)
+    part = select_split(dataset, name, split)
+    yield from translate_rows(_read_rows(part, name, columns, _check_columns(part, name, columns)), columns)
+
+
+def _load_parquet(path: Path) -> Any:
     import datasets
 
     dataset = datasets.Dataset.from_parquet(str(path))
@@ -183,28 +176,39 @@ def parquet_samples(path: Path, columns: ColumnMapping) -> ResolvedDataset:
         is_binary = getattr(feature, "dtype", "") in ("binary", "large_binary")
         if is_binary or (isinstance(feature, dict) and "bytes" in feature):
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    return _read_samples(dataset, str(path), columns, None)
+    return dataset
 
 
 def _read_samples(dataset: Any, name: str, columns: ColumnMapping, split: str | None) -> ResolvedDataset:
     part = select_split(dataset, name, split)
-    column = find_image_column(part, name, columns.image)
-    if columns.with_targets:
-        require_text(part, name, columns)
-    unread = {each: len(part) for each in unread_columns(columns)(tuple(part.features)) if each != column}
+    column = _check_columns(part, name, columns)
+    unread = dict.fromkeys(_unread(part, columns, column), len(part))
     rows = translate_rows(_read_rows(part, name, columns, column), columns)
     samples, skipped = partition_samples(samples_from_rows(rows, columns, ""))
     return ResolvedDataset(name, None, samples, skipped, unread_columns=unread)
+
+
+def _check_columns(part: Any, name: str, columns: ColumnMapping) -> str:
+    """Return the column of images; raise a DatasetError if there is none, or none of targets."""
+    column = find_image_column(part, name, columns.image)
+    if columns.with_targets:
+        require_text(part, name, columns)
+    return column
+
+
+def _unread(part: Any, columns: ColumnMapping, image_column: str) -> frozenset[str]:
+    return unread_columns(columns)(tuple(part.features)) - {image_column}
 
 
 def _read_rows(part: Any, name: str, columns: ColumnMapping, column: str) -> Iterator[DatasetRow]:
     stored = without_decoding(part.select_columns([column]).with_format(None), column)
     prefix = str(part.split) if part.split else "row"
     rows = name_classes(_rows_without_images(part, name, columns, column), part.features)
+    unread = _unread(part, columns, column)
     for index, row in enumerate(rows):
         where = f"{name} {prefix}/{index}"
         image = Sample(f"{prefix}/{index}", DatasetImage(stored, column, index, where), "")
-        yield DatasetRow(where, row, image)
+        yield DatasetRow(where, row, image, unread_columns=unread)
 
 
 def without_decoding(part: Any, column: str) -> Any:

@@ -21,7 +21,7 @@ from florence2.data.sample import ResolvedDataset, Sample, SampleKey
 from florence2.data.stores.store_path import is_address
 from florence2.data.streams.shard_readers import TarShards
 from florence2.data.streams.tar_source import TarSource, find_shards
-from florence2.data.tables import is_table_name
+from florence2.data.tables import find_parquet_images, is_table_name
 from florence2.data.validate import OnMissing, raise_on_skipped
 from florence2.errors import DatasetError
 from florence2.model.tasks import split_prompt
@@ -70,7 +70,7 @@ def resolve_dataset(spec: str | Path, options: DatasetOptions) -> ResolvedDatase
         dataset = _read_folder(split_folder(path, split, options.recursive), columns, sidecars, options.recursive)
     elif path.is_file():
         dataset = _read_table(path, columns, options.dataset_dir)
-    elif _may_be_on_hub(name):
+    elif may_be_on_hub(name):
         dataset = hub.hub_samples(name, columns, split, revision=options.revision, offline=options.offline)
     else:
         raise _absent_path_error(path)
@@ -158,7 +158,8 @@ def split_folder(folder: Path, split: str | None, recursive: bool = False) -> Pa
     raise DatasetError(f"{display_path(folder)} has no folder `{split}`", "pass the folder that contains the images")
 
 
-def _may_be_on_hub(name: str) -> bool:
+def may_be_on_hub(name: str) -> bool:
+    """Return whether a name that is no local path may be a dataset on the hub."""
     is_local = is_image_name(name) or is_table_name(name) or ("/" in name and Path(name).parent.is_dir())
     return hub.is_hub_id(name) and not is_local
 
@@ -200,7 +201,7 @@ def _unread_table_hint(listing: Listing) -> str:
 def _read_table(path: Path, columns: ColumnMapping, dataset_dir: str | Path | None) -> ResolvedDataset:
     if not is_table_name(path.name):
         raise _not_a_table_error(path, columns)
-    if path.suffix.lower() == ".parquet" and hub.find_parquet_images(path):
+    if path.suffix.lower() == ".parquet" and find_parquet_images(path):
         return hub.parquet_samples(path, columns)
     rows = table_rows(path, columns, dataset_dir)
     unread: Counter[str] = Counter()

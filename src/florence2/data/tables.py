@@ -143,6 +143,28 @@ def open_parquet(path: AnyPath) -> Iterator[Any]:
         raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
+def find_parquet_images(path: AnyPath, image_column: str | None = None) -> str | None:
+    """Return the column of a parquet file that contains encoded images; None where its rows only name images.
+
+    Images are binary, or `bytes` of a struct as `datasets` writes them.
+    """
+    types = import_module("pyarrow").types
+    try:
+        with open_parquet(path) as table:
+            schema = table.schema_arrow
+    except DatasetError:  # a damaged file raises again, when its rows are read
+        return None
+
+    def contains_images(field: Any) -> bool:
+        is_binary = types.is_binary(field.type) or types.is_large_binary(field.type)
+        return bool(is_binary or (types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0))
+
+    candidates = [field.name for field in schema if contains_images(field)]
+    if image_column is None:
+        return next(iter(candidates), None)
+    return image_column if image_column in candidates else None
+
+
 _READERS: dict[str, Callable[[AnyPath], Iterator[ReadRow]]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,

@@ -13,9 +13,9 @@ from florence2.data.folders.listing import Listing, walk
 from florence2.data.folders.sidecars import Sidecars, captioned_images
 from florence2.data.folders.table_rows import metadata_rows, table_rows
 from florence2.data.formats.detect import find_source
-from florence2.data.resolve import DatasetOptions, resolve_dataset, split_folder
+from florence2.data.resolve import DatasetOptions, may_be_on_hub, resolve_dataset, split_folder
 from florence2.data.sample import Sample, Skipped, SkipReason
-from florence2.data.tables import Row, is_table_name
+from florence2.data.tables import Row, find_parquet_images, is_table_name
 from florence2.errors import DatasetError
 
 
@@ -34,18 +34,23 @@ def dataset_rows(
     """
     path = Path(spec).expanduser()
     is_saved = path.is_dir() and hub.is_saved_dataset(path)
-    if not is_saved and (source := find_source(spec, split, dataset_dir)):
+    if is_saved:
+        yield from _without_failed(hub.dataset_rows(spec, columns, split))
+    elif source := find_source(spec, split, dataset_dir):
         yield from source.rows(columns)
-    elif path.is_dir() and not is_saved and split is None:
+    elif path.is_dir() and split is None:
         yield from _folder_rows(split_folder(path, None, recursive), columns, recursive)
-    elif path.is_file() and is_table_name(path.name) and not _has_images(path):
-        yield from _without_failed(table_rows(path, columns, dataset_dir))
+    elif path.is_file() and is_table_name(path.name):
+        read = hub.dataset_rows(spec, columns, None) if _has_images(path) else table_rows(path, columns, dataset_dir)
+        yield from _without_failed(read)
+    elif not path.exists() and may_be_on_hub(spec):
+        yield from _without_failed(hub.dataset_rows(spec, columns, split, offline=offline))
     else:
-        yield from _sample_rows(spec, columns, split, dataset_dir, offline)
+        yield from _sample_rows(spec, columns, split, dataset_dir)
 
 
 def _has_images(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet" and hub.find_parquet_images(path) is not None
+    return path.suffix.lower() == ".parquet" and find_parquet_images(path) is not None
 
 
 def _without_failed(rows: Iterator[DatasetRow]) -> Iterator[DatasetRow]:
@@ -77,10 +82,8 @@ def _rows_of_listings(
         yield _row_from_skipped(skipped, folder / skipped.id)
 
 
-def _sample_rows(
-    spec: str, columns: ColumnMapping, split: str | None, dataset_dir: str | None, offline: bool
-) -> Iterator[DatasetRow]:
-    """Read rows as training does: datasets on the hub, folders of a split, and names that lead to an error."""
+def _sample_rows(spec: str, columns: ColumnMapping, split: str | None, dataset_dir: str | None) -> Iterator[DatasetRow]:
+    """Read rows as training does: folders of a split, and names that lead to an error."""
     options = DatasetOptions(
         columns.task,
         dataset_dir=dataset_dir,
@@ -88,7 +91,6 @@ def _sample_rows(
         on_missing="skip",
         image_column=columns.image,
         text_column=columns.text,
-        offline=offline,
     )
     dataset = resolve_dataset(spec, options)
     unread = frozenset(dataset.unread_columns)

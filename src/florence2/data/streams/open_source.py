@@ -19,7 +19,7 @@ from florence2.data.streams.shard_paths import common_folder, expand_pattern, ha
 from florence2.data.streams.shard_readers import DatasetShards, ShardedSource, TarShards
 from florence2.data.streams.table_shards import TableShards
 from florence2.data.streams.tar_source import TarSource, find_shards, reject_compressed
-from florence2.data.tables import is_table_name
+from florence2.data.tables import find_parquet_images, is_table_name
 from florence2.errors import DatasetError
 from florence2.log import logger
 
@@ -35,7 +35,7 @@ def find_sharded_source(spec: str, columns: ColumnMapping, *, offline: bool = Fa
     path = Path(name).expanduser()
     if tars := None if hub.is_saved_dataset(path) else find_shards(name):
         return TarShards(tars, columns)
-    if path.is_file() and not (path.suffix.lower() == ".parquet" and hub.find_parquet_images(path)):
+    if path.is_file() and not (path.suffix.lower() == ".parquet" and find_parquet_images(path)):
         raise DatasetError(f"{path} is a table, which cannot be streamed", "remove `--streaming`")
     is_streamable = hub.is_saved_dataset(path) or any(next(path.rglob(name), None) for name in _STREAMABLE_FILES)
     if path.is_dir() and not is_streamable:

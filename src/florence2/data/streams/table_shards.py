@@ -10,7 +10,6 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from florence2.data import hub
 from florence2.data.columns import (
     OTHER_COLUMNS,
     TASK_COLUMNS,
@@ -26,7 +25,7 @@ from florence2.data.sample import Sample, Skipped
 from florence2.data.stores.remote_image import RemoteImage
 from florence2.data.stores.store_path import AnyPath, StorePath, is_address
 from florence2.data.streams.shard_paths import common_folder, relative_names
-from florence2.data.tables import Row, open_parquet, read_rows
+from florence2.data.tables import Row, find_parquet_images, open_parquet, read_rows
 from florence2.errors import DatasetError
 
 _BATCH_ROWS = 64  # rows of a Parquet file that are decoded at a time
@@ -67,7 +66,7 @@ class TableShards:
 def _read_table(path: AnyPath, name: str, columns: ColumnMapping) -> Iterator[DatasetRow]:
     if not path.is_file():
         raise DatasetError(f"{path} does not exist", "check the path, and put a pattern in quotes")
-    column = hub.find_parquet_images(path, columns.image) if path.suffix.lower() == ".parquet" else None
+    column = find_parquet_images(path, columns.image) if path.suffix.lower() == ".parquet" else None
     if column is not None:
         yield from translate_rows(_read_parquet_images(path, name or "train", column, columns), columns)
         return
