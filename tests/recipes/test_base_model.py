@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from florence2 import api
 from florence2.cli.program import main
@@ -55,6 +56,25 @@ def test_another_base_is_another_run(folder: Path, tmp_path: Path) -> None:
     for base, num_resumed in ((str(TINY), 0), (str(TINY), 1), (str(tmp_path / "base"), 0)):
         summary = api.predict(**common, base_model=base, output_path=output)  # type: ignore[arg-type]
         assert summary.num_resumed == num_resumed
+
+
+def test_other_weights_of_the_base_are_another_run(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(TINY, tmp_path / "base", ignore=shutil.ignore_patterns("expected*", "exported", "adapter"))
+    shutil.copytree(TINY / "adapter", tmp_path / "adapter")
+    edit_json(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path="../base", revision=None)
+    (weights,) = (tmp_path / "base").glob("*.safetensors")
+    resumed = []
+    for change in (False, False, True):
+        if change:
+            save_file({name: tensor * 2 for name, tensor in load_file(weights).items()}, weights)
+        summary = api.predict(
+            model_path=str(tmp_path / "adapter"),
+            input_path=str(folder / "photos"),
+            max_length=4,
+            output_path=str(tmp_path / "o.jsonl"),
+        )
+        resumed.append(summary.num_resumed)
+    assert resumed == [0, 1, 0]
 
 
 def test_the_other_commands_take_a_base(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

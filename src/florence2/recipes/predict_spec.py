@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from florence2.config import GenerationSettings, InputSettings, OutputSettings, PredictSettings
@@ -12,6 +13,7 @@ from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
 from florence2.errors import OptionError
 from florence2.log import logger
+from florence2.model.storage.checkpoint_files import ADAPTER_CONFIG, find_folder, read_json
 from florence2.model.storage.run_metadata import read_run_metadata
 from florence2.model.tasks import OutputType, Task
 from florence2.pipeline.task_pipeline import TaskPipeline
@@ -107,7 +109,21 @@ def _run_id(settings: PredictSettings, generation: GenerationConfig, model: Mode
         if name in flags or value != getattr(GenerationConfig, name)
     }
     fingerprint = weights_fingerprint(model.folder)
-    base = () if model.base is None else (model.base,)
     return make_run_id(
-        str(model.folder), fingerprint, options, settings.speed.full_decode, output.prefix, output.suffix, *base
+        str(model.folder), fingerprint, options, settings.speed.full_decode, output.prefix, output.suffix, *_base(model)
     )
+
+
+def _base(model: ModelSource) -> tuple[object, ...]:
+    """Return name, revision and weight files of the base of an adapter; nothing for other models.
+
+    The commit of a base on the hub is not known without the network: it counts by its id and revision.
+    """
+    if not model.is_adapter:
+        return ()
+    config = read_json(model.folder / ADAPTER_CONFIG)
+    own = config.get("base_model_name_or_path")
+    name = str(model.base or own or "")
+    folders = [path for path in (Path(name), model.folder / name) if name and path.is_dir()]
+    files = weights_fingerprint(find_folder(str(folders[0]))) if folders else []
+    return name, config.get("revision") if model.base in (None, own) else None, files
