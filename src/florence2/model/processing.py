@@ -19,7 +19,7 @@ from florence2.devices import to_device
 from florence2.errors import CheckpointError, UserError
 from florence2.model.tasks import NUM_BINS, InputType, Task
 
-_TAG = re.compile(r"(?<=<)(?=\w)")  # within a special token or what looks like one
+_TAG = re.compile(r"(?<=<)(?=\w)|(?<=</)(?=\w)")  # within a special token or what looks like one
 IGNORED_LABEL = -100  # the label of padding
 
 
@@ -127,8 +127,8 @@ class Preprocessor:
     def encode_target(
         self, text: str, max_length: int | None = None, *, literal: bool = False
     ) -> tuple[list[int], bool]:
-        """Return `target_ids`, and whether the text is truncated; `literal` makes `<loc_5>` letters, as in captions."""
-        ids = self._tokenize(self._without_layout_tokens(text), literal=literal)
+        """Return `target_ids`, and whether it is truncated; `literal` makes `<loc_5>` and `</s>` letters."""
+        ids = self._tokenize(text.strip() if literal else self._without_layout_tokens(text), literal=literal)
         if max_length is None or len(ids) <= max_length:
             return ids, False
         return [*ids[: max_length - 1], ids[-1]], True

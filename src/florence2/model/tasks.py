@@ -53,6 +53,11 @@ class Task:
         """Whether this is a custom prompt."""
         return self.token == self.prompt
 
+    @property
+    def has_literal_target(self) -> bool:
+        """Whether tokens such as `<loc_5>` in a target are letters: in captions, not in boxes and custom prompts."""
+        return self.output_type is OutputType.TEXT and not self.is_custom
+
     def format_prompt(self, input: str = "") -> str:  # noqa: A002
         """Return the prompt for the tokenizer.
 

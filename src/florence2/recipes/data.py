@@ -99,7 +99,8 @@ def _length_limit(settings: CheckSettings) -> LengthLimit:
 
     model, processor = load(settings.model_id, offline=settings.data.offline, device="cpu")
     preprocessor = Preprocessor.from_processor(processor)
-    return LengthLimit(lambda text: len(preprocessor.target_ids(text)), max_target_tokens(model.config))
+    limit = max_target_tokens(model.config)
+    return LengthLimit(lambda text, is_literal: len(preprocessor.target_ids(text, literal=is_literal)), limit)
 
 
 def _random_samples(settings: PreviewSettings) -> list[Sample]:

@@ -24,7 +24,8 @@ def batch_shapes(dataset: Florence2Dataset, batch_size: int, *, features: bool =
     preprocessor = dataset.preprocessor
     longest = max(dataset.samples, key=lambda sample: len(sample.target or ""))
     prompt = preprocessor.prompt_ids(find_task(longest.task), longest.input, dataset.max_prompt_length)
-    target = preprocessor.target_ids(longest.target or "", dataset.max_target_length)
+    is_literal = find_task(longest.task).has_literal_target
+    target = preprocessor.target_ids(longest.target or "", dataset.max_target_length, literal=is_literal)
     num_image_tokens = preprocessor.num_image_tokens
     prompt_length = len(prompt) - num_image_tokens
     return BatchShapes(batch_size, preprocessor.size, num_image_tokens, prompt_length, len(target), features)

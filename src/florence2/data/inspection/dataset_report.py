@@ -145,7 +145,7 @@ class _ReportBuilder:
             default = sample.input if task.input_type is InputType.WORDS else NO_LABEL
             self._objects.update(item.label or default for item in decode_objects(task.output_type, target))
             self._empty_targets += not target
-            self._max_target_tokens = max(self._max_target_tokens, self._length.count(target))
+            self._max_target_tokens = max(self._max_target_tokens, self._length.count(sample))
             first = self._first_row.setdefault((*sample.key, target), row.where)
             if first != row.where:
                 what = f"its image, task, input and target are those of {first}"

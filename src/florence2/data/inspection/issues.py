@@ -23,7 +23,9 @@ from florence2.model.locations import encode, to_bin
 from florence2.model.tasks import END, PAD, SPECIAL_TOKENS, START, TASKS, InputType, OutputType, Task, split_prompt
 
 TOLERANCE = 1.0  # pixels that a box may extend beyond the image
-_SPECIAL_TOKEN = re.compile("|".join(map(re.escape, sorted((START, END, PAD, *SPECIAL_TOKENS), reverse=True))))
+# Raw output of a model begins or ends with a layout token; within a text, `<s>` may be a tag of its own.
+_RAW_OUTPUT = rf"^\s*(?:{START}|{END}|{PAD})|(?:{START}|{END}|{PAD})\s*$"
+_SPECIAL_TOKEN = re.compile("|".join([_RAW_OUTPUT, *map(re.escape, sorted(SPECIAL_TOKENS, reverse=True))]))
 _LOCATION_TOKEN = re.compile(r"<loc_\d+>")
 
 
@@ -44,7 +46,7 @@ class IssueKind(StrEnum):
     SWAPPED = "boxes with swapped corners"
     ZERO = "objects without area"
     TEXT = "texts without an object where the task needs objects"
-    TOKENS = "texts with special tokens, which are trained as letters or removed"
+    TOKENS = "texts with special tokens, which are trained as letters"
     LONG = "targets too long for the model"
     REPEATED = "duplicate objects"
     DUPLICATE = "duplicate samples"
@@ -62,16 +64,20 @@ class Issue:
 
 @dataclass(frozen=True)
 class LengthLimit:
-    """The model's maximum target length; `count` returns the tokens of a text, `<s>` and `</s>` included.
+    """The model's maximum target length; `count_tokens` counts those of a text, `<s>` and `</s>` included.
 
-    `count` may return a lower bound.
+    Its second argument tells whether special tokens in the text are letters. It may return a lower bound.
     """
 
-    count: Callable[[str], int]
+    count_tokens: Callable[[str, bool], int]
     limit: int
 
+    def count(self, sample: Sample) -> int:
+        """Count the tokens of the target as training encodes it."""
+        return self.count_tokens(sample.target or "", split_prompt(sample.task)[0].has_literal_target)
 
-def min_token_count(text: str) -> int:
+
+def min_token_count(text: str, is_literal: bool = False) -> int:  # noqa: ARG001
     """Return a lower bound on the tokens of a text: one for each location token and for each word."""
     text_without_locations, num_locations = _LOCATION_TOKEN.subn(" ", text)
     return 2 + num_locations + len(text_without_locations.split())
@@ -151,7 +157,7 @@ def _text_issues(task: Task, samples: list[Sample]) -> Iterator[tuple[IssueKind,
     if task.output_type is OutputType.TEXT:
         for sample in samples if not task.is_custom else ():
             if found := _SPECIAL_TOKEN.search(sample.target or ""):
-                yield IssueKind.TOKENS, f"`{task.name}` answers text, and its target contains `{found[0]}`"
+                yield IssueKind.TOKENS, f"`{task.name}` answers text, and its target contains `{found[0].strip()}`"
         return
     for sample in samples:
         text = sample.target or ""
@@ -207,7 +213,7 @@ def _shorten(value: Any) -> str:
 
 def _long_targets(samples: list[Sample], length: LengthLimit) -> Iterator[str]:
     for sample in samples:
-        count = length.count(sample.target or "")
+        count = length.count(sample)
         if count > length.limit:
             task, _ = split_prompt(sample.task)
             effect = "it is truncated" if task.output_type is OutputType.TEXT else "objects that do not fit are dropped"

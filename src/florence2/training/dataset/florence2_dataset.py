@@ -170,8 +170,8 @@ class Florence2Dataset(Dataset[dict[str, Any]]):
         """Count the targets that are longer than `max_target_length` in the first epoch."""
         if self.max_target_length is None:
             return 0
-        targets = (self.augmented(sample, SampleDraw(0, 0, i))[0].target for i, sample in enumerate(self.samples))
-        return sum(self.preprocessor.encode_target(target or "", self.max_target_length)[1] for target in targets)
+        augmented = (self.augmented(sample, SampleDraw(0, 0, i))[0] for i, sample in enumerate(self.samples))
+        return sum(self._encode_target(sample)[1] for sample in augmented)
 
     def _pixels(self, sample: Sample, window: CropWindow) -> np.ndarray:
         if window.is_identity:
@@ -187,12 +187,15 @@ class Florence2Dataset(Dataset[dict[str, Any]]):
 
     def _target_ids(self, sample: Sample) -> list[int]:
         text, max_length = sample.target or "", self.max_target_length
-        task = find_task(sample.task)
-        is_literal = task.output_type is OutputType.TEXT and not task.is_custom
-        ids, is_truncated = self.preprocessor.encode_target(text, max_length, literal=is_literal)
+        ids, is_truncated = self._encode_target(sample)
+        is_literal = find_task(sample.task).has_literal_target
         if is_truncated and not is_literal and max_length is not None and has_special_tokens(text):
             return self.preprocessor.target_ids(self._truncate_objects(sample.task, text, max_length), max_length)
         return ids
+
+    def _encode_target(self, sample: Sample) -> tuple[list[int], bool]:
+        is_literal = find_task(sample.task).has_literal_target
+        return self.preprocessor.encode_target(sample.target or "", self.max_target_length, literal=is_literal)
 
     def _truncate_objects(self, task_name: str, text: str, max_length: int) -> str:
         """Remove objects from the end of a target until it fits into `max_length` tokens."""
