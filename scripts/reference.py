@@ -18,7 +18,8 @@ FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 PAGES = sorted({name.split()[0] for name in COMMANDS})
 _TYPES = {str: "text", int: "integer", float: "number", bool: "switch"}
 _COMMON = """Beside these, every command takes `--config FILE`, which reads flags from a YAML or TOML file (the
-command line wins over it), and `--save_config FILE`, which writes all flags to a YAML file instead of running it."""
+command line wins over it), `--save_config FILE`, which writes all flags to a YAML file instead of running it, and
+`--quiet`, which prints warnings and errors only, without progress."""
 
 
 def page(name: str) -> str:

@@ -4,6 +4,7 @@ The public names of the package are imported on first use: `import florence2` im
 """
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -148,6 +149,13 @@ __all__ = [
     "train",
 ]
 
+
+def _is_not_of_kernels(record: logging.LogRecord) -> bool:
+    return "kernels-community" not in record.getMessage()
+
+
+# peft imports bitsandbytes where it is installed, which warns of kernels that only `--quantize` would run.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_not_of_kernels)
 
 _SUBMODULES = ("datasets", "ray")  # their names are those of the libraries that they serve
 

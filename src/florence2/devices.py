@@ -24,6 +24,11 @@ def pick_device(device: torch.device | str | None = None) -> torch.device:
     return device
 
 
+def gpu_memory() -> str:
+    """Return the memory that this process has reserved on its GPU, such as `3.1 GiB`; "" without a GPU in use."""
+    return f"{torch.cuda.memory_reserved() / 2**30:.1f} GiB" if torch.cuda.is_initialized() else ""
+
+
 def local_device(device: str | None, local_rank: int) -> str | None:
     """Return the device that the user chose, or the GPU whose number is the rank of this process on its machine."""
     return f"cuda:{local_rank}" if device is None and torch.cuda.device_count() > local_rank else device

@@ -9,12 +9,16 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from rich.console import Console, RenderableType
+from typing import TYPE_CHECKING
 
 from florence2.distributed import is_main_process
 
+if TYPE_CHECKING:  # its import takes as long as the rest of `--help`
+    from rich.console import Console, RenderableType
+
 logger = logging.getLogger("florence2")
+_LONG_INTERVAL = 60.0
+_NOTEBOOK_COLUMNS = 100
 
 
 def count_noun(number: int, noun: str) -> str:
@@ -37,11 +41,11 @@ class _StderrHandler(logging.Handler):
 
 
 @contextmanager
-def log_to_stderr() -> Iterator[None]:
-    """Print the messages of the package to stderr; the command line runs inside it."""
+def log_to_stderr(lowest: int = logging.INFO) -> Iterator[None]:
+    """Print the messages of the package to stderr, from a level on; the command line runs inside it."""
     handler, level, propagate = _StderrHandler(), logger.level, logger.propagate
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(lowest)
     logger.propagate = False
     try:
         yield
@@ -51,13 +55,44 @@ def log_to_stderr() -> Iterator[None]:
         logger.propagate = propagate
 
 
-def progress_console() -> Console:
-    """Return the console of a progress bar: a terminal only where stderr is one and the messages are switched on."""
+def progress_console() -> "Console":
+    """Return the console of a progress bar: a terminal where stderr is one and the messages are switched on.
+
+    A notebook shows the bar, too, in one line that is written again, unless the messages are switched off.
+    """
+    from rich.console import Console
+
+    if is_in_notebook():
+        is_silent = logger.level > logging.INFO
+        environment = {"TERM": "xterm", "COLUMNS": str(_NOTEBOOK_COLUMNS)}
+        return Console(stderr=True, force_terminal=not is_silent, force_jupyter=False, _environ=environment)
     return Console(stderr=True, force_terminal=None if logger.isEnabledFor(logging.INFO) else False)
 
 
-def render_text(*renderables: RenderableType) -> str:
+def is_in_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+def line_interval(seconds: float, first: float) -> float:
+    """Return the time between two lines of progress after so many seconds: from the first minute on, a minute."""
+    return first if seconds < _LONG_INTERVAL else _LONG_INTERVAL
+
+
+class _Text(io.StringIO):
+    """Text for stderr, in whose encoding a table may have to do without lines."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(sys.stderr, "encoding", None) or "utf-8"
+
+
+def render_text(*renderables: "RenderableType") -> str:
     """Render tables of `rich` as plain text, as wide as stderr."""
-    text = io.StringIO()
+    from rich.console import Console
+
+    text = _Text()
     Console(file=text, width=Console(stderr=True).width, soft_wrap=True).print(*renderables)
     return text.getvalue().rstrip("\n")

@@ -69,7 +69,7 @@ def test_bash_completes_every_flag_of_every_command(home: Path) -> None:
     assert main(["--install-completion", "bash"]) == 0
     expected: dict[str, set[str]] = {}
     for name, command in COMMANDS.items():  # `predict --status` is a flag of `predict`
-        flags = expected.setdefault(name.partition(" --")[0], {"--config", "--save_config", "--help"})
+        flags = expected.setdefault(name.partition(" --")[0], {"--config", "--save_config", "--quiet", "--help"})
         flags |= {f"--{flag}" for flag in setting_names(command.settings)} | ({"--json"} if command.can_json else set())
     replies = bash_replies(home, [[*name.split(), "--"] for name in expected])
     assert dict(zip(expected, replies, strict=True)) == expected

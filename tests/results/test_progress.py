@@ -28,7 +28,7 @@ def test_progress_line_names_rate_slots_and_time_left(monkeypatch, caplog) -> No
     lines = caplog.messages
     shape = r"[\d.]+/s, [\d.]+ tokens/s, {} of 16 slots, \d:\d\d:\d\d left"
     assert re.fullmatch("3 of 10 predictions, " + shape.format(3), lines[0])
-    assert re.fullmatch("6 of 10 predictions, " + shape.format(1), lines[-1])
+    assert re.fullmatch("6 of 10 predictions, " + shape.format("1 failed, 1"), lines[-1])
 
 
 def test_progress_line_without_a_total_has_no_time_left(monkeypatch, caplog) -> None:
@@ -72,7 +72,7 @@ def test_progress_in_a_terminal_is_one_bar(monkeypatch, caplog, capsys) -> None:
     count_four_predictions(monkeypatch, caplog, total=4)
     assert not caplog.messages
     bar = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", capsys.readouterr().err)
-    assert re.search(r"4/4.*tokens/s, 1 of 16 slots", bar)
+    assert re.search(r"4/4.*tokens/s, 1 failed, 1 of 16 slots", bar)
 
 
 def test_summary_counts_predictions_tokens_and_errors(monkeypatch, caplog) -> None:

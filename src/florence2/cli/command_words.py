@@ -17,6 +17,7 @@ class CommandWords:
     words: tuple[str, ...] = ()
     save_config: Path | None = None
     has_json: bool = False
+    is_quiet: bool = False
 
 
 def split_words(words: Sequence[str], settings: type, positional: Sequence[str], *, can_json: bool) -> CommandWords:
@@ -25,7 +26,7 @@ def split_words(words: Sequence[str], settings: type, positional: Sequence[str],
     `can_json` says that the command has `--json` as an option beside its settings.
     """
     known = setting_names(settings)
-    options = ["config", "save_config", *(["json"] if can_json else [])]
+    options = ["config", "save_config", "quiet", *(["json"] if can_json else [])]
     from_file: list[str] = []
     rest: list[str] = []
     found = CommandWords()
@@ -43,6 +44,8 @@ def split_words(words: Sequence[str], settings: type, positional: Sequence[str],
                 from_file = list(read_config(Path(path), settings))
             else:
                 found = replace(found, save_config=Path(path).expanduser())
+        elif name == "quiet":
+            found = replace(found, is_quiet=True)
         elif name == "json" and can_json:
             found = replace(found, has_json=True)
         else:
@@ -59,6 +62,7 @@ def common_options(*, can_json: bool) -> str:
     lines = [
         "--config FILE: read flags from a YAML or TOML file; the command line wins over it",
         "--save_config FILE: write all flags to a YAML file instead of running the command",
+        "--quiet: print warnings and errors only, no progress",
     ]
     if can_json:
         lines.append("--json: print a summary of the run as one JSON object to stdout")

@@ -135,6 +135,7 @@ def _parser(commands: Mapping[str, CompletedCommand]) -> argparse.ArgumentParser
 def _add_flags(parser: argparse.ArgumentParser, command: CompletedCommand) -> None:
     files: Any = [parser.add_argument("--config", help="read flags from a YAML or TOML file")]
     files.append(parser.add_argument("--save_config", help="write all flags to a YAML file"))
+    parser.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     if command.can_json:
         parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     for flag in command.positional:

@@ -163,7 +163,7 @@ def _run(name: str, words: list[str], prog: str) -> int:
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
     )
     _silence_libraries()
-    with log_to_stderr():
+    with log_to_stderr(logging.WARNING if parsed.is_quiet else logging.INFO):
         if parsed.save_config is not None:
             write_config(parsed.save_config, settings, name)
             logger.info(f"wrote {parsed.save_config}; run it by `{prog} --config {parsed.save_config}`")
@@ -198,8 +198,6 @@ def _silence_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # peft imports it where it is installed, and it warns of kernels that only `--quantize` would run.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _print_error(error: UserError) -> int:

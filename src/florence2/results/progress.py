@@ -1,9 +1,11 @@
 """Progress of a prediction run: rate and time left while it works, a summary at its end.
 
-A terminal shows a bar; elsewhere a line is logged every `LINE_INTERVAL` seconds. Until the first prediction both name
-what the run does: loading, or waiting for the first images. The time left is shown once enough predictions are done.
+A terminal shows a bar; elsewhere a line is logged every `LINE_INTERVAL` seconds, later every minute. Until the first
+prediction both name what the run does: loading, or waiting for the first images. The time left is shown once enough
+predictions are done.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -14,9 +16,9 @@ from typing import Any, Self
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from florence2.data.sample import Prediction
-from florence2.log import count_noun, logger, progress_console
+from florence2.log import count_noun, line_interval, logger, progress_console
 
-LINE_INTERVAL = 30.0  # seconds
+LINE_INTERVAL = 10.0  # seconds, in the first minute
 # The time left is unknown before this many predictions and seconds: the first ones finish in a burst.
 MIN_PREDICTIONS_FOR_TIME_LEFT = 20
 MIN_SECONDS_FOR_TIME_LEFT = 5.0
@@ -88,7 +90,7 @@ class RunSummary:
 
 
 class PredictProgressBar:
-    """Counts predictions and shows the progress; a context manager.
+    """Counts predictions and shows the progress: rate, failed images, memory of the GPU; a context manager.
 
     `total` is the number of predictions to come, those of an earlier run (`num_resumed`) included; None if unknown.
     """
@@ -133,8 +135,10 @@ class PredictProgressBar:
 
     def _log_stage(self) -> None:
         """Log what the run does every `LINE_INTERVAL` seconds until the first prediction; a terminal has the bar."""
-        while self._bar.disable and not self._has_started.wait(max(LINE_INTERVAL, 0.01)):
-            logger.info(f"{self._stage}: {time.monotonic() - self._start:.0f} s so far")
+        seconds = 0.0
+        while self._bar.disable and not self._has_started.wait(max(line_interval(seconds, LINE_INTERVAL), 0.01)):
+            seconds = time.monotonic() - self._start
+            logger.info(f"{self._stage}: {seconds:.0f} s so far")
 
     def update(self, prediction: Prediction, slots_in_use: int = 0, slots: int = 0) -> None:
         """Count one prediction; the slots are those of the engine, if it has any."""
@@ -151,7 +155,7 @@ class PredictProgressBar:
         rate = self._rate(max(now - self._start, 1e-9)) + (f", {slots_in_use} of {slots} slots" if slots else "")
         completed, left = self._completed + self._num_resumed, self._time_left(now - self._first)
         self._bar.update(self._bar_task, description="predictions", completed=completed, rate=rate, left=left)
-        if self._bar.disable and now - self._last_line > LINE_INTERVAL:
+        if self._bar.disable and now - self._last_line > line_interval(now - self._start, LINE_INTERVAL):
             self._last_line = now
             counted = count_noun(completed, "prediction")
             if self._total is not None:
@@ -175,7 +179,9 @@ class PredictProgressBar:
         return self._num_predictions + len(self._errors)
 
     def _rate(self, seconds: float) -> str:
-        return f"{self._completed / seconds:.2f}/s, {self._num_tokens / seconds:.1f} tokens/s"
+        rate = f"{self._completed / seconds:.2f}/s, {self._num_tokens / seconds:.1f} tokens/s"
+        failed = [f"{len(self._errors):,} failed"] if self._errors else []
+        return ", ".join([rate, *failed, *filter(None, [_gpu_memory()])])
 
     def _time_left(self, seconds: float) -> str:
         """Estimate the time left by the rate since the first prediction; empty while that says little."""
@@ -184,6 +190,12 @@ class PredictProgressBar:
             return ""
         left = (self._total - self._num_resumed - self._completed) * seconds / max(self._completed - 1, 1)
         return f"{timedelta(seconds=round(max(left, 0)))} left"
+
+
+def _gpu_memory() -> str:
+    """Return the memory on the GPU; a process that runs no engine imports no torch for it."""
+    devices: Any = sys.modules.get("florence2.devices")
+    return str(devices.gpu_memory()) if devices else ""
 
 
 def time_breakdown(seconds: Mapping[str, Any]) -> str:

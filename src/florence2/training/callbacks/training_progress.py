@@ -1,4 +1,4 @@
-"""Progress of training and of preprocessing on stderr: a bar on a terminal, else a line every few seconds."""
+"""Progress of training and of preprocessing on stderr: a bar on a terminal, else lines, later one a minute."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -8,9 +8,10 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from florence2.log import logger, progress_console
+from florence2.devices import gpu_memory
+from florence2.log import line_interval, logger, progress_console
 
-SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES = 10.0  # in the first minute
 THROUGHPUT_WINDOW = 20  # steps
 
 
@@ -28,14 +29,14 @@ class TrainingProgressBar(TrainerCallback):  # type: ignore[misc]
         self.console = progress_console()
         self.loss = ""
         self.step_times: list[float] = []
-        self.last_line = 0.0
+        self.start_time = self.last_line = 0.0
         self.bar = Progress(*columns, console=self.console)
         self.task = self.bar.add_task("", total=None)
 
     def on_train_begin(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
         """Start at the step of the checkpoint."""
-        self.step_times = [time.monotonic()]
-        self.last_line = time.monotonic()
+        self.start_time = self.last_line = time.monotonic()
+        self.step_times = [self.start_time]
         if state.is_world_process_zero and self.console.is_terminal:
             self.bar.reset(self.task, total=state.max_steps, completed=state.global_step)
             self.bar.start()
@@ -55,8 +56,8 @@ class TrainingProgressBar(TrainerCallback):  # type: ignore[misc]
             return
         if self.console.is_terminal:
             self.bar.update(self.task, completed=state.global_step, description=self._description(args))
-        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
-            self.last_line = time.monotonic()
+        elif self.step_times[-1] - self.last_line > self._line_interval():
+            self.last_line = self.step_times[-1]
             remaining = (state.max_steps - state.global_step) * self._seconds_per_step()
             line = f"step {state.global_step}/{state.max_steps}: {self._description(args)}, {remaining:.0f} s left"
             logger.info(line)
@@ -70,11 +71,15 @@ class TrainingProgressBar(TrainerCallback):  # type: ignore[misc]
         if self.bar.live.is_started:
             self.bar.stop()
 
+    def _line_interval(self) -> float:
+        return line_interval(self.last_line - self.start_time, SECONDS_BETWEEN_LINES)
+
     def _seconds_per_step(self) -> float:
         return (self.step_times[-1] - self.step_times[0]) / max(len(self.step_times) - 1, 1)
 
     def _description(self, args: TrainingArguments) -> str:
-        return f"{self.loss}  {images_per_step(args) / max(self._seconds_per_step(), 1e-9):.2f} images/s".strip()
+        rate = f"{self.loss}  {images_per_step(args) / max(self._seconds_per_step(), 1e-9):.2f} images/s".strip()
+        return f"{rate}, {gpu_memory()}" if gpu_memory() else rate
 
 
 class Throughput(TrainerCallback):  # type: ignore[misc]
@@ -102,15 +107,17 @@ def count_progress(title: str, total: int, completed: int) -> Iterator[Callable[
     """Show how many of a total are done; yield the function that adds to them."""
     console = progress_console()
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    last_line = time.monotonic()
+    start = last_line = time.monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=total, completed=completed)
 
         def advance(number: int) -> None:
             nonlocal last_line
             bar.advance(task, number)
-            if not console.is_terminal and time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
-                last_line = time.monotonic()
+            if not console.is_terminal and (now := time.monotonic()) - last_line > line_interval(
+                last_line - start, SECONDS_BETWEEN_LINES
+            ):
+                last_line = now
                 row = bar.tasks[0]
                 logger.info(f"{title}: {row.completed:,.0f} of {total:,}, {row.time_remaining or 0:.0f} s left")
 
