@@ -26,7 +26,8 @@ def pick_device(device: torch.device | str | None = None) -> torch.device:
 
 def gpu_memory() -> str:
     """Return the memory that this process has reserved on its GPU, such as `3.1 GiB`; "" without a GPU in use."""
-    return f"{torch.cuda.memory_reserved() / 2**30:.1f} GiB" if torch.cuda.is_initialized() else ""
+    is_in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return f"{torch.cuda.memory_reserved() / 2**30:.1f} GiB" if is_in_use else ""
 
 
 def local_device(device: str | None, local_rank: int) -> str | None:
