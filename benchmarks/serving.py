@@ -110,10 +110,15 @@ def measure(name: str, url: str, clients: int, num_requests: int, images: list[d
     """Measure one contestant under one load."""
     print(f"load {os.getloadavg()[0]:.1f}; {name}, {clients} clients ...", file=sys.stderr, flush=True)
     start = time.perf_counter()
-    latencies = sorted(asyncio.run(send_requests(url, clients, num_requests, images)))
-    seconds = time.perf_counter() - start
-    p50, p95 = (1000 * latencies[min(int(len(latencies) * part), len(latencies) - 1)] for part in (0.5, 0.95))
-    return Load(name, clients, num_requests, num_requests / seconds, p50, p95)
+    latencies = asyncio.run(send_requests(url, clients, num_requests, images))
+    return to_load(name, clients, latencies, time.perf_counter() - start)
+
+
+def to_load(name: str, clients: int, latencies: list[float], seconds: float) -> Load:
+    """Summarize the latencies of requests that took so many seconds together."""
+    ordered, number = sorted(latencies), len(latencies)
+    p50, p95 = (1000 * ordered[min(int(number * part), number - 1)] for part in (0.5, 0.95))
+    return Load(name, clients, number, number / seconds, p50, p95)
 
 
 def median_loads(loads: list[Load]) -> list[Load]:
@@ -135,18 +140,27 @@ def resident_mib(pid: int) -> float:
 
 def soak(url: str, pid: int, clients: int, num_requests: int, images: list[dict[str, str]]) -> dict[str, Any]:
     """Send many requests in parts, and print a line of a table after each: a leak shows as memory that still grows."""
-    rows = [{"requests": 0, "resident_mib": resident_mib(pid)}]
-    print(
-        f"{clients} clients\n\n| requests so far | requests/s | p50 ms | p95 ms | memory MiB |\n|---|---|---|---|---|"
-    )
-    print(f"| 0 | | | | {rows[0]['resident_mib']:.0f} |", flush=True)
+    print("| requests so far | requests/s | p50 ms | p95 ms | memory MiB |\n|---|---|---|---|---|")
+    print(f"| 0 | | | | {resident_mib(pid):.0f} |", flush=True)
+    rows: list[dict[str, Any]] = [{"requests": 0, "resident_mib": resident_mib(pid)}]
+    latencies: list[float] = []
+    total = 0.0
     for part in range(1, SOAK_PARTS + 1):
-        number = num_requests * part // SOAK_PARTS - num_requests * (part - 1) // SOAK_PARTS
-        load, memory = measure("florence2", url, clients, number, images), resident_mib(pid)
-        rows.append({**asdict(load), "requests": num_requests * part // SOAK_PARTS, "resident_mib": memory})
-        numbers = f"{load.per_second:.1f} | {load.p50_ms:.0f} | {load.p95_ms:.0f} | {memory:.0f}"
-        print(f"| {rows[-1]['requests']:,} | {numbers} |", flush=True)
-    return {"clients": clients, "parts": rows}
+        number = num_requests * part // SOAK_PARTS - len(latencies)
+        print(f"load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        new = asyncio.run(send_requests(url, clients, number, images))
+        seconds = time.perf_counter() - start
+        latencies, total = latencies + new, total + seconds
+        rows.append(soak_row(f"{len(latencies):,}", to_load("florence2", clients, new, seconds), resident_mib(pid)))
+    rows.append(soak_row("all", to_load("florence2", clients, latencies, total), resident_mib(pid)))
+    return {"clients": clients, "rows": rows}
+
+
+def soak_row(name: str, load: Load, memory: float) -> dict[str, Any]:
+    """Print a row of the soak's table, and return its numbers."""
+    print(f"| {name} | {load.per_second:.1f} | {load.p50_ms:.0f} | {load.p95_ms:.0f} | {memory:.0f} |", flush=True)
+    return asdict(load) | {"resident_mib": memory}
 
 
 def serve_generate(model_path: str, dtype: str) -> None:
