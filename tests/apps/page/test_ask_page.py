@@ -75,3 +75,26 @@ def test_the_page_asks_for_the_key_and_other_clients_get_text(page) -> None:
         page.fill("#key", "secret")
         page.press("#key", "Tab")
         wait_until(page, "document.querySelectorAll('#task option').length === 15")
+
+
+def test_the_api_page_shows_each_route_and_sends_requests_without_other_servers(page) -> None:
+    with live_server(routers=[ask_routes.router], api_key="k3y") as server:
+        addresses: list[str] = []
+        page.on("request", lambda request: addresses.append(request.url))
+        page.goto(f"{server.url}/docs")
+        wait_until(page, "document.querySelectorAll('details').length > 10")
+        with server.client() as client:
+            paths = client.get("/openapi.json").json()["paths"]
+        assert page.locator("details").count() == sum(map(len, paths.values()))
+        for path in ("/v1/chat/completions", "/v1/predict", "/api/generate", "/api/chat"):
+            operation = page.locator("details", has=page.locator(f"summary code:text-is('{path}')"))
+            operation.locator("summary").click()
+            page.fill("#key", "")
+            operation.locator("button").click()
+            wait_until(page, "document.querySelector('details[open] .answer').textContent.startsWith('401')")
+            page.fill("#key", "k3y")
+            operation.locator("button").click()
+            wait_until(page, "document.querySelector('details[open] .answer').textContent.startsWith('200')")
+            assert path in operation.locator("pre").last.inner_text()
+            operation.locator("summary").click()
+        assert all(address.startswith((server.url, "data:")) for address in addresses)

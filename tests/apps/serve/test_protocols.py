@@ -86,3 +86,14 @@ def test_models_and_health_are_listed(client) -> None:
     assert "florence2_predictions_total" in client.get("/metrics").text
     assert "serves demo" in client.get("/").text
     assert client.get("/openapi.json").json()["info"]["title"] == "florence2"
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
+@pytest.mark.parametrize("path", ["/api/generate", "/api/chat", "/v1/chat/completions", "/v1/predict"])
+def test_json_is_read_whatever_type_the_client_names(client, path: str, kind: str) -> None:
+    """`curl -d` names a form, some clients of Ollama's protocol name nothing."""
+    message = {"role": "user", "content": "caption", "images": [data_uri()]}
+    body = {"messages": [message], "prompt": "caption", "images": [data_uri()], "stream": False, "task": "caption"}
+    response = client.post(path, content=json.dumps(body), headers={"content-type": kind} if kind else {})
+    assert response.status_code == 200
+    assert predict_alone("caption", max_length=64).text in response.text

@@ -33,6 +33,3 @@ async def list_tasks(state: State) -> dict[str, Any]:
     ]
     models = [{"name": model.name, "task": model.default_task} for model in state.service.models.values()]
     return {"tasks": tasks, "models": models}
-
-
-router.include_router(static_files.router)

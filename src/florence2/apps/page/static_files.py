@@ -32,6 +32,12 @@ async def send_static_file(name: str) -> FileResponse:
     return FileResponse(path, media_type=_MEDIA_TYPES[path.suffix], headers=SECURITY_HEADERS)
 
 
+@router.get("/docs")
+async def send_api_page() -> HTMLResponse:
+    """Send the page that shows the OpenAPI description of the server; it loads nothing from elsewhere."""
+    return html_page("api.html")
+
+
 def html_page(name: str, **values: str) -> HTMLResponse:
     """Return a page with values for its `{{name}}` marks."""
     text = (FOLDER / name).read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from florence2 import GenerationConfig, __version__
+from florence2.apps.page import static_files
 from florence2.apps.serve.images.image_reader import ImageReader
 from florence2.apps.serve.model_service import ModelService
 from florence2.apps.serve.request_guard import RequestGuard, error_body
@@ -20,7 +21,13 @@ from florence2.apps.serve.routes import ollama_routes, openai_routes, predict_ro
 from florence2.apps.serve.routes.server_state import ServerState
 from florence2.apps.serve.site_check import SiteCheck
 
-ROUTERS = (status_routes.router, openai_routes.router, ollama_routes.router, predict_routes.router)
+ROUTERS = (
+    status_routes.router,
+    openai_routes.router,
+    ollama_routes.router,
+    predict_routes.router,
+    static_files.router,
+)
 
 
 def create_app(
@@ -50,6 +57,8 @@ def create_app(
         version=__version__,
         summary="Captions, boxes, text and masks of images, by Florence-2",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's page loads scripts from another server
+        redoc_url=None,
     )
     app.state.server = state
     for router in (*routers, *ROUTERS):

@@ -27,7 +27,7 @@ from florence2.apps.serve.site_check import SiteCheck
 logger = logging.getLogger("florence2")
 CLIENT_LEFT = 499
 MAX_BUFFERED_REQUESTS = 16  # of the maximum size: what all bodies together may take of memory
-OPEN_PATHS = ("/", "/health")  # answered without a key, as load balancers ask
+OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json")  # answered without a key, as load balancers and readers ask
 OPEN_FILES = "/page/static/"  # the page that asks for the key
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
@@ -80,6 +80,8 @@ class RequestGuard:
                 body = await self._read_body(exchange, receive)
         except TimeoutError:
             raise RequestError("the request was not received in time", status=408) from None
+        if is_work:
+            assume_json(scope)
         with self._service.admit() if is_work else contextlib.nullcontext():
             await self._run(exchange, body, receive)
 
@@ -203,6 +205,13 @@ def error_body(path: str, error: RequestError) -> dict[str, Any]:
 def header_of(headers: Sequence[tuple[bytes, bytes]], name: str) -> str:
     """Return the first header of a name, or ""."""
     return next((value.decode("latin-1") for key, value in headers if key.lower() == name.encode()), "")
+
+
+def assume_json(scope: Scope) -> None:
+    """Take a body that is not a multipart form as JSON, whatever type its client names: `curl -d` names another one."""
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-type"]
+    if not header_of(scope["headers"], "content-type").lower().startswith("multipart/"):
+        scope["headers"] = [*headers, (b"content-type", b"application/json")]
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
