@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from florence2.api import evaluate as evaluate
     from florence2.api import predict as predict
     from florence2.api import train as train
+    from florence2.data.decoding.decode_image import ImageTooLargeError as ImageTooLargeError
     from florence2.data.image import ImageError as ImageError
     from florence2.data.image import OpenedImage as OpenedImage
     from florence2.data.image import image_size as image_size
@@ -75,6 +76,7 @@ _MODULE_OF = {
     "GenerationConfig": "florence2.engine.generation_config",
     "GeometryKind": "florence2.model.geometry",
     "ImageError": "florence2.data.image",
+    "ImageTooLargeError": "florence2.data.decoding.decode_image",
     "InputType": "florence2.model.tasks",
     "MissingPackageError": "florence2.errors",
     "ModelSource": "florence2.recipes.create_engine",
@@ -123,6 +125,7 @@ __all__ = [
     "GenerationConfig",
     "GeometryKind",
     "ImageError",
+    "ImageTooLargeError",
     "InputType",
     "MissingPackageError",
     "ModelSource",

@@ -125,6 +125,7 @@ def predict(
     engine: Literal["continuous", "generate"] = "continuous",
     compile: Literal["auto", "on", "off"] = "auto",
     num_workers: int = 2,
+    image_workers: Literal["processes", "threads"] = "processes",
     full_decode: bool = False,
     cluster: str | None = None,
     max_in_flight: int | None = None,
@@ -184,6 +185,7 @@ def evaluate(
     engine: Literal["continuous", "generate"] = "continuous",
     compile: Literal["auto", "on", "off"] = "auto",
     num_workers: int = 2,
+    image_workers: Literal["processes", "threads"] = "processes",
     full_decode: bool = False,
 ) -> dict[str, Any]:
     """Score predictions against references, and return the scores as the JSON file holds them."""

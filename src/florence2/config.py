@@ -10,7 +10,9 @@ from typing import Literal
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 DEFAULT_TASK = "more_detailed_caption"  # of a dataset that names none
 DEFAULT_MAX_LENGTH = 256  # of a prediction, in tokens
-DEFAULT_NUM_WORKERS = 2  # threads that open images for predictions
+ImageWorkers = Literal["processes", "threads"]
+DEFAULT_NUM_WORKERS = 2  # images that are opened at a time for predictions
+DEFAULT_IMAGE_WORKERS: ImageWorkers = "processes"
 DEFAULT_TARGET_MODULES = ("qkv", "proj", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
 
 
@@ -358,7 +360,11 @@ class SpeedSettings:
     """Compile the vision tower: always, never, or on a GPU when there are enough images to repay it."""
 
     num_workers: int = DEFAULT_NUM_WORKERS
-    """Number of threads that load images."""
+    """Number of images that are loaded at a time, each by a worker."""
+
+    image_workers: ImageWorkers = DEFAULT_IMAGE_WORKERS
+    """What decodes images: `processes`, so that an image that crashes its decoder or takes too much memory is an error
+    of its own; or `threads`."""
 
     full_decode: bool = False
     """Decode JPEGs at full size before they are resized: slower, but pixels equal those of transformers to the bit."""

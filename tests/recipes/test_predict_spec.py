@@ -47,7 +47,7 @@ def test_devices_are_parsed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "config", "num_shared"), [(GenerationSettings, GenerationConfig, 8), (SpeedSettings, EngineConfig, 4)]
+    ("settings", "config", "num_shared"), [(GenerationSettings, GenerationConfig, 8), (SpeedSettings, EngineConfig, 5)]
 )
 def test_flags_and_python_have_equal_defaults(settings: type, config: type, num_shared: int) -> None:
     flags, fields = ({field.name: field.default for field in dataclasses.fields(each)} for each in (settings, config))

@@ -3,6 +3,8 @@
 An image that cannot be read raises an `ImageError` of one line that names it; no other exception leaves this module.
 """
 
+from __future__ import annotations
+
 import io
 import os
 import re
@@ -12,13 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
 from florence2.data.folders.image_names import missing_package, register_optional_decoders
 from florence2.errors import DatasetError
+
+if TYPE_CHECKING:
+    import numpy as np  # its import takes longer than a decoder process needs to start
 
 Size = tuple[int, int]  # (width, height) in pixels
 
@@ -229,6 +233,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;16"):
+        import numpy as np
+
         return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
@@ -239,6 +245,8 @@ def _to_8_bits(grey: np.ndarray) -> np.ndarray:
     Other ranges (integers beyond 16 bits, floats beyond 255) are scaled from their minimum to their maximum, because
     the file does not contain the range.
     """
+    import numpy as np
+
     values = np.nan_to_num(grey.astype(np.float64), posinf=0, neginf=0)
     low, high = float(values.min()), float(values.max())
     if grey.dtype.kind == "f" and low >= 0 and high <= 255:

@@ -9,14 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from florence2.data.folders.image_names import IMAGE_EXTENSIONS
-from florence2.data.image import (
-    ImageError,
-    ImageSource,
-    OpenedImage,
-    Size,
-    image_size,
-    open_image,
-)
+from florence2.data.image import ImageError, ImageSource, OpenedImage, Size, image_size, open_image
 from florence2.log import count_noun
 from florence2.model.answer import Answer
 from florence2.model.tasks import OutputType, split_prompt
@@ -82,14 +75,16 @@ class Sample:
 
     def open(self, min_size: Size | None = None) -> OpenedImage:
         """Open the image; `min_size` as in `open_image`."""
-        return open_image(self.source(), min_size=min_size, name=self._name())
+        return open_image(self.source(), min_size=min_size, name=self.name)
 
     def size(self) -> Size:
         """Read (width, height) of the upright image without decoding it."""
-        return image_size(self.source(), name=self._name())
+        return image_size(self.source(), name=self.name)
 
-    def _name(self) -> str:
-        return "" if isinstance(self.image, Path) else self.id
+    @property
+    def name(self) -> str:
+        """Return the name of the image in messages: its path, or its id."""
+        return str(self.image) if isinstance(self.image, Path) else self.id
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,20 @@ class AsyncEngine:
         """Return whether no further request is predicted, because of an error or `close()`."""
         return self._error is not None
 
-    def open_image(self, sample: Sample) -> OpenedImage:
-        """Decode the image of a sample as its request would; `replace(sample, image=...)` then decodes no more."""
-        return self.engine.builder.open_image(sample)
+    def open_image(
+        self,
+        sample: Sample,
+        *,
+        formats: tuple[str, ...] = (),
+        max_pixels: int | None = None,
+        timeout: float | None = None,
+    ) -> OpenedImage:
+        """Decode the image of a sample to the model's size; `replace(sample, image=...)` then decodes no more.
+
+        Raises ImageError for one that cannot be read, is in none of `formats` (names of Pillow) or takes longer than
+        `timeout` seconds (default: `EngineConfig.image_timeout`), and ImageTooLargeError beyond `max_pixels`.
+        """
+        return self.engine.builder.images.open(sample, formats, max_pixels, timeout)
 
     def count_prompt_tokens(self, sample: Sample) -> int:
         """Count the tokens that the encoder gets for a sample: those of the image and those of the prompt."""

@@ -93,6 +93,7 @@ class Engine:
         if not self.is_closed:
             self.is_closed = True
             self.timer.flush(wait=True)
+            self.builder.close()
             self.encoder.close()
             del self.encoder, self.decoder, self.cache, self.batch, self.decode_step
 

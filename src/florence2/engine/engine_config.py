@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-from florence2.config import DEFAULT_NUM_WORKERS
+from florence2.config import DEFAULT_IMAGE_WORKERS, DEFAULT_NUM_WORKERS, ImageWorkers
 from florence2.data.sample import Sample
 from florence2.engine.generation_config import GenerationConfig, require_at_least
 from florence2.errors import OptionError
@@ -23,10 +23,16 @@ class EngineConfig:
     """Slots: requests that are decoded at a time; `None` lets the engine choose by device and memory."""
 
     num_workers: int = DEFAULT_NUM_WORKERS
-    """Threads that open images ahead of the model."""
+    """Number of images that are opened at a time, ahead of the model."""
+
+    image_workers: ImageWorkers = DEFAULT_IMAGE_WORKERS
+    """Who decodes images: `processes` survive a decoder that crashes or takes too much memory, `threads` do not."""
 
     image_timeout: float = 60.0
-    """Seconds in which an image must be open; one that takes longer is an error, and its thread is replaced."""
+    """Seconds in which an image must be decoded; one that takes longer is an error, and its worker is replaced."""
+
+    image_memory: float = 4.0
+    """GiB that a decoder process may take, where the system can limit it; an image that needs more is an error."""
 
     full_decode: bool = False
     """Decode JPEGs in full, so that pixels equal those of transformers to the last bit."""
@@ -45,6 +51,9 @@ class EngineConfig:
         require_at_least("batch_size", 1 if self.batch_size is None else self.batch_size, 1)
         require_at_least("num_workers", self.num_workers, 0)
         require_at_least("image_timeout", self.image_timeout, 0.001)
+        require_at_least("image_memory", self.image_memory, 0.1)
+        if self.image_workers not in get_args(ImageWorkers):
+            raise OptionError(f"`image_workers` is `{self.image_workers}`", "pass `processes` or `threads`")
 
     def check_request(self, generation: GenerationConfig) -> None:
         """Refuse a request that needs more rows or tokens than the engine's slots have."""

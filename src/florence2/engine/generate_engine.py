@@ -48,8 +48,9 @@ class GenerateEngine:
         self.close()
 
     def close(self) -> None:
-        """Refuse further runs; this engine holds no memory of its own."""
+        """Refuse further runs, and end the processes that decode images."""
         self.is_closed = True
+        self.builder.close()
 
     def run(
         self, samples: Iterable[Sample | EngineInput], generation: GenerationConfig | None = None

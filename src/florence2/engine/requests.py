@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Self
 
-import torch
-
-from florence2.data.sample import OpenedImage, Prediction, Sample, Size
+from florence2.data.decoding.decoder_process import DecoderStartError
+from florence2.data.sample import Prediction, Sample
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig, LengthLimits, ModelGenerationConfig
-from florence2.engine.workers.image_threads import ImageThreads
+from florence2.engine.workers.image_loader import ImageInputs, ImageLoader
 from florence2.errors import UserError
 from florence2.model.processing import Preprocessor
 from florence2.model.tasks import Task, find_task
@@ -55,15 +54,6 @@ class EngineInput:
         return [EngineInput(sample, self.generation) for sample in self.sample.follow_up(prediction)]
 
 
-@dataclass(eq=False)
-class ImageInputs:
-    """A preprocessed image: uint8 pixels of the model's size, and its features once they are computed."""
-
-    pixels_HWC: torch.Tensor
-    size: Size
-    features_ND: torch.Tensor | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class Request:
     """A sample as the model takes it."""
@@ -94,7 +84,7 @@ def always_active(_: Sample) -> bool:
 
 
 class RequestBuilder:
-    """Makes requests of samples: opens and resizes images, tokenizes prompts, computes limits."""
+    """Makes requests of samples: loads images, tokenizes prompts, computes limits; `close()` ends its processes."""
 
     def __init__(
         self,
@@ -110,25 +100,18 @@ class RequestBuilder:
         `check` raises a `UserError` for a generation config that cannot be served. `pin_memory` puts pixels where a
         GPU reads them without the host.
         """
-        self.num_workers, self.image_timeout = max(1, config.num_workers), config.image_timeout
-        self._preprocessor, self._model_config, self._config = preprocessor, model_config, config
-        self._check, self._pin_memory = check, pin_memory
+        self.images = ImageLoader(preprocessor, config, pin_memory=pin_memory)
+        self._model_config, self._config, self._check = model_config, config, check
         # Most samples have the same prompt.
         self._prompt_ids = lru_cache(1024)(partial(preprocessor.prompt_ids, max_length=model_config.max_positions))
 
-    def open_image(self, sample: Sample) -> OpenedImage:
-        """Decode the image of a sample; a JPEG at a reduced scale, unless the config says otherwise."""
-        return sample.open(min_size=None if self._config.full_decode else self._preprocessor.min_size)
+    def close(self) -> None:
+        """End the processes that decode images."""
+        self.images.close()
 
     def count_prompt_tokens(self, sample: Sample) -> int:
         """Count the tokens that the encoder gets for a sample: those of the image and those of the prompt."""
         return len(self._prompt_ids(find_task(sample.task), sample.input))
-
-    def load_image(self, sample: Sample) -> ImageInputs:
-        """Open and resize the image of a sample."""
-        image = self.open_image(sample)
-        pixels_HWC = torch.from_numpy(self._preprocessor.resize(image.image))
-        return ImageInputs(pixels_HWC.pin_memory() if self._pin_memory else pixels_HWC, image.size)
 
     def build(self, entry: EngineInput, image_inputs: ImageInputs) -> Request:
         """Make the request of a sample whose image is open."""
@@ -156,12 +139,12 @@ class RequestQueue:
         """Start to prepare samples; `prefetch` requests are ready before they are needed, besides those in work."""
         self.is_active = is_active
         self._builder, self._samples, self._generation = builder, samples, generation
-        self._capacity = threading.Semaphore(2 * builder.num_workers + prefetch)
+        self._capacity = threading.Semaphore(2 * builder.images.num_workers + prefetch)
         self._arrived: queue.Queue[tuple[EngineInput, Future[ImageInputs]] | Exception | None] = queue.Queue()
         self._head: deque[tuple[EngineInput, Future[ImageInputs]]] = deque()
         self._follow_ups: deque[tuple[EngineInput, ImageInputs]] = deque()  # their images are open
         self._ended = self._stopped = False
-        self._pool = ImageThreads(builder.load_image, builder.num_workers, timeout=builder.image_timeout)
+        self._pool = builder.images.threads()
         # A daemon, because an endless iterable of samples may never return.
         threading.Thread(target=self._produce, name="read-samples", daemon=True).start()
 
@@ -210,6 +193,8 @@ class RequestQueue:
         sample = entry.sample
         try:
             return self._builder.build(entry, image_inputs())
+        except DecoderStartError:
+            raise  # no further image can be decoded
         except UserError as error:
             return RequestOutput(sample, Prediction(sample.id, sample.task, sample.input, error=error.what))
 

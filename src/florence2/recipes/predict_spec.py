@@ -49,6 +49,7 @@ class PredictSpec:
             generation=generation,
             batch_size=speed.batch_size,
             num_workers=speed.num_workers,
+            image_workers=speed.image_workers,
             full_decode=speed.full_decode,
             compile=speed.compile,
         )

@@ -31,7 +31,9 @@ def test_more_images_hang_than_there_are_threads() -> None:
         return io.BytesIO()
 
     samples = [Sample(f"{n}", partial(block) if n < 3 else image(n), "caption") for n in range(6)]  # type: ignore[arg-type]
-    config = EngineConfig(GenerationConfig(max_length=4), num_workers=2, image_timeout=0.5, batch_size=2)
+    config = EngineConfig(
+        GenerationConfig(max_length=4), num_workers=2, image_workers="threads", image_timeout=0.5, batch_size=2
+    )
     with Engine(*tiny_model(), config) as engine:
         predictions = {each.file_name: each for each in engine.run(samples)}
     assert [predictions[str(n)].error for n in range(3)] == [f"{n} could not be decoded in 0.5 s" for n in range(3)]
@@ -81,7 +83,7 @@ def test_a_command_with_a_decoder_that_hangs_ends(tmp_path: Path) -> None:
     output = tmp_path / "o.jsonl"
     words = ["--model_path", "demo", "--input_path", str(tmp_path / "photos"), "--output_path", str(output)]
     run = subprocess.run(
-        [sys.executable, "-c", code, *words, "--max_length", "4"],
+        [sys.executable, "-c", code, *words, "--max_length", "4", "--image_workers", "threads"],
         capture_output=True,
         text=True,
         timeout=120,

@@ -36,7 +36,7 @@ def predict_choices(device: torch.device, engine: florence2.Engine) -> list[Choi
         Choice("--dtype", str(dtype)[6:], _dtype_reason(device, dtype)),
         Choice("--batch_size", slots, _slots_reason(device)),
         Choice("--engine", speed.engine, "the default; the same tokens as `generate` in float32"),
-        Choice("--num_workers", speed.num_workers, "the default number of threads that load images"),
+        Choice("--num_workers", speed.num_workers, "the default number of images that are loaded at a time"),
     ]
 
 

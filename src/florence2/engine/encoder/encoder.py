@@ -18,8 +18,9 @@ from florence2.cuda_graphs import CudaGraphCache
 from florence2.devices import to_device
 from florence2.engine.encoder.gram_channel_attention import restore_attention, use_gram_attention
 from florence2.engine.generation_config import ModelGenerationConfig
-from florence2.engine.requests import ImageInputs, Request
+from florence2.engine.requests import Request
 from florence2.engine.stats import Timer
+from florence2.engine.workers.image_loader import ImageInputs
 from florence2.log import logger
 from florence2.model.processing import Preprocessor
 from florence2.system import has_compiler, require_compiler

@@ -1,6 +1,7 @@
 """Reading of the images that a request names: in the body as data URI or base64, or at a URL of an allowed host.
 
-Decoding runs in threads, with a time limit, after the header was checked for its format and number of pixels.
+Each image is decoded in a process of its own, within limits of time and memory, after its header was checked for its
+format and number of pixels.
 """
 
 from __future__ import annotations
@@ -8,14 +9,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import io
 import re
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
-from PIL import Image
-
-from florence2 import AsyncEngine, ImageError, OpenedImage, Sample
+from florence2 import AsyncEngine, ImageError, ImageTooLargeError, OpenedImage, Sample
 from florence2.apps.serve.images.image_urls import fetch_image
 from florence2.apps.serve.model_service import NamedImage
 from florence2.apps.serve.request_limits import RequestError, RequestLimits, busy
@@ -41,9 +39,10 @@ class ImageReader:
     async def open(self, engine: AsyncEngine, source: str | bytes, name: str) -> NamedImage:
         """Decode an image as the engine reads it; `source` is its bytes, base64 text, a data URI or a URL.
 
-        Raises a RequestError that names the image, and never shows its content.
+        Raises a RequestError that names the image, and never shows its content: of status 400 where the image is to
+        blame, and of 503 where it waited too long for other images.
         """
-        limit = self._limits.image_timeout
+        limit = 2 * self._limits.image_timeout
         work = asyncio.get_running_loop().run_in_executor(self._threads, self._read, engine, source, name)
         try:
             async with asyncio.timeout(limit):  # `wait_for` of Python 3.11 may swallow the end of the request
@@ -53,9 +52,16 @@ class ImageReader:
 
     def _read(self, engine: AsyncEngine, source: str | bytes, name: str) -> OpenedImage:
         data = self._bytes(source, name) if isinstance(source, str) else source
-        self._check_header(data, name)
+        limits = self._limits
         try:
-            return engine.open_image(Sample(name, data, "caption"))
+            return engine.open_image(
+                Sample(name, data, "caption"),
+                formats=FORMATS,
+                max_pixels=limits.max_image_pixels,
+                timeout=limits.image_timeout,
+            )
+        except ImageTooLargeError as error:
+            raise RequestError(error.what, error.hint, status=413) from None
         except ImageError as error:
             raise RequestError(error.what, error.hint) from None
 
@@ -65,20 +71,6 @@ class ImageReader:
         limits = self._limits
         max_bytes, timeout = limits.max_request_bytes, limits.image_timeout
         return fetch_image(source, self._media_domains, max_bytes=max_bytes, timeout=timeout)
-
-    def _check_header(self, data: bytes, name: str) -> None:
-        """Refuse other formats, and more pixels than the limit, before anything is decoded."""
-        try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-        except Image.DecompressionBombError:
-            width, height = self._limits.max_image_pixels, 2
-        except Exception:  # decoders raise exceptions of any type on damaged files
-            raise RequestError(f"{name} is not an image that can be read", f"send {', '.join(FORMATS)}") from None
-        if width * height > self._limits.max_image_pixels:
-            raise RequestError(
-                f"{name} has more than {self._limits.max_image_pixels:,} pixels", "resize it first", status=413
-            )
 
 
 def decode_base64(text: str, name: str) -> bytes:
