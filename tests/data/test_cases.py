@@ -107,8 +107,7 @@ def test_named_text_column_of_a_saved_dataset_is_checked_and_converted(tmp_path:
     saved.save_to_disk(tmp_path / "ds")
     written = rows(convert(tmp_path / "ds", tmp_path / "out", "jsonl", "--text_column", "answers"))
     assert [(row["task"], row["input"], row["text"]) for row in written] == [
-        ("<DocVQA>", "What is the total?", "12.00"),
-        ("<DocVQA>", "What is the total?", "12"),
+        ("<DocVQA>", "What is the total?", ["12.00", "12"])
     ]
 
 
@@ -124,3 +123,61 @@ def test_folder_of_images_that_does_not_exist_is_named(tmp_path: Path, name: str
     with pytest.raises(DatasetError, match=r"nope is not a folder") as caught:
         resolve_dataset(path, DatasetOptions("od", dataset_dir=tmp_path / "nope"))
     assert caught.value.hint == "pass the folder of the images as --dataset_dir"
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo", "voc", "csv", "annotations"])
+def test_a_validation_split_has_any_of_its_names(tmp_path: Path, kind: str) -> None:  # Roboflow writes `valid`
+    for split in ("train", "valid"):
+        folder = tmp_path / split
+        if kind == "coco":
+            coco(folder / "_annotations.coco.json", [{"bbox": [10, 10, 20, 20], "category_id": 1}])
+        elif kind == "yolo":
+            yolo(folder, "0 .5 .5 .2 .2\n")
+            (folder / "data.yaml").rename(tmp_path / "data.yaml")
+            config = "train: ../train/images\nval: ../valid/images\nnames: [cat]\n"
+            (tmp_path / "data.yaml").write_text(config)
+        elif kind == "voc":
+            box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+            xml = f"<annotation><object><name>cat</name>{box}</object></annotation>"
+            image(folder / f"{split}.png").with_suffix(".xml").write_text(xml)
+        elif kind == "csv":
+            header = "filename,width,height,class,xmin,ymin,xmax,ymax"
+            path = image(folder / f"{split}.png", (100, 100)).with_name("_annotations.csv")
+            path.write_text(f"{header}\n{split}.png,100,100,cat,10,10,30,30\n{split}.png,100,100,cat,1,2,3,4\n")
+        else:
+            coco(tmp_path / "annotations" / f"{split}.json", [{"bbox": [10, 10, 20, 20]}])
+        if kind in ("coco", "annotations"):
+            image(folder / "0.png", (200, 100))
+    for name in ("", ":val", ":valid", ":validation"):
+        report = check(f"{tmp_path}{name}")
+        assert (report["images"], report["issues"]) == (1, [])
+        assert report["objects"] == {"cat": 2 if kind == "csv" else 1}
+        images = resolve_dataset(f"{tmp_path}{name}", DatasetOptions("od")).samples
+        assert ("valid" if name else "train") in str(images[0].image) or kind == "annotations"
+
+
+@pytest.mark.parametrize("split", ["", ":val"])
+@pytest.mark.parametrize("name", ["annotations/panoptic_val2017.json", "_annotations.coco.json", "panoptic.json"])
+def test_a_folder_of_panoptic_files_is_refused_by_its_reason(tmp_path: Path, name: str, split: str) -> None:
+    image(tmp_path / "0.png", (200, 100))
+    path = coco(tmp_path / name, [{"segments_info": [{"id": 1, "category_id": 1, "bbox": [10, 10, 20, 20]}]}])
+    if split and path.parent == tmp_path:
+        pytest.skip("a folder without splits")
+    with pytest.raises(DatasetError) as caught:
+        resolve_dataset(f"{tmp_path}{split}", DatasetOptions("od" if "_" in name else "caption"))
+    assert "panoptic segmentations, which are not read" in caught.value.what + caught.value.hint
+    assert "instances" in caught.value.hint
+
+
+def test_a_box_that_is_no_number_is_not_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # B9
+    boxes = [{"bbox": [float("nan")] * 4}, {"bbox": [1, 1, 5, 5], "image_id": 1}]
+    path = coco(tmp_path / "x.json", boxes, images=2)
+    image(tmp_path / "0.png", (200, 100))
+    image(tmp_path / "1.png", (200, 100))
+    for to in ("jsonl", "yolo", "coco"):
+        convert(path, tmp_path / to, to)
+        assert "skipped: 1 rows that are issues" in capsys.readouterr().out
+    assert [row["file_name"] for row in rows(tmp_path / "jsonl")] == ["1.png"]
+    coco(path, boxes[:1])
+    assert main(["data", "convert", str(path), str(tmp_path / "none")]) == 2
+    assert "none of 1 rows can be read\nhint: run `florence2 data check`" in capsys.readouterr().err

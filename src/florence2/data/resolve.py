@@ -193,6 +193,8 @@ def _unread_table_hint(listing: Listing) -> str:
         path = listing.path / name
         if name.lower().startswith("metadata.j") and name not in METADATA_NAMES and name != "metadata.json":
             return f"rename {path} to metadata.jsonl"
+        if name.lower().startswith("panoptic") and name.lower().endswith(".json"):
+            return f"{path} has panoptic segmentations, which are not read: pass a COCO file of instances"
         if is_table_name(name) and name not in METADATA_NAMES:
             return f"pass {path} itself as the dataset"
     return ""

@@ -33,11 +33,12 @@ def find_coco(folder: Path, split: str | None) -> Path | None:
         path = next(inner / name for name in names if Path(name).stem == stem and name.lower().endswith(".json"))
         if is_coco(path):
             found[_split_of(stem, split)].append(path)
-    panoptic = next((name for name in names if name.startswith("panoptic") and name.endswith(".json")), None)
-    if not found and panoptic is not None:
-        return inner / panoptic  # whose reader says that it is not read
     order = [split] if split else [*_SPLITS[:1], "", *_SPLITS[1:]]
     paths = next((found[each] for each in order if each in found), [])
+    panoptic = [name for name in names if name.startswith("panoptic") and name.lower().endswith(".json")]
+    panoptic = [name for name in panoptic if split in (None, _split_of(Path(name).stem, split))]
+    if not paths and panoptic:
+        return inner / panoptic[0]  # whose reader says that it is not read
     best = min((_kind_rank(path.stem) for path in paths), default=0)
     chosen = [path for path in paths if _kind_rank(path.stem) == best]
     if len(chosen) > 1:

@@ -31,10 +31,12 @@ from florence2.data.streams.tar_writer import write_shards
 from florence2.data.tables import Row
 from florence2.errors import DatasetError, OptionError, UserError
 from florence2.files import has_case_sensitive_names, reserved_part, to_json
+from florence2.model.answer import Answer
 from florence2.model.tasks import InputType, OutputType, split_prompt
 
 OutputFormat = Literal["jsonl", "coco", "yolo", "folder", "shards"]
 LinkMode = Literal["link", "copy"]
+_ISSUES = "rows that are issues of `florence2 data check`"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def convert(
         raise OptionError(f"{folder} exists already", "pass a new folder")
     skipped: Counter[str] = Counter()
     records = _collect_records(rows, columns, skipped)
+    if not records and skipped[_ISSUES]:
+        raise DatasetError(f"none of {skipped[_ISSUES]:,} rows can be read", "run `florence2 data check` to see why")
     if to == "folder":
         records = [record for record in records if record.captions]
     if to in ("coco", "yolo") and not any(record.has_located_rows for record in records):
@@ -81,8 +85,7 @@ def convert(
     folder.mkdir(parents=True, exist_ok=True)
     if to != "shards":  # whose names are inside tars
         _check_file_names(to, [record.name for record in records], folder)
-    num_rows = _WRITERS[to](records, folder, link_mode, skipped)
-    return ConversionResult(len(records), num_rows, +skipped)
+    return ConversionResult(len(records), _WRITERS[to](records, folder, link_mode, skipped), +skipped)
 
 
 def _collect_records(rows: Iterable[DatasetRow], columns: ColumnMapping, skipped: Counter[str]) -> list[ImageRecord]:
@@ -99,7 +102,7 @@ def _collect_records(rows: Iterable[DatasetRow], columns: ColumnMapping, skipped
             record = records.get(row.image.id) or ImageRecord(row.image, _file_name(row.image))
             records[row.image.id] = _with_row(record, row, columns, size)
         except UserError:
-            skipped["rows that are issues of `florence2 data check`"] += 1
+            skipped[_ISSUES] += 1
     return list(records.values())
 
 
@@ -120,6 +123,8 @@ def _with_row(record: ImageRecord, dataset_row: DatasetRow, columns: ColumnMappi
     annotations = dataset_row.annotations
     if annotations is None:
         annotations = annotations_from_row(task, task_input, answer, texts[0] if texts else "", lambda: size)
+    elif isinstance(answer, dict):
+        Answer.from_dict(answer, task.output_type)  # raises where a coordinate is no number
     is_caption = annotations is None and task.input_type is InputType.NOTHING
     new = [annotation for annotation in annotations or [] if annotation not in record.annotations]
     return replace(

@@ -1,4 +1,7 @@
-"""VoTT: its CSV export (`image,xmin,ymin,xmax,ymax,label`) and its JSON export (`assets` with `regions`)."""
+"""VoTT: its CSV export (`image,xmin,ymin,xmax,ymax,label`) and its JSON export (`assets` with `regions`).
+
+Roboflow and the tutorials of TensorFlow write the CSV as `filename,width,height,class,xmin,ymin,xmax,ymax`.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -10,12 +13,14 @@ from florence2.data.formats.annotators.values import csv_columns, finite_numbers
 from florence2.errors import DatasetError
 from florence2.model.geometry import bounding_box
 
-_CSV_COLUMNS = {"image", "xmin", "ymin", "xmax", "ymax", "label"}
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+_IMAGE_AND_LABEL = (("image", "label"), ("filename", "class"))
 
 
 def is_vott_csv(path: Path) -> bool:
-    """Tell by its header whether a CSV file is an export of VoTT."""
-    return path.suffix.lower() == ".csv" and set(csv_columns(path)) >= _CSV_COLUMNS
+    """Tell by its header whether a CSV file is an export of VoTT, or one of Roboflow for TensorFlow."""
+    columns = set(csv_columns(path)) if path.suffix.lower() == ".csv" else set()
+    return any(columns >= {*_SIDES, *names} for names in _IMAGE_AND_LABEL)
 
 
 def is_vott(document: Any) -> bool:
@@ -28,16 +33,19 @@ def is_vott(document: Any) -> bool:
 def read_vott_csv(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the images of a CSV export, in the order of their first row."""
     rows: dict[str, list[tuple[str, dict[str, str]]]] = defaultdict(list)
+    is_own = set(_IMAGE_AND_LABEL[0]) <= set(csv_columns(path))
+    image, label = _IMAGE_AND_LABEL[0 if is_own else 1]
     for where, row in read_csv(path):
-        rows[row["image"]].append((where, row))
+        rows[row[image]].append((where, {**row, "label": row[label]}))
     for name, each in rows.items():
         yield each[0][0], read_image(name, each[0][0], _parse_rows, name, each)
 
 
 def _parse_rows(name: str, rows: list[tuple[str, dict[str, str]]]) -> AnnotatedImage:
-    sides = ("xmin", "ymin", "xmax", "ymax")
-    boxes = [Annotation(row["label"], finite_numbers([row[side] for side in sides], where)) for where, row in rows]
-    return AnnotatedImage(name, boxes)
+    boxes = [Annotation(row["label"], finite_numbers([row[side] for side in _SIDES], where)) for where, row in rows]
+    size = [rows[0][1].get(side, "") for side in ("width", "height")]
+    is_known = all(side.isdecimal() for side in size)
+    return AnnotatedImage(name, boxes, (int(size[0]), int(size[1])) if is_known else None)
 
 
 def read_vott(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
