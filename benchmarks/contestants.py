@@ -12,37 +12,28 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
-from torch import Tensor
-from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor
-from transformers import GenerationConfig as TransformersGenerationConfig
-from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from benchmarks.benchmark_models import BUNDLED, load_model
 from florence2.data.sample import Sample
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
-from florence2.model.storage import legacy_layout as legacy
-from florence2.model.storage.checkpoint_files import read_tokenizer
 from florence2.model.tasks import find_task
 from florence2.system import tune_allocator
 
-HUB = Path(__file__).parents[1] / "tests" / "fixtures" / "hub"
 TASK = find_task("caption")
 MODEL_IMAGE_SIZE, MAX_LENGTH = (768, 768), 200
-TINY_CONFIG = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
-TINY_CONFIG |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
 
 
 @dataclass(frozen=True)
 class ContestantConfig:
-    """The name of a contestant and its options."""
+    """The name of a contestant and its options; `exports` is the folder of the exported models, `target` its layout."""
 
     name: str
     batch_size: int  # 0: the engine's own choice
@@ -52,15 +43,25 @@ class ContestantConfig:
     dtype: str
     compile: str
     num_workers: int
+    num_threads: int
+    exports: str = ""
+    target: str = ""
+
+    @property
+    def export_folder(self) -> Path:
+        """Return the folder of the exported model."""
+        return Path(self.exports) / f"{self.model_size}-{self.target}-{self.dtype}"
 
 
 @dataclass(frozen=True)
 class Job:
     """Images to caption, the length of each caption in tokens, and the output file.
 
-    Files may repeat. With `decoded`, images are decoded and resized to the model's size before the clock starts.
+    Files may repeat. The bundled model, which `model_size` `demo` names, ends its captions itself. With `decoded`,
+    images are decoded and resized to the model's size before the clock starts.
     """
 
+    model_size: str
     images: list[str]
     lengths: list[int]
     output: str
@@ -82,14 +83,14 @@ class EngineContestant:
 
     def __init__(self, config: ContestantConfig) -> None:
         tune_allocator()
-        model, processor = random_model(config)
+        model, processor = load_model(config.model_size, config.device, config.dtype)
         self._lengths: list[int] = []
         settings = EngineConfig(
             generation=GenerationConfig(num_beams=config.num_beams, max_length=MAX_LENGTH),
             batch_size=config.batch_size or None,
             num_workers=config.num_workers,
             compile=config.compile,  # type: ignore[arg-type]
-            forced_lengths=lambda sample: self._lengths[int(sample.id)],
+            forced_lengths=None if config.model_size == BUNDLED else lambda sample: self._lengths[int(sample.id)],
         )
         self._engine = Engine(model, processor, settings).__enter__()
 
@@ -102,7 +103,8 @@ class EngineContestant:
         samples = [Sample(str(n), decoded.get(path, Path(path)), TASK.token) for n, path in enumerate(job.images)]
         for prediction in self._engine.run(samples):
             number = int(prediction.file_name)
-            assert prediction.num_tokens == job.lengths[number], prediction
+            assert prediction.error is None, prediction
+            assert not job.lengths or prediction.num_tokens == job.lengths[number], prediction
             yield job.images[number], prediction.text
 
     def report(self) -> dict[str, Any]:
@@ -110,80 +112,17 @@ class EngineContestant:
         return {"stats": asdict(self._engine.stats)}
 
 
-class GenerateContestant:
-    """`generate` of transformers as on the model card: fixed batches, the processor in the same loop."""
+def create_contestant(config: ContestantConfig) -> Contestant:
+    """Create a contestant by its name."""
+    if config.name == "ours":
+        return EngineContestant(config)
+    if config.name == "vllm":
+        from benchmarks.vllm_contestant import VllmContestant
 
-    def __init__(self, config: ContestantConfig) -> None:
-        if config.name.endswith("tuned"):
-            tune_allocator()
-        self._config, (self._model, self._processor) = config, random_model(config)
-        if config.name.endswith("tuned"):
-            self._model.to(memory_format=torch.channels_last)
+        return VllmContestant(config)
+    from benchmarks.generate_contestants import ExportedContestant, TransformersContestant
 
-    def run(self, job: Job, decoded: dict[str, Image.Image]) -> Iterator[tuple[str, str]]:
-        """Caption batch by batch."""
-        for start in range(0, len(job.images), self._config.batch_size):
-            paths = job.images[start : start + self._config.batch_size]
-            lengths = job.lengths[start : start + self._config.batch_size]
-            images = [decoded.get(path) or Image.open(path).convert("RGB") for path in paths]
-            inputs = self._processor(text=[TASK.token] * len(paths), images=images, return_tensors="pt", padding=True)
-            inputs = inputs.to(self._config.device, getattr(torch, self._config.dtype))
-            ids = self._model.generate(
-                **inputs,
-                max_new_tokens=1000,
-                num_beams=self._config.num_beams,
-                do_sample=False,
-                early_stopping=self._config.num_beams > 1,
-                logits_processor=LogitsProcessorList([ForcedLengths(lengths, self._config.num_beams)]),
-            )
-            for length, row in zip(lengths, ids, strict=True):
-                assert row.tolist().index(2, 1) == length + 2, (row, length)
-            yield from zip(paths, self._processor.batch_decode(ids, skip_special_tokens=True), strict=True)
-
-    def report(self) -> dict[str, Any]:
-        """Return nothing more."""
-        return {}
-
-
-class ForcedLengths(LogitsProcessor):  # type: ignore[misc]
-    """Ends each row of a batch at its own length, because random weights do not predict an end."""
-
-    def __init__(self, lengths: list[int], num_beams: int) -> None:
-        self._ends = torch.tensor(lengths).repeat_interleave(num_beams)[:, None] + 2
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Forbid eos before the end, and every other token at the end."""
-        is_end = (self._ends == input_ids.shape[1]).to(scores.device)
-        is_eos = (torch.arange(scores.shape[-1], device=scores.device) == 2)[None]
-        scores = scores.masked_fill(is_eos & (self._ends > input_ids.shape[1]).to(scores.device), -float("inf"))
-        return torch.where(is_end, torch.where(is_eos, 0.0, -float("inf")), scores)
-
-
-def random_model(contestant: ContestantConfig) -> tuple[Any, Florence2Processor]:
-    """Create the real architecture with random weights, and the real tokenizer."""
-    source = "large" if contestant.model_size == "large" else "base"
-    config = legacy.config_to_native(json.loads((HUB / f"microsoft-{source}" / "config.json").read_text()))
-    tokenizer = read_tokenizer(HUB / "microsoft-large")  # the same bytes as base
-    if contestant.model_size == "tiny":  # to test the script
-        config["text_config"] |= TINY_CONFIG
-        config["vision_config"] |= {"embed_dim": (8, 16, 32, 64), "depths": (1, 1, 1, 1), "projection_dim": 32}
-        config["vision_config"] |= {"num_heads": (1, 2, 4, 8), "num_groups": (1, 2, 4, 8)}
-    config["text_config"]["vocab_size"] = len(tokenizer)
-    config["image_token_id"] = tokenizer.convert_tokens_to_ids("<image>")
-    torch.manual_seed(0)
-    model: Any = Florence2ForConditionalGeneration(Florence2Config(**config)).eval()
-    with torch.no_grad():  # otherwise all tokens are about equally likely, unlike in a real search
-        model.model.language_model.shared.weight.mul_(8)
-    ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
-    model.generation_config = TransformersGenerationConfig(**ids, forced_bos_token_id=0, no_repeat_ngram_size=3)
-    images = CLIPImageProcessorPil(
-        size={"height": 768, "width": 768},
-        do_center_crop=False,
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
-        image_seq_length=577,
-    )
-    return model.to(contestant.device, getattr(torch, contestant.dtype)), Florence2Processor(images, tokenizer)
+    return (ExportedContestant if config.target else TransformersContestant)(config)
 
 
 def main() -> None:
@@ -192,10 +131,13 @@ def main() -> None:
     # Output of libraries goes to stderr; stdout is for replies.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    contestant: Contestant = EngineContestant(config) if config.name == "ours" else GenerateContestant(config)
-    print(json.dumps({"ready": config.name}), file=replies, flush=True)
+    contestant: Contestant | None = None
     for line in sys.stdin:
         job = Job(**json.loads(line))
+        if contestant is None or job.model_size != config.model_size:
+            contestant = None  # frees its memory first
+            config = replace(config, model_size=job.model_size)
+            contestant = create_contestant(config)
         decoded = {
             path: Image.open(path).convert("RGB").resize(MODEL_IMAGE_SIZE) for path in set(job.images) if job.decoded
         }

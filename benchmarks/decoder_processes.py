@@ -25,8 +25,9 @@ from typing import Any, Literal
 import psutil
 import torch
 
-from benchmarks.contestants import ContestantConfig, random_model
-from benchmarks.throughput import make_jpeg, processor_name
+from benchmarks.benchmark_models import random_model
+from benchmarks.jpegs import make_jpeg
+from benchmarks.processor import processor_name
 from florence2.data.sample import Sample
 from florence2.devices import inference_dtype, pick_device
 from florence2.engine.engine import Engine
@@ -81,7 +82,7 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
     if options.model == "demo":
         return load("demo", dtype=dtype, device=device)
     name = str(dtype).removeprefix("torch.")
-    return random_model(ContestantConfig("ours", 0, "base", 1, str(device), name, "off", options.num_workers))
+    return random_model("base", str(device), name)
 
 
 @contextmanager

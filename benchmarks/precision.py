@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.throughput import processor_name
+from benchmarks.processor import processor_name
 from florence2.data.sample import Prediction, Sample, SampleKey
 from florence2.demo.scenes import Scene, make_scene
 from florence2.demo.targets import SceneTarget, scene_target

@@ -1,12 +1,13 @@
 """Time and memory of `florence2 predict` without its model, by the number of images.
 
     python -m benchmarks.scale_of_work
-    python -m benchmarks.scale_of_work --sizes 10 1000 100000 1000000
+    python -m benchmarks.scale_of_work --sizes 10 1000 --write
 
 The engine is replaced by one that returns a caption at once and opens no image. What remains is the work around it:
 listing, the journal, progress, and reading the journal again when a run resumes. Every run is a new process: one from
 the start, one that resumes a journal of half of the images, and one with nothing left to do. The images are hard links
-to one file where the file system has them. Prints a table, and one line of JSON last.
+to one file where the file system has them. The peak is that of the process, the imports of torch included, which are
+the row of 10 images. Prints a table and one line of JSON, and writes both to a dated file on request.
 """
 
 from __future__ import annotations
@@ -14,19 +15,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from benchmarks.throughput import processor_name
+from benchmarks.processor import processor_name
 
+RESULTS = Path(__file__).parent / "results"
 IMAGES_PER_FOLDER = 1000
 CAPTION = "a caption of about the usual length, with a dog on a beach and a boat behind it"
 
@@ -57,7 +61,8 @@ class FreeEngine:
 def main() -> None:
     """Measure every size, or be one of the processes that do the work."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 1_000, 100_000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 1_000, 100_000, 1_000_000])
+    parser.add_argument("--write", action="store_true", help=f"also write a dated file into {RESULTS.name}/")
     parser.add_argument("--run", nargs=2, metavar=("IMAGES", "OUTPUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
@@ -65,8 +70,15 @@ def main() -> None:
         return
     rows = [row for size in options.sizes for row in measure(size)]
     command = "python -m benchmarks.scale_of_work " + " ".join(sys.argv[1:])
-    print(table(rows))
-    print(json.dumps({"command": command.strip(), "device": processor_name(), "rows": rows}))
+    report = json.dumps({"command": command.strip(), "device": processor_name(), "rows": rows})
+    print(text := table(rows))
+    print(report)
+    if options.write:
+        date = f"{datetime.now(UTC):%Y-%m-%d}"
+        title = f"# Prediction without its model, by the number of images: {processor_name()}"
+        loads = f"load of the machine before each run {min(r['load'] for r in rows)} to {max(r['load'] for r in rows)}"
+        content = f"{title}\n\n{text}\n\n{date}, {loads}\n\n```json\n{report}\n```\n"
+        (RESULTS / f"{date}-scale-of-work.md").write_text(content)
 
 
 def predict(images: str, output: str) -> dict[str, float]:
@@ -85,9 +97,15 @@ def predict(images: str, output: str) -> dict[str, float]:
         "seconds": time.perf_counter() - start,
         "processor_seconds": time.process_time() - cpu_start,
         "seconds_to_first": (engine.first or time.perf_counter()) - start,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": peak_mib(),
         "predictions": summary.num_predictions,
     }
+
+
+def peak_mib() -> float:
+    """Return the peak of this process's memory; `getrusage` would count its parent's, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:"))) / 1024
 
 
 def measure(size: int) -> Iterator[dict[str, Any]]:
@@ -97,46 +115,56 @@ def measure(size: int) -> Iterator[dict[str, Any]]:
         make_images(images, size)
         for kind in ("from the start", "half is done", "all is done"):
             if kind == "half is done":
-                lines = output.read_bytes().splitlines(keepends=True)
-                output.write_bytes(b"".join(lines[: size // 2]))
-            yield {"images": size, "kind": kind} | run_process(images, output)
-            print(f"{size} images, {kind} (load {os.getloadavg()[0]:.2f})", file=sys.stderr)
+                truncate(output, size // 2)
+            load = round(os.getloadavg()[0], 1)
+            row = {"images": size, "kind": kind, "load": load} | run_process(images, output)
+            print(f"{size} images, {kind}: {row['seconds']:.1f} s (load before {load})", file=sys.stderr)
+            yield row
+
+
+def truncate(journal: Path, num_lines: int) -> None:
+    """Leave the first lines of a file."""
+    with journal.open("rb") as file:
+        length = sum(len(line) for line in islice(file, num_lines))
+    os.truncate(journal, length)
 
 
 def run_process(images: Path, output: Path) -> dict[str, Any]:
     """Run one prediction in a new process and return its measurements."""
     command = [sys.executable, "-m", "benchmarks.scale_of_work", "--run", str(images), str(output)]
+    start = time.perf_counter()
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(result.stdout.splitlines()[-1]))
+    seconds = time.perf_counter() - start
+    return {"command_seconds": seconds, **json.loads(result.stdout.splitlines()[-1])}
 
 
 def make_images(folder: Path, size: int) -> None:
     """Make a folder of subfolders of links to one small JPEG."""
     folder.mkdir()
-    first = folder / "0000000.jpg"
-    Image.effect_noise((64, 64), 60).convert("RGB").save(first)
-    data = first.read_bytes()
+    source = folder / "0000000.jpg"
+    Image.effect_noise((64, 64), 60).convert("RGB").save(source)
     for number in range(1, size):
         parent = folder / f"{number // IMAGES_PER_FOLDER:04}"
         if number == 1 or number % IMAGES_PER_FOLDER == 0:
             parent.mkdir(exist_ok=True)
         target = parent / f"{number:07}.jpg"
         try:
-            os.link(first, target)
+            os.link(source, target)
         except OSError:  # the file system has no links, or as many of this file as it can
-            target.write_bytes(data)
+            source = Path(shutil.copyfile(source, target))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Format the rows as Markdown."""
     lines = [
-        "| images | run | s | processor ms/image | s to the first prediction | peak MiB |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| images | run | s | with process start | ms/image | processor | s to the first prediction | peak MiB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        cost = 1000 * row["processor_seconds"] / row["images"]
-        times = f"{row['seconds']:.2f} | {cost:.3f} | {row['seconds_to_first']:.2f}"
-        lines.append(f"| {row['images']:,} | {row['kind']} | {times} | {row['peak_mib']:.0f} |")
+        clock, processor = (1000 * row[name] / row["images"] for name in ("seconds", "processor_seconds"))
+        cells = [f"{row['images']:,}", row["kind"], f"{row['seconds']:.2f}", f"{row['command_seconds']:.2f}"]
+        cells += [f"{clock:.3f}", f"{processor:.3f}", f"{row['seconds_to_first']:.2f}", f"{row['peak_mib']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

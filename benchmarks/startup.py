@@ -21,7 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.throughput import make_images, processor_name
+from benchmarks.jpegs import make_images
+from benchmarks.processor import processor_name
 
 Duration = tuple[float, float]  # seconds by the clock, and of the processor
 DEMO = Path(__file__).parents[1] / "src" / "florence2" / "demo" / "model"

@@ -1,14 +1,15 @@
 """Images per second, from JPEGs on disk to captions.jsonl: this engine and its rivals, alternating in one run.
 
     python -m benchmarks.throughput --num_beams 3
-    python -m benchmarks.throughput --num_beams 1 --rival hf-bf16-tuned
+    python -m benchmarks.throughput --rival all --num_images 16 --num_rival_images 4 --rival_batch_sizes 1 4
     python -m benchmarks.throughput --device cuda --decoded --compile on --num_images 3000 --rival_batch_sizes 16 64
 
-Rivals: `hf-fp32` is `generate` as on the model card, one image at a time; `hf-bf16` is the same in bfloat16;
-`hf-fp32-tuned` and `hf-bf16-tuned` have channels-last weights and a tuned allocator too. All but the first run at each
-of `--rival_batch_sizes`. Without `--rival`, those in bfloat16 take part if the device has native bfloat16 support.
+The second command takes about eight minutes on two quiet cores. `benchmarks/rivals.py` lists the rivals; without
+`--rival`, transformers' take part, in bfloat16 if the device has it natively. `all` are transformers' on the model card
+and at its best, exported graphs, transformers.js and vLLM, where they can run; it needs some 14 GB of memory.
 Weights are random, so the lengths of captions are forced: normal with mean 40 and standard deviation 25, at least 4,
-the same quantiles for every contestant.
+the same quantiles for every contestant. Before, every contestant captions `--num_scenes` scenes with the bundled model,
+which ends its captions itself: how many of them equal those of transformers' `generate` in float32, one at a time.
 
 Other load on the machine distorts the result; the load before each round is printed.
 """
@@ -18,43 +19,50 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
-from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.contestants import ContestantConfig, random_model
+from benchmarks.benchmark_models import BUNDLED, random_model
+from benchmarks.jpegs import make_images
+from benchmarks.processor import processor_name
+from benchmarks.rivals import ALL, RIVALS, contestant_command
+from benchmarks.throughput_table import table
+from florence2.demo.dataset import make_dataset
 from florence2.devices import has_bfloat16, inference_dtype
 
 RESULTS = Path(__file__).parent / "results"
-RIVALS = {"hf-fp32": "float32", "hf-fp32-tuned": "float32", "hf-bf16": "bfloat16", "hf-bf16-tuned": "bfloat16"}
-SIZES = ((1154, 866), (4000, 3000))  # 1 and 12 megapixels
+FIRST_SCENE = 6_000_000
+Texts = dict[str, str]
 
 
 def main() -> None:
     """Run the rounds, print a table and one line of JSON, and write both to a file on request."""
     options = parse()
     with tempfile.TemporaryDirectory() as folder:
+        options.exports = options.exports or f"{folder}/exports"
         files = make_images(Path(folder), min(options.num_files, options.num_images))
         images = list(islice(cycle(files), options.num_images))
-        rounds = run_rounds(options, images, Path(folder))
-    report = summary(options, rounds)
+        contestants = start_contestants(options)
+        try:
+            texts = caption_scenes(options, contestants, Path(folder)) if options.num_scenes else {}
+            rounds = run_rounds(options, contestants, images, Path(folder))
+        finally:
+            for contestant in contestants.values():
+                contestant.close()
+    report = summary(options, rounds, texts)
     print(text := table(report))
     if options.write:
         RESULTS.mkdir(exist_ok=True)
@@ -69,12 +77,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--size", default="base", choices=("base", "large", "tiny"))
     parser.add_argument("--num_beams", type=int, default=3)
-    parser.add_argument(
-        "--rival", action="append", choices=tuple(RIVALS), help="may be repeated (default: all that suit the device)"
-    )
-    parser.add_argument("--rival_batch_sizes", type=int, nargs="+", default=[1, 8], help="of all rivals but hf-fp32")
+    rivals = (*(rival.name for rival in RIVALS), ALL)
+    parser.add_argument("--rival", action="append", choices=rivals, help="may be repeated (default: transformers')")
+    parser.add_argument("--rival_batch_sizes", type=int, nargs="+", default=[1, 8], help="of transformers' but hf-fp32")
     parser.add_argument("--num_images", type=int, default=64)
     parser.add_argument("--num_files", type=int, default=64, help="files on disk; further images repeat them")
+    parser.add_argument("--num_scenes", type=int, default=20, help="scenes that the bundled model captions, or 0")
     parser.add_argument("--decoded", action="store_true", help="decode and resize images before the clock starts")
     parser.add_argument("--num_rival_images", type=int, default=16, help="images of each rival in a round")
     parser.add_argument("--num_rounds", type=int, default=2)
@@ -83,34 +91,28 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num_workers", type=int, default=2, help="threads that read images for the engine")
     parser.add_argument("--dtype", default="auto", help="dtype of the engine (default: as in `florence2 predict`)")
     parser.add_argument("--compile", default="off", choices=("auto", "on", "off"))
+    parser.add_argument("--exports", help="folder that keeps the exported models (default: a temporary one)")
     parser.add_argument("--write", action="store_true", help=f"also write a dated file into {RESULTS.name}/")
     options = parser.parse_args()
     device = torch.device(options.device)
     options.dtype = str(inference_dtype(options.dtype, device)).removeprefix("torch.")
-    options.rival = options.rival or [name for name in RIVALS if "bf16" not in name or has_bfloat16(device)]
+    options.rival, options.left_out = choose_rivals(options, has_bfloat16(device))
     return options
 
 
-def make_images(folder: Path, count: int) -> list[str]:
-    """Write JPEGs of 1 and 12 megapixels alternately: clouds with noise, all different."""
-    with ProcessPoolExecutor() as pool:
-        return list(pool.map(partial(make_image, folder), range(count)))
-
-
-def make_image(folder: Path, number: int) -> str:
-    """Write one JPEG of one of the sizes."""
-    return make_jpeg(folder, f"{number:04}", SIZES[number % len(SIZES)], number)
-
-
-def make_jpeg(folder: Path, name: str, size: tuple[int, int], seed: int) -> str:
-    """Write one JPEG."""
-    grain = np.random.default_rng(seed)
-    clouds = Image.fromarray(grain.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    noise = grain.integers(0, 24, (size[1] // 2, size[0] // 2, 1), dtype=np.uint8)
-    pixels = np.asarray(clouds) // 8 * 7 + noise.repeat(2, 0).repeat(2, 1)
-    path = str(folder / f"{name}.jpg")
-    Image.fromarray(pixels).save(path, quality=90)
-    return path
+def choose_rivals(options: argparse.Namespace, is_half_native: bool) -> tuple[list[str], dict[str, str]]:
+    """Return the names of the rivals, and why others were left out of `all`; a named rival that cannot run ends it."""
+    names = options.rival or []
+    reasons = {rival.name: rival.obstacle(options, is_half_native) for rival in RIVALS}
+    if ALL in names:
+        usual = [
+            rival.name for rival in RIVALS if rival.is_in_all or (rival.name == "hf-fp32-tuned" and not is_half_native)
+        ]
+        return [name for name in usual if not reasons[name]], {name: reasons[name] for name in usual if reasons[name]}
+    for name in names:
+        if reasons[name] and "bfloat16" not in reasons[name]:
+            raise SystemExit(f"{name}: {reasons[name]}")
+    return names or [rival.name for rival in RIVALS if not rival.target and not reasons[rival.name]], {}
 
 
 def caption_lengths(count: int) -> list[int]:
@@ -121,6 +123,41 @@ def caption_lengths(count: int) -> list[int]:
     return lengths
 
 
+class Contestant:
+    """A process that captions images, job after job, and waits while another one runs."""
+
+    def __init__(self, options: argparse.Namespace, config: dict[str, Any]) -> None:
+        self.config = config
+        environment = os.environ | {"OMP_NUM_THREADS": str(options.num_threads), "TRANSFORMERS_VERBOSITY": "error"}
+        with contestant_command(config) as command:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            )
+
+    def run(
+        self, model_size: str, images: list[str], lengths: list[int], output: Path, *, decoded: bool
+    ) -> dict[str, Any]:
+        """Run a job and return the reply."""
+        assert self._process.stdin
+        assert self._process.stdout
+        job = {
+            "model_size": model_size,
+            "images": images,
+            "lengths": lengths,
+            "output": str(output),
+            "decoded": decoded,
+        }
+        print(json.dumps(job), file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{label(self.config)} exited with code {self._process.wait()}")
+        return dict(json.loads(line))
+
+    def close(self) -> None:
+        """Wait for the end of the process."""
+        self._process.communicate()
+
+
 def contestant_configs(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the configs of all contestants, ours first."""
     shared = {
@@ -128,42 +165,74 @@ def contestant_configs(options: argparse.Namespace) -> list[dict[str, Any]]:
         "num_beams": options.num_beams,
         "device": options.device,
         "num_workers": options.num_workers,
+        "num_threads": options.num_threads,
+        "exports": options.exports,
     }
     ours = {"name": "ours", "batch_size": options.batch_size, "dtype": options.dtype, "compile": options.compile}
+    rivals = {rival.name: rival for rival in RIVALS}
     configs = [shared | ours]
     for name in options.rival:
-        for batch_size in [1] if name == "hf-fp32" else options.rival_batch_sizes:
-            rival = {"name": name, "batch_size": batch_size, "dtype": RIVALS[name], "compile": "off"}
-            configs.append(shared | rival)
+        configs += [shared | config for config in rivals[name].configs(options.rival_batch_sizes)]
     return configs
 
 
-def run_rounds(options: argparse.Namespace, images: list[str], folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Run all contestants in turn, round after round; each is a process that waits while another runs."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.num_threads), "TRANSFORMERS_VERBOSITY": "error"}
-    processes = {}
-    for config in contestant_configs(options):
-        command = [sys.executable, "-m", "benchmarks.contestants", json.dumps(config)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        processes[label(config)] = config, process
-    for _, process in processes.values():
-        read_reply(process)  # it has loaded its model
-        send_job(process, images[:1], [8], folder)  # warmup
-        read_reply(process)
-    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in processes}
+def start_contestants(options: argparse.Namespace) -> dict[str, Contestant]:
+    """Export what is missing, and start all processes."""
+    configs = contestant_configs(options)
+    for config in configs:
+        for size in (options.size, *([BUNDLED] if options.num_scenes else [])):
+            folder = Path(options.exports) / f"{size}-{config.get('target')}-{config['dtype']}"
+            if config.get("target") and not folder.exists():
+                print(f"exporting {folder.name}", file=sys.stderr)
+                words = [size, config["target"], config["dtype"], str(folder.with_suffix(".unfinished"))]
+                command = [sys.executable, "-m", "benchmarks.benchmark_models", *words]
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+                folder.with_suffix(".unfinished").rename(folder)
+    return {label(config): Contestant(options, config) for config in configs}
+
+
+def caption_scenes(options: argparse.Namespace, contestants: dict[str, Contestant], folder: Path) -> dict[str, Texts]:
+    """Return the captions that each contestant writes with the bundled model, and those of the reference."""
+    images = [
+        str(path)
+        for path in sorted(
+            make_dataset(folder / "scenes", num_samples=options.num_scenes, seed=FIRST_SCENE).glob("*.png")
+        )
+    ]
+    reference = next(rival for rival in RIVALS if rival.name == "hf-fp32")
+    config = contestant_configs(options)[0] | reference.configs([1])[0]
+    output = folder / "scenes.jsonl"
+    extra = {} if label(config) in contestants else {label(config): Contestant(options, config)}
+    texts: dict[str, Texts] = {}
+    for name, contestant in (extra | contestants).items():
+        contestant.run(BUNDLED, images, [], output, decoded=options.decoded)
+        rows = map(json.loads, output.read_text().splitlines())
+        texts[name] = {Path(row["file_name"]).name: row["text"].strip() for row in rows}
+        print(f"{name:22} captioned {len(images)} scenes", file=sys.stderr)
+    for contestant in extra.values():
+        contestant.close()
+    return texts
+
+
+def run_rounds(
+    options: argparse.Namespace, contestants: dict[str, Contestant], images: list[str], folder: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """Run all contestants in turn, round after round."""
+    output = folder / "captions.jsonl"
+    for contestant in contestants.values():
+        contestant.run(options.size, images[:1], [8], output, decoded=options.decoded)  # loads the model and warms up
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
     for number in range(options.num_rounds):
-        for name, (config, process) in processes.items():
-            count = len(images) if config["name"] == "ours" else min(len(images), options.num_rival_images)
+        for name, contestant in contestants.items():
+            count = len(images) if name == "ours" else min(len(images), options.num_rival_images)
             load = os.getloadavg()[0]
             with gpu_utilization(options.device) as percentages:
-                send_job(process, images[:count], caption_lengths(count), folder, options.decoded)
-                reply = read_reply(process) | {"images": count, "load_before": round(load, 2)}
+                job = options.size, images[:count], caption_lengths(count), output
+                reply = contestant.run(*job, decoded=options.decoded) | {"images": count, "load_before": round(load, 2)}
             reply["gpu_use"] = statistics.mean(percentages) if percentages else None
             rounds[name].append(reply)
             seconds = reply["seconds"] / count
-            print(f"round {number + 1}: {name:18} {seconds:8.3f} s/image (load before {load:.2f})", file=sys.stderr)
-    for _, process in processes.values():
-        process.communicate()
+            print(f"round {number + 1}: {name:22} {seconds:8.3f} s/image (load before {load:.2f})", file=sys.stderr)
     return rounds
 
 
@@ -184,7 +253,7 @@ def gpu_utilization(device: str) -> Iterator[list[int]]:
 @torch.no_grad()
 def count_gflop(size: str, num_beams: int, device: str, num_tokens: int = 42) -> float:
     """Count the operations of one image's caption in GFLOP; a multiplication with its addition counts as two."""
-    model, _ = random_model(ContestantConfig("count", 1, size, num_beams, device, "float32", "off", 0))
+    model, _ = random_model(size, device, "float32")
     pixels, prompt = torch.zeros(1, 3, 768, 768, device=device), torch.zeros(1, 10, dtype=torch.long, device=device)
 
     def count(function: Callable[[], Any]) -> tuple[Any, int]:
@@ -212,26 +281,9 @@ def label(config: dict[str, Any]) -> str:
     return "ours" if config["name"] == "ours" else f"{config['name']} b{config['batch_size']}"
 
 
-def send_job(
-    process: subprocess.Popen[str], images: list[str], lengths: list[int], folder: Path, decoded: bool = False
-) -> None:
-    """Send a job to a contestant."""
-    assert process.stdin
-    output = str(folder / "captions.jsonl")
-    job = {"images": images, "lengths": lengths, "output": output, "decoded": decoded}
-    print(json.dumps(job), file=process.stdin, flush=True)
-
-
-def read_reply(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """Wait for the reply of a contestant."""
-    assert process.stdout
-    line = process.stdout.readline()
-    if not line:
-        raise SystemExit(f"a contestant exited with code {process.wait()}")
-    return dict(json.loads(line))
-
-
-def summary(options: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def summary(
+    options: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]], texts: dict[str, Texts]
+) -> dict[str, Any]:
     """Return the medians of the rounds, and our speed-up over each rival at its best batch size."""
     per_image = {
         name: statistics.median(each["seconds"] / each["images"] for each in replies)
@@ -242,6 +294,8 @@ def summary(options: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]
         rival = name.split(" ")[0]
         best[rival] = min(seconds, best.get(rival, seconds))
     device = torch.cuda.get_device_name() if options.device == "cuda" else processor_name()
+    reference = texts.get("hf-fp32 b1", {})
+    equal = {name: sum(found[file] == text for file, text in reference.items()) for name, found in texts.items()}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "python -m benchmarks.throughput " + " ".join(sys.argv[1:]),
@@ -252,48 +306,10 @@ def summary(options: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]
         "gflop_per_image": count_gflop(options.size, options.num_beams, options.device),
         "seconds_per_image": per_image,
         "times_as_fast_as": {rival: seconds / best["ours"] for rival, seconds in best.items() if rival != "ours"},
+        "equal_captions": equal,
         "options": vars(options),
         "rounds": rounds,
     }
-
-
-def table(report: dict[str, Any]) -> str:
-    """Format the report as Markdown."""
-    options = report["options"]
-    lines = [
-        f"# Throughput: {options['size']}, {options['num_beams']} beams, "
-        f"{report['device']}, {report['threads']} threads",
-        "",
-        f"{report['date']}, torch {report['torch']}, transformers {report['transformers']}: `{report['command']}`",
-        "",
-        "| | s/image | images/s | speed-up of ours | rounds | CPU s/image | peak MiB (GPU) | load |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    ours = report["seconds_per_image"]["ours"]
-    for name, seconds in report["seconds_per_image"].items():
-        replies = report["rounds"][name]
-        by_round = ", ".join(f"{each['seconds'] / each['images']:.4f}" for each in replies)
-        peak, load = max(each["peak_mib"] for each in replies), max(each["load_before"] for each in replies)
-        gpu_peak = f" ({max(each['gpu_peak_mib'] for each in replies):.0f})" if options["device"] == "cuda" else ""
-        cpu_seconds = statistics.median(each["cpu_seconds"] / each["images"] for each in replies)
-        speed = f"{seconds:.4f} | {1 / seconds:.2f} | {seconds / ours:.2f} | {by_round}"
-        lines.append(f"| {name} | {speed} | {cpu_seconds:.3f} | {peak:.0f}{gpu_peak} | {load:.1f} |")
-    stats = report["rounds"]["ours"][-1]["stats"]
-    parts = ", ".join(f"{part} {spent / options['num_images']:.4f}" for part, spent in stats["seconds"].items())
-    gflop = report["gflop_per_image"]
-    work = f"{gflop:.0f} GFLOP per image in transformers' implementation: {gflop / ours / 1000:.2f} TFLOP/s"
-    percentage = report["rounds"]["ours"][-1]["gpu_use"]
-    gpu = f"; GPU utilization {percentage:.0f}%" if percentage is not None else ""
-    return "\n".join([*lines, "", f"Ours, last round, s/image: {parts}; {stats['steps']} steps. {work}{gpu}."])
-
-
-def processor_name() -> str:
-    """Return the name of the CPU and of its bfloat16 instructions."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
-    model = next((line.split(":")[1].strip() for line in text.splitlines() if "model name" in line), platform.machine())
-    units = [unit for unit in ("amx_bf16", "avx512_bf16", "avx512_vnni") if unit in text]
-    return f"{model} ({', '.join(units) or 'no native bfloat16'})"
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Draw a result of `throughput`: a bar of seconds per image for each contestant, ours split by the engine's parts.
+"""Draw a result of `throughput`: a bar of seconds per image for each contestant, split by parts where they are known.
 
-python benchmarks/throughput_chart.py benchmarks/results/DATE-throughput-....md docs/images/throughput.png
+python -m benchmarks.throughput_chart benchmarks/results/DATE-throughput-....md docs/images/throughput.png
 """
 
-import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
+
+from benchmarks.throughput_table import parts_of, read_report
 
 WIDTH, BAR_HEIGHT, LEFT, RIGHT, TOP = 900, 44, 210, 90, 60
 COLOURS = {
@@ -25,20 +25,7 @@ RIVAL, INK = (190, 196, 204), (40, 40, 40)
 def main() -> None:
     """Read a result, draw it, and save the image."""
     source, target = map(Path, sys.argv[1:3])
-    block = re.search(r"```json\n(.*?)\n```", source.read_text(encoding="utf-8"), re.DOTALL)
-    if block is None:
-        raise SystemExit(f"{source} has no block of JSON")
-    draw(current_names(json.loads(block[1]))).save(target)
-
-
-def current_names(report: dict[str, Any]) -> dict[str, Any]:
-    """Return the report under the key names of today: a dated record keeps those of its day."""
-    options = report["options"]
-    return {
-        **report,
-        "seconds_per_image": report.get("seconds_per_image") or report["seconds_per_picture"],
-        "options": {**options, "num_beams": options.get("num_beams") or options["beams"]},
-    }
+    draw(read_report(source)).save(target)
 
 
 def draw(report: dict[str, Any]) -> Image.Image:
@@ -69,11 +56,10 @@ def draw(report: dict[str, Any]) -> Image.Image:
 
 
 def split_by_part(report: dict[str, Any], name: str, seconds: float) -> list[tuple[str, float]]:
-    """Split our median by the engine's measurements in the last round; a rival has one part."""
-    if name != "ours":
-        return [("", seconds)]
-    spent = report["rounds"]["ours"][-1]["stats"]["seconds"]
-    return [(part, seconds * spent.get(part, 0) / sum(spent.values())) for part in COLOURS]
+    """Split a median by the measurements of the last round; without any it has one part."""
+    spent = parts_of(report["rounds"][name][-1])
+    known = {part: spent[part] for part in COLOURS if part in spent}
+    return [(part, seconds * value / sum(known.values())) for part, value in known.items()] or [("", seconds)]
 
 
 if __name__ == "__main__":
