@@ -10,6 +10,7 @@ A task is named by Microsoft's token or by any spelling of it: `<OD>`, `OD`, `od
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 from florence2.errors import UserError
 
@@ -137,6 +138,7 @@ def find_task(name: str) -> Task:
     return task
 
 
+@lru_cache(maxsize=1024)
 def split_prompt(text: str) -> tuple[Task, str]:
     """Split `<TASK>some input` into the task and its input; the name of a task alone has the input "".
 
@@ -148,6 +150,7 @@ def split_prompt(text: str) -> tuple[Task, str]:
     return _lookup(text) or Task(text, text, InputType.NOTHING, OutputType.TEXT), ""
 
 
+@lru_cache(maxsize=1024)
 def _lookup(name: str) -> Task | None:
     token = "<" + re.sub(r"[\s_-]+", "_", name.strip()).upper() + ">"
     return next((task for task in TASKS if task.token == token), None)

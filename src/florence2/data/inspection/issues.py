@@ -156,7 +156,8 @@ def _closest_task(task: Task) -> str:
 def _text_issues(task: Task, samples: list[Sample]) -> Iterator[tuple[IssueKind, str]]:
     if task.output_type is OutputType.TEXT:
         for sample in samples if not task.is_custom else ():
-            if found := _SPECIAL_TOKEN.search(sample.target or ""):
+            text = sample.target or ""
+            if found := _SPECIAL_TOKEN.search(text) if "<" in text else None:
                 yield IssueKind.TOKENS, f"`{task.name}` answers text, and its target contains `{found[0].strip()}`"
         return
     for sample in samples:
