@@ -8,6 +8,12 @@ import torch
 from florence2.errors import OptionError
 
 LARGE_MODEL_PARAMETERS = 100_000_000
+OUT_OF_MEMORY_MESSAGES = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "could not create a memory object",
+)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -76,6 +82,14 @@ def has_bfloat16(device: torch.device) -> bool:
 def use_device(device: torch.device) -> AbstractContextManager[Any]:
     """Make a GPU the current one, on which streams, events and graphs are created; torch's default is the first."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of a GPU, of Python, of C or of oneDNN means that memory has run out."""
+    message = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in message for words in OUT_OF_MEMORY_MESSAGES)
+    )
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

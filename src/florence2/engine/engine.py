@@ -6,7 +6,7 @@ Predictions come as they finish, in no order; in float32 they equal those of `ge
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from operator import length_hint
 from typing import Any, Self
 
@@ -14,11 +14,11 @@ import torch
 
 from florence2.cuda_graphs import CudaGraphCache
 from florence2.data.sample import Prediction, Sample
-from florence2.devices import use_device
+from florence2.devices import is_out_of_memory, use_device
 from florence2.engine.decoding.batch_state import BatchState, round_up_to_stride
 from florence2.engine.decoding.completion_poller import CompletionPoller, PollResult
 from florence2.engine.decoding.decoder import Decoder
-from florence2.engine.decoding.kv_cache import KVCache, max_slots_for_memory
+from florence2.engine.decoding.kv_cache import allocate_slots, halve_slots, max_slots_for_memory
 from florence2.engine.decoding.location_mass import LocationMass, unpack
 from florence2.engine.decoding.outputs import CompletionOutput, to_prediction
 from florence2.engine.decoding.search import MAX_SEARCHES, SearchRegistry
@@ -63,19 +63,14 @@ class Engine:
         width, tokens = generation.width, self.model_config.max_length(generation)
         most = GPU_MAX_SEQS if static_shapes else CPU_MAX_SEQS
         slots = self.config.batch_size or max_slots_for_memory(model, width, tokens, most)
+        self.decoder, self._slot_shape = Decoder(model), (width, tokens)
+        slots, self.cache, self.batch = allocate_slots(self.decoder, slots, width, tokens)
         self.stats = Stats(slots=slots)
         self.timer = Timer(self.device, self.stats)
         self.builder = RequestBuilder(
-            self.preprocessor,
-            self.model_config,
-            self.config,
-            check=self.config.check_request,
-            pin_memory=on_gpu,
+            self.preprocessor, self.model_config, self.config, check=self.config.check_request, pin_memory=on_gpu
         )
         self.scheduler = Scheduler(slots, static_shapes=static_shapes)
-        self.decoder = Decoder(model)
-        self.cache = KVCache(self.decoder, slots, width, tokens)
-        self.batch = BatchState.empty(slots, width, tokens, self.device)
         self.encoder = Encoder(model, self.preprocessor, self.model_config, self.timer)
         self.searches = SearchRegistry(self.model_config, LocationMass(self.preprocessor.location_ids, self.device))
         self.poller = CompletionPoller(GPU_POLL_INTERVAL if static_shapes else 1)
@@ -154,8 +149,14 @@ class Engine:
         size = self.encoder.batch_size
         with self.stats.measure("read"):
             requests, failed = self.scheduler.admit(queue, size)
-        for first in range(0, len(requests), size):
-            self._prefill(requests[first : first + size])
+        try:
+            for first in range(0, len(requests), size):
+                self._prefill(requests[first : first + size])
+            return failed
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        self._halve_batch(queue, requests)
         return failed
 
     def _prefill(self, requests: list[Request]) -> None:
@@ -173,20 +174,44 @@ class Engine:
 
     def _decode(self, queue: RequestQueue) -> list[RequestOutput]:
         """Decode one token of every running request, and return the outputs of requests that are done."""
-        plan = self.scheduler.plan_step(round_up_to_stride)
-        self.stats.steps += 1
-        self.stats.slots_in_use = self.scheduler.num_running
-        with self.timer.measure("decode"):
-            for source, target in plan.moves:
-                self.batch.move_slot(source, target)
-                self.cache.move_slot(source, target)
-            self.decode_step(plan.slots, plan.tokens, self.cache.encoder_length, *plan.searches)
-            polled = self.poller.poll(self.batch.view(self.stats.slots, plan.tokens), self.scheduler.slots)
+        polled = self._try_step()
+        if polled is None:
+            self._halve_batch(queue)
+            return []
         with self.stats.measure("write"):
             self._report_tokens(polled)
             outputs = [self._finish(slot, polled.tables, queue) for slot in polled.done]
         self.timer.flush()
         return outputs
+
+    def _try_step(self) -> PollResult | None:
+        """Decode one token, and find the slots that are done; None where the device has no memory for it."""
+        plan = self.scheduler.plan_step(round_up_to_stride)
+        self.stats.steps += 1
+        self.stats.slots_in_use = self.scheduler.num_running
+        try:
+            with self.timer.measure("decode"):
+                for source, target in plan.moves:
+                    self.batch.move_slot(source, target)
+                    self.cache.move_slot(source, target)
+                self.decode_step(plan.slots, plan.tokens, self.cache.encoder_length, *plan.searches)
+                return self.poller.poll(self.batch.view(self.stats.slots, plan.tokens), self.scheduler.slots)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        return None
+
+    def _halve_batch(self, queue: RequestQueue, new: Sequence[Request] = ()) -> None:
+        """Go on with half of the slots, and start the requests in work again; no prediction depends on the batch."""
+        running = [each.request for each in self.scheduler.slots if each is not None]
+        queue.put_back([*running, *(request for request in new if request not in running)])
+        self.decode_step.reset()
+        self.cache.free()
+        slots = halve_slots(self.stats.slots)
+        self.stats.slots, self.cache, self.batch = allocate_slots(self.decoder, slots, *self._slot_shape)
+        self.encoder.halve_batch(self.stats.slots)
+        self.scheduler = self.scheduler.with_slots(self.stats.slots)
+        self.poller.clear()
 
     def _decode_step(self, slots: int, tokens: int, _encoder_length: int, *searches: int) -> None:
         """Append one token to each of the first slots, without an operation that makes the host wait."""

@@ -15,6 +15,8 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from florence2.data.sample import Prediction, Sample
+from florence2.devices import is_out_of_memory
+from florence2.engine.decoding.kv_cache import halve_slots
 from florence2.engine.decoding.location_mass import LocationMass, unpack
 from florence2.engine.decoding.outputs import CompletionOutput, to_prediction
 from florence2.engine.engine_config import EngineConfig
@@ -72,7 +74,7 @@ class GenerateEngine:
                     batch = list(islice(queue, self.stats.slots))
                 if not batch:
                     return
-                predictions = self._predict([item for item in batch if isinstance(item, Request)])
+                predictions = self._predict_within_memory([item for item in batch if isinstance(item, Request)])
                 for item in batch:
                     prediction = predictions[item] if isinstance(item, Request) else item.prediction
                     if isinstance(item, Request):
@@ -80,6 +82,17 @@ class GenerateEngine:
                     self.stats.count(prediction)
                     with self.stats.measure("write"):
                         yield prediction
+
+    def _predict_within_memory(self, requests: Sequence[Request]) -> dict[Request, Prediction]:
+        """Predict one batch, in parts where the device has no memory for it; later batches are no larger."""
+        try:
+            return self._predict(requests)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        self.stats.slots = size = halve_slots(len(requests))
+        parts = [requests[first : first + size] for first in range(0, len(requests), size)]
+        return {request: each for part in parts for request, each in self._predict_within_memory(part).items()}
 
     @torch.inference_mode()
     def _predict(self, requests: Sequence[Request]) -> dict[Request, Prediction]:

@@ -143,6 +143,7 @@ class RequestQueue:
         self._arrived: queue.Queue[tuple[EngineInput, Future[ImageInputs]] | Exception | None] = queue.Queue()
         self._head: deque[tuple[EngineInput, Future[ImageInputs]]] = deque()
         self._follow_ups: deque[tuple[EngineInput, ImageInputs]] = deque()  # their images are open
+        self._returned: deque[Request] = deque()
         self._ended = self._stopped = False
         self._pool = builder.images.threads()
         # A daemon, because an endless iterable of samples may never return.
@@ -167,15 +168,21 @@ class RequestQueue:
     @property
     def exhausted(self) -> bool:
         """Return whether there are no more requests, except for follow-ups of running ones."""
-        return self._ended and not self._follow_ups
+        return self._ended and not self._follow_ups and not self._returned
 
     def add_follow_ups(self, request: Request, prediction: Prediction) -> None:
         """Put the follow-ups of a prediction first; they use the image that is open."""
         for entry in EngineInput(request.sample, request.generation).follow_ups(prediction):
             self._follow_ups.append((entry, request.image_inputs))
 
+    def put_back(self, requests: Iterable[Request]) -> None:
+        """Put requests first that could not be served."""
+        self._returned.extendleft(reversed(list(requests)))
+
     def get(self, *, wait: bool) -> Request | RequestOutput | None:
         """Return the next request, or the output of a sample that failed; None means not yet, or no more."""
+        if self._returned:
+            return self._returned.popleft()
         if self._follow_ups:
             entry, image_inputs = self._follow_ups.popleft()
             return self._build(entry, lambda: image_inputs)

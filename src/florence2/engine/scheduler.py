@@ -43,6 +43,10 @@ class Scheduler:
         self.slots: list[RunningRequest | None] = [None] * num_slots
         self._static_shapes = static_shapes
 
+    def with_slots(self, num_slots: int) -> Scheduler:
+        """Return an empty scheduler with another number of slots."""
+        return Scheduler(num_slots, static_shapes=self._static_shapes)
+
     @property
     def num_running(self) -> int:
         """Count the slots that hold a request."""

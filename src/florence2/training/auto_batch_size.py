@@ -8,12 +8,13 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
+from florence2.devices import is_out_of_memory
 from florence2.log import logger
 from florence2.model.storage.run_metadata import read_run_metadata
 from florence2.model.tasks import find_task
 from florence2.training.arguments import BatchConfig
 from florence2.training.dataset.florence2_dataset import Florence2Dataset
-from florence2.training.performance.memory import GIB, estimate_memory, free_device_memory, is_out_of_memory
+from florence2.training.performance.memory import GIB, estimate_memory, free_device_memory
 from florence2.training.performance.memory_estimate import BatchShapes, TrainingStep
 
 RESERVE_FRACTION = 0.1  # of the free memory stays free
@@ -76,7 +77,7 @@ def fits_by_trial(model: nn.Module, shapes: BatchShapes, dtype: torch.dtype, fre
             TrainingStep(model.train(), shapes, dtype)()
             del reserve
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return False
     finally:

@@ -31,6 +31,10 @@ class CompletionPoller:
         self._interval, self._steps = interval, 0
         self._copy: tuple[BatchState, list[Any], torch.cuda.Event | None] | None = None
 
+    def clear(self) -> None:
+        """Forget the copy, whose slots exist no more."""
+        self._copy = None
+
     def poll(self, batch: BatchState, requests: Sequence[Any]) -> PollResult:
         """List the slots whose request is known to be done or to run; between two copies, none is known."""
         self._steps += 1

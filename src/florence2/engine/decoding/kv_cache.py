@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from florence2.engine.decoding.batch_state import round_up_to_stride
+from florence2.devices import is_out_of_memory
+from florence2.engine.decoding.batch_state import BatchState, round_up_to_stride
+from florence2.errors import DeviceMemoryError
+from florence2.log import logger
 
 if TYPE_CHECKING:
     from florence2.engine.decoding.decoder import Decoder
 
+_HINT = "try a smaller `max_length`, fewer beams, `--dtype bfloat16`, or `--device cpu`"
 ENCODER_POSITIONS = 600  # 577 of an image and some of a prompt; longer inputs grow the cache
 
 
@@ -49,6 +53,10 @@ class KVCache:
         self.cross_keys_SHEN = [self._widened(keys, 3) for keys in self.cross_keys_SHEN]
         self.cross_values_SHNE = [self._widened(values, 2) for values in self.cross_values_SHNE]
         self.mask_S1N = self._widened(self.mask_S1N, 2, self._masked)
+
+    def free(self) -> None:
+        """Free the memory; the cache cannot be used any more."""
+        self.keys_SHETW, self.values_SHTWE, self.cross_keys_SHEN, self.cross_values_SHNE = [], [], [], []
 
     def set_mask(self, slot_B: Tensor, length_B: Tensor) -> None:
         """Let each slot attend to its first encoder positions."""
@@ -82,3 +90,24 @@ def max_slots_for_memory(model: Any, width: int, tokens: int, most: int) -> int:
     else:
         memory = most * slot_bytes
     return max(1, min(most, int(memory // slot_bytes)))
+
+
+def allocate_slots(decoder: Decoder, slots: int, width: int, tokens: int) -> tuple[int, KVCache, BatchState]:
+    """Allocate the cache and the batch state of slots, and return their number, which may be smaller."""
+    while True:
+        try:
+            return slots, KVCache(decoder, slots, width, tokens), BatchState.empty(slots, width, tokens, decoder.device)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        slots = halve_slots(slots)  # outside of the handler, whose error refers to tensors
+
+
+def halve_slots(slots: int) -> int:
+    """Return half as many slots, and log it; raise a DeviceMemoryError where there is but one."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+    if slots == 1:
+        raise DeviceMemoryError("the device has no memory for one request", _HINT)
+    logger.warning(f"the device has no memory for {slots} requests at a time; the engine goes on with {slots // 2}")
+    return slots // 2

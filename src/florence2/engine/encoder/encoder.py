@@ -54,6 +54,11 @@ class Encoder:
         if self._is_patched:
             restore_attention(self._model.model.vision_tower)
 
+    def halve_batch(self, most: int) -> None:
+        """Encode half as many requests at a time, and at most as many as there are slots; free the graphs."""
+        self.batch_size = max(1, min(self.batch_size // 2, most))
+        self._run_vision.reset()
+
     @torch.inference_mode()
     def prepare(self, compile_mode: str, expected: int) -> None:
         """Allocate the buffers of a micro-batch, and compile the vision tower if `should_compile` says so."""

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.florence2.modeling_florence2 import Florence2VisionChannelBlock, Florence2VisionSpatialBlock
 
+from florence2.devices import is_out_of_memory
 from florence2.distributed import local_world_size
 from florence2.errors import DeviceMemoryError
 from florence2.model.adapter.quantized import without_dequantization
@@ -26,12 +27,6 @@ GIB = 2**30
 # The CPU allocator fragments memory: with batches of 32 the bundled model holds 1.15 GiB for 0.83 GiB in use.
 # Recomputed activations are small and fragment more: at base size with batches of 2, 4.5 GiB for an estimate of 3.5.
 FRAGMENTATION = 1.4
-OUT_OF_MEMORY_MESSAGES = (
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "could not create a memory object",
-)
 VISION_BLOCKS = (Florence2VisionSpatialBlock, Florence2VisionChannelBlock)
 
 
@@ -129,17 +124,11 @@ def explain_out_of_memory(batch_size: int, checkpoints_activations: bool) -> Ite
     """Translate out-of-memory errors to one that names the flags that help."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         flags = [] if checkpoints_activations else ["`--gradient_checkpointing`"]
         if batch_size > 1:
             flags.append(f"`--batch_size {batch_size // 2} --gradient_accumulation_steps 2`")
         flags += ["`--dtype bfloat16`", "`--freeze vision`"]
         raise DeviceMemoryError(f"out of memory at batch size {batch_size}", f"try {', '.join(flags)}") from error
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether an error of a GPU, of C or of oneDNN means that memory has run out."""
-    message = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(words in message for words in OUT_OF_MEMORY_MESSAGES)
