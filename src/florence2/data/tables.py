@@ -126,6 +126,8 @@ def _read_parquet(path: AnyPath) -> Iterator[ReadRow]:
         for batch in table.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
+                if isinstance(answer := row.get("answer"), dict):  # a struct has all kinds of coordinates
+                    row["answer"] = {key: value for key, value in answer.items() if value is not None}
                 yield f"{path} row {number}", row
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from florence2.data.sample import Prediction, ResolvedDataset, Sample, SampleKey
+from florence2.data.stores.store_path import AnyPath
+from florence2.data.streams.outputs.job_outputs import find_job_outputs
 from florence2.data.tables import read_rows
 from florence2.errors import DatasetError, UserError
 from florence2.metrics.geometry.matching import ItemsPair
@@ -20,7 +22,7 @@ from florence2.model.locations import clean_text, decode
 from florence2.model.tasks import OutputType, Task, find_task, split_prompt
 
 DEFAULT_TASK = find_task("caption").token
-_PREDICTIONS_HINT = "pass the JSONL file that `florence2 predict` wrote"
+_PREDICTIONS_HINT = "pass the file or folder that `florence2 predict` wrote"
 
 
 @dataclass(frozen=True)
@@ -37,28 +39,35 @@ class PredictionRow:
 
 
 def read_predictions(path: str, task: str | None = None) -> list[PredictionRow]:
-    """Read a JSONL file of predictions; `task` is the task of rows that name none."""
+    """Read predictions from a JSONL file or what `predict` wrote; `task` is the task of rows that name none.
+
+    The latter are a Parquet file, a table in a store, and the outputs of a job in shards.
+    """
     found: list[PredictionRow] = []
-    for where, row in read_rows(_jsonl_path(path)):
+    tables = [(table, row) for table in _tables(path) for row in read_rows(table)]
+    for table, (where, row) in tables:
         if not isinstance(row.get("file_name"), str):
             raise DatasetError(f"{where} is not a prediction: it has no `file_name`", _PREDICTIONS_HINT)
         try:
-            prediction = Prediction.from_json({**row, "task": row.get("task") or task or DEFAULT_TASK})
+            values = {key: value for key, value in row.items() if value is not None or key == "score"}
+            prediction = Prediction.from_json({**values, "task": row.get("task") or task or DEFAULT_TASK})
         except UserError as error:
             raise DatasetError(f"{where} has an invalid `answer`: {error.what}", error.hint) from None
-        image_dir = Path(path).parent / str(row.get("image_dir") or ".")
+        image_dir = Path(str(table.parent)) / str(row.get("image_dir") or ".")
         found.append(PredictionRow(prediction, image_dir / prediction.file_name))
     if not found:
         raise DatasetError(f"{path} holds no predictions", _PREDICTIONS_HINT)
     return found
 
 
-def _jsonl_path(path: str) -> Path:
+def _tables(path: str) -> tuple[AnyPath, ...]:
+    if outputs := find_job_outputs(path):
+        return outputs.paths
     if not Path(path).is_file():
         raise DatasetError(f"{path} is not a file", _PREDICTIONS_HINT)
-    if Path(path).suffix.lower() not in {".jsonl", ".ndjson"}:
-        raise DatasetError(f"{path} does not end in .jsonl", _PREDICTIONS_HINT)
-    return Path(path)
+    if Path(path).suffix.lower() not in {".jsonl", ".ndjson", ".parquet"}:
+        raise DatasetError(f"{path} does not end in .jsonl or .parquet", _PREDICTIONS_HINT)
+    return (Path(path),)
 
 
 def most_common_task(predictions: Sequence[PredictionRow]) -> str:

@@ -26,6 +26,7 @@ from florence2.data.formats.yolo.yolo_layout import NAME_LISTS, find_yolo, open_
 from florence2.data.formats.yolo.yolo_lines import read_yolo
 from florence2.data.sample import ResolvedDataset, count_kinds
 from florence2.data.streams import tar_source as shards
+from florence2.data.streams.outputs.job_outputs import find_job_outputs
 from florence2.errors import DatasetError
 
 _SPLITS = ("train", "val", "valid", "validation", "test")
@@ -55,6 +56,8 @@ def find_source(spec: str, split: str | None = None, dataset_dir: str | Path | N
 
     Where splits are folders and `split` is None, the first of train, val, test is read.
     """
+    if dataset_dir is None and (outputs := find_job_outputs(spec)):
+        return outputs
     path = Path(spec).expanduser()
     root = Path(dataset_dir).expanduser() if dataset_dir is not None else None
     if root is not None and not root.is_dir():

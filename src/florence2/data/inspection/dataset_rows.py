@@ -37,7 +37,7 @@ def dataset_rows(
     if is_saved:
         yield from _without_failed(hub.dataset_rows(spec, columns, split))
     elif source := find_source(spec, split, dataset_dir):
-        yield from source.rows(columns)
+        yield from _without_failed(source.rows(columns))
     elif path.is_dir() and split is None:
         yield from _folder_rows(split_folder(path, None, recursive), columns, recursive)
     elif path.is_file() and is_table_name(path.name):

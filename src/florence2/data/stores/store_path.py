@@ -65,6 +65,11 @@ class StorePath:
         filesystem, path = open_filesystem(self.address)
         return bytes(retry(lambda: filesystem.cat_file(path), self.address))
 
+    def read_range(self, start: int, end: int) -> bytes:
+        """Read a part of the file in one request."""
+        filesystem, path = open_filesystem(self.address)
+        return bytes(retry(lambda: filesystem.cat_file(path, start=start, end=end), self.address))
+
     def read_text(self, encoding: str | None = None) -> str:
         """Read the file as text."""
         return self.read_bytes().decode(encoding or "utf-8")

@@ -59,8 +59,12 @@ class TarShards:
 
     @property
     def root(self) -> str:
-        """Return the folder that all tars are in."""
-        return str(common_folder(self.tars.paths))
+        """Return what ids are relative to: the folder that all tars are in, or the one tar that is predicted."""
+        return str(common_folder(self.tars.paths) if self._has_prefix else self.tars.paths[0])
+
+    @property
+    def _has_prefix(self) -> bool:
+        return self.num_shards > 1 or self.columns.with_targets
 
     @property
     def num_shards(self) -> int:
@@ -73,7 +77,7 @@ class TarShards:
 
     def reader(self, index: int) -> Callable[[], Iterator[DatasetRow]]:
         """Return a function that reads the rows of a tar; ids begin with its name, unless one tar is predicted."""
-        prefix = f"{self.shard_name(index)}/" if self.num_shards > 1 or self.columns.with_targets else ""
+        prefix = f"{self.shard_name(index)}/" if self._has_prefix else ""
         return partial(tar_rows, self.tars.paths[index], self.columns, prefix)
 
     def read(self, index: int) -> Iterator[Sample | Skipped]:

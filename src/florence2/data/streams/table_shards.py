@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from florence2.data.columns import (
@@ -24,6 +25,7 @@ from florence2.data.image import ImageSource
 from florence2.data.sample import Sample, Skipped
 from florence2.data.stores.remote_image import RemoteImage
 from florence2.data.stores.store_path import AnyPath, StorePath, is_address
+from florence2.data.streams.outputs.stored_images import StoredImages
 from florence2.data.streams.shard_paths import common_folder, relative_names
 from florence2.data.tables import Row, find_parquet_images, open_parquet, read_rows
 from florence2.errors import DatasetError
@@ -71,7 +73,7 @@ def _read_table(path: AnyPath, name: str, columns: ColumnMapping) -> Iterator[Da
         yield from translate_rows(_read_parquet_images(path, name or "train", column, columns), columns)
         return
     folder = posixpath.dirname(name)
-    rows = _remote_rows(path, columns) if isinstance(path, StorePath) else table_rows(path, columns, None)
+    rows = remote_rows(path, columns) if isinstance(path, StorePath) else table_rows(path, columns, None)
     for row in rows:
         image = row.image
         if folder and not is_address(image.id):
@@ -107,24 +109,24 @@ def stored_image(stored: Any) -> ImageSource | Callable[[], ImageSource]:
     return RemoteImage.or_path(str(path))
 
 
-def _remote_rows(path: StorePath, columns: ColumnMapping) -> Iterator[DatasetRow]:
-    """Read a table in a store; its images are in its folder, or at addresses."""
+def remote_rows(path: StorePath, columns: ColumnMapping) -> Iterator[DatasetRow]:
+    """Read a table in a store; its images are in its folder or in each row's `image_dir`, in tars, or at addresses."""
+    stored = StoredImages(path.parent)
 
     def rows() -> Iterator[DatasetRow]:
         for where, row in read_rows(path):
-            yield DatasetRow(where, row, _remote_sample(path, columns.image_name(row, where), row, where))
+            yield DatasetRow(where, row, _remote_sample(path, columns.image_name(row, where), row, where, stored))
 
     return translate_rows(rows(), columns)
 
 
-def _remote_sample(path: StorePath, name: str, row: Row, where: str) -> Sample:
+def _remote_sample(path: StorePath, name: str, row: Row, where: str, stored: StoredImages) -> Sample:
     if is_address(name):
         return Sample(name, RemoteImage(name), "")
-    image_dir = row.get("image_dir")
-    folder: Any = path.parent
-    if isinstance(image_dir, str) and is_address(image_dir):
-        folder = StorePath(image_dir)
     plain = posixpath.normpath(name.replace("\\", "/"))
     if plain.startswith(("/", "..")):
-        raise DatasetError(f"{where}: `{name}` is outside {folder}", "write the name relative to the table's folder")
-    return Sample(plain, RemoteImage(str(folder / plain)), "")
+        hint = "write the name relative to the table's folder"
+        raise DatasetError(f"{where}: `{name}` is outside {row.get('image_dir') or path.parent}", hint)
+    if image := stored.find(row, plain):
+        return Sample(plain, image, "")
+    return Sample(plain, Path(str(row.get("image_dir") or ".")) / plain, "")

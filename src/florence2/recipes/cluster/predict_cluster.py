@@ -31,7 +31,7 @@ def run_predict_cluster(spec: PredictSpec, address: str, max_in_flight: int | No
     _check_spec(spec, max_in_flight)
     images = ShardedImages.find(spec.input.input_path, spec.pipeline, recursive=spec.input.recursive)
     with open_job_output(spec, images) as job, PredictProgressBar() as progress:
-        with ShardRun(job, images, images.image_dir(spec.output.output_path)) as run:
+        with ShardRun(job, images) as run:
             if job.todo:
                 with connect(address) as ray:
                     pool = find_pool(ray, spec.engine.devices[0])

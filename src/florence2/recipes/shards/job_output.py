@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from florence2.config import OutputSettings
-from florence2.data.stores.store_path import StorePath, is_address, to_path
+from florence2.data.stores.store_path import AnyPath, StorePath, to_path
 from florence2.data.streams.image_blocks import ImageBlocks
+from florence2.data.streams.outputs.job_outputs import is_job_folder
 from florence2.errors import OptionError
 from florence2.recipes.predict_spec import PredictSpec
 from florence2.recipes.shards.shard_samples import ShardedImages
 from florence2.results.affixes import Affixes
-from florence2.results.shards.job_folder import RUN_FOLDER, JobFolder
+from florence2.results.shards.job_folder import JobFolder
 from florence2.results.shards.output_lock import OutputLock
 from florence2.results.shards.shard_output import JournalOptions, ShardOutput, restore_journal
 
@@ -25,6 +26,8 @@ class JobOutput(Protocol):
     def todo(self) -> list[int]: ...  # noqa: D102
 
     def has_journal(self, index: int) -> bool: ...  # noqa: D102
+
+    def target(self, index: int) -> AnyPath: ...  # noqa: D102
 
     def open(self, index: int, image_dir: str) -> ShardOutput: ...  # noqa: D102
 
@@ -82,6 +85,10 @@ class SingleOutput:
         """Return whether there may be predictions of a shard."""
         return True
 
+    def target(self, index: int) -> AnyPath:  # noqa: ARG002
+        """Return the path of the file."""
+        return self._output.target
+
     def open(self, index: int, image_dir: str) -> ShardOutput:  # noqa: ARG002
         """Return the one output."""
         return self._output
@@ -115,25 +122,28 @@ def open_job_output(spec: PredictSpec, images: ShardedImages) -> JobOutput:
     options = JournalOptions(spec.run_id, Affixes(settings.prefix, settings.suffix), settings.overwrite_output)
     if is_folder_output(path):
         return FolderOutput(path, images.names, options)
-    return SingleOutput(path, images.source.num_shards, options, images.image_dir(path))
+    return SingleOutput(path, images.source.num_shards, options, images.image_dir(to_path(path)))
 
 
 def is_folder_output(path: str) -> bool:
     """Return whether predictions go to a folder: a name that ends in `/`, or the folder of an earlier job."""
-    if path.endswith("/"):
-        return True
-    return path != "-" and not is_address(path) and (Path(path).expanduser() / RUN_FOLDER / "job.json").is_file()
+    return path.endswith("/") or (path != "-" and is_job_folder(path))
 
 
 def _check_output(settings: OutputSettings) -> None:
-    """Refuse what needs all images on this machine, and targets that cannot be written."""
+    """Refuse what is written about all images at once, and targets that cannot be written."""
     path = settings.output_path
-    flags = {"--sidecar": settings.sidecar, "--export": settings.export, "--save_images": settings.save_images}
-    for flag, value in flags.items():
+    first_format = (settings.export or ("",))[0].partition("=")[0]
+    flags = {
+        "--sidecar": (settings.sidecar, "data convert {} FOLDER --to folder"),
+        "--export": (settings.export, f"data convert {{}} FOLDER --to {first_format}"),
+        "--save_images": (settings.save_images, "data preview {}"),
+    }
+    for flag, (value, command) in flags.items():
         if value:
             raise OptionError(
-                f"`{flag}` needs images on this machine and one local JSONL file of predictions",
-                f"remove `{flag}`, or predict first and use a local copy",
+                f"`{flag}` writes beside one local file of predictions, and these come in shards or go to a store",
+                f"remove `{flag}`, and run `florence2 {command.format(path)}` afterwards",
             )
     suffix = to_path(path).suffix.lower()
     if path != "-" and not is_folder_output(path) and suffix not in (".jsonl", ".ndjson", ".parquet"):

@@ -31,7 +31,7 @@ def run_predict_shards(spec: PredictSpec) -> RunSummary:
     """Predict all shards that are not done; a shard that cannot be read is counted and stops nothing."""
     images = ShardedImages.find(spec.input.input_path, spec.pipeline, recursive=spec.input.recursive)
     with open_job_output(spec, images) as job, PredictProgressBar() as progress:
-        with ShardRun(job, images, images.image_dir(spec.output.output_path)) as run:
+        with ShardRun(job, images) as run:
             if job.todo or spec.engine.rank is not None:
                 _predict(spec, run, progress)
         job.complete()
@@ -54,8 +54,8 @@ def _predict(spec: PredictSpec, run: ShardRun, progress: PredictProgressBar) -> 
 class ShardRun:
     """The open outputs of a run, and its counts; a context manager, which closes what is open."""
 
-    def __init__(self, job: JobOutput, images: ShardedImages, image_dir: str) -> None:
-        self.job, self._images, self._image_dir = job, images, image_dir
+    def __init__(self, job: JobOutput, images: ShardedImages) -> None:
+        self.job, self._images = job, images
         self._outputs: dict[int, ShardOutput] = {}
         self._failed: list[tuple[str, str]] = []
         self._num_done = 0
@@ -71,7 +71,7 @@ class ShardRun:
     def output(self, index: int) -> ShardOutput:
         """Return the output of a shard, and open it first where it is closed."""
         if index not in self._outputs:
-            self._outputs[index] = self.job.open(index, self._image_dir)
+            self._outputs[index] = self.job.open(index, self._images.image_dir(self.job.target(index)))
         return self._outputs[index]
 
     def samples(self, index: int) -> Iterator[Sample]:

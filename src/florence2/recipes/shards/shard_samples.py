@@ -7,7 +7,7 @@ from pathlib import Path
 
 from florence2.data.columns import ColumnMapping, DatasetRow, partition_samples, samples_from_rows
 from florence2.data.sample import ResolvedDataset, Sample, relative_image_dir
-from florence2.data.stores.store_path import StorePath, is_address, to_path
+from florence2.data.stores.store_path import AnyPath, StorePath, is_address
 from florence2.data.streams.open_source import find_image_shards
 from florence2.data.streams.shard_readers import ShardedSource
 from florence2.model.tasks import split_prompt
@@ -63,9 +63,9 @@ class ShardedImages:
         """Return the reader of a shard."""
         return SampleReader(self.pipeline, self.source.columns, self.source.reader(index))
 
-    def image_dir(self, output: str) -> str:
+    def image_dir(self, target: AnyPath) -> str:
         """Return the path from an output to the images, or their address; "." where ids are not paths."""
-        root, target = self.source.root, to_path(output)
+        root = self.source.root
         if root is None or is_address(root):
             return root or "."
         if isinstance(target, StorePath):

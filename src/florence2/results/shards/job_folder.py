@@ -17,16 +17,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from florence2.data.stores.store_path import AnyPath, StorePath, list_files, to_path
+from florence2.data.stores.store_path import AnyPath, StorePath, to_path
 from florence2.data.stores.write_store import read_files, write_text
-from florence2.data.streams.shard_paths import relative_names
+from florence2.data.streams.outputs.job_outputs import RUN_FOLDER, list_names, output_suffix
 from florence2.errors import DatasetError
 from florence2.files import atomic_write, to_json
 from florence2.log import count_noun, logger
 from florence2.results.shards.output_lock import OutputLock
 from florence2.results.shards.shard_output import JournalOptions, ShardOutput, restore_journal
-
-RUN_FOLDER = "_run"
 
 
 @dataclass(frozen=True)
@@ -131,10 +129,13 @@ class JobFolder:
     def _journal_path(self, index: int) -> Path:
         return self._journals / f"{self.names[index]}.{self.options.run_id}.jsonl"
 
+    def target(self, index: int) -> AnyPath:
+        """Return the path of the output of a shard."""
+        return self.path / f"{self.names[index]}{self.suffix}"
+
     def open(self, index: int, image_dir: str) -> ShardOutput:
         """Open the output of a shard."""
-        name, path = self.names[index], self._journal_path(index)
-        target = self.path / f"{name}{self.suffix}"
+        target, path = self.target(index), self._journal_path(index)
         for each in (path, target):
             if isinstance(each, Path):
                 each.parent.mkdir(parents=True, exist_ok=True)
@@ -176,11 +177,6 @@ def output_names(shards: Iterable[str]) -> list[str]:
     return plain if len(set(plain)) == len(plain) else names
 
 
-def output_suffix(folder: AnyPath) -> str:
-    """Return the extension of the outputs in a folder: a name such as `captions.parquet/` is a folder of Parquet."""
-    return ".parquet" if folder.suffix.lower() == ".parquet" else ".jsonl"
-
-
 def read_job(address: str) -> JobState:
     """Read the state of a job from its folder."""
     job = read_job_files(to_path(address.rstrip("/")))
@@ -191,7 +187,7 @@ def read_job(address: str) -> JobState:
 
 def read_job_files(folder: AnyPath) -> JobState:
     """Read what a folder tells of a job; of none, the run id is ""."""
-    files = _list_names(folder)
+    files = list_names(folder)
     prefix, suffix = f"{RUN_FOLDER}/shards/", output_suffix(folder)
     names = [name for name in files if name.startswith(prefix)]
     has_job = f"{RUN_FOLDER}/job.json" in files
@@ -205,14 +201,6 @@ def read_job_files(folder: AnyPath) -> JobState:
         name.removesuffix(suffix) for name in files if name.endswith(suffix) and not name.startswith(f"{RUN_FOLDER}/")
     )
     return JobState(job["run_id"], tuple(job["shards"]), by_name, outputs, _count_open_lines(folder, files))
-
-
-def _list_names(folder: AnyPath) -> list[str]:
-    if isinstance(folder, StorePath):
-        files: list[AnyPath] = list(list_files(folder, recursive=True))
-    else:
-        files = [path for path in folder.rglob("*") if path.is_file()]
-    return relative_names(files, folder) if files else []
 
 
 def _read_all(folder: AnyPath, names: Sequence[str]) -> list[bytes]:
