@@ -164,15 +164,21 @@ def dataset_rows(
         dataset = _load_saved(path)
     else:
         dataset = _load_parquet(path) if path.is_file() else _load(name, split, revision, offline)
-    part = select_split(dataset, name, split)
+    part = cast_encoded_images(select_split(dataset, name, split))
     yield from translate_rows(_read_rows(part, name, columns, _check_columns(part, name, columns)), columns)
 
 
 def _load_parquet(path: Path) -> Any:
     import datasets
 
-    dataset = datasets.Dataset.from_parquet(str(path))
-    for column, feature in dataset.features.items():
+    return datasets.Dataset.from_parquet(str(path))
+
+
+def cast_encoded_images(dataset: Any) -> Any:
+    """Make columns of encoded images that are plain bytes, or structs with `bytes`, columns of images."""
+    import datasets
+
+    for column, feature in (dataset.features or {}).items():
         is_binary = getattr(feature, "dtype", "") in ("binary", "large_binary")
         if is_binary or (isinstance(feature, dict) and "bytes" in feature):
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
@@ -180,7 +186,7 @@ def _load_parquet(path: Path) -> Any:
 
 
 def _read_samples(dataset: Any, name: str, columns: ColumnMapping, split: str | None) -> ResolvedDataset:
-    part = select_split(dataset, name, split)
+    part = cast_encoded_images(select_split(dataset, name, split))
     column = _check_columns(part, name, columns)
     unread = dict.fromkeys(_unread(part, columns, column), len(part))
     rows = translate_rows(_read_rows(part, name, columns, column), columns)

@@ -49,7 +49,7 @@ def find_sharded_source(spec: str, columns: ColumnMapping, *, offline: bool = Fa
 
 def _stream_dataset(name: str, split: str | None, columns: ColumnMapping, offline: bool = False) -> DatasetShards:
     dataset = hub.select_split(hub.stream_hub_dataset(name, split, offline=offline), name, split)
-    dataset = dataset if dataset.features else dataset._resolve_features()
+    dataset = hub.cast_encoded_images(dataset if dataset.features else dataset._resolve_features())
     column = hub.find_image_column(dataset, name, columns.image)
     if columns.with_targets:
         hub.require_text(dataset, name, columns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -21,11 +20,12 @@ _INSTALL = 'run `pip install "florence2[cluster]"`'
 
 @dataclass(frozen=True)
 class EnginePool:
-    """Engines on the nodes of a cluster: their number, and the cores and GPUs of each."""
+    """Engines on the nodes of a cluster: their number, and the cores and GPUs of each; `is_fixed` lets none join."""
 
     size: int
     num_cores: int
     num_gpus: int
+    is_fixed: bool = False
 
     @property
     def reserved_cpus(self) -> float:
@@ -58,7 +58,7 @@ def import_ray() -> Any:
     """Import Ray; its reports of usage and its copies of the environment are off unless the user sets them."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     try:
         import ray
         import ray.data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from florence2.files import to_json
 from florence2.pipeline.task_pipeline import TaskPipeline
 from florence2.recipes.cluster.engine_actor import ActorConfig, ImagePredictor
 from florence2.recipes.cluster.predict_cluster import actor_pool, default_in_flight
-from florence2.recipes.cluster.ray_cluster import EnginePool, find_pool, import_ray
+from florence2.recipes.cluster.ray_cluster import find_pool, import_ray
 from florence2.recipes.create_engine import ModelSource
 
 COLUMNS = ("text", "answer", "num_tokens", "score", "error")
@@ -87,7 +87,7 @@ def predict_rows(
     ray = import_ray()
     rows = RowOptions(**options)
     pool = find_pool(ray, device)
-    pool = EnginePool(num_engines or pool.size, pool.num_cores, pool.num_gpus)
+    pool = replace(pool, size=num_engines or pool.size, is_fixed=num_engines is not None)
     config = ActorConfig(
         ModelSource.resolve(model_path, HubSettings(revision, offline), dtype),
         EngineConfig(generation=GenerationConfig(**(generation or {}))),
