@@ -51,8 +51,9 @@ def boxes(folder: Path) -> list[Any]:
     return sorted(sorted(each) for each in by_image.values())
 
 
-@pytest.mark.parametrize("output", ["out/", "out.parquet/", "nested/out/"])
-@pytest.mark.parametrize("source", ["photos", "tars", "tars/000001.tar"])
+@pytest.mark.parametrize(
+    ("source", "output"), [("photos", "out/"), ("tars", "out.parquet/"), ("tars/000001.tar", "nested/out/")]
+)
 def test_a_local_folder(scenes: Path, tmp_path: Path, source: str, output: str) -> None:
     detect(scenes / source, f"{tmp_path}/{output}")
     result = convert_dataset(dataset=f"{tmp_path}/{output}", output=str(tmp_path / "coco"), to="coco")

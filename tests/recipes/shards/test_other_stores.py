@@ -107,6 +107,7 @@ for name in sorted(filesystem.glob("scenes/out/*.jsonl")):
 """
 
 
+@pytest.mark.long
 def test_google_storage(tiny: str, images: Path, expected: list[str]) -> None:
     pytest.importorskip("gcsfs")
     with gcs_server() as address:

@@ -291,8 +291,7 @@ def make_photos(folder: Path, names: Sequence[str], damaged: Sequence[str] = ())
     return folder
 
 
-@pytest.mark.parametrize("suffix", ["/", ".parquet/"])
-@pytest.mark.parametrize("is_remote", [False, True])
+@pytest.mark.parametrize(("suffix", "is_remote"), [("/", False), (".parquet/", True)])
 def test_failed_images_of_finished_shards_are_tried_again(
     tiny: str,
     bucket: tuple[Any, str],
@@ -358,7 +357,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("name", ["out/", "all.jsonl"])
+@pytest.mark.parametrize("name", ["out/", pytest.param("all.jsonl", marks=pytest.mark.long)])
 def test_two_commands_do_not_write_one_place_in_a_store(
     tiny: str, scenes: Path, bucket: tuple[Any, str], tmp_path: Path, name: str
 ) -> None:
