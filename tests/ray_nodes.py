@@ -20,10 +20,13 @@ ENGINE = "PackActor"  # in the titles of the processes of engines
 
 
 class RayNodes:
-    """A head without CPUs, and nodes with `cpus` each; without nodes the head has them. `close` kills all."""
+    """A head without CPUs, and nodes with `cpus` each; without nodes the head has them. `close` kills all.
 
-    def __init__(self, num_nodes: int, cpus: int = 1) -> None:
-        self.cpus = cpus
+    Ray believes nodes that declare `gpus`, whether they have them or not.
+    """
+
+    def __init__(self, num_nodes: int, cpus: int = 1, gpus: int = 0) -> None:
+        self.cpus, self.gpus = cpus, gpus
         pytest.importorskip("ray")
         self.folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # sockets have short paths
         port = free_port()
@@ -40,7 +43,8 @@ class RayNodes:
             raise
 
     def add_node(self) -> None:
-        self.nodes.append(self._start_until_it_runs(f"--address={self.address}", f"--num-cpus={self.cpus}"))
+        resources = [f"--num-cpus={self.cpus}", f"--num-gpus={self.gpus}"]
+        self.nodes.append(self._start_until_it_runs(f"--address={self.address}", *resources))
 
     def _start_until_it_runs(self, *flags: str) -> subprocess.Popen[bytes]:
         """Start a node; Ray gives up after 30 seconds, which a busy machine may need."""
@@ -113,8 +117,8 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def ray_nodes(num_nodes: int, cpus: int = 1) -> Iterator[RayNodes]:
-    nodes = RayNodes(num_nodes, cpus)
+def ray_nodes(num_nodes: int, cpus: int = 1, gpus: int = 0) -> Iterator[RayNodes]:
+    nodes = RayNodes(num_nodes, cpus, gpus)
     try:
         yield nodes
     finally:
