@@ -20,13 +20,10 @@ ENGINE = "PackActor"  # in the titles of the processes of engines
 
 
 class RayNodes:
-    """A head without CPUs, and nodes with `cpus` each; without nodes the head has them. `close` kills all.
+    """A head without CPUs, and nodes with `cpus` each; without nodes the head has them. `close` kills all."""
 
-    Ray believes nodes that declare `gpus`, whether they have them or not.
-    """
-
-    def __init__(self, num_nodes: int, cpus: int = 1, gpus: int = 0) -> None:
-        self.cpus, self.gpus = cpus, gpus
+    def __init__(self, num_nodes: int, cpus: int = 1) -> None:
+        self.cpus = cpus
         pytest.importorskip("ray")
         self.folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # sockets have short paths
         port = free_port()
@@ -43,8 +40,7 @@ class RayNodes:
             raise
 
     def add_node(self) -> None:
-        resources = [f"--num-cpus={self.cpus}", f"--num-gpus={self.gpus}"]
-        self.nodes.append(self._start_until_it_runs(f"--address={self.address}", *resources))
+        self.nodes.append(self._start_until_it_runs(f"--address={self.address}", f"--num-cpus={self.cpus}"))
 
     def _start_until_it_runs(self, *flags: str) -> subprocess.Popen[bytes]:
         """Start a node; Ray gives up after 30 seconds, which a busy machine may need."""
@@ -117,8 +113,8 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def ray_nodes(num_nodes: int, cpus: int = 1, gpus: int = 0) -> Iterator[RayNodes]:
-    nodes = RayNodes(num_nodes, cpus, gpus)
+def ray_nodes(num_nodes: int, cpus: int = 1) -> Iterator[RayNodes]:
+    nodes = RayNodes(num_nodes, cpus)
     try:
         yield nodes
     finally:

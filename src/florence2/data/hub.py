@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +136,7 @@ def _load_error(name: str, split: str | None, offline: bool, error: Exception) -
     if offline:
         return DatasetError(f"{not_local} is not in the cache", "check the spelling, or run once without --offline")
     if isinstance(error, ConnectionError):
-        return DatasetError(
-            f"{not_local} cannot be reached", "check the spelling and the network, or pass a local folder"
-        )
+        return DatasetError(f"{not_local} cannot be reached", "check the spelling and the network, or pass a folder")
     if isinstance(error, FileNotFoundError):
         return DatasetError(
             f"{not_local} cannot be found: {_one_line(error)}",
@@ -152,7 +151,7 @@ def _one_line(error: Exception) -> str:
 
 def parquet_samples(path: Path, columns: ColumnMapping) -> ResolvedDataset:
     """Read a parquet file that contains its images."""
-    return _read_samples(_load_parquet(path), str(path), columns, None)
+    return _read_samples(import_module("datasets").Dataset.from_parquet(str(path)), str(path), columns, None)
 
 
 def dataset_rows(
@@ -162,26 +161,20 @@ def dataset_rows(
     path = Path(name).expanduser()
     if path.is_dir():
         dataset = _load_saved(path)
+    elif path.is_file():
+        dataset = import_module("datasets").Dataset.from_parquet(str(path))
     else:
-        dataset = _load_parquet(path) if path.is_file() else _load(name, split, revision, offline)
+        dataset = _load(name, split, revision, offline)
     part = cast_encoded_images(select_split(dataset, name, split))
     yield from translate_rows(_read_rows(part, name, columns, _check_columns(part, name, columns)), columns)
 
 
-def _load_parquet(path: Path) -> Any:
-    import datasets
-
-    return datasets.Dataset.from_parquet(str(path))
-
-
 def cast_encoded_images(dataset: Any) -> Any:
     """Make columns of encoded images that are plain bytes, or structs with `bytes`, columns of images."""
-    import datasets
-
+    image, binary = import_module("datasets").Image(decode=False), ("binary", "large_binary")
     for column, feature in (dataset.features or {}).items():
-        is_binary = getattr(feature, "dtype", "") in ("binary", "large_binary")
-        if is_binary or (isinstance(feature, dict) and "bytes" in feature):
-            dataset = dataset.cast_column(column, datasets.Image(decode=False))
+        if getattr(feature, "dtype", "") in binary or (isinstance(feature, dict) and "bytes" in feature):
+            dataset = dataset.cast_column(column, image)
     return dataset
 
 

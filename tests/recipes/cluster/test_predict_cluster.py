@@ -234,22 +234,6 @@ def test_lost_workers_nodes_and_drivers_are_survived(
     print(f"{len(done_before)} shards in place when the driver was killed", log.read_text(), sep="\n")
 
 
-@pytest.mark.long
-def test_a_gpu_that_joins_later_gets_an_engine(tmp_path: Path) -> None:
-    """The nodes only declare GPUs, so that their engines run on a CPU where this machine has none."""
-    tars = make_tars(tmp_path, num_images=1200, num_tars=12)
-    log = tmp_path / "log"
-    flags = ("--max_in_flight", "16")
-    with ray_nodes(1, gpus=1) as nodes, ending(start(nodes, str(tars), f"{tmp_path}/out/", log, *flags)) as driver:
-        wait_until(lambda: len(nodes.engines()) == 1)
-        nodes.add_node()
-        wait_until(lambda: len(nodes.engines()) == 2)
-        text = finish(driver, log)
-    assert "1 engine with 1 GPU each" in text
-    rows = [json.loads(line) for path in (tmp_path / "out").glob("*.jsonl") for line in path.open()]
-    assert len(rows) == len({row["file_name"] for row in rows}) == 1200
-
-
 def test_nodes_are_divided_among_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict[str, Any]:
         return {"Alive": alive, "Resources": {"CPU": cpus, **({"GPU": gpus} if gpus else {})}}

@@ -126,12 +126,11 @@ def _predicted_rows(ray: Any, config: ActorConfig, readers: list[PackReader]) ->
 def actor_pool(ray: Any, pool: EnginePool) -> Any:
     """Return the strategy of a pool: all engines at once, down to one where nodes are lost.
 
-    GPUs of nodes that join later get engines, too. Without GPUs the number is fixed: Ray counts CPUs, of which each
-    engine leaves some to read tasks, and would start more engines than fit on the nodes.
+    Ray would start more engines than fit on the nodes, because each leaves CPUs to read tasks; so the number is fixed.
     """
     return ray.data.ActorPoolStrategy(
         min_size=1,
-        max_size=None if pool.num_gpus and not pool.is_fixed else pool.size,
+        max_size=pool.size,
         initial_size=pool.size,
         max_tasks_in_flight_per_actor=PACKS_IN_FLIGHT,
         max_concurrent_calls_per_actor=CONCURRENT_PACKS,

@@ -20,12 +20,11 @@ _INSTALL = 'run `pip install "florence2[cluster]"`'
 
 @dataclass(frozen=True)
 class EnginePool:
-    """Engines on the nodes of a cluster: their number, and the cores and GPUs of each; `is_fixed` lets none join."""
+    """Engines on the nodes of a cluster: their number, and the cores and GPUs of each."""
 
     size: int
     num_cores: int
     num_gpus: int
-    is_fixed: bool = False
 
     @property
     def reserved_cpus(self) -> float:

@@ -87,7 +87,7 @@ def predict_rows(
     ray = import_ray()
     rows = RowOptions(**options)
     pool = find_pool(ray, device)
-    pool = replace(pool, size=num_engines or pool.size, is_fixed=num_engines is not None)
+    pool = replace(pool, size=num_engines or pool.size)
     config = ActorConfig(
         ModelSource.resolve(model_path, HubSettings(revision, offline), dtype),
         EngineConfig(generation=GenerationConfig(**(generation or {}))),
