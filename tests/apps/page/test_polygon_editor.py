@@ -58,6 +58,7 @@ def test_corners_are_added_moved_and_removed_by_mouse_and_undone(page, polygons:
         open_first_row(page, url)
         page.focus("#objects [data-role=select]")
         wait_until(page, f"{CORNERS} === {number}")
+        assert page.locator("#polygon-help").is_visible()
         # A dot in the middle of an edge becomes a corner, at the place it is dragged to.
         drag(page, middle_of(page.locator(".handle.middle").first), stage_point(page, 0.9, 0.05))
         wait_until(page, f"{CORNERS} === {number + 1}")
@@ -139,6 +140,7 @@ def test_a_click_on_a_box_changes_nothing_and_delete_removes_it(page, table: Pat
         page.wait_for_selector(".editor .shape")
         wait_until(page, "document.querySelector('.editor img').naturalWidth > 0")
         number = page.locator("#objects li").count()
+        assert page.locator("#polygon-help").is_hidden()
         page.mouse.click(*middle_of(page.locator(".editor .shape").first))
         page.keyboard.press("Control+Enter")
         page.focus("#grid")

@@ -44,6 +44,7 @@ export class Editor {
   }
 
   close() {
+    find("polygon-help").hidden = true;
     find("editor").hidden = true;
     document.querySelector(".review").classList.remove("editing");
   }
@@ -70,6 +71,7 @@ export class Editor {
     find("objects-field").hidden = isText;
     if (find("text").value !== row.text) find("text").value = row.text;
     const [newKind, hasLabels] = [NEW_KINDS[row.output] ?? "bboxes", !UNLABELED.includes(row.output)];
+    find("polygon-help").hidden = newKind !== "polygons" && !row.objects?.some((shape) => shape.kind === "polygons");
     this.boxes.show(row.objects ?? [], { newKind, hasLabels, isLocked: Boolean(row.locked) });
     this.showObjects();
     this.showState(row);
