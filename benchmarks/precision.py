@@ -1,11 +1,10 @@
 """Scores of the bundled model in float32 and in a lower precision, on held-out scenes.
 
     python -m benchmarks.precision --num_scenes 200
-    python -m benchmarks.precision --num_scenes 100 --precision int8
+    python -m benchmarks.precision --num_scenes 3000 --precision int8 --reference bfloat16
 
-`bfloat16` is the engine's dtype, natively or emulated. `int8` quantizes the linear layers of the float32 model at run
-time (torch's dynamic quantization). The engine predicts every task for every scene, greedily. Prints a table, and one
-line of JSON last.
+`bfloat16` is the engine's dtype, natively or emulated. `int8` is that of `florence2 predict --dtype int8`. The engine
+predicts every task for every scene, greedily. Prints a table, and one line of JSON last.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import json
 import statistics
 import sys
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +25,9 @@ from benchmarks.processor import processor_name
 from florence2.data.sample import Prediction, Sample, SampleKey
 from florence2.demo.scenes import Scene, make_scene
 from florence2.demo.targets import SceneTarget, scene_target
+from florence2.devices import inference_dtype
 from florence2.engine.engine import Engine
+from florence2.engine.int8.quantize_model import quantize_model
 from florence2.model.answer import Answer
 from florence2.model.load import load
 from florence2.model.tasks import TASKS, find_task
@@ -52,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_scenes", type=int, default=200)
     parser.add_argument("--precision", choices=("bfloat16", "int8"), default="bfloat16")
+    parser.add_argument("--reference", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--tasks", nargs="*", choices=[task.name for task in TASKS], default=[], help="default: all")
     parser.add_argument("--num_threads", type=int, default=1)
     options = parser.parse_args()
@@ -59,7 +60,7 @@ def main() -> None:
     seeds = range(FIRST_SEED, FIRST_SEED + options.num_scenes)
     samples = [sample for seed in seeds for sample in scene_samples(seed, options.tasks)]
     predictions, seconds = {}, {}
-    for precision in ("float32", options.precision):
+    for precision in (options.reference, options.precision):
         start = time.perf_counter()
         predictions[precision] = predict(load_model(precision), [each.sample for each in samples])
         seconds[precision] = time.perf_counter() - start
@@ -82,18 +83,9 @@ def load_model(precision: str) -> tuple[Any, Any]:
     """Load the bundled model and its processor."""
     if precision != "int8":
         return load("demo", dtype=precision, device="cpu")
-    model, processor = load("demo", dtype="float32", device="cpu")
-    return quantize(model), processor
-
-
-def quantize(model: Any) -> Any:
-    """Quantize the linear layers of vision tower and encoder to int8; the decoder uses its weights directly."""
-    quantize_dynamic: Any = torch.ao.quantization.quantize_dynamic
-    with warnings.catch_warnings():  # torch moves it to torchao, another package
-        warnings.simplefilter("ignore")
-        for module in (model.model.vision_tower, model.get_encoder()):
-            quantize_dynamic(module, {torch.nn.Linear}, torch.qint8, inplace=True)
-    return model
+    model, processor = load("demo", dtype=inference_dtype("auto", torch.device("cpu")), device="cpu")
+    quantize_model(model)
+    return model, processor
 
 
 def predict(model_and_processor: tuple[Any, Any], samples: Sequence[Sample]) -> Predictions:
@@ -135,7 +127,8 @@ def summary(
         "same_captions": statistics.mean([same_text[task] for task in CAPTION_TASKS if task in same_text] or [1.0]),
         "same_texts": same_text,
         "scores": scores,
-        "max_points_lost": 100 * max(scores["float32"][n] - scores[options.precision][n] for n in scores["float32"]),
+        "max_points_lost": 100
+        * max(scores[options.reference][name] - value for name, value in scores[options.precision].items()),
     }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+InferenceDType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 DEFAULT_TASK = "more_detailed_caption"  # of a dataset that names none
 DEFAULT_MAX_LENGTH = 256  # of a prediction, in tokens
 ImageWorkers = Literal["processes", "threads"]
@@ -54,6 +55,18 @@ class ComputeSettings:
     dtype: DType = "auto"
     """Precision. `auto` is bfloat16 on a GPU that supports it, else float16; on a CPU that supports it natively it is
     bfloat16 for prediction, and for training from 100 million parameters on; else float32."""
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """Where the model runs, and in which precision."""
+
+    device: str | None = None
+    """`cuda`, `cuda:1`, `mps` or `cpu` (default: the best available)."""
+
+    dtype: InferenceDType = "auto"
+    """Precision. `auto` is bfloat16 on a device that supports it, else float16 on a GPU and float32 on a CPU; `int8`
+    is faster on a CPU with AVX-512 VNNI."""
 
 
 @dataclass(frozen=True)
@@ -390,7 +403,7 @@ class PredictSettings:
     output: OutputSettings = field(default_factory=OutputSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     hub: HubSettings = field(default_factory=HubSettings)
-    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    compute: InferenceSettings = field(default_factory=InferenceSettings)
     speed: SpeedSettings = field(default_factory=SpeedSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
 
@@ -488,7 +501,7 @@ class EvaluateSettings:
     score: MetricSettings = field(default_factory=MetricSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     hub: HubSettings = field(default_factory=HubSettings)
-    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    compute: InferenceSettings = field(default_factory=InferenceSettings)
     speed: SpeedSettings = field(default_factory=SpeedSettings)
 
 
@@ -700,7 +713,7 @@ class ServeSettings:
     address: AddressSettings = field(default_factory=AddressSettings)
     limits: RequestLimitSettings = field(default_factory=RequestLimitSettings)
     hub: HubSettings = field(default_factory=HubSettings)
-    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    compute: InferenceSettings = field(default_factory=InferenceSettings)
 
 
 @dataclass(frozen=True)
@@ -727,7 +740,7 @@ class ReviewSettings:
     """Model that can predict an image again on the page (default: none is loaded)."""
 
     hub: HubSettings = field(default_factory=HubSettings)
-    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    compute: InferenceSettings = field(default_factory=InferenceSettings)
 
 
 @dataclass(frozen=True)
@@ -746,4 +759,4 @@ class McpSettings:
     """Number of beams; 1 is greedy search."""
 
     hub: HubSettings = field(default_factory=HubSettings)
-    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    compute: InferenceSettings = field(default_factory=InferenceSettings)

@@ -14,6 +14,7 @@ OUT_OF_MEMORY_MESSAGES = (
     "not enough memory",
     "could not create a memory object",
 )
+INT8 = "int8"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -63,9 +64,12 @@ def depends_on_model_size(dtype: torch.dtype | str | None, device: torch.device)
 def inference_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
     """Return the chosen dtype, or the default for inference: as for training, but bfloat16 on a CPU that supports it.
 
-    Such a CPU predicts twice as fast in bfloat16.
+    Such a CPU predicts twice as fast in bfloat16. `int8` is refused where it does not pay, and elsewhere it is the
+    default: the dtype of all that is not multiplied in 8 bits.
     """
-    chosen = _parse_dtype(dtype)
+    if dtype == INT8:
+        _require_int8(device)
+    chosen = None if dtype == INT8 else _parse_dtype(dtype)
     if chosen is None and device.type == "cpu" and has_bfloat16(device):
         return torch.bfloat16
     return training_dtype(chosen, device)
@@ -77,6 +81,16 @@ def has_bfloat16(device: torch.device) -> bool:
         units = torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported
         return any(has_unit() for has_unit in units)  # type: ignore[no-untyped-call]
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _require_int8(device: torch.device) -> None:
+    """Refuse int8 where its products are not faster than those of the default dtype."""
+    hint = "remove `--dtype`; bfloat16 or float16 is the default"
+    if device.type != "cpu":
+        raise OptionError(f"`--dtype int8` runs on a CPU, and the device is `{device}`", hint)
+    if not torch.cpu._is_vnni_supported():  # type: ignore[no-untyped-call]
+        what = "`--dtype int8` needs a CPU with AVX-512 VNNI, which this one does not have: it would be no faster"
+        raise OptionError(what, "remove `--dtype`; the default is what this CPU is fastest in")
 
 
 def use_device(device: torch.device) -> AbstractContextManager[Any]:
@@ -113,6 +127,9 @@ def _parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
         return None
     if isinstance(dtype, torch.dtype):
         return dtype
+    if dtype == INT8:
+        what = "`int8` is a precision of predictions, and no dtype of a loaded model"
+        raise OptionError(what, 'pass it to `florence2 predict` or to `florence2.Florence2(name, dtype="int8")`')
     name = dtype.removeprefix("torch.")
     if name not in _DTYPES:
         raise OptionError(f"`{dtype}` is not a supported dtype", f"pass one of {', '.join(_DTYPES)}, auto")

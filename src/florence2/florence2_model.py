@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Concatenate, Literal, ParamSpec, Self, TypeAlias, TypeVar, overload
+from typing import Concatenate, ParamSpec, Self, TypeAlias, TypeVar, overload
 
 import numpy as np
 from PIL import Image
 
 from florence2 import api
-from florence2.config import DEFAULT_TASK
+from florence2.config import DEFAULT_TASK, InferenceDType
 from florence2.data.sample import ImageError, Sample
-from florence2.devices import inference_dtype, pick_device
+from florence2.devices import INT8, inference_dtype, pick_device
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
+from florence2.engine.int8.quantize_model import quantize_model
 from florence2.model.load import load
 from florence2.model.tasks import find_task
 from florence2.results.result import Result
@@ -48,7 +49,7 @@ class Florence2:
         name: str | Path = "microsoft/Florence-2-base-ft",
         *,
         device: str | None = None,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        dtype: InferenceDType = "auto",
         revision: str | None = None,
         offline: bool = False,
         generation: GenerationConfig | None = None,
@@ -57,7 +58,8 @@ class Florence2:
         """Load a hub id, a folder with a checkpoint or an adapter, or `demo`; see `load` for layouts and errors.
 
         `generation` is the config of calls that bring none, and bounds the beams and tokens of those that do;
-        `batch_size` is the number of requests that are decoded at a time.
+        `batch_size` is the number of requests that are decoded at a time. With `dtype="int8"`, for a CPU, the layers of
+        `model` are replaced for good by some that multiply in 8 bits.
         """
         self.name, self.revision, self.offline = str(name), revision, offline
         chosen = pick_device(device)
@@ -65,6 +67,8 @@ class Florence2:
         self.model, self.processor = load(
             self.name, dtype=dtype_of_weights, device=chosen, revision=revision, offline=offline
         )
+        if dtype == INT8:
+            quantize_model(self.model)
         config = EngineConfig(generation or GenerationConfig(), batch_size=batch_size)
         self._engine = Engine(self.model, self.processor, config)
 

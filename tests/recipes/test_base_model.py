@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from florence2 import api
 from florence2.cli.program import main
-from florence2.config import AddressSettings, ComputeSettings, ServedModelSettings, ServeSettings
+from florence2.config import AddressSettings, InferenceSettings, ServedModelSettings, ServeSettings
 from florence2.demo.dataset import make_dataset
 from florence2.errors import UserError
 from tests.model.adapter.test_lora import TINY, edit_json
@@ -97,7 +97,9 @@ def test_served_adapters_take_a_base(folder: Path) -> None:
 
     def settings(adapter: tuple[str, ...]) -> ServeSettings:
         return ServeSettings(
-            ServedModelSettings(str(TINY), adapter, base_model=str(TINY)), AddressSettings(), compute=ComputeSettings()
+            ServedModelSettings(str(TINY), adapter, base_model=str(TINY)),
+            AddressSettings(),
+            compute=InferenceSettings(),
         )
 
     with pytest.raises(UserError, match="none of the models is an adapter"):

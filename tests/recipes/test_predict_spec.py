@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from florence2.config import ComputeSettings, GenerationSettings, HubSettings, SpeedSettings
+from florence2.config import GenerationSettings, HubSettings, InferenceSettings, SpeedSettings
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
 from florence2.errors import OptionError
@@ -39,11 +39,11 @@ def test_local_model_keeps_its_revision(tmp_path: Path) -> None:
 
 
 def test_devices_are_parsed() -> None:
-    assert parse_devices(ComputeSettings(), None) == (None,)
-    assert parse_devices(ComputeSettings(device="cpu"), None) == ("cpu",)
-    assert parse_devices(ComputeSettings(), "0, 1,cpu") == ("cuda:0", "cuda:1", "cpu")
+    assert parse_devices(InferenceSettings(), None) == (None,)
+    assert parse_devices(InferenceSettings(device="cpu"), None) == ("cpu",)
+    assert parse_devices(InferenceSettings(), "0, 1,cpu") == ("cuda:0", "cuda:1", "cpu")
     with pytest.raises(OptionError, match="exclude each other"):
-        parse_devices(ComputeSettings(device="cpu"), "0,1")
+        parse_devices(InferenceSettings(device="cpu"), "0,1")
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from florence2.config import ComputeSettings, DType, HubSettings
-from florence2.devices import dtype_warning, inference_dtype, local_device, pick_device
+from florence2.config import HubSettings, InferenceDType, InferenceSettings
+from florence2.devices import INT8, dtype_warning, inference_dtype, local_device, pick_device
 from florence2.distributed import LauncherRank, launcher_rank
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
+from florence2.engine.int8.quantize_model import quantize_model
 from florence2.engine.workers.launcher import accept_workers, connect_to_leader
 from florence2.engine.workers.multi_engine import MultiEngine
 from florence2.engine.workers.worker import WorkerConfig, run_worker
@@ -39,11 +40,11 @@ class ModelSource:
     folder: Path
     revision: str | None
     offline: bool
-    dtype: DType
+    dtype: InferenceDType
     base: str | None = None
 
     @classmethod
-    def resolve(cls, name: str, hub: HubSettings, dtype: DType, base: str | None = None) -> ModelSource:
+    def resolve(cls, name: str, hub: HubSettings, dtype: InferenceDType, base: str | None = None) -> ModelSource:
         """Find a checkpoint on disk or download it, and pin the commit of a hub repository."""
         folder = find_folder(name, hub.revision, hub.offline)
         if base is not None and not is_adapter(folder):
@@ -60,7 +61,10 @@ class ModelSource:
         """Load the model and its preprocessing onto a device, for the engine."""
         name, chosen, dtype = self._arguments(device)
         folder = self.folder if self.folder.is_dir() else find_folder(name, self.revision, self.offline)
-        return load_for_inference(folder, name, dtype=dtype, device=chosen) or self.load_transformers(device)
+        loaded = load_for_inference(folder, name, dtype=dtype, device=chosen) or self.load_transformers(device)
+        if self.dtype == INT8:
+            quantize_model(loaded[0])
+        return loaded
 
     def load_transformers(self, device: str | None) -> tuple[Any, Any]:
         """Load transformers' model and processor onto a device; their imports take seconds."""
@@ -91,6 +95,9 @@ def create_engine(spec: EngineSpec, num_samples: int) -> Engine | GenerateEngine
     """Create the engine for a number of samples; a context manager."""
     rank, devices = spec.rank, spec.devices
     _warn_of_slow_dtype(spec)
+    if spec.kind == "generate" and spec.model.dtype == INT8:
+        what = "`--engine generate` is transformers' own, which does not compute in `--dtype int8`"
+        raise OptionError(what, "remove `--engine` or `--dtype`")
     if rank is None and len(devices) == 1:
         config = replace(spec.config, expected_samples=num_samples)
         if spec.kind == "continuous":
@@ -113,7 +120,7 @@ def serve_as_worker(rank: LauncherRank, device: str | None) -> None:
     run_worker(connect_to_leader(rank), local_device(device, rank.local_rank))
 
 
-def parse_devices(compute: ComputeSettings, devices: str | None) -> tuple[str | None, ...]:
+def parse_devices(compute: InferenceSettings, devices: str | None) -> tuple[str | None, ...]:
     """Read `--device` or the comma-separated `--devices`, in which a number names a GPU."""
     if devices is None:
         return (compute.device,)

@@ -12,7 +12,7 @@ import pytest
 import florence2
 from florence2.apps.page.run_review import load_model
 from florence2.cli.program import main
-from florence2.config import ComputeSettings, ReviewSettings
+from florence2.config import InferenceSettings, ReviewSettings
 from florence2.data.resolve import DatasetOptions, resolve_dataset
 from tests.apps.page.live_page import TOKEN, serve_review, wait_for_rows, wait_until
 
@@ -60,7 +60,7 @@ def test_what_cannot_start_is_two_lines(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_model_predicts_a_row_again(page, table: Path) -> None:
-    settings = ReviewSettings(str(table), model_path="demo", compute=ComputeSettings(device="cpu", dtype="float32"))
+    settings = ReviewSettings(str(table), model_path="demo", compute=InferenceSettings(device="cpu", dtype="float32"))
     ask_row = load_model(settings)
     image = table.parent / "photos" / "0000.png"
     with serve_review(table, ask_row=ask_row) as url:

@@ -9,8 +9,9 @@ C candidates of a row, B slots that start.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -20,38 +21,40 @@ from torch.nn import functional as F
 from florence2.devices import to_device
 from florence2.engine.decoding.batch_state import BatchState
 from florence2.engine.decoding.kv_cache import KVCache
+from florence2.engine.int8.int8_linear import Int8Weight
 
 Weights = tuple[Tensor, Tensor]
+Projection = Callable[[Tensor], Tensor]
 TOP_LOGITS_FP32 = 64  # logits of a row that are computed in float32 where the matrix product is rounded
 
 
 @dataclass(frozen=True, eq=False)
 class DecoderLayer:
-    """The weights of one decoder layer, as (weight, bias); query, key and value of self-attention in one."""
+    """The linear layers and norms of one decoder layer; query, key and value of self-attention are one."""
 
-    qkv: Weights
-    out: Weights
+    qkv: Projection
+    out: Projection
     norm: Any
-    cross_query: Weights
-    cross_out: Weights
+    cross_query: Projection
+    cross_out: Projection
     cross_norm: Any
-    fc1: Weights
-    fc2: Weights
+    fc1: Projection
+    fc2: Projection
     final_norm: Any
 
     @classmethod
-    def from_layer(cls, layer: Any) -> Self:
-        """Take the weights of transformers' layer; only query, key and value are copied."""
+    def from_layer(cls, layer: Any, project: Callable[[Tensor, Tensor | None], Projection]) -> Self:
+        """Take the weights of transformers' layer; in their own dtype only query, key and value are copied."""
         own, cross = layer.self_attn, layer.encoder_attn
         return cls(
-            qkv=_concatenated([own.q_proj, own.k_proj, own.v_proj]),
-            out=_weights(own.out_proj),
+            qkv=project(*_concatenated([own.q_proj, own.k_proj, own.v_proj])),
+            out=project(*_weights(own.out_proj)),
             norm=layer.self_attn_layer_norm,
-            cross_query=_weights(cross.q_proj),
-            cross_out=_weights(cross.out_proj),
+            cross_query=project(*_weights(cross.q_proj)),
+            cross_out=project(*_weights(cross.out_proj)),
             cross_norm=layer.encoder_attn_layer_norm,
-            fc1=_weights(layer.fc1),
-            fc2=_weights(layer.fc2),
+            fc1=project(*_weights(layer.fc1)),
+            fc2=project(*_weights(layer.fc2)),
             final_norm=layer.final_layer_norm,
         )
 
@@ -64,12 +67,16 @@ class Decoder:
         attention = decoder.layers[0].self_attn
         self.heads, self.head_size, self._scale = attention.num_heads, attention.head_dim, attention.scaling
         self.dtype, self.device = model.lm_head.weight.dtype, model.lm_head.weight.device
-        self.layers = [DecoderLayer.from_layer(layer) for layer in decoder.layers]
+        project = _int8_projection if getattr(model, "is_int8", False) else _projection
+        self.layers = [DecoderLayer.from_layer(layer, project) for layer in decoder.layers]
         self._activation = decoder.layers[0].activation_fn
         self._embed_tokens, self._norm = decoder.embed_tokens, decoder.layernorm_embedding
         self._embed_positions = decoder.embed_positions.weight[decoder.embed_positions.offset :]
-        self._cross_projections = _concatenated([p for layer in decoder.layers for p in _cross_projections(layer)])
+        cross = _concatenated([p for layer in decoder.layers for p in _cross_projections(layer)])
+        self._cross_projections = project(*cross)
         self._lm_head = model.lm_head.weight
+        self._project_to_logits = project(self._lm_head, None)
+        self._has_exact_logits = self.dtype == torch.float32 and project is _projection
 
     def prefill_cross_attention(
         self, cache: KVCache, slots: Sequence[int], states_BND: Tensor, lengths: Sequence[int]
@@ -78,7 +85,7 @@ class Decoder:
         batch, positions, _ = states_BND.shape
         cache.grow(positions)
         slot_B, length_B = to_device(torch.tensor([slots, lengths]), self.device)
-        projected = F.linear(states_BND, *self._cross_projections)
+        projected = self._cross_projections(states_BND)
         projected_LKBHNE = projected.view(batch, positions, len(self.layers), 2, self.heads, -1).permute(
             2, 3, 0, 4, 1, 5
         )
@@ -96,18 +103,18 @@ class Decoder:
         for number, layer in enumerate(self.layers):
             hidden_SWD = layer.norm(hidden_SWD + self._self_attention(cache, number, position_S, mask_SWK, hidden_SWD))
             hidden_SWD = layer.cross_norm(hidden_SWD + self._cross_attention(cache, number, hidden_SWD))
-            widened = self._activation(F.linear(hidden_SWD, *layer.fc1))
-            hidden_SWD = layer.final_norm(hidden_SWD + F.linear(widened, *layer.fc2))
+            widened = self._activation(layer.fc1(hidden_SWD))
+            hidden_SWD = layer.final_norm(hidden_SWD + layer.fc2(widened))
         return self.logits(hidden_SWD)
 
     def logits(self, hidden_SWD: Tensor) -> Tensor:
         """Compute logits in float32 for every dtype: bfloat16 cannot tell logits around 20 apart within 0.06."""
-        if self.dtype == torch.float32:
-            return F.linear(hidden_SWD, self._lm_head)
+        if self._has_exact_logits:
+            return self._project_to_logits(hidden_SWD)
         if self.device.type == "cuda" and torch.version.hip is None:
             flat: Tensor = torch.mm(hidden_SWD.flatten(0, 1), self._lm_head.T, out_dtype=torch.float32)
             return flat.view(*hidden_SWD.shape[:2], -1)
-        return self._recompute_top_logits(hidden_SWD, F.linear(hidden_SWD, self._lm_head).float())
+        return self._recompute_top_logits(hidden_SWD, self._project_to_logits(hidden_SWD).float())
 
     def _recompute_top_logits(self, hidden_SWD: Tensor, logits_SWV: Tensor) -> Tensor:
         """Compute the largest logits once more in float32; a CPU rounds products of bfloat16 to bfloat16."""
@@ -132,7 +139,7 @@ class Decoder:
         slots, width, _ = hidden_SWD.shape
         tokens = mask_SWK.shape[-1] // width
         layer, keys, values = self.layers[number], cache.keys_SHETW[number], cache.values_SHTWE[number]
-        qkv = F.linear(hidden_SWD, *layer.qkv).view(slots, width, 3, self.heads, self.head_size)
+        qkv = layer.qkv(hidden_SWD).view(slots, width, 3, self.heads, self.head_size)
         query_SHWE, key_SHWE, value_SHWE = qkv.permute(2, 0, 3, 1, 4)
         every_S = torch.arange(slots, device=self.device)
         keys[every_S, :, :, position_S] = key_SHWE.mT
@@ -144,20 +151,28 @@ class Decoder:
         """Attend to the image and the prompt."""
         slots, width, _ = hidden_SWD.shape
         layer = self.layers[number]
-        query_SWHE = F.linear(hidden_SWD, *layer.cross_query).view(slots, width, self.heads, self.head_size)
+        query_SWHE = layer.cross_query(hidden_SWD).view(slots, width, self.heads, self.head_size)
         encoded = cache.cross_keys_SHEN[number][:slots], cache.cross_values_SHNE[number][:slots]
         return self._attend(query_SWHE.transpose(1, 2), encoded, cache.mask_S1N[:slots], layer.cross_out)
 
-    def _attend(self, query_SHWE: Tensor, key_value: tuple[Tensor, Tensor], mask: Tensor, out: Weights) -> Tensor:
+    def _attend(self, query_SHWE: Tensor, key_value: tuple[Tensor, Tensor], mask: Tensor, out: Projection) -> Tensor:
         """Compute attention; the rows of a slot are one matrix product."""
         keys_SHEN, values_SHNE = key_value
         scores_SHWN = (query_SHWE * self._scale) @ keys_SHEN + mask.unsqueeze(1)
         context_SHWE = scores_SHWN.softmax(-1) @ values_SHNE
-        return F.linear(context_SHWE.transpose(1, 2).flatten(2), *out)
+        return out(context_SHWE.transpose(1, 2).flatten(2))
 
 
 def _weights(linear: Any) -> Weights:
     return linear.weight.detach(), linear.bias.detach()
+
+
+def _projection(weight: Tensor, bias: Tensor | None) -> Projection:
+    return partial(F.linear, weight=weight, bias=bias)
+
+
+def _int8_projection(weight: Tensor, bias: Tensor | None) -> Projection:
+    return Int8Weight(weight, bias).multiply_rows
 
 
 def _concatenated(linears: Sequence[Any]) -> Weights:

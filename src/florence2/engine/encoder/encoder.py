@@ -21,6 +21,7 @@ from florence2.engine.generation_config import ModelGenerationConfig
 from florence2.engine.requests import Request
 from florence2.engine.stats import Timer
 from florence2.engine.workers.image_loader import ImageInputs
+from florence2.errors import OptionError
 from florence2.log import logger
 from florence2.model.processing import Preprocessor
 from florence2.system import has_compiler, require_compiler
@@ -45,7 +46,9 @@ class Encoder:
         # The pixels of a micro-batch and their features: a CUDA graph reads and writes fixed addresses.
         self._pixel_buffer_BHWC = torch.empty(0, dtype=torch.uint8, device=model.device)
         self._features_BND = torch.empty(0, dtype=model.dtype, device=model.device)
-        self._is_patched = model.dtype == torch.bfloat16  # sums of squares are too large for float16
+        self._is_int8 = getattr(model, "is_int8", False)
+        # Sums of squares are too large for float16.
+        self._is_patched = model.dtype == torch.bfloat16 or self._is_int8
         if self._is_patched:
             use_gram_attention(self.vision)
 
@@ -65,7 +68,9 @@ class Encoder:
         features, width = self._preprocessor.num_image_tokens, self._model.config.text_config.d_model
         self._pixel_buffer_BHWC.resize_(self.batch_size, *self._preprocessor.size, 3)
         self._features_BND.resize_(self.batch_size, features, width)
-        if self.is_compiled or not should_compile(compile_mode, expected, self._model.device.type):
+        if self._is_int8 and compile_mode == "on":
+            raise OptionError("`compile=on` does not go with int8, whose layers are compiled already", "remove one")
+        if self.is_compiled or self._is_int8 or not should_compile(compile_mode, expected, self._model.device.type):
             return
         logger.info("compiling the vision tower: the first images wait for it, a minute or more")
         # Freezing lets the compiler change the layout of weights; shapes are fixed, for a micro-batch is always full.

@@ -60,12 +60,12 @@ class GramChannelAttention:
         positions, channels = input_BNC.shape[1:]
         group_shape = (attention.groups, channels // attention.groups)
         query_CC, key_CC, value_CC = attention.qkv.weight.chunk(3)
-        gram_BCC = input_BNC.mT @ input_BNC
+        gram_BCC = _gram(input_BNC)
         key_gram_BGCE = (gram_BCC @ key_CC.T).view(-1, channels, *group_shape).transpose(1, 2)
         scores_BGEE = (query_CC.view(*group_shape, channels) @ key_gram_BGCE).float()
         qkv_bias = attention.qkv.bias
         if qkv_bias is not None:
-            scores_BGEE = scores_BGEE + self._bias_scores(input_BNC.sum(1, dtype=torch.float32), positions, group_shape)
+            scores_BGEE = scores_BGEE + self._bias_scores(input_BNC.sum(1).float(), positions, group_shape)
         weights_BGEE = (scores_BGEE * positions**-0.5).softmax(-1).to(input_BNC.dtype)
         combined_BCC = attention.proj.weight @ (weights_BGEE @ value_CC.view(*group_shape, channels)).flatten(1, 2)
         bias_BC = attention.proj.bias
@@ -85,3 +85,10 @@ class GramChannelAttention:
             2
         ) * key_sum_BGE.unsqueeze(2)
         return added_BGEE
+
+
+def _gram(input_BNC: Tensor) -> Tensor:
+    """Multiply each image by itself; on a CPU a product of two matrices is up to twice as fast as one in a batch."""
+    if input_BNC.device.type == "cpu":
+        return torch.stack([input_NC.T @ input_NC for input_NC in input_BNC])
+    return input_BNC.mT @ input_BNC
