@@ -2,6 +2,7 @@ import pytest
 from PIL import Image
 
 from florence2.api import check_dataset
+from florence2.data.decoding.image_decoders import ImageDecoders
 from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.data.sample import ResolvedDataset, Sample, Skipped, SkipReason
 from florence2.data.validate import check_images, raise_on_skipped, train_val_split
@@ -77,7 +78,7 @@ def test_truncated_images_of_every_format_are_found(tmp_path, name, in_memory):
 
 def test_images_with_header_and_end_are_not_decoded(photos, monkeypatch):
     decoded = []
-    monkeypatch.setattr("florence2.data.validate.open_image", lambda source, **_: decoded.append(source))
+    monkeypatch.setattr(ImageDecoders, "decode", lambda _self, source, *_: decoded.append(source))
     check_images(resolve(photos))
     assert not decoded
     check_images(resolve(photos), decode_all=True)

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from florence2.apps.serve.request_limits import RequestLimits
-from florence2.data.sample import Sample
+from florence2.data.sample import ResolvedDataset, Sample
+from florence2.data.validate import check_images
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generate_engine import GenerateEngine
 from florence2.engine.generation_config import GenerationConfig
+from florence2.errors import DatasetError
+from florence2.training.dataset.florence2_dataset import raise_lost_worker
 from tests.apps.serve.live_server import data_uri, live_server
 from tests.engine.images import image
 from tests.faults.hostile_images import hostile_bytes, hostile_decoders, hostile_environment
@@ -122,6 +126,35 @@ def kill_children() -> set[int]:
     for child in children:
         os.kill(child, signal.SIGKILL)
     return children
+
+
+@pytest.mark.usefixtures("hostile_decoders")
+def test_training_checks_its_images_in_processes(tmp_path: Path) -> None:
+    photos = save_photos(tmp_path / "photos", 3, "crash")
+    samples = [Sample(path.name, path, "caption", target="a caption") for path in sorted(photos.iterdir())]
+    dataset = ResolvedDataset("photos", photos, samples)
+    with pytest.raises(DatasetError, match=r"the decoder of .*00-crash\.png crashed \(signal 11: "):
+        check_images(dataset)
+    assert len(check_images(dataset, on_missing="skip").samples) == 3
+
+
+class CrashingDataset(Dataset[int]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGSEGV)
+        return index
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_a_crash_in_a_process_of_the_training_says_how_to_find_the_image() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        list(DataLoader(CrashingDataset(), num_workers=1, multiprocessing_context="forkserver"))
+    with pytest.raises(DatasetError, match="a process that loads images has died: DataLoader worker") as translated:
+        raise_lost_worker(caught.value)
+    assert "names an image that crashes its decoder" in translated.value.hint
+    raise_lost_worker(RuntimeError("another"))
 
 
 @pytest.mark.usefixtures("hostile_decoders")

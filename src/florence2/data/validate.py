@@ -9,6 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from PIL import Image
+
+from florence2.data.decoding.decode_image import DecodeOptions
+from florence2.data.decoding.image_decoders import ImageDecoders
 from florence2.data.image import ImageError, ImageSource, image_size, open_image
 from florence2.data.sample import SENTENCE_REASONS, ResolvedDataset, Sample, Skipped, SkipReason
 from florence2.errors import DatasetError
@@ -98,20 +102,21 @@ def check_images(
 
 
 def _check_all(samples: Sequence[Sample], decode_all: bool, workers: int | None) -> Iterator[Skipped | None]:
-    check = partial(_check, decode_all=decode_all)
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as threads:
+    with ImageDecoders() as decoders, ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as threads:
+        check = partial(_check, decoders, decode_all=decode_all)
         for start in range(0, len(samples), _CHUNK):
             yield from threads.map(check, samples[start : start + _CHUNK])
 
 
-def _check(sample: Sample, decode_all: bool) -> Skipped | None:
+def _check(decoders: ImageDecoders, sample: Sample, decode_all: bool) -> Skipped | None:
     try:
         source = sample.source()
-        name = "" if isinstance(sample.image, Path) else sample.id
-        if decode_all or not _has_end(source):
-            open_image(source, min_size=(1, 1), name=name)
+        if not decode_all and _has_end(source):
+            image_size(source, name=sample.name)
+        elif isinstance(source, Path | bytes):
+            decoders.decode(source, DecodeOptions(1, 1, Image.Resampling.NEAREST.value), sample.name)
         else:
-            image_size(source, name=name)
+            open_image(source, name=sample.name)
     except ImageError as error:
         return Skipped(sample.id, SkipReason.UNREADABLE, error.what, error.hint)
     return None

@@ -28,7 +28,7 @@ from florence2.training import eva_init as eva
 from florence2.training.callbacks.nan_guard import NonFiniteGradientGuard
 from florence2.training.callbacks.training_progress import Throughput, images_per_step
 from florence2.training.dataset.collator import shift_right
-from florence2.training.dataset.florence2_dataset import Florence2Dataset, UnreadableImages
+from florence2.training.dataset.florence2_dataset import Florence2Dataset, UnreadableImages, raise_lost_worker
 from florence2.training.dataset.streaming import ResumableDataLoader, StreamingDataset
 from florence2.training.optimizer.create import (
     create_optimizer,
@@ -210,6 +210,9 @@ class Florence2Trainer(CheckpointTrainer):
             eva.initialize_eva(self.model, self.train_dataset, self.data_collator, self._forward_batch)
         try:
             return super().train(*args, **kwargs)
+        except RuntimeError as error:
+            raise_lost_worker(error)
+            raise
         finally:
             self.unreadable_images.log_summary()
 

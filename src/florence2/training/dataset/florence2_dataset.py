@@ -54,6 +54,14 @@ class UnreadableImages:
             )
 
 
+def raise_lost_worker(error: RuntimeError) -> None:
+    """Raise a DatasetError where torch reports that a process that loads images has died, as by a decoder's crash."""
+    reason = " ".join(str(error).split())
+    if "DataLoader worker" in reason:
+        hint = "`florence2 predict --model_path demo --input_path DATASET` names an image that crashes its decoder"
+        raise DatasetError(f"a process that loads images has died: {reason}", hint) from error
+
+
 class FeatureSource(Protocol):
     """Image features by the index of a sample."""
 
