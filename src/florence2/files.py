@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,26 @@ def atomic_write(path: Path, mode: str = "w", *, sync: bool = False) -> Iterator
         raise
 
 
+_FULL_DISK = {errno.ENOSPC: "(os error 28)", errno.EDQUOT: "(os error 122)"}  # as libraries in Rust name them
+_ALMOST_FULL = 2**20  # bytes
+
+
+@contextmanager
+def full_disk_errors(folder: Path) -> Iterator[None]:
+    """Raise an OSError for a full disk, for which safetensors, tokenizers and torch have exceptions of their own."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        number = next((number for number, text in _FULL_DISK.items() if text in str(error)), None)
+        if number is None and isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < _ALMOST_FULL:
+            number = errno.ENOSPC  # torch names no reason
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(folder)) from error
+
+
 def hidden_name(name: str, suffix: str) -> str:
     """Return a name for a file beside another one; file systems limit names to 255 bytes."""
     hidden = f".{name}{suffix}"
@@ -71,23 +92,28 @@ class WriteLock:
     """A lock that one process holds while it writes a file; the system releases it when the process ends.
 
     The lock is on a hidden file beside `path`, because `path` itself may be replaced. `is_acquired` is False where
-    another process holds it, None where the file system cannot lock.
+    another process holds it, None where the file system cannot lock. `left_at` is the time (of the file system) since
+    when the file lies there, if a process left it that was killed or failed.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path.with_name(hidden_name(path.name, ".lock"))
+        self.left_at: float | None = None
+        with contextlib.suppress(OSError):
+            self.left_at = self._path.stat().st_mtime
         self._descriptor: int | None = None
         self.is_acquired: bool | None = self._acquire()
 
-    def release(self) -> None:
-        """Remove the lock file and release the lock."""
+    def release(self, *, is_complete: bool = True) -> None:
+        """Release the lock and remove its file, which stays if the work is not complete (`left_at`)."""
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None
         if sys.platform == "win32":  # it removes no open file, neither ours nor that of the next owner
             os.close(descriptor)
-        with contextlib.suppress(OSError):
-            self._path.unlink()
+        if is_complete:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
         if sys.platform != "win32":
             os.close(descriptor)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import struct
 import subprocess
 import sys
 import tarfile
@@ -64,7 +65,9 @@ def test_damaged_saved_dataset_is_an_error_of_the_dataset(tmp_path: Path) -> Non
     saved.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
     [arrow] = (tmp_path / "saved").glob("*.arrow")
     content = arrow.read_bytes()
-    for damaged in (content.replace(b"a boat", b"a\xff\xfeoat"), content[:46]):
+    [offsets] = [at for at in range(0, len(content), 8) if content[at : at + 8] == struct.pack("<ii", 0, 6)]
+    beyond = content[: offsets + 4] + struct.pack("<i", 2**30) + content[offsets + 8 :]  # an offset
+    for damaged in (content.replace(b"a boat", b"a\xff\xfeoat"), content[:46], beyond):
         arrow.write_bytes(damaged)
         with pytest.raises(DatasetError, match="is not a dataset that can be read"):
             resolve_dataset(tmp_path / "saved", DatasetOptions(DEFAULT_TASK))

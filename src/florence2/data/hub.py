@@ -23,8 +23,8 @@ from florence2.data.folders.class_names import name_classes
 from florence2.data.folders.foreign_jsonl import FOREIGN_COLUMNS, FOREIGN_TARGETS, translate_rows, unread_columns
 from florence2.data.image import ImageError, ImageSource
 from florence2.data.sample import ResolvedDataset, Sample
-from florence2.data.tables import Row
-from florence2.errors import DatasetError, OptionError, UserError
+from florence2.data.tables import Row, check_arrow_files, dataset_errors, one_line
+from florence2.errors import DatasetError, OptionError
 
 _SAVED_SHARDS = 64  # shards of a saved dataset that is streamed
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -71,18 +71,8 @@ def _load_saved(folder: Path) -> Any:
     import datasets
 
     with dataset_errors(str(folder)):
+        check_arrow_files(folder)
         return datasets.load_from_disk(str(folder))
-
-
-@contextmanager
-def dataset_errors(name: str) -> Iterator[None]:
-    """Raise a DatasetError for any error of another library: arrow, json and datasets each have errors of their own."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise DatasetError(f"{name} is not a dataset that can be read: {_one_line(error)}", "save it again") from None
 
 
 def hub_samples(
@@ -99,7 +89,8 @@ def stream_hub_dataset(name: str, split: str | None, *, offline: bool) -> Any:
     path = Path(name).expanduser()
     if path.is_dir() and is_saved_dataset(path):
         saved = select_split(_load_saved(path), name, split)
-        return saved.to_iterable_dataset(num_shards=max(min(len(saved), _SAVED_SHARDS), 1))
+        with dataset_errors(str(path)):
+            return saved.to_iterable_dataset(num_shards=max(min(len(saved), _SAVED_SHARDS), 1))
     if path.is_file():
         return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
     return _load(str(path) if path.is_dir() else name, split, None, offline, streaming=True)
@@ -132,26 +123,27 @@ def _offline(datasets: Any) -> Iterator[None]:
 def _load_error(name: str, split: str | None, offline: bool, error: Exception) -> DatasetError:
     not_local = f"`{name}` is not a local file or folder, and as a dataset on the hub it"
     if isinstance(error, ValueError) and "unknown split" in str(error).lower():
-        return DatasetError(f"dataset `{name}` has no split `{split}`: {_one_line(error)}", "pass one of these")
+        return DatasetError(f"dataset `{name}` has no split `{split}`: {one_line(error)}", "pass one of these")
     if offline:
         return DatasetError(f"{not_local} is not in the cache", "check the spelling, or run once without --offline")
     if isinstance(error, ConnectionError):
         return DatasetError(f"{not_local} cannot be reached", "check the spelling and the network, or pass a folder")
     if isinstance(error, FileNotFoundError):
         return DatasetError(
-            f"{not_local} cannot be found: {_one_line(error)}",
+            f"{not_local} cannot be found: {one_line(error)}",
             "check the spelling; log in with `hf auth login` if it is private",
         )
-    return DatasetError(f"dataset `{name}` cannot be loaded: {_one_line(error)}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return DatasetError(f"dataset `{name}` cannot be loaded: {one_line(error)}")
 
 
 def parquet_samples(path: Path, columns: ColumnMapping) -> ResolvedDataset:
     """Read a parquet file that contains its images."""
-    return _read_samples(import_module("datasets").Dataset.from_parquet(str(path)), str(path), columns, None)
+    return _read_samples(_load_parquet(path), str(path), columns, None)
+
+
+def _load_parquet(path: Path) -> Any:
+    with dataset_errors(str(path)):
+        return import_module("datasets").Dataset.from_parquet(str(path))
 
 
 def dataset_rows(
@@ -162,7 +154,7 @@ def dataset_rows(
     if path.is_dir():
         dataset = _load_saved(path)
     elif path.is_file():
-        dataset = import_module("datasets").Dataset.from_parquet(str(path))
+        dataset = _load_parquet(path)
     else:
         dataset = _load(name, split, revision, offline)
     part = cast_encoded_images(select_split(dataset, name, split))

@@ -13,7 +13,7 @@ from typing import Any
 
 from florence2.data.folders.listing import read_text
 from florence2.data.stores.store_path import AnyPath
-from florence2.errors import DatasetError
+from florence2.errors import DatasetError, UserError
 
 Row = dict[str, Any]
 NamedRow = tuple[str, Row]  # "list.jsonl line 3", {...}
@@ -165,6 +165,31 @@ def find_parquet_images(path: AnyPath, image_column: str | None = None) -> str |
     if image_column is None:
         return next(iter(candidates), None)
     return image_column if image_column in candidates else None
+
+
+@contextmanager
+def dataset_errors(name: str) -> Iterator[None]:
+    """Raise a DatasetError for any error of another library: arrow, json and datasets each have errors of their own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise DatasetError(f"{name} is not a dataset that can be read: {one_line(error)}", "save it again") from None
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of an error of another library in one line."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def check_arrow_files(folder: Path) -> None:
+    """Raise an error for a damaged Arrow file below a folder: its numbers are used as addresses when rows are read."""
+    arrow = import_module("pyarrow")
+    for path in sorted(folder.rglob("*.arrow")):
+        with arrow.memory_map(str(path)) as file, arrow.ipc.open_stream(file) as batches:
+            for batch in batches:
+                batch.validate(full=True)
 
 
 _READERS: dict[str, Callable[[AnyPath], Iterator[ReadRow]]] = {

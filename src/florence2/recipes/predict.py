@@ -87,7 +87,8 @@ def _predict_images(spec: PredictSpec) -> RunSummary:
         affixes=affixes,
         overwrite=output.overwrite_output,
     ) as journal:
-        samples = list(journal.missing(sidecars.without_sidecar(images.samples) if sidecars else images.samples))
+        pending = sidecars.without_sidecar(images.samples, journal.lacks_line) if sidecars else images.samples
+        samples = list(journal.missing(pending))
         num_resumed = len({sample.key for sample in images.samples} - {sample.key for sample in samples})
         for export in exports if samples else ():
             export.check_samples(images.samples)

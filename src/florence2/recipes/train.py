@@ -21,7 +21,7 @@ from florence2.config import TrainSettings
 from florence2.devices import dtype_warning
 from florence2.distributed import is_main_process
 from florence2.errors import OptionError
-from florence2.files import print_json
+from florence2.files import full_disk_errors, print_json
 from florence2.log import logger
 from florence2.metrics.eval_set import EvalSet
 from florence2.model.storage.run_metadata import run_metadata_to_dict
@@ -231,7 +231,8 @@ def _save(
     trainer: Florence2Trainer, folder: Path, saver: ModelSaver, state_dict: Mapping[str, torch.Tensor] | None
 ) -> None:
     """Write the result with its model card and loss plot, and upload it where the trainer is told to."""
-    saver(trainer.trainable_model, folder, state_dict)
+    with full_disk_errors(folder):
+        saver(trainer.trainable_model, folder, state_dict)
     write_model_card(folder, saver.metadata)
     save_plot(folder)
     clear_features(folder)

@@ -18,13 +18,14 @@ from typing import Any, Self, TextIO
 from florence2.data.sample import Prediction, Sample, SampleKey
 from florence2.errors import DatasetError, OptionError
 from florence2.files import WriteLock, atomic_write, to_json
-from florence2.log import logger
+from florence2.log import count_noun, logger
 from florence2.results.affixes import Affixes
 
 RowKey = tuple[str, str, str, str]
 Row = dict[str, Any]
 
 _NO_AFFIXES = Affixes()
+_CLOCK_STEP = 2.0  # seconds; the times of files are that coarse in some file systems
 
 
 def make_run_id(*parts: object) -> str:
@@ -63,16 +64,19 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, error: object, *_: object) -> None:
+        self.close(is_complete=error is None)
 
-    def close(self) -> None:
-        """Close the file, remove the lines of other runs that this run replaced, and release the lock."""
+    def close(self, *, is_complete: bool = True) -> None:
+        """Close the file, remove the lines of other runs that this run replaced, and release the lock.
+
+        After a run that is not complete, `lacks_line` of the next one finds files that were written before their line.
+        """
         try:
             self._close_file()
         finally:
             if self._lock is not None:
-                self._lock.release()
+                self._lock.release(is_complete=is_complete)
 
     def _close_file(self) -> None:
         if self._to_stdout or self._file is None:
@@ -96,6 +100,14 @@ class Journal:
                 with_follow_ups[key] = sample
         if with_follow_ups:
             yield from self.missing(chain.from_iterable(self._follow_ups(with_follow_ups)))
+
+    def lacks_line(self, sample: Sample, file: Path) -> bool:
+        """Return whether a file of a sample was written by a run that was interrupted before it wrote the line."""
+        if self._lock is None or self._lock.left_at is None:
+            return False
+        key = (*sample.key, self.image_dir)
+        is_written = file.stat().st_mtime >= self._lock.left_at - _CLOCK_STEP
+        return is_written and key not in self._predicted and key not in self._other_runs
 
     def predicted_keys(self) -> frozenset[SampleKey]:
         """Return the samples with a prediction of this run."""
@@ -145,16 +157,19 @@ class Journal:
         try:
             self._recover()
         except BaseException:
-            self.close()
+            self.close(is_complete=self._lock is None or self._lock.left_at is None)
             raise
 
     def _recover(self) -> None:
-        """Read which samples are predicted; remove a truncated last line, errors, and replaced lines of other runs."""
+        """Read which samples are predicted; remove incomplete lines, errors, and replaced lines of other runs."""
         if not self.path.is_file():
             if not os.access(self.path.parent, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path))
             return
-        has_invalid_rows = _is_truncated(self.path)
+        num_torn = _count_torn_lines(self.path)
+        if num_torn:
+            logger.warning(f"{self.path}: {count_noun(num_torn, 'incomplete line')} of an interrupted run removed")
+        has_invalid_rows = num_torn > 0
         for row in self._rows():
             if not self._is_this_run(row):
                 self._other_runs.add(self._key(row))
@@ -180,8 +195,8 @@ class Journal:
         """Yield the complete lines; refuse a file that has other lines than predictions."""
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    return
+                if _is_torn(line):
+                    continue
                 try:
                     row = json.loads(line)
                     row["file_name"]
@@ -201,10 +216,11 @@ class Journal:
             file.writelines(to_json(row) + "\n" for row in self._rows() if keep(row))
 
 
-def _is_truncated(path: Path) -> bool:
-    """Return whether the last line has no newline at its end."""
+def _count_torn_lines(path: Path) -> int:
     with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return False
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) != b"\n"
+        return sum(map(_is_torn, file))
+
+
+def _is_torn(line: bytes) -> bool:
+    """Return whether a kill cut a line, or a power cut left zeros in place of bytes that were not on the disk yet."""
+    return not line.endswith(b"\n") or b"\0" in line

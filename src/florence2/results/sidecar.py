@@ -1,7 +1,7 @@
 """Caption files beside their images, such as `a.txt` for `a.jpg`, and what happens to existing ones."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ from florence2.data.sample import Prediction, Sample
 from florence2.errors import DatasetError, OptionError
 from florence2.files import atomic_write
 
+LacksLine = Callable[[Sample, Path], bool]
 IfExists = Literal["skip", "overwrite", "append", "prepend"]
 
 
@@ -37,9 +38,16 @@ class SidecarWriter:
                     "rename one of them, or remove `--sidecar`",
                 )
 
-    def without_sidecar(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """Yield the samples whose caption file is to be written."""
-        return (s for s in samples if self.if_exists != "skip" or not os.path.exists(self._path(s.id)))  # noqa: PTH110
+    def without_sidecar(self, samples: Iterable[Sample], lacks_line: LacksLine = lambda *_: False) -> Iterator[Sample]:
+        """Yield the samples without a caption file of their own, if those are skipped.
+
+        `lacks_line` returns whether the caption file of a sample was written by a run that was interrupted before it
+        wrote the line: such a sample is predicted again, and its caption file stays.
+        """
+        for sample in samples:
+            path = self._path(sample.id)
+            if self.if_exists != "skip" or not os.path.exists(path) or lacks_line(sample, path):  # noqa: PTH110
+                yield sample
 
     def write(self, prediction: Prediction) -> None:
         """Write the caption file; a prediction with an error leaves the existing file.
@@ -49,6 +57,8 @@ class SidecarWriter:
         if prediction.error is not None:
             return
         path = self._path(prediction.file_name)
+        if self.if_exists == "skip" and path.exists():
+            return
         text = prediction.text
         if self.if_exists in {"append", "prepend"} and path.exists():
             text = _merge(_read_caption(path), text, self.if_exists)

@@ -117,7 +117,10 @@ class _SwiftObjects:
     def from_row(cls, row: Row, where: str, size: Callable[[], Size]) -> "_SwiftObjects":
         objects = row["objects"] if isinstance(row.get("objects"), dict) else {}
         refs, boxes = objects.get("ref") or [], objects.get("bbox") or []
-        if not all(isinstance(box, list) and all(map(is_finite, box)) for box in boxes):
+        if not isinstance(refs, list):
+            raise DatasetError(f"{where} has an `objects.ref` that is not a list", 'write ["a label", ...]')
+        is_list = isinstance(boxes, list)
+        if not is_list or not all(isinstance(box, list) and all(map(is_finite, box)) for box in boxes):
             raise DatasetError(
                 f"{where} has an `objects.bbox` that is not a list of boxes", "write [[x1, y1, x2, y2], ...]"
             )

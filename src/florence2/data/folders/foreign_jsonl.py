@@ -145,6 +145,7 @@ def _translate_ocr_lines(row: Row, where: str) -> Row:
     """Translate lines of text, each with four corners (nested or flat) or a box, to quads."""
     quads, labels = [], []
     for line in row["lines"]:
+        line = line if isinstance(line, dict) else {}
         text = next((line[key] for key in ("text", "transcription", "label") if key in line), None)
         points = next((line[key] for key in ("points", "quad", "polygon", "box", "bbox") if key in line), None)
         if text is None or not isinstance(points, list):

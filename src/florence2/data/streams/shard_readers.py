@@ -11,12 +11,11 @@ from typing import Any, Protocol
 from florence2.data.columns import ColumnMapping, DatasetRow, samples_from_rows
 from florence2.data.folders.class_names import name_classes
 from florence2.data.folders.foreign_jsonl import translate_rows
-from florence2.data.hub import dataset_errors
 from florence2.data.sample import Sample, Skipped
 from florence2.data.streams.shard_paths import common_folder, relative_names
 from florence2.data.streams.table_shards import stored_image
 from florence2.data.streams.tar_source import TarSource, tar_rows
-from florence2.data.tables import Row
+from florence2.data.tables import Row, dataset_errors
 
 
 class ShardedSource(Protocol):

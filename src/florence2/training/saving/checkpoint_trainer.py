@@ -11,6 +11,7 @@ from transformers import Seq2SeqTrainer, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
 from florence2.errors import OptionError
+from florence2.files import full_disk_errors
 from florence2.training.optimizer.schedule_free import to_eval_weights
 from florence2.training.saving.checkpoints import STATE, commit_checkpoint, remove_staging, staging_dir
 
@@ -120,7 +121,8 @@ class CheckpointTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         self._staging_dir = staging_dir(output)
         to_eval_weights(self.optimizer)
         try:
-            super()._save_checkpoint(model, trial)
+            with full_disk_errors(output):
+                super()._save_checkpoint(model, trial)
         finally:
             written, self._staging_dir = self._staging_dir / final.name, None
         if self.state.best_global_step:

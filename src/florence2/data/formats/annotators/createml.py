@@ -14,7 +14,7 @@ def is_createml(document: Any) -> bool:
     first = document[0] if isinstance(document, list) and document else None
     if not isinstance(first, dict) or not isinstance(first.get("annotations"), list):
         return False
-    boxes = [row for each in document if isinstance(each, dict) for row in each.get("annotations") or []]
+    boxes = [row for each in document if isinstance(each, dict) for row in _annotations(each)]
     has_boxes = all(isinstance(row, dict) and "coordinates" in row for row in boxes)
     return has_boxes and any(isinstance(first.get(key), str) for key in ("image", "imagefilename", "filename"))
 
@@ -30,7 +30,12 @@ def _parse_item(item: Any, where: str) -> AnnotatedImage:
     name = next((item[key] for key in ("image", "imagefilename", "filename") if item.get(key)), None)
     if not isinstance(name, str):
         raise DatasetError(f"{where} names no `image`", "export it again")
-    return AnnotatedImage(name, [_annotation(row, where) for row in item.get("annotations") or []])
+    return AnnotatedImage(name, [_annotation(row, where) for row in _annotations(item)])
+
+
+def _annotations(item: dict[str, Any]) -> list[Any]:
+    annotations = item.get("annotations")
+    return annotations if isinstance(annotations, list) else []
 
 
 def _annotation(row: dict[str, Any], where: str) -> Annotation:

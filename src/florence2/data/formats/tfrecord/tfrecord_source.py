@@ -6,6 +6,7 @@ and another checksum. Checksums are not verified. The keys are `image/encoded`, 
 TFRecord and of the object detection API.
 """
 
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -100,23 +101,30 @@ def _read_records(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _file_name(example: dict[str, list[Any]], number: int) -> str:
     names = example.get("image/filename") or example.get("image/source_id") or [b""]
-    name = names[0].decode(errors="replace") if isinstance(names[0], bytes) else str(names[0])
-    extension = (example.get("image/format") or [b"jpg"])[0].decode(errors="replace")
+    name = _text(names[0])
+    extension = _text((example.get("image/format") or [b"jpg"])[0])
     name = name.replace("\\", "/").rpartition("/")[2] or f"{number:08d}"
     return name if "." in name else f"{name}.{extension}"
 
 
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
 def _annotated_image(name: str, example: dict[str, list[Any]], where: str) -> AnnotatedImage:
-    if "image/encoded" not in example or not any(side in example for side in _SIDES):
+    encoded = next(iter(example.get("image/encoded", [])), None)
+    if not isinstance(encoded, bytes) or not any(side in example for side in _SIDES):
         keys = ", ".join(sorted(example)[:8])
         hint = "write the keys of the object detection API, or convert it to COCO"
         raise DatasetError(f"{where} has no `image/encoded` or no `image/object/bbox/xmin`; it has {keys}", hint)
     try:
-        width, height = image_size(example["image/encoded"][0], name=where)
+        width, height = image_size(encoded, name=where)
     except ImageError:
         width, height = 1, 1  # the image is refused when it is opened
     sides = [example.get(side, []) for side in _SIDES]
-    labels = [label.decode(errors="replace") for label in example.get("image/object/class/text", [])]
+    if any(isinstance(side, bytes) or not math.isfinite(side) for each in sides for side in each):
+        raise DatasetError(f"{where} has sides of boxes that are not numbers", "correct or remove them")
+    labels = [_text(label) for label in example.get("image/object/class/text", [])]
     if len({len(labels), *map(len, sides)}) > 1:
         hint = "write `image/object/class/text` and the four sides for each object"
         raise DatasetError(f"{where} has {len(sides[0])} boxes and {len(labels)} labels", hint)
