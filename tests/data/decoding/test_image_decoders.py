@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -179,6 +180,28 @@ def test_nothing_is_left_open(decoders: ImageDecoders) -> None:
             decoders.decode(hostile_bytes("crash"), OPTIONS, "x")
         decoders.decode(encoded(), OPTIONS, "x")
     assert num_files() == before
+
+
+@on_linux
+@pytest.mark.long
+def test_memory_and_files_stay_as_they_are_over_20_000_images(decoders: ImageDecoders) -> None:
+    files = [encoded(name, (32, 24)) for name in ("PNG", "JPEG", "WEBP", "GIF")]
+
+    def decode(first: int) -> None:
+        for number in range(first, first + 100):
+            decoders.decode(files[number % len(files)], OPTIONS, str(number))
+
+    def state() -> tuple[int, int, list[int]]:
+        rss = [psutil.Process(pid).memory_info().rss for pid in (os.getpid(), *decoders.pids)]
+        return sum(rss), num_files(), sorted(decoders.pids)
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(decode, range(0, 1000, 100)))
+        before = state()
+        list(threads.map(decode, range(0, 20_000, 100)))
+        after = state()
+    assert after[1:] == before[1:]
+    assert after[0] - before[0] < 4 * 2**20
 
 
 def test_a_process_that_cannot_start_is_an_error_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
