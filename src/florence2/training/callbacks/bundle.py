@@ -8,10 +8,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from florence2.errors import UserError
 from florence2.log import logger
 from florence2.training.callbacks.early_stopping import EarlyStopping
-from florence2.training.callbacks.metrics_logger import MetricsLogger
 from florence2.training.callbacks.nan_guard import NonFiniteGradientGuard
 from florence2.training.callbacks.signals import StopOnSignal, TrainingInterrupted
 from florence2.training.callbacks.training_progress import TrainingProgressBar
+from florence2.training.curves.metrics_logger import MetricsLogger
+from florence2.training.curves.training_page import TrainingPage
 
 
 class SaveEveryNEpochs(TrainerCallback):  # type: ignore[misc]
@@ -50,6 +51,7 @@ class TrainingCallbacks:
             self.stop_on_signal,
             self.progress_bar,
             MetricsLogger(folder),
+            TrainingPage(folder),
             *([] if self.early_stopping is None else [self.early_stopping]),
         ]
 

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback, TrainerState
 
 from florence2.training.arguments import Interval
-from florence2.training.callbacks.metrics_logger import MetricsFile
+from florence2.training.curves.metrics_logger import MetricsFile
 
 SAMPLES_FILE = "samples.jsonl"
 IMAGES_FOLDER = "samples"

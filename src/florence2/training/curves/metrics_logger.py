@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback, TrainerState
 
 from florence2.files import atomic_write, to_json
-from florence2.training.callbacks.loss_plot import draw_plot
+from florence2.training.curves.loss_plot import draw_plot
 
 METRICS_FILE = "metrics.jsonl"
 PLOT_FILE = "training_curve.png"

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from florence2.training.callbacks.metrics_logger import MetricsFile, save_plot
+from florence2.training.curves.metrics_logger import MetricsFile, save_plot
 
 
 def test_rows_hold_any_text_and_a_cut_character_is_skipped(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-from florence2.training.callbacks.loss_plot import (
+from florence2.training.curves.loss_plot import (
     COLOURS,
     HEIGHT,
     LOSS_HEIGHT,

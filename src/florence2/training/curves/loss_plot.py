@@ -24,10 +24,10 @@ def draw_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image | None:
 
     Return None if there are fewer than two points of loss.
     """
-    losses = {name: points for name in COLOURS if (points := _points(rows, name))}
+    losses = {name: points for name in COLOURS if (points := points_of(rows, name))}
     if sum(map(len, losses.values())) < 2:
         return None
-    below = {name: points for name in (*_metric_names(rows), *TRAINING_VALUES) if (points := _points(rows, name))}
+    below = {name: points for name in (*metric_names(rows), *TRAINING_VALUES) if (points := points_of(rows, name))}
     image = Image.new("RGB", (WIDTH, LOSS_HEIGHT + HEIGHT * ((len(below) + 1) // 2)), BACKGROUND)
     pen = ImageDraw.Draw(image)
     steps = [step for line in (*losses.values(), *below.values()) for step, _ in line]
@@ -39,13 +39,14 @@ def draw_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image | None:
     return image
 
 
-def _metric_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def metric_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the names of evaluation metrics in the order of their first rows."""
     names = dict.fromkeys(name for row in rows for name in row if name.startswith("eval_"))
     return [name for name in names if name not in COLOURS and not name.endswith(TIMES)]
 
 
-def _points(rows: Sequence[Mapping[str, Any]], name: str) -> list[Point]:
+def points_of(rows: Sequence[Mapping[str, Any]], name: str) -> list[Point]:
+    """Return the steps and finite values of a logged name."""
     return [
         (float(row["step"]), float(row[name]))
         for row in rows
@@ -58,7 +59,7 @@ def _panel(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], lines: Line
     axes = _Axes(box, [value for line in lines.values() for _, value in line], span)
     axes.draw_ticks(pen)
     for name, line in lines.items():
-        colour = _colour(name)
+        colour = colour_of(name)
         pixels = [axes.to_pixels(point) for point in line]
         pen.line(pixels, fill=colour, width=2, joint="curve")
         for x, y in pixels if len(pixels) <= 40 else []:
@@ -66,7 +67,8 @@ def _panel(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], lines: Line
     axes.draw_legend(pen, list(lines))
 
 
-def _colour(name: str) -> tuple[int, int, int]:
+def colour_of(name: str) -> tuple[int, int, int]:
+    """Return the colour of the line of a logged name, as red, green and blue."""
     return COLOURS.get(name, TRAINING_COLOUR if name in TRAINING_VALUES else METRIC_COLOUR)
 
 
@@ -104,6 +106,6 @@ class _Axes:
         x, y = self.box[0], self.box[1] - 18
         for name in names:
             words = name.replace("_", " ")
-            pen.line((x, y, x + 28, y), fill=_colour(name), width=3)
+            pen.line((x, y, x + 28, y), fill=colour_of(name), width=3)
             pen.text((x + 36, y), words, fill=FOREGROUND, anchor="lm", font=font)
             x += 60 + int(font.getlength(words))

@@ -1,0 +1,1 @@
+"""Curves of a training run: its metrics on disk, as a picture, and as a page that refreshes while it runs."""
