@@ -1,4 +1,4 @@
-"""Everything a change must pass: format, lint, types, site, tests and the docs' examples. CI runs the same."""
+"""Everything a change must pass: format, lint, types, spelling, site, tests and the docs' examples. CI runs the same."""
 
 import os
 import subprocess
@@ -9,6 +9,7 @@ CHECKS = {
     "format": ["ruff", "format", "--check", "."],
     "lint": ["ruff", "check", "."],
     "types": ["mypy"],
+    "spelling": ["codespell_lib", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "examples"],
     "docs": ["mkdocs", "build", "--strict"],
     "tests": ["pytest", "-n", "auto", "--dist", "worksteal"],
 }
