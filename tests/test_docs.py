@@ -6,13 +6,14 @@ under a line `<!-- not run: why -->` is shown only.
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from florence2.cli.program import COMMANDS
+from florence2.cli.program import COMMANDS, main
 from florence2.demo.dataset import make_dataset
 from florence2.settings_io import setting_names
 from scripts import gallery
@@ -22,8 +23,11 @@ from scripts.reference import page
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(
-    r"^(<!-- (?:not run|test command)[^\n]*-->\n)?```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^(<!-- (?:not run|test command)[^\n]*-->\n)?```(bash|python)\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?",
+    re.MULTILINE | re.DOTALL,
 )
+# What differs between machines and moments: numbers with a fraction, times, and the digest of a run.
+VARYING = re.compile(r"\d+\.\d+(?:e-?\d+)?|\d+ s left|(?<=\"run_id\": \")[0-9a-f]+")
 
 # What a stranger types for their own files and for weights of the hub, in terms of what a test has.
 STAND_INS = {
@@ -33,14 +37,29 @@ STAND_INS = {
     "/path/to/images": "pictures",
     "uv run ": "",
     "--log_with wandb": "--log_with tensorboard",
+    "--epochs 60": "--epochs 2",
     " scripts/": f" {ROOT}/scripts/",
     "\npython ": f"\n{sys.executable} ",
 }
 
 
-def blocks(path: Path) -> list[tuple[str, str]]:
+def blocks(path: Path) -> list[tuple[str, str, str]]:
+    """Return language, code and shown output of the blocks that run."""
     found = BLOCK.findall(path.read_text(encoding="utf-8"))
-    return [(language, code) for comment, language, code in found if not comment]
+    return [(language, code, shown) for comment, language, code, shown in found if not comment]
+
+
+def check_shown(shown: str, code: str, printed: str) -> None:
+    """Find the shown lines in the printed ones, in their order; a training of another length has other numbers."""
+    is_shorter = "--epochs 60" in code
+    lines = iter(mask(printed, every_number=is_shorter))
+    for line in mask(shown, every_number=is_shorter):
+        assert line == "..." or line in lines, f"not printed: {line}\n{printed}"
+
+
+def mask(text: str, *, every_number: bool) -> list[str]:
+    text = VARYING.sub("#", text)
+    return (re.sub(r"[\d,]*\d", "#", text) if every_number else text).splitlines()
 
 
 def stand_in(code: str) -> str:
@@ -58,12 +77,22 @@ def test_every_block_runs(path: Path, tmp_path: Path) -> None:
     (tmp_path / "image.jpg").write_bytes(image.read_bytes())
     scripts = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
-    for language, code in blocks(path):
+    for language, code, shown in blocks(path):
         words = (
             [sys.executable, "-c", code] if language == "python" else ["bash", "-euo", "pipefail", "-c", stand_in(code)]
         )
         run = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert run.returncode == 0, f"{path.name}:\n{code}\n{run.stdout[-2000:]}\n{run.stderr[-4000:]}"
+        check_shown(shown, code, run.stdout + run.stderr)
+
+
+def test_commands_of_the_table_in_the_readme_are_valid(tmp_path: Path) -> None:
+    rows = re.findall(r"^\|[^|]*\| `florence2 ([^`]+)` \| \[", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert len(rows) >= 10
+    for number, row in enumerate(rows):
+        written = tmp_path / f"{number}.yaml"
+        assert main([*shlex.split(row), "--save_config", str(written)]) == 0, row
+        assert written.read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", REFERENCE_PAGES)
