@@ -1,4 +1,4 @@
-"""Everything a change must pass: format, lint, types, spelling, site, tests and the docs' examples. CI runs the same."""
+"""Everything a change must pass: format, lint, types, spelling, site, tests, the examples of the docs. CI runs it."""
 
 import os
 import subprocess
