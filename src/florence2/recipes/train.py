@@ -35,7 +35,6 @@ from florence2.training.callbacks.bundle import TrainingCallbacks
 from florence2.training.callbacks.signals import TrainingInterrupted
 from florence2.training.callbacks.training_progress import count_progress
 from florence2.training.curves.metrics_logger import save_plot
-from florence2.training.curves.training_page import PAGE_FILE
 from florence2.training.dataset.collator import Florence2Collator
 from florence2.training.dataset.florence2_dataset import (
     FeatureSource,
@@ -174,7 +173,6 @@ def _create_trainer(
     dataset = builder.train_dataset(length.steps, length.samples_per_step, train_features)
     for line in training_summary(run, model, dataset, length, spec.dtype):
         logger.info(line)
-    logger.info(f"curves, while it runs: {spec.output_dir / PAGE_FILE}")
     if spec.compile:
         compile_model(model)
     predictor = TrainingPredictor(saver.processor, spec.dtype, spec.base.quantize)

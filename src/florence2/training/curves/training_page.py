@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from florence2.files import atomic_write
+from florence2.log import logger
 from florence2.training.curves.loss_plot import COLOURS, TRAINING_VALUES, metric_names, points_of
 from florence2.training.curves.svg_panel import svg_panel
 
@@ -69,6 +70,7 @@ class TrainingPage(TrainerCallback):  # type: ignore[misc]
         """Write the page of a run that has not logged anything yet, or of one that resumes."""
         self.start_time, self.start_step = time.monotonic(), int(state.global_step)
         self._write(state, is_running=True)
+        logger.info(f"curves, while it runs: {self.folder / PAGE_FILE}")
 
     def on_log(self, _: TrainingArguments, state: TrainerState, *__: Any, **___: Any) -> None:
         """Write the page again, if some time has passed."""
