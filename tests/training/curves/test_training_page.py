@@ -96,7 +96,7 @@ def test_other_processes_write_no_page(tmp_path: Path) -> None:
     assert not (tmp_path / PAGE_FILE).exists()
 
 
-def test_many_points_are_averaged_and_the_last_is_kept() -> None:
+def test_many_points_are_averaged_except_the_last_one() -> None:
     points = [(float(step), float(step % 2)) for step in range(10_000)]
     reduced = average(points, MAX_POINTS)
     assert len(reduced) <= MAX_POINTS
