@@ -104,7 +104,7 @@ def partial_decode(*, full: bool) -> Decoder:
 
 def decode_simplejpeg(path: Path) -> np.ndarray:
     """Decode at the smallest scale that is large enough, and resize with Pillow."""
-    import simplejpeg  # type: ignore[import-untyped]
+    import simplejpeg  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
     pixels = simplejpeg.decode_jpeg(path.read_bytes(), min_width=MODEL_SIZE[0], min_height=MODEL_SIZE[1], min_factor=1)
     return np.asarray(Image.fromarray(pixels).resize(MODEL_SIZE, Image.Resampling.BICUBIC))

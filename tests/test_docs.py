@@ -51,9 +51,11 @@ def blocks(path: Path) -> list[tuple[str, str, str]]:
 
 def check_shown(shown: str, code: str, printed: str) -> None:
     """Find the shown lines in the printed ones, in their order; a training of another length has other numbers."""
-    is_shorter = "--epochs 60" in code
+    is_shorter = "--epochs 60" in code  # and so it shows no steps
     lines = iter(mask(printed, every_number=is_shorter))
     for line in mask(shown, every_number=is_shorter):
+        if is_shorter and line.startswith("step "):
+            continue
         assert line == "..." or line in lines, f"not printed: {line}\n{printed}"
 
 

@@ -70,6 +70,8 @@ def test_all_tasks_are_scored_from_one_file(photos):
     assert len(tasks) == len(TEXTS_BY_TASK) - 1  # prompts of one's own are one group
     for name, task in tasks.items():
         for score, result in task["scores"].items():
+            if score in {"map_small", "map_medium", "map_large"} and result["value"] is None:
+                continue  # no object has this size
             best = {"cider": result["value"], "cer": 0, "wer": 0}.get(score, 1)
             assert result["value"] == pytest.approx(best), (name, score)
     assert tasks["custom_prompts"]["examples"] == 6

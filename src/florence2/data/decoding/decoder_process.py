@@ -189,7 +189,7 @@ def _start(config: dict[str, Any], stderr: int | None) -> subprocess.Popen[bytes
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            creationflags=subprocess.CREATE_NEW_PROCESS_GROUP,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
     return subprocess.Popen(
         words,
