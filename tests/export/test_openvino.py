@@ -62,6 +62,7 @@ def test_float16_halves_the_weights(demo, exported: Path, tmp_path: Path) -> Non
     assert [each.text for each in found] == [each.text for each in expected]
 
 
+@pytest.mark.long
 def test_the_command_calibrates_int8_and_prints_nothing_else(demo, exported: Path, tmp_path: Path) -> None:
     make_dataset(tmp_path / "images", num_samples=12, seed=1)
     output = tmp_path / "int8"

@@ -168,6 +168,7 @@ def test_fsdp_equals_one_process_and_resumes(folder: Path) -> None:
     assert all(torch.equal(resumed[name], weight) for name, weight in uninterrupted.items())
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo is tested on POSIX")
 def test_two_processes_split_a_stream_as_two_workers_do(tmp_path: Path) -> None:
     photos = save_photos(tmp_path / "photos")

@@ -53,10 +53,11 @@ class ImageDecoders:
     def decode(self, source: Path | bytes, options: DecodeOptions, name: str) -> DecodedImage:
         """Decode and resize an image; raises ImageError, with `name`, for an image that cannot be read.
 
-        An image whose process was killed by somebody else, or had no memory left by earlier images, is decoded again.
+        An image whose process was killed by somebody else, or had no memory left by earlier images, is decoded again,
+        in a new process: who kills one often kills all.
         """
         for is_last in (False, True):
-            process = self._take()
+            process = self._start_process() if is_last else self._take()
             try:
                 image = process.decode(source, options, name)
             except ImageError:
@@ -91,17 +92,20 @@ class ImageDecoders:
         """Take an idle process, or start one."""
         while True:
             with self._lock:
-                if self._is_closed.is_set():
-                    raise UserError("the decoders are closed", "create other `ImageDecoders`")
                 process = self._idle.pop() if self._idle else None
             if process is None:
-                process = DecoderProcess(self.memory)
-                with self._lock:
-                    self._all.add(process)
-                return process
+                return self._start_process()
             if process.is_alive:
                 return process
             self._discard(process)
+
+    def _start_process(self) -> DecoderProcess:
+        if self._is_closed.is_set():
+            raise UserError("the decoders are closed", "create other `ImageDecoders`")
+        process = DecoderProcess(self.memory)
+        with self._lock:
+            self._all.add(process)
+        return process
 
     def _put_back(self, process: DecoderProcess) -> None:
         with self._lock:
