@@ -64,7 +64,7 @@ class DatasetHandler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        body = self._read_body()
+        body = read_body(self)
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
         files = self.server.repositories.get("/".join(parts[2:4]), {})
         if parts[4:5] == ["paths-info"]:
@@ -152,18 +152,20 @@ class DatasetHandler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def _read_body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        chunks = []
-        while size := int(self.rfile.readline(), 16):
-            chunks.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(chunks)
-
     def log_message(self, *_: Any) -> None:
         pass
+
+
+def read_body(handler: BaseHTTPRequestHandler) -> bytes:
+    """Read the body of a request, sent whole or in chunks."""
+    if handler.headers.get("Transfer-Encoding") != "chunked":
+        return handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+    chunks = []
+    while size := int(handler.rfile.readline(), 16):
+        chunks.append(handler.rfile.read(size))
+        handler.rfile.readline()
+    handler.rfile.readline()
+    return b"".join(chunks)
 
 
 def revision(files: dict[str, bytes]) -> str:

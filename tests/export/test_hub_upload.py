@@ -17,6 +17,7 @@ import pytest
 from florence2 import api
 from florence2.errors import UserError
 from florence2.export.hub_upload import upload
+from tests.hub_server import read_body
 from tests.tiny import save_tiny
 
 TOKEN = "hf_" + "x" * 34
@@ -27,7 +28,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         server: Any = self.server
-        body = self._body()
+        body = read_body(self)
         server.paths.append(self.path)
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._answer({"error": "unauthorized"}, 401)
@@ -52,16 +53,6 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         pass
-
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        chunks = []
-        while size := int(self.rfile.readline(), 16):
-            chunks.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(chunks)
 
     def _answer(self, value: Any, status: int = 200) -> None:
         content = json.dumps(value).encode()

@@ -222,7 +222,6 @@ from florence2.data.decoding.decode_image import DecodeOptions
 from florence2.data.decoding.image_decoders import ImageDecoders
 
 decoders = ImageDecoders()
-decoders.start(1)
 print("started by", __name__)
 options = DecodeOptions(64, 64, 3, timeout=2)
 print(decoders.decode(Path(sys.argv[1]), options, "x").size, *decoders.pids, flush=True)

@@ -45,11 +45,6 @@ class ImageDecoders:
         with self._lock:
             return [process.pid for process in self._all]
 
-    def start(self, number: int) -> None:
-        """Start processes before they are needed, so that they start beside other work."""
-        for process in [self._take() for _ in range(number)]:
-            self._put_back(process)
-
     def decode(self, source: Path | bytes, options: DecodeOptions, name: str) -> DecodedImage:
         """Decode and resize an image; raises ImageError, with `name`, for an image that cannot be read.
 
