@@ -46,11 +46,16 @@ class HubSettings:
 
 
 @dataclass(frozen=True)
-class ComputeSettings:
-    """Where the model runs, and in which precision."""
+class DeviceSettings:
+    """Where the model runs."""
 
     device: str | None = None
     """`cuda`, `cuda:1`, `mps` or `cpu` (default: the best available)."""
+
+
+@dataclass(frozen=True)
+class ComputeSettings(DeviceSettings):
+    """Where the model is trained, and in which precision."""
 
     dtype: DType = "auto"
     """Precision. `auto` is bfloat16 on a GPU that supports it, else float16; on a CPU that supports it natively it is
@@ -58,11 +63,8 @@ class ComputeSettings:
 
 
 @dataclass(frozen=True)
-class InferenceSettings:
-    """Where the model runs, and in which precision."""
-
-    device: str | None = None
-    """`cuda`, `cuda:1`, `mps` or `cpu` (default: the best available)."""
+class InferenceSettings(DeviceSettings):
+    """Where the model predicts, and in which precision."""
 
     dtype: InferenceDType = "auto"
     """Precision. `auto` is bfloat16 on a device that supports it, else float16 on a GPU and float32 on a CPU; `int8`

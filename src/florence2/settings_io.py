@@ -60,6 +60,8 @@ def setting_defaults(cls: Any) -> dict[str, Any]:
 def setting_docs(cls: Any) -> dict[str, str]:
     """Return the help text of every setting of a class by flat name: the docstring under its field."""
     docs: dict[str, str] = {}
+    for base in filter(dataclasses.is_dataclass, cls.__bases__):
+        docs |= setting_docs(base)
     for name, hint in typing.get_type_hints(cls).items():
         docs |= setting_docs(hint) if dataclasses.is_dataclass(hint) else {}
         docs.setdefault(name, "")
