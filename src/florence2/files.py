@@ -168,6 +168,22 @@ def to_json(value: Any, *, indent: int | None = None, encoding: str | None = "ut
     return _SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text.
+
+    Raises ValueError: `json.JSONDecodeError` also where Python itself has another error, for values that are nested too
+    deeply and integers of too many digits, and `UnicodeDecodeError`.
+    """
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except RecursionError:
+        raise json.JSONDecodeError("values are nested too deeply", "", 0) from None
+    except ValueError:
+        raise json.JSONDecodeError("an integer has too many digits", "", 0) from None
+
+
 def print_json(value: Any) -> None:
     """Print a value to stdout as one line of JSON, from the main process only."""
     if is_main_process():

@@ -12,6 +12,18 @@ NUMBERS = (-1, 0, 1, 3, 0.5, 2**31, 2**63, 10**30, float("nan"))
 TEXTS = ("", "x", "../../x", "/etc/passwd", "<loc_5><loc_900>", "\x00\x1b[31m", "a\nb", "nan", "\u202e猫", "\ud800")
 VALUES = (*NUMBERS, *TEXTS, None, True, [], [1, 2], {}, {"a": 1})
 WORDS = ("nan", "-inf", "1e999", "-7", "", "x", "99999999999999999999", "0x10", "1,5", "<loc_7>", "\x00")
+# JSON that `json.dumps` does not write: an integer beyond Python's limit of digits, nesting, infinity, repeated keys.
+RAW = (
+    "9" * 5000,
+    "[" * 100_000 + "]" * 100_000,
+    "9" * 400,
+    "1e999",
+    "-1e-999",
+    '"\\ud83d"',
+    '{"a": 1, "a": 2}',
+    '"\\u0000"',
+)
+PLACEHOLDER = "raw JSON stands here"
 ENTITIES = '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa">' + "".join(
     f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9)
 )
@@ -47,13 +59,17 @@ def mutate_json(rng: random.Random, path: Path) -> str:
         parent, key = pick_entry(rng, content)
         if parent is None:
             break
-        if rng.random() < 0.15:
+        chance = rng.random()
+        if chance < 0.15:
             del parent[key]
             changes.append(f"{key} removed")
+        elif chance < 0.25 and isinstance(parent, list):
+            parent.insert(rng.randrange(len(parent) + 1), deepcopy(parent[key]))
+            changes.append(f"{key} repeated")
         else:
-            parent[key] = deepcopy(rng.choice(VALUES))
+            parent[key] = PLACEHOLDER if chance > 0.9 else deepcopy(rng.choice(VALUES))
             changes.append(f"{key} = {parent[key]!r}")
-    lines[number] = json.dumps(content)
+    lines[number] = json.dumps(content).replace(json.dumps(PLACEHOLDER), rng.choice(RAW))
     path.write_text("\n".join(lines), encoding="utf-8")
     return ", ".join(changes)
 

@@ -124,6 +124,13 @@ def test_absurd_settings_are_refused_in_one_line_that_names_the_file(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB
 
 
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000 + "]" * 100_000], ids=["digits", "nested"])
+def test_json_that_python_does_not_represent_is_refused(checkpoint: Path, value: str) -> None:
+    (checkpoint / "config.json").write_text(f'{{"vision_config": {value}}}')
+    with pytest.raises(CheckpointError, match=r"config.json` cannot be read: (an integer|values)"):
+        load(checkpoint, device="cpu")
+
+
 def test_location_tokens_out_of_order_are_refused(checkpoint: Path) -> None:
     text = (checkpoint / "tokenizer.json").read_text()
     swapped = text.replace('"<loc_5>"', '"<loc_x>"').replace('"<loc_6>"', '"<loc_5>"').replace('"<loc_x>"', '"<loc_6>"')

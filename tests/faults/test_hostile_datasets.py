@@ -83,6 +83,31 @@ def test_name_that_is_too_long_is_an_absent_image(tmp_path: Path, capsys: pytest
     assert "error: File name too long" in capsys.readouterr().err
 
 
+UNUSUAL = {"digits": "9" * 5000, "beyond a float": "9" * 400, "nested": "[" * 100_000 + "]" * 100_000}
+
+
+@pytest.mark.parametrize("value", UNUSUAL.values(), ids=UNUSUAL)
+def test_json_that_python_does_not_represent_is_refused_in_one_line(
+    tmp_path: Path, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = f'"annotations": [{{"id": 1, "image_id": 1, "category_id": 1, "bbox": [{value}, 1, 2, 3]}}]'
+    images = '"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "a"}]'
+    contents = {
+        "_annotations.coco.json": f"{{{images}, {objects}}}",
+        "metadata.jsonl": f'{{"file_name": "a.png", "task": "od", "answer": {{"bboxes": [[{value}, 1, 2, 3]]}}}}',
+        "a.json": f'{{"shapes": [{{"label": "a", "points": [[{value}, 1], [2, 3]]}}], "imagePath": "a.png"}}',
+    }
+    for name, content in contents.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(image_bytes())
+        (tmp_path / name / name).write_text(content)
+        assert main(["data", "check", str(tmp_path / name)]) in (1, 2)
+        with pytest.raises(DatasetError) as caught:
+            resolve_dataset(tmp_path / name, DatasetOptions("od"))
+        assert "\n" not in caught.value.what
+        assert len(caught.value.what) < 600
+
+
 def image_bytes() -> bytes:
     buffer = BytesIO()
     Image.new("RGB", (100, 100), "red").save(buffer, "PNG")

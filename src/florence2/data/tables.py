@@ -14,6 +14,7 @@ from typing import Any
 from florence2.data.folders.listing import read_text
 from florence2.data.stores.store_path import AnyPath
 from florence2.errors import DatasetError, UserError
+from florence2.files import parse_json
 
 Row = dict[str, Any]
 NamedRow = tuple[str, Row]  # "list.jsonl line 3", {...}
@@ -73,10 +74,9 @@ def _parse_object(text: str, where: str) -> Row:
 
 def _parse_json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        message = getattr(error, "msg", "nested too deeply")
-        raise DatasetError(f"{where} is not JSON: {message}", "write one JSON object in each line") from None
+        return parse_json(text)
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{where} is not JSON: {error.msg}", "write one JSON object in each line") from None
 
 
 def _read_json(path: AnyPath) -> Iterator[ReadRow]:

@@ -17,7 +17,7 @@ from typing import Any, Self, TextIO
 
 from florence2.data.sample import Prediction, Sample, SampleKey
 from florence2.errors import DatasetError, OptionError
-from florence2.files import WriteLock, atomic_write, to_json
+from florence2.files import WriteLock, atomic_write, parse_json, to_json
 from florence2.log import count_noun, logger
 from florence2.results.affixes import Affixes
 
@@ -198,7 +198,7 @@ class Journal:
                 if _is_torn(line):
                     continue
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                     row["file_name"]
                 except (ValueError, KeyError, TypeError) as error:
                     raise DatasetError(

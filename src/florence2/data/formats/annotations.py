@@ -69,7 +69,7 @@ def read_image(name: str, where: str, read: Callable[..., AnnotatedImage], *argu
         return read(*arguments)
     except DatasetError as error:
         return AnnotatedImage(name, (), error=error)
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError) as error:
         what = f"{where} is not as its format has it: {type(error).__name__} {error}"
         return AnnotatedImage(name, (), error=DatasetError(what[:300], "export it again"))
 

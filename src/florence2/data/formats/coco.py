@@ -20,7 +20,7 @@ from florence2.data.folders.listing import read_text
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, Box, read_image
 from florence2.data.formats.mask_polygons import mask_to_polygons
 from florence2.errors import DatasetError
-from florence2.files import to_json
+from florence2.files import parse_json, to_json
 from florence2.model.geometry import bounding_box, polygon_area
 
 ANNOTATIONS_NAME = "_annotations.coco.json"
@@ -38,8 +38,8 @@ def is_coco(path: Path) -> bool:
             head = text.read(_HEAD)
         if _FIRST_KEY.match(head):
             return True
-        content = json.loads(path.read_text(encoding="utf-8-sig")) if _ANY_KEY.search(head) else None
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(path.read_text(encoding="utf-8-sig")) if _ANY_KEY.search(head) else None
+    except (OSError, ValueError):
         return False
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         return False
@@ -82,9 +82,9 @@ def _parse_image(
 
 def _parse_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
-        content = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DatasetError(f"{path} is not JSON: {getattr(error, 'msg', 'nested too deeply')}") from None
+        content = parse_json(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{path} is not JSON: {error.msg}") from None
     keys = ("images", "annotations", "categories")
     lists: dict[str, Any] = {key: content.get(key) or [] if isinstance(content, dict) else None for key in keys}
     is_valid = all(isinstance(rows, list) and all(isinstance(r, dict) for r in rows) for rows in lists.values())

@@ -6,7 +6,6 @@ boxes); points and lines are not, and `ignored_shapes` names them. Shapes with t
 of one object. A file is about the image with its stem, else about the image that it names.
 """
 
-import json
 import math
 import unicodedata
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from florence2.data.folders.listing import Listing, is_file, read_text, walk
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, image_beside, read_image, split_aliases
 from florence2.data.formats.annotators.values import finite_numbers, read_xml
 from florence2.errors import DatasetError
+from florence2.files import parse_json
 from florence2.model.geometry import bounding_box
 
 _POLYGON_TYPES = ("polygon", "rotation", "oriented_rectangle", "quadrilateral")  # the last three are quads
@@ -47,8 +47,8 @@ def is_labelme_folder(folder: Path, listing: Listing) -> bool:
     if first is None:
         return False
     try:
-        content = json.loads((folder / first).read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError, RecursionError):
+        content = parse_json((folder / first).read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError):
         return False
     return isinstance(content, dict) and "shapes" in content and "imagePath" in content
 
@@ -145,10 +145,10 @@ def read_labelme(folder: Path, images: Path) -> NamedImages:
 
 def _parse_labelme(path: Path, images: Path, image_by_stem: dict[str, str]) -> AnnotatedImage:
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
         shapes = content["shapes"]
         named = str(content["imagePath"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise DatasetError(f"{path} is not a JSON of LabelMe", "write `shapes` and `imagePath`") from None
     name, ignored = _image_of(path, named, images, image_by_stem)
     width, height = content.get("imageWidth"), content.get("imageHeight")

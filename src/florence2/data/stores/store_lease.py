@@ -4,7 +4,6 @@ A local file is locked by the system instead, which releases the lock of a proce
 that, so that the file of a killed process stays; it counts as left behind once it has not changed for a while.
 """
 
-import json
 import os
 import socket
 import threading
@@ -18,7 +17,7 @@ from pathlib import Path
 from florence2.data.stores.store_path import StorePath
 from florence2.data.stores.write_store import create_text, remove_file, write_text
 from florence2.errors import DatasetError, OptionError
-from florence2.files import to_json
+from florence2.files import parse_json, to_json
 from florence2.log import logger
 
 HEARTBEAT = 10.0  # seconds between two renewals
@@ -161,7 +160,7 @@ def read_holder(path: StorePath) -> LeaseHolder | None:
     if not path.is_file():
         return None
     try:
-        return LeaseHolder(**json.loads(path.read_bytes()))
+        return LeaseHolder(**parse_json(path.read_bytes()))
     except DatasetError:  # removed in between
         if path.is_file():
             raise

@@ -25,6 +25,7 @@ from florence2.data.stores.store_path import AnyPath, StorePath
 from florence2.data.streams.shard_paths import expand_pattern, has_pattern, relative_names
 from florence2.data.tables import Row
 from florence2.errors import DatasetError
+from florence2.files import parse_json
 from florence2.log import logger
 
 _CAPTION_EXTENSIONS = (".txt", ".caption")
@@ -232,9 +233,9 @@ def _decode_text(path: AnyPath, key: str, extension: str, read: Callable[[str], 
 
 def _parse_rows(text: str, where: str) -> list[Row]:
     try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DatasetError(f"{where} is not JSON: {getattr(error, 'msg', 'nested too deeply')}") from None
+        content = parse_json(text)
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{where} is not JSON: {error.msg}") from None
     rows = content if isinstance(content, list) else [content]
     if not all(isinstance(row, dict) for row in rows):
         raise DatasetError(f"{where} is neither a row nor a list of rows")

@@ -5,7 +5,6 @@ No code of a checkpoint is run, and only tensors are unpickled.
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import warnings
@@ -21,6 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from florence2.errors import CheckpointError
+from florence2.files import parse_json
 from florence2.model.storage.check_settings import check_location_ids, check_max_length
 from florence2.model.tasks import NUM_BINS, SPECIAL_TOKENS
 
@@ -74,7 +74,7 @@ def is_adapter(folder: Path) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raise CheckpointError for a missing or damaged file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(
             f"`{path.parent}` has no `{path.name}`", "pass the folder of a Florence-2 model"

@@ -1,11 +1,10 @@
 """Run metadata: the file `training_settings.json` beside trained weights. Imports no torch."""
 
-import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from florence2.files import atomic_write, to_json
+from florence2.files import atomic_write, parse_json, to_json
 
 METADATA_FILE = "training_settings.json"
 
@@ -33,7 +32,7 @@ class RunMetadata:
 def read_run_metadata(folder: str | Path) -> RunMetadata | None:
     """Read the metadata in an output folder or checkpoint; return None if there is none or it is damaged."""
     try:
-        values = json.loads((Path(folder) / METADATA_FILE).read_text(encoding="utf-8"))
+        values = parse_json((Path(folder) / METADATA_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     names = {item.name for item in fields(RunMetadata)}

@@ -7,7 +7,6 @@ neither an adapter nor a fine-tuned model inherits it.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2.errors import CheckpointError
+from florence2.files import parse_json
 
 FILE_NAME = "score_calibration.json"
 _SMALLEST = 1e-6
@@ -47,7 +47,7 @@ class ScoreCalibration:
         if not path.is_file():
             return None
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))["tasks"]
+            content = parse_json(path.read_text(encoding="utf-8"))["tasks"]
             return cls({name: _task_calibration(row) for name, row in content.items()})
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CheckpointError(f"{path} is not a calibration of scores", "remove it, or copy it again") from None

@@ -5,7 +5,6 @@ that do not change stay as they are. The mark `accepted` is a column of a table,
 hidden file `.review.json`; no other command reads it.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from florence2.data.columns import METADATA_NAMES, ColumnMapping
 from florence2.data.tables import Row
 from florence2.errors import DatasetError, UserError
-from florence2.files import to_json
+from florence2.files import parse_json, to_json
 from florence2.log import count_noun
 from florence2.results.editing.editable_row import EditableRow, RowChange, text_column
 from florence2.results.editing.editable_rows import (
@@ -181,6 +180,6 @@ class EditableDataset:
     def _read_accepted(self) -> set[str]:
         content = self._files.file(self._review_file)
         try:
-            return set(map(str, json.loads(content)["accepted"])) if content else set()
+            return set(map(str, parse_json(content)["accepted"])) if content else set()
         except (ValueError, KeyError, TypeError):
             raise DatasetError(f"{self._review_file} is not a list of accepted images", "remove the file") from None

@@ -5,7 +5,6 @@ A line is one row with its end, byte for byte; a row of a CSV may have line brea
 
 import csv
 import io
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -15,7 +14,7 @@ from typing import Any
 from florence2.data.columns import TEXT_COLUMNS, is_missing
 from florence2.data.tables import Row
 from florence2.errors import DatasetError, UserError
-from florence2.files import to_json
+from florence2.files import parse_json, to_json
 from florence2.results.editing.edited_files import EditedFiles, split_lines
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
@@ -70,8 +69,8 @@ class JsonlTable(EditedTable):
     def row(self, line: int) -> Row:
         """Read the object of a line."""
         try:
-            row = json.loads(self.files.line(line).decode("utf-8-sig"))
-        except (ValueError, RecursionError):
+            row = parse_json(self.files.line(line).decode("utf-8-sig"))
+        except ValueError:
             raise DatasetError(f"{self.where(line)} is not JSON in UTF-8", "correct the line in an editor") from None
         if not isinstance(row, dict):
             raise DatasetError(f"{self.where(line)} is not a JSON object", "correct the line in an editor")

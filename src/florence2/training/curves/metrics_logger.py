@@ -1,6 +1,5 @@
 """Log of a run on disk: `metrics.jsonl` and the plot of it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerState
 
-from florence2.files import atomic_write, to_json
+from florence2.files import atomic_write, parse_json, to_json
 from florence2.training.curves.loss_plot import draw_plot
 
 METRICS_FILE = "metrics.jsonl"
@@ -34,7 +33,7 @@ class MetricsFile:
         rows = []
         for line in self.path.read_bytes().split(b"\n"):  # a kill may cut a character, and a text may hold line breaks
             try:
-                rows.append(json.loads(line))
+                rows.append(parse_json(line))
             except ValueError:
                 continue
         return rows

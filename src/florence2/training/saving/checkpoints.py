@@ -1,6 +1,5 @@
 """Checkpoint folders of transformers, `checkpoint-<step>`: list, validate, write atomically."""
 
-import json
 import os
 import re
 import shutil
@@ -8,6 +7,8 @@ import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+
+from florence2.files import parse_json
 
 STAGING_PREFIX = ".unfinished"
 STATE = "trainer_state.json"
@@ -33,7 +34,7 @@ def steps_of(folder: Path) -> int:
 def is_valid_checkpoint(folder: Path) -> bool:
     """Return whether a checkpoint is complete: every file that resuming needs exists and is readable."""
     try:
-        json.loads((folder / STATE).read_text(encoding="utf-8"))
+        parse_json((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return _has_complete_weights(folder) and all(_is_complete_zip(file) for file in folder.glob("*.pt*"))

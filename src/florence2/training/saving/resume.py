@@ -10,6 +10,7 @@ import torch
 
 from florence2.devices import dtype_warning, training_dtype
 from florence2.errors import CheckpointError, OptionError
+from florence2.files import parse_json
 from florence2.log import count_noun, logger
 from florence2.model.storage.run_metadata import METADATA_FILE, read_run_metadata
 from florence2.settings_io import setting_words
@@ -126,7 +127,7 @@ def check_resume_steps(checkpoint: Path | None, num_steps: int) -> None:
     """Raise OptionError if a checkpoint has more steps than the run that resumes it."""
     if checkpoint is None:
         return
-    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    state = parse_json((checkpoint / STATE).read_text(encoding="utf-8"))
     if state["global_step"] > num_steps:
         raise OptionError(
             f"{checkpoint} has {state['global_step']} steps, and this run would end after {num_steps}",

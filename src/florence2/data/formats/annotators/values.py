@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 from florence2.data.folders.listing import read_text
 from florence2.errors import DatasetError
+from florence2.files import parse_json
 
 HEAD_BYTES = 65_536  # enough of a file to recognize its format
 
@@ -18,11 +19,9 @@ HEAD_BYTES = 65_536  # enough of a file to recognize its format
 def read_json(path: Path) -> Any:
     """Read a JSON file; a syntax error is a DatasetError that names the file."""
     try:
-        return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DatasetError(
-            f"{path} is not JSON: {getattr(error, 'msg', 'nested too deeply')}", "export it again"
-        ) from None
+        return parse_json(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{path} is not JSON: {error.msg}", "export it again") from None
 
 
 def read_xml(path: Path) -> ElementTree.Element:
@@ -51,8 +50,8 @@ def read_xml(path: Path) -> ElementTree.Element:
 def peek_json(path: Path) -> Any:
     """Read a JSON file to recognize its format; None where it is not JSON or cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError, RecursionError):
+        return parse_json(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError):
         return None
 
 
@@ -80,7 +79,7 @@ def finite_numbers(values: Iterable[Any], where: str) -> list[float]:
     values = list(values)
     try:
         numbers = [float(value) for value in values]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = []
     if len(numbers) != len(values) or not all(map(math.isfinite, numbers)):
         raise DatasetError(f"{where} has coordinates that are not numbers: {values}"[:300], "correct or remove it")

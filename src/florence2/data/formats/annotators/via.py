@@ -5,7 +5,6 @@ Rectangles, polygons, circles and ellipses are objects. Points and polylines are
 attribute there is.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, read_image
 from florence2.data.formats.annotators.values import csv_columns, finite_numbers, read_csv, read_json
 from florence2.errors import DatasetError
+from florence2.files import parse_json
 from florence2.model.geometry import bounding_box
 
 _LABELS = ("label", "class", "name", "type", "category", "object")
@@ -54,7 +54,7 @@ def read_via_csv(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
         first_lines.setdefault(name, where)
         try:
             shape, attributes = (
-                json.loads(row[key] or "{}") for key in sorted(_CSV_COLUMNS - {"filename"}, reverse=True)
+                parse_json(row[key] or "{}") for key in sorted(_CSV_COLUMNS - {"filename"}, reverse=True)
             )
         except ValueError:
             raise DatasetError(f"{where} has attributes that are not JSON", "export it again") from None

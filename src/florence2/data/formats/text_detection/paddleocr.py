@@ -1,6 +1,5 @@
 """PaddleOCR: one text file with an image name, a tab and a JSON list of `transcription` and `points` in each line."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from florence2.data.formats.annotations import AnnotatedImage, read_image
 from florence2.data.formats.annotators.values import finite_numbers
 from florence2.data.formats.text_detection.text_lines import image_with_text
 from florence2.errors import DatasetError
+from florence2.files import parse_json
 
 LABEL_NAMES = ("label", "gt", "train", "val", "test")  # parts of names: `Label.txt`, `rec_gt_train.txt`, `val.txt`
 
@@ -36,7 +36,7 @@ def read_paddleocr(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
 def _parse_line(line: str, where: str) -> AnnotatedImage:
     name, _, boxes = line.partition("\t")
     try:
-        objects = json.loads(boxes)
+        objects = parse_json(boxes)
     except ValueError:
         raise DatasetError(f"{where} is not an image name, a tab and a JSON list", "export it again") from None
     rows = [

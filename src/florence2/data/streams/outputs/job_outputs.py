@@ -1,6 +1,5 @@
 """The output of `florence2 predict` as a dataset: a folder of a job in shards, or one file in a store."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from florence2.data.streams.shard_paths import relative_names
 from florence2.data.streams.table_shards import remote_rows
 from florence2.data.tables import is_table_name
 from florence2.errors import DatasetError
+from florence2.files import parse_json
 from florence2.log import logger
 
 RUN_FOLDER = "_run"
@@ -52,7 +52,7 @@ def find_job_outputs(spec: str) -> JobOutputs | None:
     job_file = path / f"{RUN_FOLDER}/job.json"
     if (isinstance(path, StorePath) and path.suffix.lower() == ".tar") or not job_file.is_file():
         return None
-    shards, suffix = json.loads(job_file.read_bytes())["shards"], output_suffix(path)
+    shards, suffix = parse_json(job_file.read_bytes())["shards"], output_suffix(path)
     in_place = set(list_names(path))
     names = [f"{name}{suffix}" for name in shards if f"{name}{suffix}" in in_place]
     if not names:
