@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-SIGN_BIT = 128  # flips int8 to uint8 and back; the zero point of symmetric inputs
-STEPS = 253  # two less than uint8 has, so that rounding in bfloat16 stays in range
+STEPS = 254  # one less than a byte has, because the zero point is rounded up
+ROW_ZERO_POINT = 128
 HIGHEST = 127
+# From this float32 on, neighbours are 1 apart: an addition rounds to an integer, whose lowest byte is that of the bits.
+INTEGERS = 2.0**23
 
 
 class QuantizedInput(NamedTuple):
@@ -52,8 +54,8 @@ class Int8Weight:
         """Multiply an input with a scale of its own for each row."""
         limit = torch.finfo(torch.float32).tiny
         scale_R1 = hidden.abs().amax(-1, keepdim=True).float().clamp_(min=limit).div_(HIGHEST)
-        levels = (hidden / scale_R1).round_().to(torch.int8).view(torch.uint8).bitwise_xor_(SIGN_BIT)
-        product = self._product(QuantizedInput(levels, 1.0, SIGN_BIT), None, torch.float32).mul_(scale_R1)
+        levels = _lowest_bytes((hidden / scale_R1).add_(INTEGERS + ROW_ZERO_POINT))
+        product = self._product(QuantizedInput(levels, 1.0, ROW_ZERO_POINT), None, torch.float32).mul_(scale_R1)
         return (product if self._bias_M is None else product.add_(self._bias_M)).to(hidden.dtype)
 
     def _product(self, quantized: QuantizedInput, bias_M: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -93,13 +95,16 @@ def quantize_rows(weight_MK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_input(hidden: Tensor) -> QuantizedInput:
-    """Quantize a tensor to bytes between its minimum and maximum; zero is one of the levels."""
+    """Quantize a tensor to bytes between its minimum and maximum; zero is one of the levels. A float32 tensor is lost."""
     lowest, highest = (float(value) for value in torch.aminmax(hidden))
     lowest, highest = min(lowest, 0.0), max(highest, 0.0)
-    # The factor has the dtype of the input, in which torch multiplies by it.
-    inverse = float(hidden.new_full((), STEPS / (highest - lowest or STEPS)))
+    # The factor is a float32 number, as torch multiplies by it.
+    inverse = float(torch.tensor(STEPS / (highest - lowest or STEPS)))
     zero_point = math.ceil(-lowest * inverse)
-    # A conversion to int8 is several times as fast as one to uint8.
-    levels = torch.add(hidden.new_full((), zero_point - SIGN_BIT), hidden, alpha=inverse)
-    bytes_ = levels.round_().to(torch.int8).view(torch.uint8).bitwise_xor_(SIGN_BIT)
-    return QuantizedInput(bytes_, 1 / inverse, zero_point)
+    numbers = hidden.float()
+    levels = torch.add(numbers.new_full((), INTEGERS + zero_point), numbers, alpha=inverse, out=numbers)
+    return QuantizedInput(_lowest_bytes(levels), 1 / inverse, zero_point)
+
+
+def _lowest_bytes(integers: Tensor) -> Tensor:
+    return integers.view(torch.int32).to(torch.uint8)

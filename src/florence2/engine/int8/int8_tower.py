@@ -36,8 +36,12 @@ class Int8FeedForward(nn.Module):
         """Compute both layers, a part of the positions at a time; each part has scales of its own."""
         rows = hidden.flatten(0, -2)
         parts = math.ceil(len(rows) * self.fc1.out_features / MAX_ELEMENTS)
-        outputs = [self.fc2(self._activation(self.fc1(part))) for part in rows.chunk(parts)]
+        outputs = [self._forward(part) for part in rows.chunk(parts)]
         return torch.cat(outputs).view(hidden.shape)
+
+    def _forward(self, rows: Tensor) -> Tensor:
+        inner = self._activation(self.fc1.int8_weight.multiply(quantize_input(rows), torch.float32))
+        return self.fc2.int8_weight.multiply(quantize_input(inner), rows.dtype)
 
 
 def attend(query_XTE: Tensor, key_XTE: Tensor, value_XTE: Tensor) -> Tensor:
