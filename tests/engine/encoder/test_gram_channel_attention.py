@@ -3,7 +3,8 @@ import torch
 from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 from transformers.models.florence2.modeling_florence2 import Florence2VisionChannelAttention
 
-from florence2.engine.encoder.gram_channel_attention import GramChannelAttention, restore_attention, use_gram_attention
+from florence2.engine.encoder.attention_patch import restore_attention, use_patch
+from florence2.engine.encoder.gram_channel_attention import GramChannelAttention
 from florence2.engine.engine import Engine
 from tests.tiny import tiny_model
 
@@ -32,9 +33,9 @@ def test_few_positions_use_plain_attention(attention: Florence2VisionChannelAtte
     hidden = torch.randn(2, positions, 12, dtype=torch.float64)
     with torch.inference_mode():
         expected = attention(hidden)
-        use_gram_attention(attention)
+        use_patch(attention, GramChannelAttention)
         assert torch.equal(attention(hidden), expected) is is_plain
-        restore_attention(attention)
+        restore_attention(attention, GramChannelAttention)
         assert torch.equal(attention(hidden), expected)
 
 

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from florence2.cuda_graphs import CudaGraphCache
 from florence2.devices import to_device
-from florence2.engine.encoder.gram_channel_attention import restore_attention, use_gram_attention
+from florence2.engine.encoder.attention_patch import AttentionPatch, restore_attention, use_patch
+from florence2.engine.encoder.gram_channel_attention import GramChannelAttention
+from florence2.engine.encoder.window_attention import WindowProducts
 from florence2.engine.generation_config import ModelGenerationConfig
 from florence2.engine.requests import Request
 from florence2.engine.stats import Timer
@@ -47,15 +49,14 @@ class Encoder:
         self._pixel_buffer_BHWC = torch.empty(0, dtype=torch.uint8, device=model.device)
         self._features_BND = torch.empty(0, dtype=model.dtype, device=model.device)
         self._is_int8 = getattr(model, "is_int8", False)
-        # Sums of squares are too large for float16.
-        self._is_patched = model.dtype == torch.bfloat16 or self._is_int8
-        if self._is_patched:
-            use_gram_attention(self.vision)
+        self._patches = attention_patches(model.dtype, model.device, is_int8=self._is_int8)
+        for patch in self._patches:
+            use_patch(self.vision, patch)
 
     def close(self) -> None:
-        """Restore the attention of the vision tower, unless another encoder uses the patch."""
-        if self._is_patched:
-            restore_attention(self._model.model.vision_tower)
+        """Restore the attention of the vision tower, unless another encoder uses its patches."""
+        for patch in self._patches:
+            restore_attention(self._model.model.vision_tower, patch)
 
     def halve_batch(self, most: int) -> None:
         """Encode half as many requests at a time, and at most as many as there are slots; free the graphs."""
@@ -119,6 +120,14 @@ class Encoder:
             mask_BN = (torch.arange(longest, device=model.device) < length_B[:, None]).long()
         states: Tensor = model.get_encoder()(inputs_embeds=embeds_BND, attention_mask=mask_BN).last_hidden_state
         return states
+
+
+def attention_patches(dtype: torch.dtype, device: torch.device, *, is_int8: bool) -> list[type[AttentionPatch]]:
+    """Return what an engine patches the vision tower with; float32 keeps transformers' own order of operations."""
+    if dtype != torch.bfloat16 and not is_int8:  # sums of squares are too large for float16
+        return []
+    has_products = device.type == "cpu" and not torch.cpu._is_amx_tile_supported()  # type: ignore[no-untyped-call]
+    return [GramChannelAttention, WindowProducts] if has_products and not is_int8 else [GramChannelAttention]
 
 
 def should_compile(mode: str, expected: int, device: str) -> bool:

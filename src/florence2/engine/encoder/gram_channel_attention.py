@@ -11,44 +11,17 @@ Shapes: B images, N positions, C channels, G groups of E channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from florence2.model.patches import replace_forward, restore_forward
+from florence2.engine.encoder.attention_patch import AttentionPatch
 
 
-def use_gram_attention(tower: Any) -> None:
-    """Patch the channel attention of a vision tower with the Gram matrix form, or count one more user of the patch."""
-    for module in _attentions(tower):
-        if not isinstance(module.forward, GramChannelAttention):
-            replace_forward(module, GramChannelAttention(module))
-        module.forward.num_users += 1
-
-
-def restore_attention(tower: Any) -> None:
-    """Count one user of the patch less; without users the tower runs its own attention again."""
-    for module in _attentions(tower):
-        module.forward.num_users -= 1
-        if not module.forward.num_users:
-            restore_forward(module)
-
-
-def _attentions(tower: Any) -> Iterator[Any]:
-    # By name, because importing transformers' class takes seconds, and `model/inference/` has its own.
-    return (module for module in tower.modules() if type(module).__name__.endswith("ChannelAttention"))
-
-
-class GramChannelAttention:
+class GramChannelAttention(AttentionPatch):
     """The forward method of one channel attention: (B, N, C) to (B, N, C)."""
 
-    def __init__(self, attention: Any) -> None:
-        self._plain = type(attention).forward.__get__(attention)
-        self._attention = attention
-        self.num_users = 0  # engines that run the patched tower
+    class_suffix = "ChannelAttention"
 
     def __call__(self, input_BNC: Tensor) -> Tensor:
         """Compute attention; with few positions for its channels the plain form needs fewer products."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 STEPS = 254  # one less than a byte has, because the zero point is rounded up
 ROW_ZERO_POINT = 128
 HIGHEST = 127
+GELU_MINIMUM = -0.171
 # From this float32 on, neighbours are 1 apart: an addition rounds to an integer, whose lowest byte is that of the bits.
 INTEGERS = 2.0**23
 
@@ -95,13 +96,26 @@ def quantize_rows(weight_MK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_input(hidden: Tensor) -> QuantizedInput:
-    """Quantize a tensor to bytes between its minimum and maximum; zero is one of the levels. A float32 tensor is lost."""
+    """Quantize a tensor to bytes between its minimum and maximum; zero is one of the levels."""
     lowest, highest = (float(value) for value in torch.aminmax(hidden))
-    lowest, highest = min(lowest, 0.0), max(highest, 0.0)
+    return _quantize(hidden.to(torch.float32, copy=True), min(lowest, 0.0), max(highest, 0.0))
+
+
+def quantize_in_place(numbers: Tensor, lowest: float) -> QuantizedInput:
+    """Quantize a float32 tensor as `quantize_input` does, and overwrite it; no element is below `lowest`."""
+    highest_bits = numbers.view(torch.int32).amax()  # positive numbers are in the order of their bits
+    highest = float(highest_bits.view(torch.float32))
+    if not highest > -lowest:
+        return quantize_input(numbers)
+    return _quantize(numbers, lowest, highest)
+
+
+def _quantize(numbers: Tensor, lowest: float, highest: float) -> QuantizedInput:
+    if not math.isfinite(highest - lowest):  # every product is NaN, too, and the image becomes an error
+        return QuantizedInput(_lowest_bytes(numbers), math.nan, 0)
     # The factor is a float32 number, as torch multiplies by it.
     inverse = float(torch.tensor(STEPS / (highest - lowest or STEPS)))
     zero_point = math.ceil(-lowest * inverse)
-    numbers = hidden.float()
     levels = torch.add(numbers.new_full((), INTEGERS + zero_point), numbers, alpha=inverse, out=numbers)
     return QuantizedInput(_lowest_bytes(levels), 1 / inverse, zero_point)
 

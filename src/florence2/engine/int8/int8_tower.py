@@ -15,10 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from florence2.engine.int8.int8_linear import Int8Linear, QuantizedInput, quantize_input
+from florence2.engine.encoder.window_attention import attend_heads, by_window
+from florence2.engine.int8.int8_linear import (
+    GELU_MINIMUM,
+    Int8Linear,
+    QuantizedInput,
+    quantize_in_place,
+    quantize_input,
+)
 
-MAX_EXPONENT = 60.0  # exp of it, times a row of values, is far from the limits of bfloat16 and float32
-MAX_ELEMENTS = 2**23  # between two linear layers: 16 MiB of bfloat16 stay in the cache
+MAX_ELEMENTS = 2**22  # between two linear layers: 16 MiB of float32 stay in the cache
 
 
 class Int8FeedForward(nn.Module):
@@ -30,7 +36,7 @@ class Int8FeedForward(nn.Module):
         sample = torch.linspace(-6, 6, 49)
         is_gelu = torch.allclose(activation(sample), F.gelu(sample), atol=1e-6)
         self.fc1, self.fc2 = Int8Linear(ffn.fc1, gelu=is_gelu), Int8Linear(ffn.fc2)
-        self._activation = nn.Identity() if is_gelu else activation
+        self._activation = None if is_gelu else activation
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Compute both layers, a part of the positions at a time; each part has scales of its own."""
@@ -40,20 +46,12 @@ class Int8FeedForward(nn.Module):
         return torch.cat(outputs).view(hidden.shape)
 
     def _forward(self, rows: Tensor) -> Tensor:
-        inner = self._activation(self.fc1.int8_weight.multiply(quantize_input(rows), torch.float32))
-        return self.fc2.int8_weight.multiply(quantize_input(inner), rows.dtype)
-
-
-def attend(query_XTE: Tensor, key_XTE: Tensor, value_XTE: Tensor) -> Tensor:
-    """Compute attention of queries that are scaled, as two batched products."""
-    scores_XTT = torch.bmm(query_XTE, key_XTE.mT)
-    lowest, highest = torch.aminmax(scores_XTT)
-    if max(-float(lowest), float(highest)) > MAX_EXPONENT:
-        return torch.bmm(scores_XTT.softmax(-1), value_XTE)
-    # The exponentials are finite and not zero without the subtraction of the maximum of each row, which costs more
-    # than all else here.
-    weights_XTT = scores_XTT.exp_()
-    return torch.bmm(weights_XTT, value_XTE) / weights_XTT.sum(-1, keepdim=True)
+        inner = self.fc1.int8_weight.multiply(quantize_input(rows), torch.float32)
+        if self._activation is None:
+            quantized = quantize_in_place(inner, GELU_MINIMUM)
+        else:
+            quantized = quantize_input(self._activation(inner))
+        return self.fc2.int8_weight.multiply(quantized, rows.dtype)
 
 
 class Int8WindowAttention(nn.Module):
@@ -67,26 +65,14 @@ class Int8WindowAttention(nn.Module):
 
     def forward(self, hidden_BHWC: Tensor) -> Tensor:
         """Compute attention, (B, H, W, C) to (B, N, C)."""
-        batch, height, width, dim = hidden_BHWC.shape
-        size = self.window_size
         levels_BHWC, scale, zero_point = quantize_input(hidden_BHWC)
-        bottom, right = -height % size, -width % size
-        if bottom or right:
-            levels_BHWC = F.pad(levels_BHWC, (0, 0, 0, right, 0, bottom), value=zero_point)
-        rows, columns = (height + bottom) // size, (width + right) // size
-        windows = levels_BHWC.view(batch, rows, size, columns, size, dim).permute(0, 1, 3, 2, 4, 5)
-        quantized = QuantizedInput(windows.reshape(-1, size * size, dim), scale, zero_point)
-        windows_MTC: Tensor = self.proj(self._attend(self.qkv.int8_weight.multiply(quantized, hidden_BHWC.dtype)))
-        windows = windows_MTC.view(batch, rows, columns, size, size, dim).permute(0, 1, 3, 2, 4, 5)
-        merged = windows.reshape(batch, rows * size, columns * size, dim)[:, :height, :width]
-        return merged.reshape(batch, height * width, dim)
 
-    def _attend(self, qkv_MTC: Tensor) -> Tensor:
-        num_windows, positions, dim = qkv_MTC.shape
-        parts = qkv_MTC.view(num_windows, positions, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = parts.reshape(3, num_windows * self.num_heads, positions, -1)
-        attended = attend(query, key, value).view(num_windows, self.num_heads, positions, -1)
-        return attended.transpose(1, 2).reshape(num_windows, positions, dim // 3)
+        def attend_windows(levels_MTC: Tensor) -> Tensor:
+            qkv_MTC = self.qkv.int8_weight.multiply(QuantizedInput(levels_MTC, scale, zero_point), hidden_BHWC.dtype)
+            attended: Tensor = self.proj(attend_heads(qkv_MTC, self.num_heads))
+            return attended
+
+        return by_window(levels_BHWC, self.window_size, attend_windows, padding=zero_point)
 
 
 def quantize_tower(tower: Any) -> None:
