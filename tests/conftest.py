@@ -1,5 +1,9 @@
 """What all tests share; being here, it puts the repository's root on the path, for `from tests.tiny import ...`."""
 
+import os
+import shutil
+import tempfile
+
 import pytest
 
 
@@ -10,7 +14,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["FLORENCE2_CACHE"] = tempfile.mkdtemp(prefix="florence2-cache-")
     config.addinivalue_line("markers", "long: a proof that takes minutes; it runs with `--long` alone")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ.pop("FLORENCE2_CACHE"), ignore_errors=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -61,6 +61,19 @@ def full_disk_errors(folder: Path) -> Iterator[None]:
         raise OSError(number, os.strerror(number), str(folder)) from error
 
 
+def cache_folder() -> Path | None:
+    """Return the folder of files that may be lost; None where the user has no home.
+
+    It is `$FLORENCE2_CACHE`, else `florence2` in `$XDG_CACHE_HOME` or `~/.cache`; it may be absent or read-only.
+    """
+    if own := os.environ.get("FLORENCE2_CACHE"):
+        return Path(own).absolute()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    with contextlib.suppress(RuntimeError):
+        folder = folder.expanduser()
+    return folder / "florence2" if folder.is_absolute() else None
+
+
 def hidden_name(name: str, suffix: str) -> str:
     """Return a name for a file beside another one; file systems limit names to 255 bytes."""
     hidden = f".{name}{suffix}"

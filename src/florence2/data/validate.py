@@ -11,6 +11,7 @@ from typing import Literal
 
 from PIL import Image
 
+from florence2.data.decoding.checked_images import CheckedImages
 from florence2.data.decoding.decode_image import DecodeOptions
 from florence2.data.decoding.image_decoders import ImageDecoders
 from florence2.data.image import ImageError, ImageSource, image_size, open_image
@@ -21,6 +22,7 @@ OnMissing = Literal["error", "skip"]
 
 ALWAYS_SKIPPED = (SkipReason.FAILED,)
 _CHUNK = 1024  # images submitted to the threads at a time
+_LARGEST_BATCH = 32  # images that a thread checks at a time
 
 
 def raise_on_skipped(dataset: ResolvedDataset, on_missing: OnMissing) -> ResolvedDataset:
@@ -72,6 +74,7 @@ def check_images(
     *,
     on_missing: OnMissing = "error",
     decode_all: bool = False,
+    checked_images: CheckedImages | None = None,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> ResolvedDataset:
@@ -79,16 +82,20 @@ def check_images(
 
     The header of an image is read, and its end: a truncated file lacks it. Where neither tells enough, and with
     `decode_all`, the image is decoded, a JPEG at an eighth of its size. Damage in the middle of a file is found by
-    decoding alone. A dataset whose targets are all empty raises a DatasetError. `progress` is called with the number
-    of checked images, from the calling thread.
+    decoding alone. A file that `checked_images` knows is not opened; what is found good is added to it, and saved.
+    A dataset whose targets are all empty raises a DatasetError. `progress` is called with the number of checked
+    images, from the calling thread.
     """
     first_sample = {sample.id: sample for sample in reversed(dataset.samples)}
     unreadable: dict[str, Skipped] = {}
-    for checked, skipped in enumerate(_check_all(list(first_sample.values()), decode_all, workers), start=1):
+    known = CheckedImages() if checked_images is None else checked_images
+    check = partial(_check, known=known, decode_all=decode_all)
+    for checked, skipped in enumerate(_check_all(list(first_sample.values()), check, workers), start=1):
         if skipped is not None:
             unreadable[skipped.id] = skipped
         if progress is not None:
             progress(checked)
+    known.save()
     samples = [sample for sample in dataset.samples if sample.id not in unreadable]
     in_order = [unreadable[id_] for id_ in dict.fromkeys(s.id for s in dataset.samples) if id_ in unreadable]
     checked_dataset = replace(dataset, samples=samples, skipped=[*dataset.skipped, *in_order])
@@ -101,25 +108,39 @@ def check_images(
     return checked_dataset
 
 
-def _check_all(samples: Sequence[Sample], decode_all: bool, workers: int | None) -> Iterator[Skipped | None]:
-    with ImageDecoders() as decoders, ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as threads:
-        check = partial(_check, decoders, decode_all=decode_all)
+def _check_all(
+    samples: Sequence[Sample], check: Callable[[ImageDecoders, Sample], Skipped | None], workers: int | None
+) -> Iterator[Skipped | None]:
+    num_threads = workers or min(8, os.cpu_count() or 1)
+    size = max(1, min(_LARGEST_BATCH, len(samples) // (4 * num_threads)))
+    with ImageDecoders() as decoders, ThreadPoolExecutor(num_threads) as threads:
         for start in range(0, len(samples), _CHUNK):
-            yield from threads.map(check, samples[start : start + _CHUNK])
+            chunk = samples[start : start + _CHUNK]
+            batches = (chunk[first : first + size] for first in range(0, len(chunk), size))
+            for checked in threads.map(lambda batch: [check(decoders, sample) for sample in batch], batches):
+                yield from checked
 
 
-def _check(decoders: ImageDecoders, sample: Sample, decode_all: bool) -> Skipped | None:
+def _check(decoders: ImageDecoders, sample: Sample, *, known: CheckedImages, decode_all: bool) -> Skipped | None:
     try:
         source = sample.source()
-        if not decode_all and _has_end(source):
-            image_size(source, name=sample.name)
-        elif isinstance(source, Path | bytes):
-            decoders.decode(source, DecodeOptions(1, 1, Image.Resampling.NEAREST.value), sample.name)
-        else:
-            open_image(source, name=sample.name)
+        key = known.key(source) if isinstance(source, Path) else None
+        if not known.is_good(key, decoded=decode_all):
+            _open(decoders, source, sample.name, decode_all)
     except ImageError as error:
         return Skipped(sample.id, SkipReason.UNREADABLE, error.what, error.hint)
+    known.add(key, decoded=decode_all)
     return None
+
+
+def _open(decoders: ImageDecoders, source: ImageSource, name: str, decode_all: bool) -> None:
+    """Read the header of an image, or decode it; raises ImageError."""
+    if not decode_all and _has_end(source):
+        image_size(source, name=name)
+    elif isinstance(source, Path | bytes):
+        decoders.decode(source, DecodeOptions(1, 1, Image.Resampling.NEAREST.value), name)
+    else:
+        open_image(source, name=name)
 
 
 def _has_end(source: ImageSource) -> bool:

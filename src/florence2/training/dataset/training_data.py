@@ -5,21 +5,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from florence2.data.columns import ColumnMapping
+from florence2.data.decoding.checked_images import CheckedImages
 from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.data.sample import Sample
 from florence2.data.streams.open_source import find_sharded_source
 from florence2.data.streams.stream import SampleStream
 from florence2.data.validate import check_images, train_val_split
 from florence2.errors import OptionError
-from florence2.log import logger
+from florence2.log import count_noun, logger
 from florence2.model.processing import Preprocessor
 from florence2.model.tasks import find_task
 from florence2.settings_io import closest_name_hint
+from florence2.training.callbacks.training_progress import count_progress
 from florence2.training.dataset.caption_augmentation import CaptionAugmentation
 from florence2.training.dataset.florence2_dataset import FeatureSource, Florence2Dataset
 from florence2.training.dataset.image_augmentation import ImageAugmentation
 from florence2.training.dataset.sampler import num_draws
 
+PROGRESS_INTERVAL = 64  # images between two updates of the progress
 NUM_PREVIEW_SAMPLES = 32  # samples that are read from a stream before training starts
 
 
@@ -190,7 +193,17 @@ def _load_datasets(config: TrainingDataConfig) -> tuple[list[Sample], dict[str, 
 
 def _load_samples(name: str, config: TrainingDataConfig) -> list[Sample]:
     resolved = resolve_dataset(name, config.options)
-    resolved = check_images(resolved, on_missing=config.options.on_missing, decode_all=config.decode_all)
+    known = CheckedImages.of_dataset(name)
+    with count_progress("checking images", len({sample.id for sample in resolved.samples}), 0) as advance:
+        resolved = check_images(
+            resolved,
+            on_missing=config.options.on_missing,
+            decode_all=config.decode_all,
+            checked_images=known,
+            progress=lambda number: None if number % PROGRESS_INTERVAL else advance(PROGRESS_INTERVAL),
+        )
+    if known.num_unchanged:
+        logger.info(f"{count_noun(known.num_unchanged, 'image')} unchanged since an earlier check, and not opened")
     logger.info(resolved.summary())
     return resolved.samples
 
