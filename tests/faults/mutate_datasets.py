@@ -2,9 +2,10 @@
 
     python -m tests.faults.mutate_datasets FOLDER FIRST_SEED LAST_SEED
 
-Each seed copies one of the datasets in FOLDER, or of a table of each kind with the same images, changes one of its
-files, checks it as `data check` does, lists its samples as training does, and streams them. A reader that needs more
-than `SECONDS` of a processor is reported, too. Prints a JSON object.
+Each seed copies one of the datasets in FOLDER, or of a table of each kind with the same images, changes 1 to 8 of its
+rows (a JSON object, a line of a text, some bytes of a file of any kind), checks it as `data check` does, lists its
+samples as training does, and streams them. A reader that needs more than `SECONDS` of a processor is reported, too.
+Prints a JSON object.
 """
 
 import json
@@ -33,6 +34,7 @@ from tests.faults.mutations import limit_memory, mutate_file
 
 SPARE_MEMORY = 3 << 30
 SECONDS = 30
+NUM_CHANGES = (1, 1, 2, 4, 8)
 # Datasets that are named by a file or folder inside them.
 SPECS = {
     "icdar_datumaro": "default",
@@ -108,10 +110,13 @@ def write_tables(corpus: Path) -> None:
 
 def try_readers(seed: int, copy: Path, endings: Counter[str]) -> list[str]:
     """Change a file of a dataset, read it in every way, count how they ended, and return what should not happen."""
-    rng, failures = random.Random(seed), []
-    path = rng.choice(annotation_files(copy))
-    replace_link(path)
-    mutation = f"seed {seed}, {path.relative_to(copy.parent)}: {mutate_file(rng, path)}"
+    rng, failures, changes = random.Random(seed), [], []
+    for _ in range(rng.choice(NUM_CHANGES)):
+        path = rng.choice(annotation_files(copy))
+        replace_link(path)
+        changes.append(f"{path.relative_to(copy.parent)}: {mutate_file(rng, path)}"[:400])
+    endings["rows changed"] += len(changes)
+    mutation = f"seed {seed}, {'; '.join(changes)}"
     for read in READERS:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
@@ -121,7 +126,7 @@ def try_readers(seed: int, copy: Path, endings: Counter[str]) -> list[str]:
             if "\n" in error.what + error.hint:
                 failures.append(f"{mutation}: several lines: {error.what[:200]!r}")
         except BaseException as error:
-            failures.append(f"{mutation}: {read.__name__}: {type(error).__name__}: {error}"[:500])
+            failures.append(f"{mutation}: {read.__name__}: {type(error).__name__}: {error}"[:4000])
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
     return failures

@@ -108,6 +108,24 @@ def test_json_that_python_does_not_represent_is_refused_in_one_line(
         assert len(caught.value.what) < 600
 
 
+@pytest.mark.parametrize("name", ["Label.txt", "gt_a.txt", "via.csv"])
+def test_line_breaks_of_unicode_are_part_of_a_text(tmp_path: Path, name: str) -> None:
+    text = "one\u2028two\x0bthree\x85four\x1cfive"
+    points = [[1, 1], [9, 1], [9, 5], [1, 5]]
+    region = json.dumps({"name": "polygon", "all_points_x": [1, 9, 9, 1], "all_points_y": [1, 1, 5, 5]})
+    label = json.dumps({"label": text}, ensure_ascii=False).replace('"', '""')
+    contents = {
+        "Label.txt": "a.png\t" + json.dumps([{"transcription": text, "points": points}], ensure_ascii=False) + "\n",
+        "gt_a.txt": f"1,1,9,1,9,5,1,5,{text}\n",
+        "via.csv": "filename,region_shape_attributes,region_attributes\n"
+        + 'a.png,"{}","{}"\n'.format(region.replace('"', '""'), label),
+    }
+    (tmp_path / "a.png").write_bytes(image_bytes())
+    (tmp_path / name).write_text(contents[name], encoding="utf-8")
+    [sample] = resolve_dataset(tmp_path, DatasetOptions(DEFAULT_TASK)).samples
+    assert [word in str(sample.target) for word in ("one", "two", "three", "four", "five")] == [True] * 5
+
+
 def image_bytes() -> bytes:
     buffer = BytesIO()
     Image.new("RGB", (100, 100), "red").save(buffer, "PNG")

@@ -137,6 +137,14 @@ def read_text(path: AnyPath) -> str:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def read_lines(path: AnyPath) -> list[str]:
+    """Read the lines of a UTF-8 text file, without their ends.
+
+    Characters other than line feeds and carriage returns that Unicode counts as line breaks are part of a label.
+    """
+    return read_text(path).removesuffix("\n").split("\n")
+
+
 def display_path(folder: Path) -> str:
     """Return a folder's path with a closing slash."""
     return os.path.join(folder, "")  # noqa: PTH118 - pathlib drops the closing slash

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from florence2.data.folders.listing import Listing, read_text
+from florence2.data.folders.listing import Listing, read_lines
 from florence2.data.sample import Sample, Skipped, SkipReason
 from florence2.errors import DatasetError
 from florence2.model.tasks import InputType, split_prompt
@@ -42,7 +42,7 @@ class Sidecars:
 
     def read(self, path: Path) -> str:
         """Read a caption."""
-        lines = [line.strip() for line in read_text(path).splitlines()]
+        lines = [line.strip() for line in read_lines(path)]
         return ("\n" if self.keep_lines else " ").join(line for line in lines if line)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from florence2.data.folders.listing import Listing, is_file, read_text, walk
+from florence2.data.folders.listing import Listing, is_file, read_lines, read_text, walk
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, image_beside, read_image, split_aliases
 from florence2.data.formats.annotators.values import finite_numbers, read_xml
 from florence2.errors import DatasetError
@@ -98,7 +98,7 @@ def _split_stems(folder: Path, split: str | None) -> set[str] | None:
         return None
     for name in split_aliases(split):
         if (folder / f"{name}.txt").is_file():
-            return {line.split()[0] for line in read_text(folder / f"{name}.txt").splitlines() if line.strip()}
+            return {line.split()[0] for line in read_lines(folder / f"{name}.txt") if line.strip()}
     raise DatasetError(f"{folder} has no list {split}.txt", "pass a split that it has, or none")
 
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from florence2.data.folders.listing import read_text, walk
+from florence2.data.folders.listing import read_lines, walk
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, read_image
 from florence2.data.formats.annotators.values import csv_columns, finite_numbers, read_csv
 from florence2.data.image import ImageError, image_size
@@ -53,7 +53,7 @@ def _image(name: str, file: Path, rows: list[tuple[str, dict[str, str]]], names:
 def _class_names(path: Path) -> dict[str, str]:
     names: dict[str, str] = {}
     for file in sorted(path.parent.glob("*class-descriptions*.csv")):
-        for line in read_text(file).splitlines():
+        for line in read_lines(file):
             code, comma, name = line.partition(",")
             if comma and code.startswith("/"):
                 names[code] = name.strip().strip('"')

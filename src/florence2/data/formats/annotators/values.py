@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -57,10 +58,10 @@ def peek_json(path: Path) -> Any:
 
 def read_csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Read the rows of a CSV file, each with the words that name it in an error."""
-    lines = read_text(path).splitlines()
+    reader = csv.DictReader(StringIO(read_text(path), newline=""))
     try:
-        for number, row in enumerate(csv.DictReader(lines), start=2):
-            yield f"{path} line {number}", {key: value or "" for key, value in row.items() if key is not None}
+        for row in reader:
+            yield f"{path} line {reader.line_num}", {key: value or "" for key, value in row.items() if key is not None}
     except csv.Error as error:
         raise DatasetError(f"{path} is not CSV: {error}", "export it again") from None
 

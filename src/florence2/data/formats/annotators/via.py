@@ -54,7 +54,7 @@ def read_via_csv(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
         first_lines.setdefault(name, where)
         try:
             shape, attributes = (
-                parse_json(row[key] or "{}") for key in sorted(_CSV_COLUMNS - {"filename"}, reverse=True)
+                parse_json(row.get(key) or "{}") for key in sorted(_CSV_COLUMNS - {"filename"}, reverse=True)
             )
         except ValueError:
             raise DatasetError(f"{where} has attributes that are not JSON", "export it again") from None

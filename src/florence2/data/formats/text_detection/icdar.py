@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from florence2.data.folders.listing import Listing, read_text
+from florence2.data.folders.listing import Listing, read_lines
 from florence2.data.formats.annotations import AnnotatedImage, read_image
 from florence2.data.formats.annotators.values import finite_numbers
 from florence2.data.formats.text_detection.text_lines import TextLine, image_with_text
@@ -40,7 +40,7 @@ def read_icdar(listing: Listing, images: Path) -> Iterator[tuple[str, AnnotatedI
 
 
 def _parse_file(name: str, path: Path) -> AnnotatedImage:
-    lines = [line for line in read_text(path).splitlines() if line.strip()]
+    lines = [line for line in read_lines(path) if line.strip()]
     return image_with_text(name, [_icdar_line(line, f"{path} line {at}") for at, line in enumerate(lines, start=1)])
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from florence2.data.folders.listing import read_text
+from florence2.data.folders.listing import read_lines
 from florence2.data.formats.annotations import AnnotatedImage, read_image
 from florence2.data.formats.annotators.values import finite_numbers
 from florence2.data.formats.text_detection.text_lines import image_with_text
@@ -27,7 +27,7 @@ def is_paddleocr(path: Path) -> bool:
 
 def read_paddleocr(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the images of a label file of PaddleOCR, each with the words that name it."""
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         where = f"{path} line {number}"
         if line.strip():
             yield where, read_image(line.partition("\t")[0], where, _parse_line, line, where)

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from florence2.data.folders.listing import find_name, is_file, is_folder, read_text, walk
+from florence2.data.folders.listing import find_name, is_file, is_folder, read_lines, read_text, walk
 from florence2.data.folders.sidecars import is_yolo_text
 from florence2.data.formats.annotations import split_aliases
 from florence2.errors import DatasetError
@@ -67,7 +67,7 @@ def open_yolo(path: Path, split: str | None, dataset_dir: Path | None = None) ->
             sources = [_split_folder(dataset_dir or path.parent, split)]
     else:
         config = {}
-        names = {number: name.strip() for number, name in enumerate(read_text(path).splitlines()) if name.strip()}
+        names = {number: name.strip() for number, name in enumerate(read_lines(path)) if name.strip()}
         is_with_labels = path.parent.name == "labels" and path.name == "classes.txt"
         folder = dataset_dir or (path.parent.parent if is_with_labels else path.parent)
         sources = [_split_folder(folder, split)]
@@ -166,7 +166,7 @@ def _split_folder(folder: Path, split: str | None) -> Path:
 def _list_images(source: Path) -> list[Path]:
     if is_folder(source):
         return [listing.path / name for listing in walk(source, recursive=True) for name in listing.images()]
-    names = [line.strip() for line in read_text(source).splitlines() if line.strip()]
+    names = [line.strip() for line in read_lines(source) if line.strip()]
     # darknet's lists start with `data/`, which is the folder of the list
     paths = [(source.parent / name, source.parent / name.removeprefix("data/")) for name in names]
     found = [[path.parent / name for path in each if (name := find_name(path.parent, path.name))] for each in paths]

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from florence2.data.folders.listing import is_file, read_text
+from florence2.data.folders.listing import is_file, read_lines
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, read_image
 from florence2.data.formats.yolo.yolo_layout import CONFIG_NAMES, YoloDataset, label_path
 from florence2.data.image import ImageError, Size, image_size
@@ -36,7 +36,7 @@ def _parse_labels(name: str, image: Path, labels: Path, yolo: YoloDataset) -> An
         size = image_size(image)
     except ImageError:
         size = (1, 1)  # the value is never used: a later check rejects the image
-    lines = read_text(labels).splitlines() if is_file(labels) else []
+    lines = read_lines(labels) if is_file(labels) else []
     ignored: list[str] = []
     annotations = [
         _parse_line(line.split(), size, yolo, f"{labels} line {number}", ignored)
