@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ALL = "all"
 BENCHMARKS = Path(__file__).parent
 JAVASCRIPT = BENCHMARKS / "transformersjs_contestant.mjs"
@@ -32,11 +34,13 @@ class Rival:
     is_batched: bool = False
     has_beams: bool = True
     is_in_all: bool = True  # all at once need too much memory
+    is_engine: bool = False  # this package's own, which chooses its batch size
 
     def configs(self, batch_sizes: Sequence[int]) -> list[dict[str, Any]]:
         """Return what is the rival's own in the config of a contestant, for each batch size."""
         own = {"name": self.name, "dtype": self.dtype, "target": self.target, "compile": "off"}
-        return [own | {"batch_size": size} for size in (batch_sizes if self.is_batched else [1])]
+        own_size = 0 if self.is_engine else 1
+        return [own | {"batch_size": size} for size in (batch_sizes if self.is_batched else [own_size])]
 
     def obstacle(self, options: argparse.Namespace, is_half_native: bool) -> str:
         """Return why the rival takes no part; empty where it can."""
@@ -47,8 +51,10 @@ class Rival:
             return f"needs {' and '.join(missing)}"
         if options.num_beams > 1 and not self.has_beams:
             return "has no beam search"
-        if self.target and self.target != "microsoft" and options.device != "cpu":
+        if ((self.target and self.target != "microsoft") or self.is_engine) and options.device != "cpu":
             return "runs on the CPU here"
+        if self.is_engine and not torch.cpu._is_vnni_supported():  # type: ignore[no-untyped-call]
+            return "needs a CPU with AVX-512 VNNI"
         if options.decoded and self.name.startswith("transformersjs"):
             return "decodes images itself"
         if self.dtype in ("bfloat16", "float16") and not is_half_native:
@@ -57,6 +63,7 @@ class Rival:
 
 
 RIVALS = (
+    Rival("ours-int8", "int8", is_engine=True),  # not a rival: beside them, as `florence2 predict --dtype int8`
     Rival("hf-fp32", "float32"),  # `generate` as on the model card, one image at a time
     # Tuned: with channels-last weights and an allocator that keeps freed memory.
     Rival("hf-fp32-tuned", "float32", is_batched=True, is_in_all=False),

@@ -5,8 +5,8 @@
     python -m benchmarks.throughput --device cuda --decoded --compile on --num_images 3000 --rival_batch_sizes 16 64
 
 The second command takes about eight minutes on two quiet cores. `benchmarks/rivals.py` lists the rivals; without
-`--rival`, transformers' take part, in bfloat16 if the device has it natively. `all` are transformers' on the model card
-and at its best, exported graphs, transformers.js and vLLM, where they can run; it needs some 14 GB of memory.
+`--rival`, transformers' take part, in bfloat16 if the device has it natively. `all` are the engine in int8, transformers' on the model
+card and at its best, exported graphs, transformers.js and vLLM, where they can run; it needs some 14 GB of memory.
 Weights are random, so the lengths of captions are forced: normal with mean 40 and standard deviation 25, at least 4,
 the same quantiles for every contestant. Before, every contestant captions `--num_scenes` scenes with the bundled model,
 which ends its captions itself: how many of them equal those of transformers' `generate` in float32, one at a time.
@@ -112,7 +112,7 @@ def choose_rivals(options: argparse.Namespace, is_half_native: bool) -> tuple[li
     for name in names:
         if reasons[name] and "bfloat16" not in reasons[name]:
             raise SystemExit(f"{name}: {reasons[name]}")
-    return names or [rival.name for rival in RIVALS if not rival.target and not reasons[rival.name]], {}
+    return names or [rival.name for rival in RIVALS if rival.name.startswith("hf-") and not reasons[rival.name]], {}
 
 
 def caption_lengths(count: int) -> list[int]:
@@ -224,7 +224,7 @@ def run_rounds(
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
     for number in range(options.num_rounds):
         for name, contestant in contestants.items():
-            count = len(images) if name == "ours" else min(len(images), options.num_rival_images)
+            count = len(images) if name.startswith("ours") else min(len(images), options.num_rival_images)
             load = os.getloadavg()[0]
             with gpu_utilization(options.device) as percentages:
                 job = options.size, images[:count], caption_lengths(count), output
@@ -278,7 +278,8 @@ def count_gflop(size: str, num_beams: int, device: str, num_tokens: int = 42) ->
 
 def label(config: dict[str, Any]) -> str:
     """Return the name of a contestant with its batch size."""
-    return "ours" if config["name"] == "ours" else f"{config['name']} b{config['batch_size']}"
+    name: str = config["name"]
+    return name if name.startswith("ours") else f"{name} b{config['batch_size']}"
 
 
 def summary(
