@@ -2,10 +2,10 @@
 
     python -m benchmarks.int8 [--size base|large] [--num_rounds 3] [--num_images 6] [--length 30]
 
-Random weights at real size, images of 768 x 768 that are decoded before the clock starts. Both precisions are in one
-process and run in turn, in an order that alternates, so that a busy machine disturbs them alike; a ratio is taken
-within a round, and printed is the median. `seconds` are those of the wall clock, `cpu` the processor time of all
-threads, which on a busy machine is the better measure. Prints a table, and one line of JSON last.
+Random weights at real size, images of 768 x 768 that are decoded before the clock starts. All are in one process and
+run in turn, in an order that alternates, so that a busy machine disturbs them alike; a ratio is taken within a round,
+and printed is the median. The first contestant is the engine with torch's fused window attention, as it was before
+`engine/encoder/window_attention.py`. Prints a table, and one line of JSON last, which has the processor time, too.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from benchmarks.real_size import write_checkpoint
 from florence2.config import HubSettings, InferenceDType
 from florence2.data.sample import Sample
 from florence2.demo.scenes import make_scene
+from florence2.engine.encoder.attention_patch import restore_attention
+from florence2.engine.encoder.window_attention import WindowProducts
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
 from florence2.recipes.create_engine import ModelSource
 from florence2.system import tune_allocator
 
-PRECISIONS: tuple[InferenceDType, ...] = ("auto", "int8")
+FUSED = "fused window attention"
+CONTESTANTS: dict[str, InferenceDType] = {"auto": "auto", FUSED: "auto", "int8": "int8"}
 PIXELS = 768
 Contestants = dict[str, Callable[[], Any]]
 
@@ -51,7 +54,7 @@ def main() -> None:
         write_checkpoint(Path(name) / "model", options.size)
         source = str(Path(name) / "model")
         models: dict[str, Any] = {
-            dtype: ModelSource.resolve(source, HubSettings(), dtype).load("cpu") for dtype in PRECISIONS
+            name: ModelSource.resolve(source, HubSettings(), dtype).load("cpu") for name, dtype in CONTESTANTS.items()
         }
     rows = [
         measure(name, contestants, options.num_rounds, num_captions)
@@ -59,10 +62,10 @@ def main() -> None:
     ]
     dtype = str(models["auto"][0].dtype).removeprefix("torch.")
     print(f"{options.size}, {processor_name()}, {torch.get_num_threads()} threads, medians of {options.num_rounds}")
-    print(f"\n| | {dtype}, s | int8, s | ratio | ratio of processor time |\n|---|---|---|---|---|")
+    print(f"\n| | {dtype}, {FUSED}, s | {dtype}, s | int8, s | ratio to {FUSED} | ratio |\n|---|---|---|---|---|---|")
     for row in rows:
-        seconds = " | ".join(f"{row['seconds'][precision]:.3f}" for precision in PRECISIONS)
-        print(f"| {row['name']} | {seconds} | {row['ratio']:.2f} | {row['cpu_ratio']:.2f} |")
+        seconds = " | ".join(f"{row['seconds'][name]:.3f}" for name in (FUSED, "auto", "int8"))
+        print(f"| {row['name']} | {seconds} | {row['ratios'][FUSED]:.2f} | {row['ratios']['auto']:.2f} |")
     report = {"command": "python -m benchmarks.int8 " + " ".join(sys.argv[1:]), "torch": torch.__version__}
     print(json.dumps(report | {"threads": torch.get_num_threads(), "processor": processor_name(), "rows": rows}))
 
@@ -81,13 +84,13 @@ def jobs(models: dict[str, Any], options: argparse.Namespace) -> list[tuple[str,
 
 
 def towers(models: dict[str, Any], sample: Sample) -> Contestants:
-    """Return a pass of the vision tower for each precision, patched as an engine patches it."""
+    """Return a pass of the vision tower for each contestant, patched as an engine patches it."""
     contestants: Contestants = {}
-    for precision, (model, preprocessor) in models.items():
-        Engine(model, preprocessor, EngineConfig(batch_size=1))  # leaves its patches
+    for name, (model, preprocessor) in models.items():
+        create_engine(name, model, preprocessor, EngineConfig(batch_size=1))  # leaves its patches
         pixels_BCHW = preprocessor.normalize(preprocessor.resize(sample.open().image)[None]).to(model.dtype)
         tower, layout = model.model.vision_tower, torch.channels_last
-        contestants[precision] = _in_inference_mode(tower, pixels_BCHW.contiguous(memory_format=layout))
+        contestants[name] = _in_inference_mode(tower, pixels_BCHW.contiguous(memory_format=layout))
     return contestants
 
 
@@ -96,11 +99,20 @@ def _in_inference_mode(module: Any, *inputs: torch.Tensor) -> Callable[[], Any]:
 
 
 def engines(models: dict[str, Any], samples: list[Sample], num_beams: int, length: int) -> Contestants:
-    """Return a run of the samples for each precision, with captions of a forced length."""
+    """Return a run of the samples for each contestant, with captions of a forced length."""
     generation = GenerationConfig(num_beams=num_beams, min_length=length, max_length=length, no_repeat_ngram_size=0)
     config = EngineConfig(generation=generation, num_workers=0)
-    created = {precision: Engine(model, preprocessor, config) for precision, (model, preprocessor) in models.items()}
-    return {precision: _run(engine, samples) for precision, engine in created.items()}
+    created = {name: create_engine(name, *loaded, config) for name, loaded in models.items()}
+    return {name: _run(engine, samples) for name, engine in created.items()}
+
+
+def create_engine(name: str, model: Any, preprocessor: Any, config: EngineConfig) -> Engine:
+    """Create an engine; one contestant has torch's fused window attention, as CPUs with AMX have it."""
+    engine = Engine(model, preprocessor, config)
+    tower = model.model.vision_tower
+    if name == FUSED and any(isinstance(module.forward, WindowProducts) for module in tower.modules()):
+        restore_attention(tower, WindowProducts)
+    return engine
 
 
 def _run(engine: Engine, samples: list[Sample]) -> Callable[[], Any]:
@@ -108,19 +120,23 @@ def _run(engine: Engine, samples: list[Sample]) -> Callable[[], Any]:
 
 
 def measure(name: str, contestants: Contestants, num_rounds: int, num_captions: int) -> dict[str, Any]:
-    """Time both precisions in turn after a run that warms them up; return the medians for a caption."""
+    """Time all contestants in turn after a run that warms them up; return the medians for a caption."""
     for run in contestants.values():
         run()
     rounds = []
     for number in range(num_rounds):
-        order = PRECISIONS if number % 2 == 0 else PRECISIONS[::-1]
-        rounds.append({precision: _time(contestants[precision]) for precision in order})
+        order = list(contestants) if number % 2 == 0 else list(contestants)[::-1]
+        rounds.append({contestant: _time(contestants[contestant]) for contestant in order})
         print(f"{name}: {rounds[-1]}", file=sys.stderr, flush=True)
-    ratios = [statistics.median(each["auto"][clock] / each["int8"][clock] for each in rounds) for clock in range(2)]
-    seconds = {
-        precision: statistics.median(each[precision][0] for each in rounds) / num_captions for precision in PRECISIONS
+    ratios = {
+        contestant: statistics.median(each[contestant][0] / each["int8"][0] for each in rounds)
+        for contestant in contestants
     }
-    return {"name": name, "seconds": seconds, "ratio": ratios[0], "cpu_ratio": ratios[1], "rounds": rounds}
+    seconds = {
+        contestant: statistics.median(each[contestant][0] for each in rounds) / num_captions
+        for contestant in contestants
+    }
+    return {"name": name, "seconds": seconds, "ratios": ratios, "rounds": rounds}
 
 
 def _time(run: Callable[[], Any]) -> tuple[float, float]:

@@ -5,8 +5,9 @@
     python -m benchmarks.throughput --device cuda --decoded --compile on --num_images 3000 --rival_batch_sizes 16 64
 
 The second command takes about eight minutes on two quiet cores. `benchmarks/rivals.py` lists the rivals; without
-`--rival`, transformers' take part, in bfloat16 if the device has it natively. `all` are the engine in int8, transformers' on the model
-card and at its best, exported graphs, transformers.js and vLLM, where they can run; it needs some 14 GB of memory.
+`--rival`, transformers' take part, in bfloat16 if the device has it natively. `all` are the engine in int8,
+transformers' on the model card and at its best, exported graphs, transformers.js and vLLM, where they can run; it needs
+some 14 GB of memory. `--before` adds the engine of another checkout.
 Weights are random, so the lengths of captions are forced: normal with mean 40 and standard deviation 25, at least 4,
 the same quantiles for every contestant. Before, every contestant captions `--num_scenes` scenes with the bundled model,
 which ends its captions itself: how many of them equal those of transformers' `generate` in float32, one at a time.
@@ -45,6 +46,7 @@ from florence2.devices import has_bfloat16, inference_dtype
 
 RESULTS = Path(__file__).parent / "results"
 FIRST_SCENE = 6_000_000
+BEFORE = "ours-before"
 Texts = dict[str, str]
 
 
@@ -92,6 +94,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="dtype of the engine (default: as in `florence2 predict`)")
     parser.add_argument("--compile", default="off", choices=("auto", "on", "off"))
     parser.add_argument("--exports", help="folder that keeps the exported models (default: a temporary one)")
+    parser.add_argument("--before", metavar="FOLDER", help=f"checkout of an older commit: its engine is `{BEFORE}`")
     parser.add_argument("--write", action="store_true", help=f"also write a dated file into {RESULTS.name}/")
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -129,10 +132,13 @@ class Contestant:
     def __init__(self, options: argparse.Namespace, config: dict[str, Any]) -> None:
         self.config = config
         environment = os.environ | {"OMP_NUM_THREADS": str(options.num_threads), "TRANSFORMERS_VERBOSITY": "error"}
+        folder = None
+        if config["name"] == BEFORE:
+            folder, config = Path(options.before).resolve(), config | {"name": "ours"}
+            environment["PYTHONPATH"] = str(folder / "src")
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with contestant_command(config) as command:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-            )
+            self._process = subprocess.Popen(command, env=environment, cwd=folder, **pipes)
 
     def run(
         self, model_size: str, images: list[str], lengths: list[int], output: Path, *, decoded: bool
@@ -170,7 +176,7 @@ def contestant_configs(options: argparse.Namespace) -> list[dict[str, Any]]:
     }
     ours = {"name": "ours", "batch_size": options.batch_size, "dtype": options.dtype, "compile": options.compile}
     rivals = {rival.name: rival for rival in RIVALS}
-    configs = [shared | ours]
+    configs = [shared | ours, *([shared | ours | {"name": BEFORE}] if options.before else [])]
     for name in options.rival:
         configs += [shared | config for config in rivals[name].configs(options.rival_batch_sizes)]
     return configs
