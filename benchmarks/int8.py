@@ -102,7 +102,7 @@ def engines(models: dict[str, Any], samples: list[Sample], num_beams: int, lengt
     """Return a run of the samples for each contestant, with captions of a forced length."""
     generation = GenerationConfig(num_beams=num_beams, min_length=length, max_length=length, no_repeat_ngram_size=0)
     config = EngineConfig(generation=generation, num_workers=0)
-    created = {name: create_engine(name, *loaded, config) for name, loaded in models.items()}
+    created = {name: create_engine(name, model, preprocessor, config) for name, (model, preprocessor) in models.items()}
     return {name: _run(engine, samples) for name, engine in created.items()}
 
 
