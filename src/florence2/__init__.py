@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from florence2.pipeline.class_splitter import ClassSplitter as ClassSplitter
     from florence2.pipeline.task_pipeline import TaskPipeline as TaskPipeline
     from florence2.recipes.create_engine import ModelSource as ModelSource
+    from florence2.recipes.create_engine import load_for_inference as load_for_inference
     from florence2.results.editing.editable_dataset import EditableDataset as EditableDataset
     from florence2.results.editing.editable_row import ChangedObject as ChangedObject
     from florence2.results.editing.editable_row import EditableRow as EditableRow
@@ -96,6 +97,7 @@ _MODULE_OF = {
     "find_task": "florence2.model.tasks",
     "image_size": "florence2.data.image",
     "load": "florence2.model.load",
+    "load_for_inference": "florence2.recipes.create_engine",
     "load_exported": "florence2.export.runtime.load_exported",
     "predict": "florence2.api",
     "read_run_metadata": "florence2.model.storage.run_metadata",
@@ -145,6 +147,7 @@ __all__ = [
     "image_size",
     "load",
     "load_exported",
+    "load_for_inference",
     "predict",
     "read_run_metadata",
     "reuse_weights",

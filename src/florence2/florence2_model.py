@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import wraps
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Self, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar, overload
 
 import numpy as np
 from PIL import Image
 
 from florence2 import api
-from florence2.config import DEFAULT_TASK, InferenceDType
+from florence2.config import DEFAULT_TASK, HubSettings, InferenceDType
 from florence2.data.sample import ImageError, Sample
-from florence2.devices import INT8, inference_dtype, pick_device
+from florence2.devices import INT8
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
 from florence2.engine.int8.quantize_model import quantize_model
-from florence2.model.load import load
+from florence2.model.adapter.reused_weights import reuse_weights
+from florence2.model.inference.inference_model import InferenceModel
 from florence2.model.tasks import find_task
+from florence2.recipes.create_engine import ModelSource
 from florence2.results.result import Result
+
+if TYPE_CHECKING:
+    from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
 ImageInput: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray"
 P = ParamSpec("P")
@@ -41,7 +46,8 @@ def _with_own_checkpoint(command: Callable[P, R], checkpoint_flag: str) -> Calla
 class Florence2:
     """A checkpoint with its processor and an engine; call it with images. A context manager that frees the memory.
 
-    `model` and `processor` are transformers' own objects. One thread at a time may use it; `AsyncEngine` serves many.
+    `model` and `processor` are transformers' own objects, loaded when they are first used. One thread at a time may
+    use it; `AsyncEngine` serves many.
     """
 
     def __init__(
@@ -62,18 +68,36 @@ class Florence2:
         `model` are replaced for good by some that multiply in 8 bits.
         """
         self.name, self.revision, self.offline = str(name), revision, offline
-        chosen = pick_device(device)
-        dtype_of_weights = inference_dtype(dtype, chosen)
-        self.model, self.processor = load(
-            self.name, dtype=dtype_of_weights, device=chosen, revision=revision, offline=offline
-        )
-        if dtype == INT8:
-            quantize_model(self.model)
+        self._source = ModelSource.resolve(self.name, HubSettings(revision, offline), dtype)
         config = EngineConfig(generation or GenerationConfig(), batch_size=batch_size)
-        self._engine = Engine(self.model, self.processor, config)
+        self._loaded = self._source.load(device)
+        self._engine = Engine(*self._loaded, config)
 
     def __repr__(self) -> str:
-        return f"Florence2({self.name!r}, device={str(self.model.device)!r}, dtype={str(self.model.dtype)!r})"
+        model = self._engine.model
+        return f"Florence2({self.name!r}, device={str(model.device)!r}, dtype={str(model.dtype)!r})"
+
+    @property
+    def model(self) -> Florence2ForConditionalGeneration:
+        """Return transformers' model, which has the weights of the engine; its first use imports transformers."""
+        return self._transformers[0]
+
+    @property
+    def processor(self) -> Florence2Processor:
+        """Return transformers' processor; its first use imports transformers."""
+        return self._transformers[1]
+
+    @cached_property
+    def _transformers(self) -> tuple[Any, Any]:
+        """Load transformers' objects, and let their weights be the memory of the engine's."""
+        model = self._loaded[0]
+        if not isinstance(model, InferenceModel):
+            return self._loaded
+        loaded = self._source.load_transformers(str(model.device))
+        reuse_weights(loaded[0], model)
+        if self._source.dtype == INT8:
+            quantize_model(loaded[0])
+        return loaded
 
     def __enter__(self) -> Self:
         return self

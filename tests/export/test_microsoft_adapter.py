@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from florence2 import api
 from florence2.errors import UserError
-from florence2.model.adapter.lora import read_adapter
+from florence2.model.adapter.adapter_files import read_adapter
 from florence2.model.load import load
 from florence2.model.storage import checkpoint_files as checkpoint
 from tests.export.adapters import trained_adapter

@@ -20,7 +20,7 @@ def test_hub_model_is_resolved_once_and_loaded_at_its_commit(tmp_path: Path, mon
     resolved, loaded = [], []
     monkeypatch.setattr(create_engine, "find_folder", lambda *args: resolved.append(args) or snapshot)
     monkeypatch.setattr(
-        create_engine, "load_for_inference", lambda folder, name, **_: loaded.append((folder, name)) or (1, 2)
+        create_engine, "load_inference_model", lambda folder, name, **_: loaded.append((folder, name)) or (1, 2)
     )
     source = ModelSource.resolve("owner/model", HubSettings(revision="main"), "auto")
     assert resolved == [("owner/model", "main", False)]

@@ -3,19 +3,17 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from florence2.data.sample import Sample
+from florence2.model.adapter.adapter_files import Adapter, read_adapter
 from florence2.model.load import load
 from florence2.model.storage import checkpoint_files as checkpoint
 from florence2.model.storage.run_metadata import RunMetadata, read_run_metadata
 from florence2.model.tasks import Task, find_task
-
-if TYPE_CHECKING:
-    from florence2.model.adapter.lora import Adapter
 
 _CARD = "README.md"
 _HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -33,7 +31,7 @@ class ExportSource:
     folder: Path
     model: Any
     processor: Any
-    adapter: "Adapter | None"
+    adapter: Adapter | None
     metadata: RunMetadata | None
     card: str
     offline: bool
@@ -109,12 +107,10 @@ def exact_dtype(weights: Iterable[Tensor]) -> str:
     return "float32"
 
 
-def _read_adapter(folder: Path, base_model: str | None) -> "Adapter | None":
+def _read_adapter(folder: Path, base_model: str | None) -> Adapter | None:
     """Read the adapter in a folder, with another base where one is passed; its revision is one of its own base."""
     if not checkpoint.is_adapter(folder):
         return None
-    from florence2.model.adapter.lora import read_adapter  # importing peft takes seconds
-
     adapter = read_adapter(folder)
     if base_model in (None, adapter.base):
         return adapter

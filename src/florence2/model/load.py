@@ -4,8 +4,7 @@ Transformers' layout, Microsoft's layout, exported fine-tunes and adapters for a
 of transformers. `storage/checkpoint_files.py` finds and reads the files, `storage/legacy_layout.py` renames tensors.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,8 +15,8 @@ from transformers import Florence2Config, Florence2ForConditionalGeneration, Flo
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from florence2.devices import pick_device, training_dtype
-from florence2.errors import CheckpointError, UserError
-from florence2.model.adapter import quantized
+from florence2.errors import CheckpointError
+from florence2.model.adapter import adapter_files, quantized
 from florence2.model.storage import checkpoint_files as checkpoint
 from florence2.model.storage import checkpoint_state as states
 from florence2.model.storage import legacy_layout as legacy
@@ -26,14 +25,8 @@ from florence2.model.storage.score_calibration import ScoreCalibration
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from florence2.model.adapter.lora import Adapter
-
 Model: TypeAlias = "Florence2ForConditionalGeneration | PeftModel"
 _POST_PROCESSOR = Path(__file__).with_name("post_processor.json")
-_BASE_HINT = (
-    "pass `--base_model` with a folder of this machine or a hub id (to train, set `base_model_name_or_path` in its"
-    f" `{checkpoint.ADAPTER_CONFIG}`); in Python, pass `base` to `florence2.load`"
-)
 # The dropout rates of each component's config.
 VISION_DROPOUT_RATES = ("drop_path_rate",)
 TEXT_DROPOUT_RATES = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
@@ -68,12 +61,11 @@ def load(
         return _load_checkpoint(folder, name, dtype, device, quantize, dropout or {})
     from florence2.model.adapter import lora  # importing peft takes seconds, and only adapters need it
 
-    adapter = lora.read_adapter(folder)
+    adapter = adapter_files.read_adapter(folder)
     states.check_finite(adapter.state, folder)
     # The merge is done in float32: rounding the weights before it would lose precision.
     options = {"dtype": torch.float32 if merge else dtype, "device": device, "offline": offline, "quantize": quantize}
-    # The revision that an adapter names is one of the base that it names.
-    options |= {"dropout": dropout, "revision": adapter.revision if base in (None, adapter.base) else None}
+    options |= {"dropout": dropout, "revision": adapter_files.base_revision(adapter, base)}
     model, processor = _load_base(folder, adapter, base, options)
     model.score_calibration = None  # that of the base does not hold for other weights
     wrapped = lora.load_adapter(model, adapter)
@@ -88,10 +80,8 @@ def count_checkpoint_parameters(name: str, revision: str | None = None, offline:
     """Count the parameters of a checkpoint, or of the base of an adapter, by its config; no weights are read."""
     folder = checkpoint.find_folder(name, revision, offline)
     if checkpoint.is_adapter(folder):
-        from florence2.model.adapter import lora
-
-        adapter = lora.read_adapter(folder)
-        with _base_errors(folder, base := _base_name(folder, adapter, None)):
+        adapter = adapter_files.read_adapter(folder)
+        with adapter_files.base_errors(folder, base := adapter_files.base_name(folder, adapter, None)):
             return count_checkpoint_parameters(base, adapter.revision, offline)
     raw, is_legacy = states.read_raw_config(folder, name)
     return int(
@@ -106,34 +96,12 @@ def require_adapter(name: str, base: str | Path | None) -> None:
 
 
 def _load_base(
-    folder: Path, adapter: "Adapter", base: str | Path | None, options: Mapping[str, Any]
+    folder: Path, adapter: adapter_files.Adapter, base: str | Path | None, options: Mapping[str, Any]
 ) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
     """Load the base of an adapter."""
-    name = _base_name(folder, adapter, base)
-    with _base_errors(folder, name):
+    name = adapter_files.base_name(folder, adapter, base)
+    with adapter_files.base_errors(folder, name):
         return load(name, **options)
-
-
-def _base_name(folder: Path, adapter: "Adapter", base: str | Path | None) -> str:
-    """Return the name of an adapter's base, which may be relative to the adapter's folder."""
-    name = str(base or adapter.base or "")
-    if not name:
-        raise CheckpointError(f"the adapter in `{folder}` does not name its base", _BASE_HINT)
-    relative = folder / name
-    if not Path(name).exists() and relative.is_dir():
-        name = str(relative)
-    if Path(name).is_dir() and Path(name).resolve() == folder.resolve():
-        raise CheckpointError(f"the adapter in `{folder}` names itself as its base", _BASE_HINT)
-    return name
-
-
-@contextmanager
-def _base_errors(folder: Path, name: str) -> Iterator[None]:
-    """Name the adapter and its base in an error of the base."""
-    try:
-        yield
-    except UserError as error:
-        raise CheckpointError(f"the adapter in `{folder}` needs its base `{name}`: {error.what}", _BASE_HINT) from None
 
 
 def _load_checkpoint(

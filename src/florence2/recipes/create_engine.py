@@ -22,7 +22,7 @@ from florence2.engine.workers.multi_engine import MultiEngine
 from florence2.engine.workers.worker import WorkerConfig, run_worker
 from florence2.errors import CheckpointError, OptionError
 from florence2.log import logger
-from florence2.model.inference.load_for_inference import load_for_inference
+from florence2.model.inference.load_inference_model import load_inference_model
 from florence2.model.storage.checkpoint_files import find_folder, is_adapter
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class ModelSource:
         """Load the model and its preprocessing onto a device, for the engine."""
         name, chosen, dtype = self._arguments(device)
         folder = self.folder if self.folder.is_dir() else find_folder(name, self.revision, self.offline)
-        loaded = load_for_inference(folder, name, dtype=dtype, device=chosen) or self.load_transformers(device)
+        options: dict[str, Any] = {"dtype": dtype, "device": chosen, "offline": self.offline, "base": self.base}
+        loaded = load_inference_model(folder, name, **options) or self.load_transformers(device)
         if self.dtype == INT8:
             quantize_model(loaded[0])
         return loaded
@@ -78,6 +79,26 @@ class ModelSource:
         chosen = pick_device(device)
         name = str(self.folder) if self.folder.is_dir() else self.name
         return name, chosen, inference_dtype(self.dtype, chosen)
+
+
+def load_for_inference(
+    name_or_path: str | Path,
+    *,
+    dtype: InferenceDType = "auto",
+    device: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    base: str | Path | None = None,
+) -> tuple[Any, Any]:
+    """Load a model and its preprocessing for `Engine` and `AsyncEngine`, without the seconds of importing transformers.
+
+    The arguments are those of `load`, and so are the predictions; `dtype` is one of `predict`, with the same default.
+    The model can do nothing but run in an engine. Rare checkpoints and adapters give transformers' objects instead.
+    """
+    source = ModelSource.resolve(
+        str(name_or_path), HubSettings(revision, offline), dtype, None if base is None else str(base)
+    )
+    return source.load(device)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from florence2.export.comparison import LogitsFn
 from florence2.export.export_source import ExportSource
 from florence2.export.layouts.torch_logits import torch_logits
 from florence2.files import atomic_write
-from florence2.model.adapter.lora import Adapter
+from florence2.model.adapter.adapter_files import Adapter
 from florence2.model.load import load
 from florence2.model.storage import checkpoint_files as checkpoint
 from florence2.model.storage import legacy_layout as legacy

@@ -1,4 +1,4 @@
-"""LoRA adapters: adding, reading, loading, merging and saving them.
+"""LoRA adapters: adding, loading, merging and saving them.
 
 peft does the work; this module checks that every tensor is used, and handles what is particular to this model.
 """
@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers import Florence2ForConditionalGeneration
 
 from florence2.config import DEFAULT_TARGET_MODULES
 from florence2.errors import CheckpointError, OptionError
+from florence2.model.adapter.adapter_files import Adapter
 from florence2.model.adapter.adapter_settings import read_lora_settings
 from florence2.model.adapter.target_modules import resolve_target_modules
 from florence2.model.storage import checkpoint_files as checkpoint
@@ -31,16 +32,6 @@ _NAME = "default"
 _BASE_CHANGING_INITS = ("pissa", "olora")
 _NOT_ADDED = "LoRA cannot be added: "
 _INITS = (True, False, "gaussian", "orthogonal", "eva", *_BASE_CHANGING_INITS)
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA as read from its folder, with transformers' names."""
-
-    base: str | None
-    revision: str | None
-    config: dict[str, Any]
-    state: legacy.State
 
 
 def add_lora(
@@ -81,16 +72,6 @@ def add_lora(
     if _changes_base(settings["init_lora_weights"]):
         wrapped.initial_lora = {name: tensor.clone() for name, tensor in _lora_state(wrapped).items()}
     return wrapped
-
-
-def read_adapter(folder: Path) -> Adapter:
-    """Read a LoRA in either naming of the modules."""
-    config = checkpoint.read_json(folder / checkpoint.ADAPTER_CONFIG)
-    if config.get("peft_type") != "LORA":
-        raise CheckpointError(f"the adapter in `{folder}` is of type `{config.get('peft_type')}`", "pass a LoRA")
-    state = checkpoint.read_weights(folder, checkpoint.ADAPTER_WEIGHTS)
-    renamed, translated = legacy.adapter_to_native(state, config)
-    return Adapter(config.get("base_model_name_or_path"), config.get("revision"), translated, renamed)
 
 
 def load_adapter(model: Florence2ForConditionalGeneration, adapter: Adapter) -> PeftModel:

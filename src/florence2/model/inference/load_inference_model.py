@@ -1,8 +1,8 @@
 """Loading of a model for the engine, without transformers, peft and the hub's client, whose imports take seconds.
 
-Checkpoints of both layouts are read by the same functions as in `load.py`, and give the same predictions to the last
-bit. Everything unusual (adapters, quantized bases, other activations, tokenizers without `tokenizer.json`) is left to
-`load`.
+Checkpoints of both layouts and adapters are read by the same functions as in `load.py`, and give the same predictions
+to the last bit. Everything unusual (adapters of rare kinds, other activations, tokenizers without `tokenizer.json`) is
+left to `load`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
+from florence2.model.adapter.adapter_files import base_errors, base_name, base_revision, read_adapter
 from florence2.model.inference.architecture import Architecture
 from florence2.model.inference.fast_tokenizer import FastTokenizer
 from florence2.model.inference.inference_model import InferenceModel
+from florence2.model.inference.merge_adapter import can_merge, merge_adapter
 from florence2.model.processing import Preprocessor
 from florence2.model.storage import checkpoint_files as checkpoint
 from florence2.model.storage import checkpoint_state as states
@@ -32,12 +34,21 @@ _IMAGE_DEFAULTS: dict[str, Any] = {
 }
 
 
-def load_for_inference(
-    folder: Path, name: str, *, dtype: torch.dtype, device: torch.device
+def load_inference_model(
+    folder: Path,
+    name: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    offline: bool = False,
+    base: str | None = None,
 ) -> tuple[InferenceModel, Preprocessor] | None:
-    """Load the model in a folder and its preprocessing; None where `load` has to do it. `name` is for errors."""
+    """Load the model in a folder and its preprocessing; None where `load` has to do it. `name` is for errors.
+
+    An adapter is merged in float32 into its base: `base`, or the one it names, which is searched as `offline` says.
+    """
     if checkpoint.is_adapter(folder):
-        return None
+        return _load_adapter(folder, base, dtype, device, offline)
     raw, is_legacy = states.read_raw_config(folder, name)
     sizes = Architecture.read(legacy.config_to_native(raw) if is_legacy else raw)
     if sizes is None or (preprocessor := _read_preprocessor(folder, sizes)) is None:
@@ -55,6 +66,25 @@ def load_for_inference(
     model.set_generation_config(settings)
     model.score_calibration = ScoreCalibration.read(folder)
     return model.eval().to(device), preprocessor
+
+
+def _load_adapter(
+    folder: Path, base: str | None, dtype: torch.dtype, device: torch.device, offline: bool
+) -> tuple[InferenceModel, Preprocessor] | None:
+    """Load the base of an adapter and merge the adapter into it; None where peft has to do it."""
+    adapter = read_adapter(folder)
+    states.check_finite(adapter.state, folder)
+    if not can_merge(adapter.config):
+        return None
+    name = base_name(folder, adapter, base)
+    with base_errors(folder, name):
+        base_folder = checkpoint.find_folder(name, base_revision(adapter, base), offline)
+        loaded = load_inference_model(base_folder, name, dtype=torch.float32, device=device, offline=offline)
+    if loaded is None or not merge_adapter(loaded[0], adapter):
+        return None
+    model, preprocessor = loaded
+    model.score_calibration = None  # that of the base does not hold for other weights
+    return model.to(dtype), preprocessor
 
 
 def _read_preprocessor(folder: Path, sizes: Architecture) -> Preprocessor | None:

@@ -19,7 +19,7 @@ from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig, ModelGenerationConfig
 from florence2.errors import UserError
 from florence2.model.inference.architecture import Architecture, TextArchitecture, VisionArchitecture
-from florence2.model.inference.load_for_inference import load_for_inference
+from florence2.model.inference.load_inference_model import load_inference_model
 from florence2.model.load import load
 from florence2.model.processing import Preprocessor
 from florence2.model.storage.checkpoint_files import find_folder
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 def load_both(folder: Path, dtype: torch.dtype = torch.float32):
     folder = find_folder(str(folder))
-    loaded = load_for_inference(folder, str(folder), dtype=dtype, device=CPU)
+    loaded = load_inference_model(folder, str(folder), dtype=dtype, device=CPU)
     assert loaded is not None
     model, processor = load(folder, dtype=dtype, device="cpu")
     return (model, Preprocessor.from_processor(processor)), loaded
@@ -134,7 +134,7 @@ UNUSUAL = {
 @pytest.mark.parametrize("case", UNUSUAL)
 def test_what_is_unusual_is_left_to_transformers(case: str, tmp_path: Path):
     UNUSUAL[case](copy_tiny(tmp_path))
-    assert load_for_inference(tmp_path, str(tmp_path), dtype=torch.float32, device=CPU) is None
+    assert load_inference_model(tmp_path, str(tmp_path), dtype=torch.float32, device=CPU) is None
 
 
 def test_stages_must_agree():
@@ -151,16 +151,16 @@ def test_faulty_checkpoints_are_refused_by_the_same_words(case: str, tmp_path: P
     with pytest.raises(UserError, match=message) as expected:
         load(tmp_path, device="cpu")
     if case in {"no tokenizer", "string for a number"}:  # found by transformers
-        assert load_for_inference(tmp_path, str(tmp_path), dtype=torch.float32, device=CPU) is None
+        assert load_inference_model(tmp_path, str(tmp_path), dtype=torch.float32, device=CPU) is None
         return
     with pytest.raises(UserError) as caught:
-        load_for_inference(tmp_path, str(tmp_path), dtype=torch.float32, device=CPU)
+        load_inference_model(tmp_path, str(tmp_path), dtype=torch.float32, device=CPU)
     assert (caught.value.what, caught.value.hint) == (expected.value.what, expected.value.hint)
 
 
 def test_weights_survive_the_removal_of_their_file(tmp_path: Path):
     folder = native_copy(tmp_path)
-    loaded = load_for_inference(folder, str(folder), dtype=torch.float32, device=CPU)
+    loaded = load_inference_model(folder, str(folder), dtype=torch.float32, device=CPU)
     assert loaded is not None
     before = {name: tensor.clone() for name, tensor in loaded[0].state_dict().items()}
     (folder / "model.safetensors").write_bytes(b"")

@@ -1,0 +1,65 @@
+"""The files of an adapter and the name of its base, read without peft, whose import takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from florence2.errors import CheckpointError, UserError
+from florence2.model.storage import checkpoint_files as checkpoint
+from florence2.model.storage import legacy_layout as legacy
+
+_BASE_HINT = (
+    "pass `--base_model` with a folder of this machine or a hub id (to train, set `base_model_name_or_path` in its"
+    f" `{checkpoint.ADAPTER_CONFIG}`); in Python, pass `base` to `florence2.load`"
+)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA as read from its folder, with transformers' names."""
+
+    base: str | None
+    revision: str | None
+    config: dict[str, Any]
+    state: legacy.State
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read a LoRA in either naming of the modules."""
+    config = checkpoint.read_json(folder / checkpoint.ADAPTER_CONFIG)
+    if config.get("peft_type") != "LORA":
+        raise CheckpointError(f"the adapter in `{folder}` is of type `{config.get('peft_type')}`", "pass a LoRA")
+    state = checkpoint.read_weights(folder, checkpoint.ADAPTER_WEIGHTS)
+    renamed, translated = legacy.adapter_to_native(state, config)
+    return Adapter(config.get("base_model_name_or_path"), config.get("revision"), translated, renamed)
+
+
+def base_name(folder: Path, adapter: Adapter, base: str | Path | None) -> str:
+    """Return the name of an adapter's base, `base` or the one it names, which may be relative to its folder."""
+    name = str(base or adapter.base or "")
+    if not name:
+        raise CheckpointError(f"the adapter in `{folder}` does not name its base", _BASE_HINT)
+    relative = folder / name
+    if not Path(name).exists() and relative.is_dir():
+        name = str(relative)
+    if Path(name).is_dir() and Path(name).resolve() == folder.resolve():
+        raise CheckpointError(f"the adapter in `{folder}` names itself as its base", _BASE_HINT)
+    return name
+
+
+def base_revision(adapter: Adapter, base: str | Path | None) -> str | None:
+    """Return the revision that an adapter names, which is one of the base that it names."""
+    return adapter.revision if base in (None, adapter.base) else None
+
+
+@contextmanager
+def base_errors(folder: Path, name: str) -> Iterator[None]:
+    """Name the adapter and its base in an error of the base."""
+    try:
+        yield
+    except UserError as error:
+        raise CheckpointError(f"the adapter in `{folder}` needs its base `{name}`: {error.what}", _BASE_HINT) from None
