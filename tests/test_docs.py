@@ -9,6 +9,9 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,8 @@ from scripts.reference import page
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+TEXTS = [*PAGES, *ROOT.glob("[A-Z]*.md"), *(ROOT / "examples").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")]
+TEXTS = sorted({*TEXTS, *(ROOT / "src").rglob("*.md"), ROOT / "docs" / "llms.txt"})
 BLOCK = re.compile(
     r"^(<!-- (?:not run|test command)[^\n]*-->\n)?```(bash|python)\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
@@ -113,7 +118,44 @@ def test_gallery_is_what_the_bundled_model_answers() -> None:
     assert {path.stem for path in gallery.IMAGES.iterdir()} == set(rows)
 
 
-def test_links_of_the_docs_lead_somewhere() -> None:
-    for path in PAGES:
-        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", path.read_text(encoding="utf-8")):
-            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+def without_code(path: Path) -> str:
+    return re.sub(r"^```.*?^```$|`[^`\n]*`", "`code`", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+@cache
+def anchors(path: Path) -> set[str]:
+    """Return the anchors that GitHub and the site give to the headings of a page."""
+    found: set[str] = set()
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for heading in re.findall(r"^#+ (.+?)$", text, re.MULTILINE):
+        words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        anchor = re.sub(r"[^\w\- ]", "", words.strip().lower()).replace(" ", "-")
+        number = next(n for n in count() if (f"{anchor}-{n}" if n else anchor) not in found)
+        found.add(f"{anchor}-{number}" if number else anchor)
+    return found | set(re.findall(r'<a (?:id|name)="([^"]+)"', text))
+
+
+def dead_links(path: Path) -> Iterator[str]:
+    for target in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)[^)]*\)", without_code(path)):
+        name, _, anchor = target.partition("#")
+        page = (path.parent / name).resolve() if name else path
+        if not page.exists():
+            yield target
+        elif anchor and page.suffix == ".md" and anchor not in anchors(page):
+            yield f"{target}, a page that has {', '.join(sorted(anchors(page)))}"
+
+
+def test_links_lead_to_files_and_headings_that_exist() -> None:
+    dead = [f"{path.relative_to(ROOT)} links to {target}" for path in TEXTS for target in dead_links(path)]
+    assert not dead, "\n".join(dead)
+
+
+def test_the_link_checker_knows_the_anchors_of_github(tmp_path: Path) -> None:
+    page = tmp_path / "a.md"
+    page.write_text(
+        "# A `--flag`, and [a link](b.md)\n## Twice\n## Twice\n```bash\n# no heading\n```\n", encoding="utf-8"
+    )
+    assert anchors(page) == {"a---flag-and-a-link", "twice", "twice-1"}
+    page.write_text("# One\n[one](#one), [two](#two), [none](none.md#a), `[code](c.md)`\n", encoding="utf-8")
+    anchors.cache_clear()
+    assert list(dead_links(page)) == ["#two, a page that has one", "none.md#a"]

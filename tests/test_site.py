@@ -36,7 +36,9 @@ def test_extras_of_the_installation_page_are_those_of_the_package() -> None:
         extra: [re.split(r"[\[<>=]", requirement)[0] for requirement in requirements]
         for extra, requirements in project["optional-dependencies"].items()
     }
-    assert {extra: names.split(", ") for extra, names in rows} == packages
+    [everything] = project["optional-dependencies"]["all"]
+    assert everything == f"florence2[{','.join(extra for extra in packages if extra != 'all')}]"
+    assert {extra: names.split(", ") for extra, names in rows} == packages | {"all": ["every extra above"]}
     versions = [name.split(" :: ")[-1] for name in project["classifiers"] if "Python :: 3." in name]
     assert f"Python {', '.join(versions[:-1])} or {versions[-1]}" in page
 
