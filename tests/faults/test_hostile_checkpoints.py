@@ -73,6 +73,41 @@ def test_remote_code_is_not_imported(checkpoint: Path, tmp_path: Path) -> None:
     assert not canary.exists()
 
 
+def test_adapter_imports_no_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """peft imports what `megatron_core` names where there is a `megatron_config`."""
+    adapter = Path(shutil.copytree(LEGACY / "adapter", tmp_path / "adapter"))
+    (tmp_path / "canary_module.py").write_text("raise SystemExit('the module ran')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    edit(adapter / "adapter_config.json", "megatron_core", value="canary_module")
+    load(adapter, device="cpu", base=LEGACY)
+    edit(adapter / "adapter_config.json", "megatron_config", value={"x": 1})
+    with pytest.raises(CheckpointError, match="sets `megatron_config`"):
+        load(adapter, device="cpu", base=LEGACY)
+    assert "canary_module" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rank_pattern", 3),
+        ("rank_pattern", {"fc1": "x"}),
+        ("alpha_pattern", {"(": 2}),
+        ("modules_to_save", 7),
+        ("r", -1),
+        ("r", 2**63),
+        ("lora_dropout", [1]),
+        ("bias", {"a": 1}),
+        ("init_lora_weights", [1]),
+    ],
+)
+def test_absurd_settings_of_an_adapter_are_refused_in_one_line(tmp_path: Path, key: str, value: Any) -> None:
+    adapter = Path(shutil.copytree(LEGACY / "adapter", tmp_path / "adapter"))
+    edit(adapter / "adapter_config.json", key, value=value)
+    with pytest.raises(CheckpointError) as caught:
+        load(adapter, device="cpu", base=LEGACY)
+    assert "\n" not in caught.value.what
+
+
 def test_index_reads_no_file_outside_the_folder(checkpoint: Path, tmp_path: Path) -> None:
     weights = (checkpoint / "model.safetensors").rename(tmp_path / "outside.safetensors")
     names = list(load_file(weights))

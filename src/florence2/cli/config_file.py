@@ -22,7 +22,7 @@ def read_config(path: Path, settings: type) -> Iterator[str]:
         values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text) or {}
     except OSError as error:
         raise OptionError(f"{path} cannot be read: {error.strerror}", CONFIG_HINT) from error
-    except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise OptionError(f"{path} is not valid: {' '.join(str(error).split())}", "fix the file") from error
     if not isinstance(values, dict):
         raise OptionError(f"{path} contains no `flag: value` lines", CONFIG_HINT)

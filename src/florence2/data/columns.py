@@ -11,7 +11,6 @@ of "" is an image without text; for other tasks an empty target is a missing one
 `image_dir` is the path from a table to its images.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from florence2.data.image import ImageError, Size
 from florence2.data.sample import Sample, Skipped, SkipReason
 from florence2.data.tables import Row
 from florence2.errors import DatasetError, UserError
+from florence2.model.geometry import is_finite_number
 from florence2.model.locations import encode_region, parse_box
 from florence2.model.tasks import InputType, Task, split_prompt
 
@@ -248,11 +248,6 @@ def _check_input(task: Task, input_text: str, where: str) -> None:
 
 
 def _region_tokens(box: Any, where: str, size: Callable[[], Size]) -> str:
-    if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))):
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite_number, box))):
         raise DatasetError(f"{where} has an `input` that is neither text nor a box", "write a box as [x1, y1, x2, y2]")
     return encode_region(box, size())
-
-
-def is_finite(side: Any) -> bool:
-    """Return whether a value is a number that a coordinate can have."""
-    return isinstance(side, int | float) and math.isfinite(side)

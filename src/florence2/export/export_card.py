@@ -58,7 +58,7 @@ def _split_header(card: str) -> tuple[dict[str, Any], str]:
     if card.startswith("---\n") and (end := card.find("\n---", 4)) > 0:
         try:
             header = yaml.safe_load(card[4:end])
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             return {}, card
         if isinstance(header, dict):
             return header, card[end + 4 :]

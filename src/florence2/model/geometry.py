@@ -4,7 +4,7 @@ A ring is a flat list of coordinates x, y, x, y, ...: the two corners of a box, 
 points of a polygon. The y axis points down. A window is the rectangle from (0, 0) to its size.
 """
 
-import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -149,11 +149,12 @@ class AnswerItem:
 
 
 def _is_ring(ring: Any, length: int | None) -> bool:
-    return (
-        isinstance(ring, list | tuple)
-        and length in (None, len(ring))
-        and all(isinstance(value, int | float) and math.isfinite(value) for value in ring)
-    )
+    return isinstance(ring, list | tuple) and length in (None, len(ring)) and all(map(is_finite_number, ring))
+
+
+def is_finite_number(value: Any) -> bool:
+    """Return whether a value is a number that a float can have: not NaN, infinite, or an integer beyond all floats."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def bounding_box(rings: Sequence[Ring]) -> list[float]:

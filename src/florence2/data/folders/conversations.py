@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from florence2.data.columns import ColumnMapping, DatasetRow, is_finite, is_missing
+from florence2.data.columns import ColumnMapping, DatasetRow, is_missing
 from florence2.data.image import ImageError, Size
 from florence2.data.tables import Row
 from florence2.errors import DatasetError
+from florence2.model.geometry import is_finite_number
 from florence2.model.locations import encode_region
 from florence2.model.tasks import OutputType, split_prompt
 
@@ -120,7 +121,7 @@ class _SwiftObjects:
         if not isinstance(refs, list):
             raise DatasetError(f"{where} has an `objects.ref` that is not a list", 'write ["a label", ...]')
         is_list = isinstance(boxes, list)
-        if not is_list or not all(isinstance(box, list) and all(map(is_finite, box)) for box in boxes):
+        if not is_list or not all(isinstance(box, list) and all(map(is_finite_number, box)) for box in boxes):
             raise DatasetError(
                 f"{where} has an `objects.bbox` that is not a list of boxes", "write [[x1, y1, x2, y2], ...]"
             )

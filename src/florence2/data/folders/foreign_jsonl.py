@@ -22,12 +22,12 @@ from florence2.data.columns import (
     TEXT_COLUMNS,
     ColumnMapping,
     DatasetRow,
-    is_finite,
     is_missing,
 )
 from florence2.data.folders.conversations import CONVERSATION_COLUMNS, find_messages, translate_conversation
 from florence2.data.tables import Row
 from florence2.errors import DatasetError
+from florence2.model.geometry import is_finite_number
 from florence2.model.tasks import NUM_BINS, TASKS, OutputType, find_task
 
 # Columns of our own predictions and reviews, of sizes, and of ids, which need no mention.
@@ -138,7 +138,7 @@ def _translate_objects(row: Row, where: str, columns: ColumnMapping) -> Row:
 
 
 def _is_box(box: Any) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))
+    return isinstance(box, list) and len(box) == 4 and all(map(is_finite_number, box))
 
 
 def _translate_ocr_lines(row: Row, where: str) -> Row:

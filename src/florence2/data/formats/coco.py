@@ -15,13 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from florence2.data.columns import is_finite
 from florence2.data.folders.listing import read_text
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, Box, read_image
 from florence2.data.formats.mask_polygons import mask_to_polygons
 from florence2.errors import DatasetError
 from florence2.files import parse_json, to_json
-from florence2.model.geometry import bounding_box, polygon_area
+from florence2.model.geometry import bounding_box, is_finite_number, polygon_area
 
 ANNOTATIONS_NAME = "_annotations.coco.json"
 _FIRST_KEY = re.compile(r'\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:\s*[\[{"]')
@@ -182,7 +181,7 @@ def _parse_annotation(row: dict[str, Any], labels: dict[str, str], image: str, i
 def _parse_area(area: Any, box: Box) -> float | None:
     """Return the area of an object; None where there is none, and where it is that of the box."""
     box_area = (box[2] - box[0]) * (box[3] - box[1])
-    is_own = not isinstance(area, bool) and is_finite(area) and not math.isclose(area, box_area, rel_tol=1e-9)
+    is_own = not isinstance(area, bool) and is_finite_number(area) and not math.isclose(area, box_area, rel_tol=1e-9)
     return float(area) if is_own else None
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from florence2.errors import CheckpointError, UserError
+from florence2.model.geometry import is_finite_number
 from florence2.model.storage import checkpoint_files as checkpoint
 from florence2.model.storage import legacy_layout as legacy
 
@@ -33,9 +35,31 @@ def read_adapter(folder: Path) -> Adapter:
     config = checkpoint.read_json(folder / checkpoint.ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"the adapter in `{folder}` is of type `{config.get('peft_type')}`", "pass a LoRA")
+    _check_patterns(config, folder / checkpoint.ADAPTER_CONFIG)
     state = checkpoint.read_weights(folder, checkpoint.ADAPTER_WEIGHTS)
     renamed, translated = legacy.adapter_to_native(state, config)
     return Adapter(config.get("base_model_name_or_path"), config.get("revision"), translated, renamed)
+
+
+def _check_patterns(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse settings by module that are no mapping from patterns to numbers, or no list of names."""
+    for key in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(key) or {}
+        if not isinstance(pattern, dict) or not all(map(is_finite_number, pattern.values())):
+            raise _wrong(path, key, pattern, "a mapping of modules to numbers")
+        for expression in pattern:
+            try:
+                re.compile(expression)
+            except (re.error, OverflowError, RecursionError):
+                raise _wrong(path, key, expression, "a mapping of modules to numbers") from None
+    names = config.get("modules_to_save") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _wrong(path, "modules_to_save", names, "a list of names")
+
+
+def _wrong(path: Path, key: str, value: Any, expected: str) -> CheckpointError:
+    found = f"{key}: {value!r}"[:100]
+    return CheckpointError(f"`{path}` has `{found}`, and not {expected}", "copy or download it again")
 
 
 def base_name(folder: Path, adapter: Adapter, base: str | Path | None) -> str:

@@ -11,7 +11,11 @@ from florence2.errors import CheckpointError
 from florence2.log import logger
 
 # Kinds of LoRA that cannot be merged, or that change more than the layers they are added to.
-_UNSUPPORTED = ("alora_invocation_tokens", "arrow_config", "layer_replication", "trainable_token_indices")
+_UNSUPPORTED = (
+    *("alora_invocation_tokens", "arrow_config", "layer_replication", "megatron_config", "trainable_token_indices"),
+)
+# The name of a module, which peft imports: code that an adapter chooses.
+_UNSAFE = ("megatron_core",)
 # Keys of peft before 0.3, which say how its layers were used and not what they compute.
 _OBSOLETE = ("enable_lora", "merge_weights")
 
@@ -33,7 +37,7 @@ def read_lora_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     if unknown:
         _check_unknown(unknown, config.get("peft_version"))
-    return {key: value for key, value in config.items() if key in known and value is not None}
+    return {key: value for key, value in config.items() if key in known and key not in _UNSAFE and value is not None}
 
 
 def _check_unknown(unknown: Mapping[str, Any], written_by: Any) -> None:

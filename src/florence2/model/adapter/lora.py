@@ -31,6 +31,8 @@ _NAME = "default"
 # These initializations change the base's weights, so that the adapter alone does not determine the model.
 _BASE_CHANGING_INITS = ("pissa", "olora")
 _NOT_ADDED = "LoRA cannot be added: "
+# What peft raises for values that it does not check.
+_PEFT_ERRORS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, re.error)
 _INITS = (True, False, "gaussian", "orthogonal", "eva", *_BASE_CHANGING_INITS)
 
 
@@ -179,8 +181,10 @@ def _wrap(model: Florence2ForConditionalGeneration, settings: dict[str, Any], on
                 low_cpu_mem_usage=on_meta,
                 revision=revision,
             )
-    except (ValueError, NotImplementedError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+    except torch.OutOfMemoryError:
+        raise
+    except _PEFT_ERRORS as error:
+        reason = checkpoint.first_line(error)
         raise OptionError(f"{_NOT_ADDED}{reason}", "change the LoRA options") from None
 
 

@@ -63,7 +63,7 @@ def merge_adapter(model: InferenceModel, adapter: Adapter) -> bool:
             _replace_module(model.get_submodule(path), path, state)
         for path in modules:
             _merge_layer(model.get_submodule(path), path, state, config)
-    except (AttributeError, KeyError, ValueError):  # no such module, no such tensor, or one of another shape
+    except (AttributeError, KeyError, ValueError, TypeError, ArithmeticError):  # no such module, tensor, shape or rank
         return False
     return not state
 

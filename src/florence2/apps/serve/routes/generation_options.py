@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +46,7 @@ def _number(options: Mapping[str, Any], name: str, low: float, high: float) -> f
     value = options.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise RequestError(f"`{name}` is not a number", f"send a number from {low:g} to {high:g}")
     if not low <= value <= high:
         raise RequestError(f"`{name}` is {value:g}", f"send a number from {low:g} to {high:g}")

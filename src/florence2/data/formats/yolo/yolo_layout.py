@@ -101,7 +101,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         text = read_text(path)
         config, as_text = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict) or config.get("names") in (None, ""):
         raise DatasetError(f"{path} has no `names` of classes", _NAMES_HINT)
