@@ -21,11 +21,11 @@ from PIL import Image
 
 from benchmarks.benchmark_models import BUNDLED, load_model
 from florence2.data.sample import Sample
-from florence2.devices import inference_dtype
+from florence2.devices import inference_dtype, is_8_bit
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
-from florence2.engine.int8.quantize_model import quantize_model
+from florence2.engine.quantization.quantize_model import quantize_model
 from florence2.model.tasks import find_task
 from florence2.system import tune_allocator
 
@@ -85,11 +85,10 @@ class EngineContestant:
 
     def __init__(self, config: ContestantConfig) -> None:
         tune_allocator()
-        is_int8 = config.dtype == "int8"
         dtype = str(inference_dtype(config.dtype, torch.device(config.device))).removeprefix("torch.")
         model, processor = load_model(config.model_size, config.device, dtype)
-        if is_int8:
-            quantize_model(model)
+        if is_8_bit(config.dtype):
+            quantize_model(model, config.dtype)
         self._lengths: list[int] = []
         settings = EngineConfig(
             generation=GenerationConfig(num_beams=config.num_beams, max_length=MAX_LENGTH),

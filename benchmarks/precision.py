@@ -3,8 +3,9 @@
     python -m benchmarks.precision --num_scenes 200
     python -m benchmarks.precision --num_scenes 3000 --precision int8 --reference bfloat16
 
-`bfloat16` is the engine's dtype, natively or emulated. `int8` is that of `florence2 predict --dtype int8`. The engine
-predicts every task for every scene, greedily. Prints a table, and one line of JSON last.
+`bfloat16` is the engine's dtype, natively or emulated. `int8` and `fp8` are those of `florence2 predict --dtype`; fp8
+is for GPUs, but a CPU computes it, too. The engine predicts every task for every scene, greedily. Prints a table, and
+one line of JSON last.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from benchmarks.processor import processor_name
 from florence2.data.sample import Prediction, Sample, SampleKey
 from florence2.demo.scenes import Scene, make_scene
 from florence2.demo.targets import SceneTarget, scene_target
-from florence2.devices import inference_dtype
+from florence2.devices import FP8, INT8, inference_dtype, is_8_bit
 from florence2.engine.engine import Engine
-from florence2.engine.int8.quantize_model import quantize_model
+from florence2.engine.quantization.quantize_model import quantize_model
 from florence2.model.answer import Answer
 from florence2.model.load import load
 from florence2.model.tasks import TASKS, find_task
@@ -51,7 +52,7 @@ def main() -> None:
     """Predict in both precisions and print the differences."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_scenes", type=int, default=200)
-    parser.add_argument("--precision", choices=("bfloat16", "int8"), default="bfloat16")
+    parser.add_argument("--precision", choices=("bfloat16", INT8, FP8), default="bfloat16")
     parser.add_argument("--reference", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--tasks", nargs="*", choices=[task.name for task in TASKS], default=[], help="default: all")
     parser.add_argument("--num_threads", type=int, default=1)
@@ -81,10 +82,11 @@ def scene_samples(seed: int, tasks: Sequence[str]) -> Iterator[SceneSample]:
 
 def load_model(precision: str) -> tuple[Any, Any]:
     """Load the bundled model and its processor."""
-    if precision != "int8":
+    if not is_8_bit(precision):
         return load("demo", dtype=precision, device="cpu")
-    model, processor = load("demo", dtype=inference_dtype("auto", torch.device("cpu")), device="cpu")
-    quantize_model(model)
+    dtype = torch.bfloat16 if precision == FP8 else inference_dtype("auto", torch.device("cpu"))
+    model, processor = load("demo", dtype=dtype, device="cpu")
+    quantize_model(model, precision)
     return model, processor
 
 

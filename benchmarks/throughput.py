@@ -42,7 +42,7 @@ from benchmarks.processor import processor_name
 from benchmarks.rivals import ALL, RIVALS, contestant_command
 from benchmarks.throughput_table import table
 from florence2.demo.dataset import make_dataset
-from florence2.devices import has_bfloat16, inference_dtype
+from florence2.devices import has_bfloat16, inference_dtype, is_8_bit
 
 RESULTS = Path(__file__).parent / "results"
 FIRST_SCENE = 6_000_000
@@ -98,7 +98,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--write", action="store_true", help=f"also write a dated file into {RESULTS.name}/")
     options = parser.parse_args()
     device = torch.device(options.device)
-    options.dtype = str(inference_dtype(options.dtype, device)).removeprefix("torch.")
+    if not is_8_bit(options.dtype):
+        options.dtype = str(inference_dtype(options.dtype, device)).removeprefix("torch.")
     options.rival, options.left_out = choose_rivals(options, has_bfloat16(device))
     return options
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-InferenceDType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+InferenceDType = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 DEFAULT_TASK = "more_detailed_caption"  # of a dataset that names none
 DEFAULT_MAX_LENGTH = 256  # of a prediction, in tokens
 ImageWorkers = Literal["processes", "threads"]
@@ -68,7 +68,7 @@ class InferenceSettings(DeviceSettings):
 
     dtype: InferenceDType = "auto"
     """Precision. `auto` is bfloat16 on a device that supports it, else float16 on a GPU and float32 on a CPU; `int8`
-    is faster on a CPU with AVX-512 VNNI."""
+    is faster on a CPU with AVX-512 VNNI, `fp8` is for GPUs from compute capability 8.9 on."""
 
 
 @dataclass(frozen=True)

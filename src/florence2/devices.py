@@ -14,7 +14,8 @@ OUT_OF_MEMORY_MESSAGES = (
     "not enough memory",
     "could not create a memory object",
 )
-INT8 = "int8"
+INT8, FP8 = "int8", "fp8"
+FP8_CAPABILITY = (8, 9)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -64,12 +65,14 @@ def depends_on_model_size(dtype: torch.dtype | str | None, device: torch.device)
 def inference_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
     """Return the chosen dtype, or the default for inference: as for training, but bfloat16 on a CPU that supports it.
 
-    Such a CPU predicts twice as fast in bfloat16. `int8` is refused where it does not pay, and elsewhere it is the
-    default: the dtype of all that is not multiplied in 8 bits.
+    Such a CPU predicts twice as fast in bfloat16. `int8` and `fp8` are refused where no unit multiplies them, and
+    elsewhere they are the default: the dtype of all that is not multiplied in 8 bits.
     """
     if dtype == INT8:
         _require_int8(device)
-    chosen = None if dtype == INT8 else _parse_dtype(dtype)
+    if dtype == FP8:
+        _require_fp8(device)
+    chosen = None if is_8_bit(dtype) else _parse_dtype(dtype)
     if chosen is None and device.type == "cpu" and has_bfloat16(device):
         return torch.bfloat16
     return training_dtype(chosen, device)
@@ -91,6 +94,22 @@ def _require_int8(device: torch.device) -> None:
     if not torch.cpu._is_vnni_supported():  # type: ignore[no-untyped-call]
         what = "`--dtype int8` needs a CPU with AVX-512 VNNI, which this one does not have: it would be no faster"
         raise OptionError(what, "remove `--dtype`; the default is what this CPU is fastest in")
+
+
+def _require_fp8(device: torch.device) -> None:
+    """Refuse fp8 where no kernel multiplies it."""
+    hint = "remove `--dtype`" + ("; `--dtype int8` is for CPUs" if device.type == "cpu" else "")
+    if device.type != "cuda":
+        raise OptionError(f"`--dtype fp8` runs on an NVIDIA GPU, and the device is `{device}`", hint)
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FP8_CAPABILITY:
+        found = ".".join(map(str, capability))
+        raise OptionError(f"`--dtype fp8` needs compute capability 8.9 (RTX 4090, L4, H100), not {found}", hint)
+
+
+def is_8_bit(dtype: torch.dtype | str | None) -> bool:
+    """Return whether a dtype is a precision of products in 8 bits, which no tensor of a model has."""
+    return dtype in (INT8, FP8)
 
 
 def use_device(device: torch.device) -> AbstractContextManager[Any]:
@@ -127,9 +146,9 @@ def _parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
         return None
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype == INT8:
-        what = "`int8` is a precision of predictions, and no dtype of a loaded model"
-        raise OptionError(what, 'pass it to `florence2 predict` or to `florence2.Florence2(name, dtype="int8")`')
+    if is_8_bit(dtype):
+        what = f"`{dtype}` is a precision of predictions, and no dtype of a loaded model"
+        raise OptionError(what, f'pass it to `florence2 predict` or to `florence2.Florence2(name, dtype="{dtype}")`')
     name = dtype.removeprefix("torch.")
     if name not in _DTYPES:
         raise OptionError(f"`{dtype}` is not a supported dtype", f"pass one of {', '.join(_DTYPES)}, auto")

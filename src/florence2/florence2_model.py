@@ -13,11 +13,11 @@ from PIL import Image
 from florence2 import api
 from florence2.config import DEFAULT_TASK, HubSettings, InferenceDType
 from florence2.data.sample import ImageError, Sample
-from florence2.devices import INT8
+from florence2.devices import is_8_bit
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
-from florence2.engine.int8.quantize_model import quantize_model
+from florence2.engine.quantization.quantize_model import quantize_model
 from florence2.model.adapter.reused_weights import reuse_weights
 from florence2.model.inference.inference_model import InferenceModel
 from florence2.model.tasks import find_task
@@ -64,8 +64,8 @@ class Florence2:
         """Load a hub id, a folder with a checkpoint or an adapter, or `demo`; see `load` for layouts and errors.
 
         `generation` is the config of calls that bring none, and bounds the beams and tokens of those that do;
-        `batch_size` is the number of requests that are decoded at a time. With `dtype="int8"`, for a CPU, the layers of
-        `model` are replaced for good by some that multiply in 8 bits.
+        `batch_size` is the number of requests that are decoded at a time. With `dtype="int8"`, for a CPU, or
+        `"fp8"`, for a GPU, the layers of `model` are replaced for good by some that multiply in 8 bits.
         """
         self.name, self.revision, self.offline = str(name), revision, offline
         self._source = ModelSource.resolve(self.name, HubSettings(revision, offline), dtype)
@@ -95,8 +95,8 @@ class Florence2:
             return self._loaded
         loaded = self._source.load_transformers(str(model.device))
         reuse_weights(loaded[0], model)
-        if self._source.dtype == INT8:
-            quantize_model(loaded[0])
+        if is_8_bit(self._source.dtype):
+            quantize_model(loaded[0], self._source.dtype)
         return loaded
 
     def __enter__(self) -> Self:

@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from florence2.data.sample import Prediction
+from florence2.devices import FP8, FP8_CAPABILITY
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generate_engine import GenerateEngine
 from florence2.engine.generation_config import GenerationConfig
+from florence2.engine.quantization.fp8_linear import CAPABILITY_WITH_SCALES, Fp8Linear
+from florence2.engine.quantization.quantize_model import quantize_model
 from florence2.engine.requests import EngineInput
 from florence2.model.load import load
 from tests.engine.test_equivalence import scene_samples, without_scores
@@ -51,6 +54,22 @@ def test_half_precision_gives_nearly_the_same_text():
     full, half = predict_all(Engine, 16), predict_all(Engine, 16, dtype="bfloat16")
     same = [one.text == other.text for one, other in zip(full, half, strict=True)]
     assert sum(same) >= len(same) // 2  # boxes move by a bin
+
+
+def test_fp8_gives_nearly_the_same_captions_inside_a_cuda_graph_and_with_scales_outside_of_products():
+    if torch.cuda.get_device_capability() < FP8_CAPABILITY:
+        pytest.skip("this GPU multiplies no fp8")
+    expected = [each.text for each in predict_all(Engine, 16, dtype="bfloat16") if each.task == "<CAPTION>"]
+    for is_scaled_inside in (torch.cuda.get_device_capability() == CAPABILITY_WITH_SCALES, False):
+        model, processor = load("demo", dtype="bfloat16", device="cuda")
+        quantize_model(model, FP8)
+        for module in model.modules():
+            if isinstance(module, Fp8Linear):
+                module._is_scaled_inside = is_scaled_inside
+        with Engine(model, processor, EngineConfig(batch_size=16)) as engine:
+            found = sorted(engine.run(scene_samples(30)), key=lambda prediction: prediction.file_name)
+        texts = [each.text for each in found if each.task == "<CAPTION>"]
+        assert sum(map(str.__eq__, texts, expected)) >= len(expected) - 1
 
 
 def test_mixed_configs_equal_each_alone():

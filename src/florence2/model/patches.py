@@ -7,7 +7,7 @@ replacements in the project:
 |---|---|---|---|
 | `Florence2VisionChannelAttention.forward` | `engine/encoder/gram_channel_attention.py` | fewer products in half precision | `restore_attention` |
 | `Florence2VisionWindowAttention.forward` | `engine/encoder/window_attention.py` | faster products in bfloat16 on a CPU | `restore_attention` |
-| linear layers of tower and encoder | `engine/int8/quantize_model.py` | products in 8 bits on a CPU | nothing; the model stays in 8 bits |
+| linear layers of tower and encoder | `engine/quantization/quantize_model.py` | products in 8 bits | nothing; the model stays in 8 bits |
 | `Florence2Model.forward` | `training/performance/feature_forward.py` | takes features for pixels, never waits for a GPU | `restore_forward` |
 | `forward` of the vision blocks | `training/performance/memory.py` | recomputes activations in the backward pass | `restore_forward` |
 | `forward` of `Linear4bit` | `model/adapter/quantized.py` | unpacks no weights while memory is estimated | the end of its context |

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from florence2.config import HubSettings, InferenceDType, InferenceSettings
-from florence2.devices import INT8, dtype_warning, inference_dtype, local_device, pick_device
+from florence2.devices import dtype_warning, inference_dtype, is_8_bit, local_device, pick_device
 from florence2.distributed import LauncherRank, launcher_rank
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
-from florence2.engine.int8.quantize_model import quantize_model
+from florence2.engine.quantization.quantize_model import quantize_model
 from florence2.engine.workers.launcher import accept_workers, connect_to_leader
 from florence2.engine.workers.multi_engine import MultiEngine
 from florence2.engine.workers.worker import WorkerConfig, run_worker
@@ -63,8 +63,8 @@ class ModelSource:
         folder = self.folder if self.folder.is_dir() else find_folder(name, self.revision, self.offline)
         options: dict[str, Any] = {"dtype": dtype, "device": chosen, "offline": self.offline, "base": self.base}
         loaded = load_inference_model(folder, name, **options) or self.load_transformers(device)
-        if self.dtype == INT8:
-            quantize_model(loaded[0])
+        if is_8_bit(self.dtype):
+            quantize_model(loaded[0], self.dtype)
         return loaded
 
     def load_transformers(self, device: str | None) -> tuple[Any, Any]:
@@ -116,8 +116,8 @@ def create_engine(spec: EngineSpec, num_samples: int) -> Engine | GenerateEngine
     """Create the engine for a number of samples; a context manager."""
     rank, devices = spec.rank, spec.devices
     _warn_of_slow_dtype(spec)
-    if spec.kind == "generate" and spec.model.dtype == INT8:
-        what = "`--engine generate` is transformers' own, which does not compute in `--dtype int8`"
+    if spec.kind == "generate" and is_8_bit(spec.model.dtype):
+        what = f"`--engine generate` is transformers' own, which does not compute in `--dtype {spec.model.dtype}`"
         raise OptionError(what, "remove `--engine` or `--dtype`")
     if rank is None and len(devices) == 1:
         config = replace(spec.config, expected_samples=num_samples)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2.config import GenerationSettings, InputSettings, OutputSettings, PredictSettings
-from florence2.devices import INT8
+from florence2.devices import is_8_bit
 from florence2.distributed import launcher_rank
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
@@ -112,7 +112,7 @@ def _run_id(settings: PredictSettings, generation: GenerationConfig, model: Mode
     }
     fingerprint = weights_fingerprint(model.folder)
     # Speed alone decides between the floating-point dtypes; 8 bits are a coarser model.
-    precision = (INT8,) if model.dtype == INT8 else ()
+    precision = (model.dtype,) if is_8_bit(model.dtype) else ()
     return make_run_id(
         str(model.folder),
         fingerprint,

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from florence2.devices import to_device
+from florence2.devices import INT8, to_device
 from florence2.engine.decoding.batch_state import BatchState
 from florence2.engine.decoding.kv_cache import KVCache
-from florence2.engine.int8.int8_linear import Int8Weight
+from florence2.engine.quantization.int8_linear import Int8Weight
 
 Weights = tuple[Tensor, Tensor]
 Projection = Callable[[Tensor], Tensor]
@@ -67,7 +67,7 @@ class Decoder:
         attention = decoder.layers[0].self_attn
         self.heads, self.head_size, self._scale = attention.num_heads, attention.head_dim, attention.scaling
         self.dtype, self.device = model.lm_head.weight.dtype, model.lm_head.weight.device
-        project = _int8_projection if getattr(model, "is_int8", False) else _projection
+        project = _int8_projection if getattr(model, "precision", None) == INT8 else _projection
         self.layers = [DecoderLayer.from_layer(layer, project) for layer in decoder.layers]
         self._activation = decoder.layers[0].activation_fn
         self._embed_tokens, self._norm = decoder.embed_tokens, decoder.layernorm_embedding

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from florence2.cuda_graphs import CudaGraphCache
-from florence2.devices import to_device
+from florence2.devices import INT8, to_device
 from florence2.engine.encoder.attention_patch import AttentionPatch, restore_attention, use_patch
 from florence2.engine.encoder.gram_channel_attention import GramChannelAttention
 from florence2.engine.encoder.window_attention import WindowProducts
@@ -48,7 +48,7 @@ class Encoder:
         # The pixels of a micro-batch and their features: a CUDA graph reads and writes fixed addresses.
         self._pixel_buffer_BHWC = torch.empty(0, dtype=torch.uint8, device=model.device)
         self._features_BND = torch.empty(0, dtype=model.dtype, device=model.device)
-        self._is_int8 = getattr(model, "is_int8", False)
+        self._is_int8 = getattr(model, "precision", None) == INT8
         self._patches = attention_patches(model.dtype, model.device, is_int8=self._is_int8)
         for patch in self._patches:
             use_patch(self.vision, patch)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from florence2.engine.encoder.window_attention import attend_heads, by_window
-from florence2.engine.int8.int8_linear import (
+from florence2.engine.quantization.int8_linear import (
     GELU_MINIMUM,
     Int8Linear,
     QuantizedInput,

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from florence2.engine.int8.int8_linear import (
+from florence2.engine.quantization.int8_linear import (
     GELU_MINIMUM,
     Int8Linear,
     QuantizedInput,
@@ -11,7 +11,7 @@ from florence2.engine.int8.int8_linear import (
     quantize_input,
     quantize_rows,
 )
-from florence2.engine.int8.int8_tower import Int8FeedForward, Int8WindowAttention
+from florence2.engine.quantization.int8_tower import Int8FeedForward, Int8WindowAttention
 from florence2.model.inference.architecture import VisionArchitecture
 from florence2.model.inference.vision_tower import FeedForward, WindowAttention
 

@@ -10,11 +10,11 @@ from florence2.api import predict
 from florence2.config import HubSettings, InferenceSettings
 from florence2.data.sample import Sample
 from florence2.demo.scenes import make_scene
-from florence2.devices import inference_dtype
+from florence2.devices import INT8, inference_dtype
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
-from florence2.engine.int8.quantize_model import quantize_model
+from florence2.engine.quantization.quantize_model import quantize_model
 from florence2.errors import OptionError
 from florence2.recipes.create_engine import EngineSpec, ModelSource, create_engine, parse_devices
 
@@ -71,8 +71,8 @@ def _position(rows: dict[str, Any]) -> Any:
 def test_both_classes_of_the_model_give_the_same_features_in_8_bits():
     models = [ModelSource.resolve("demo", HubSettings(), "int8").load("cpu")[0]]
     transformers_model, processor = florence2.load("demo", dtype=inference_dtype("auto", CPU), device="cpu")
-    quantize_model(transformers_model)
-    quantize_model(transformers_model)  # does nothing
+    quantize_model(transformers_model, INT8)
+    quantize_model(transformers_model, INT8)  # does nothing
     models.append(transformers_model)
     sample = Sample("0", make_scene(0).render(), "more_detailed_caption")
     config = EngineConfig(GenerationConfig(num_beams=3, max_length=20))
