@@ -7,7 +7,9 @@ The engine is replaced by one that returns a caption at once and opens no image.
 listing, the journal, progress, and reading the journal again when a run resumes. Every run is a new process: one from
 the start, one that resumes a journal of half of the images, and one with nothing left to do. The images are hard links
 to one file where the file system has them. The peak is that of the process, the imports of torch included, which are
-the row of 10 images. Prints a table and one line of JSON, and writes both to a dated file on request.
+the row of 10 images; `--flat` puts all images, empty files, into one folder. The bytes of an image are what the peak,
+and the memory at the first prediction, has grown by since the smallest size. Prints a table and one line of JSON, and
+writes both to a dated file on request.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class FreeEngine:
 
         self.stats = Stats(slots=16, slots_in_use=16)
         self.first: float | None = None
+        self.first_processor = self.first_mib = 0.0
 
     def __enter__(self) -> FreeEngine:
         return self
@@ -54,7 +57,9 @@ class FreeEngine:
         from florence2.data.sample import Prediction
 
         for sample in samples:
-            self.first = self.first or time.perf_counter()
+            if self.first is None:
+                self.first, self.first_processor = time.perf_counter(), time.process_time()
+                self.first_mib = memory_mib("VmRSS")
             yield Prediction(sample.id, sample.task, sample.input, text=CAPTION, num_tokens=20, score=0.5)
 
 
@@ -62,13 +67,15 @@ def main() -> None:
     """Measure every size, or be one of the processes that do the work."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 1_000, 100_000, 1_000_000])
+    parser.add_argument("--flat", action="store_true", help="one folder of empty files in place of many of images")
     parser.add_argument("--write", action="store_true", help=f"also write a dated file into {RESULTS.name}/")
     parser.add_argument("--run", nargs=2, metavar=("IMAGES", "OUTPUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
         print(json.dumps(predict(*options.run)))
         return
-    rows = [row for size in options.sizes for row in measure(size)]
+    rows = [row for size in options.sizes for row in measure(size, is_flat=options.flat)]
+    add_bytes_per_image(rows)
     command = "python -m benchmarks.scale_of_work " + " ".join(sys.argv[1:])
     report = json.dumps({"command": command.strip(), "device": processor_name(), "rows": rows})
     print(text := table(rows))
@@ -78,7 +85,7 @@ def main() -> None:
         title = f"# Prediction without its model, by the number of images: {processor_name()}"
         loads = f"load of the machine before each run {min(r['load'] for r in rows)} to {max(r['load'] for r in rows)}"
         content = f"{title}\n\n{text}\n\n{date}, {loads}\n\n```json\n{report}\n```\n"
-        (RESULTS / f"{date}-scale-of-work.md").write_text(content)
+        (RESULTS / f"{date}-scale-of-work{'-flat' if options.flat else ''}.md").write_text(content)
 
 
 def predict(images: str, output: str) -> dict[str, float]:
@@ -97,22 +104,24 @@ def predict(images: str, output: str) -> dict[str, float]:
         "seconds": time.perf_counter() - start,
         "processor_seconds": time.process_time() - cpu_start,
         "seconds_to_first": (engine.first or time.perf_counter()) - start,
-        "peak_mib": peak_mib(),
+        "processor_seconds_to_first": (engine.first_processor or time.process_time()) - cpu_start,
+        "first_mib": engine.first_mib,
+        "peak_mib": memory_mib("VmHWM"),
         "predictions": summary.num_predictions,
     }
 
 
-def peak_mib() -> float:
-    """Return the peak of this process's memory; `getrusage` would count its parent's, too."""
+def memory_mib(name: str) -> float:
+    """Return this process's memory, `VmRSS`, or its peak, `VmHWM`; `getrusage` would count its parent's, too."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:"))) / 1024
+    return int(next(line.split()[1] for line in lines if line.startswith(f"{name}:"))) / 1024
 
 
-def measure(size: int) -> Iterator[dict[str, Any]]:
+def measure(size: int, *, is_flat: bool) -> Iterator[dict[str, Any]]:
     """Yield the rows of one size: from the start, resumed in the middle, and with nothing left."""
     with tempfile.TemporaryDirectory() as folder:
         images, output = Path(folder) / "images", Path(folder) / "captions.jsonl"
-        make_images(images, size)
+        make_empty_images(images, size) if is_flat else make_images(images, size)
         for kind in ("from the start", "half is done", "all is done"):
             if kind == "half is done":
                 truncate(output, size // 2)
@@ -120,6 +129,15 @@ def measure(size: int) -> Iterator[dict[str, Any]]:
             row = {"images": size, "kind": kind, "load": load} | run_process(images, output)
             print(f"{size} images, {kind}: {row['seconds']:.1f} s (load before {load})", file=sys.stderr)
             yield row
+
+
+def add_bytes_per_image(rows: list[dict[str, Any]]) -> None:
+    """Add what an image costs in memory to each row: the growth since the row of its kind with the fewest images."""
+    for row in rows:
+        least = min((each for each in rows if each["kind"] == row["kind"]), key=lambda each: each["images"])
+        more = row["images"] - least["images"]
+        for name in ("first", "peak") if more and row["predictions"] else ("peak",) if more else ():
+            row[f"{name}_bytes"] = 2**20 * (row[f"{name}_mib"] - least[f"{name}_mib"]) / more
 
 
 def truncate(journal: Path, num_lines: int) -> None:
@@ -154,16 +172,27 @@ def make_images(folder: Path, size: int) -> None:
             source = Path(shutil.copyfile(source, target))
 
 
+def make_empty_images(folder: Path, size: int) -> None:
+    """Make a folder of empty files, which no prediction with the free engine opens."""
+    folder.mkdir()
+    for number in range(size):
+        os.mknod(folder / f"{number:07}.jpg")
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Format the rows as Markdown."""
     lines = [
-        "| images | run | s | with process start | ms/image | processor | s to the first prediction | peak MiB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| images | run | s | with process start | ms/image | processor | s to the first prediction | processor "
+        "| peak MiB "
+        "| bytes an image: at the first prediction | at the peak |",
+        "|" + " --- |" * 11,
     ]
     for row in rows:
         clock, processor = (1000 * row[name] / row["images"] for name in ("seconds", "processor_seconds"))
         cells = [f"{row['images']:,}", row["kind"], f"{row['seconds']:.2f}", f"{row['command_seconds']:.2f}"]
-        cells += [f"{clock:.3f}", f"{processor:.3f}", f"{row['seconds_to_first']:.2f}", f"{row['peak_mib']:.0f}"]
+        cells += [f"{clock:.3f}", f"{processor:.3f}", f"{row['seconds_to_first']:.2f}"]
+        cells += [f"{row['processor_seconds_to_first']:.2f}", f"{row['peak_mib']:.0f}"]
+        cells += [f"{row[name]:.0f}" if name in row else "" for name in ("first_bytes", "peak_bytes")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

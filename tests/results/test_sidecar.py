@@ -27,8 +27,10 @@ def test_existing_caption_file_is_replaced_or_extended(tmp_path: Path, if_exists
 def test_skip_selects_images_without_caption_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
     samples = [Sample("a.jpg", tmp_path / "a.jpg", "t"), Sample("b.jpg", tmp_path / "b.jpg", "t")]
-    assert [s.id for s in SidecarWriter(tmp_path, "txt", "skip").without_sidecar(samples)] == ["b.jpg"]
-    assert len(list(SidecarWriter(tmp_path, "txt", "append").without_sidecar(samples))) == 2
+    for if_exists, expected in (("skip", [0, 1]), ("append", [1, 1])):
+        mask = bytearray([1, 1])
+        SidecarWriter(tmp_path, "txt", if_exists).mask_existing(samples, mask)
+        assert list(mask) == expected
 
 
 def test_error_leaves_existing_caption_file(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from florence2.data.folders.sidecars import Sidecars, captioned_images
 from florence2.data.folders.table_rows import metadata_rows, table_rows
 from florence2.data.formats.annotations import split_aliases
 from florence2.data.formats.detect import find_source, resolve_source
+from florence2.data.listed.listed_images import ListedImages
+from florence2.data.listed.listed_samples import ListedSamples
 from florence2.data.sample import ResolvedDataset, Sample, SampleKey
 from florence2.data.stores.store_path import is_address
 from florence2.data.streams.shard_readers import TarShards
@@ -233,28 +235,26 @@ def _with_common_root(samples: list[Sample], table_folder: Path) -> tuple[Path, 
 
 
 def _folder_images(folder: Path, columns: ColumnMapping, recursive: bool) -> ResolvedDataset:
-    samples: list[Sample] = []
+    images = ListedImages(folder)
     ignored: list[tuple[str, str]] = []
     for listing in walk(folder, recursive):
-        samples += (
-            Sample(listing.id(name), listing.path / name, columns.task, columns.input) for name in listing.images()
-        )
+        images.add_folder(listing.subpath, listing.images())
         ignored += listing.ignored_files()
-    if not samples and (tars := find_shards(str(folder))):
+    if not images and (tars := find_shards(str(folder))):
         return _tar_images(tars, columns)
-    if not samples:
+    if not images:
         raise no_images_error(folder, recursive)
+    samples = ListedSamples.of_step(images, columns.task, columns.input)
     return ResolvedDataset(display_path(folder), folder, samples, ignored_files=ignored)
 
 
 def _glob_images(pattern: str, columns: ColumnMapping) -> ResolvedDataset:
     root = Path(*takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
-    paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if is_image_name(name)]  # noqa: PTH207
-    samples = [
-        Sample(path.relative_to(root).as_posix(), path, columns.task, columns.input) for path in paths if path.is_file()
-    ]
-    if not samples:
+    names = [name for name in sorted(glob.glob(pattern, recursive=True)) if is_image_name(name)]  # noqa: PTH207
+    images = ListedImages(root)
+    images.add_folder("", [path.relative_to(root).as_posix() for path in map(Path, names) if path.is_file()])
+    if not images:
         raise DatasetError(
             f"no image matches {pattern}", "put the pattern in quotes, so that the shell does not expand it"
         )
-    return ResolvedDataset(pattern, root, samples)
+    return ResolvedDataset(pattern, root, ListedSamples.of_step(images, columns.task, columns.input))

@@ -42,7 +42,7 @@ class SampleKey(NamedTuple):
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "SampleKey":
         """Read the key of a prediction's row."""
-        return cls(*(str(row.get(name) or "") for name in ("file_name", "task", "input")))
+        return cls(str(row.get("file_name") or ""), str(row.get("task") or ""), str(row.get("input") or ""))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -202,7 +202,7 @@ class ResolvedDataset:
 
     source: str
     root: Path | None
-    samples: list[Sample]
+    samples: Sequence[Sample]
     skipped: list[Skipped] = field(default_factory=list)
     ignored_shapes: Sequence[tuple[str, str]] = ()
     ignored_files: Sequence[tuple[str, str]] = ()

@@ -39,6 +39,11 @@ class ClassSplitter:
         self._queries: dict[SampleKey, list[MultiClassQuery]] = {}
         self._unsplit_keys: set[SampleKey] = set()
 
+    @property
+    def has_queries(self) -> bool:
+        """Return whether a step of the pipeline has several classes; other samples are not split."""
+        return any(self._classes.values())
+
     def split(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Yield the samples to predict; a class that several samples share is yielded once."""
         for sample in samples:
@@ -50,7 +55,8 @@ class ClassSplitter:
                     self._queries.setdefault(part.key, []).append(query)
                 yield from new
             else:
-                self._unsplit_keys.add(sample.key)
+                if self.has_queries:
+                    self._unsplit_keys.add(sample.key)
                 yield sample
 
     def merge(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:

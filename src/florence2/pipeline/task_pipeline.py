@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from florence2.data.listed.listed_samples import ListedSamples, SampleStep
 from florence2.data.sample import Prediction, ResolvedDataset, Sample, SampleKey
 from florence2.errors import OptionError
 from florence2.model.geometry import bounding_box
 from florence2.model.location_grammar import bins_to_tokens, decode_objects
+from florence2.model.locations import parse_box
 from florence2.model.tasks import TASKS, InputType, OutputType, Task, split_prompt
 from florence2.pipeline.regions import check_region, region_to_tokens
 from florence2.settings_io import closest_name_hint
@@ -102,14 +104,17 @@ class TaskPipeline:
         def resolve(task: str, task_input: str) -> ResolvedDataset:
             return ResolvedDataset(name, None, [Sample(name, image, task, task_input)])
 
-        return self.apply_to(resolve)[1].samples
+        return list(self.apply_to(resolve)[1].samples)
 
     def apply_to(self, resolve: Callable[[str, str], ResolvedDataset]) -> tuple["TaskPipeline", ResolvedDataset]:
         """Make the samples of every step, those of one image in a row; `resolve` maps a task and input to samples.
 
         The returned pipeline includes the cascades of rows.
         """
-        datasets = [resolve(step.task.token, step.input) for step in self.steps]
+        first = resolve(self.steps[0].task.token, self.steps[0].input)
+        if isinstance(first.samples, ListedSamples) and not any(_has_region_in_pixels(step) for step in self.steps):
+            return self, replace(first, samples=self._listed_samples(first.samples))
+        datasets = [first, *(resolve(step.task.token, step.input) for step in self.steps[1:])]
         by_image: dict[str, dict[SampleKey, Sample]] = {}
         images: dict[str, Any] = {}  # one object for each image, so that it is opened once
         row_steps: dict[TaskStep, None] = {}
@@ -125,6 +130,20 @@ class TaskPipeline:
                 by_image.setdefault(row.id, {}).setdefault(sample.key, sample)
         samples = [sample for by_key in by_image.values() for sample in by_key.values()]
         return replace(self, row_steps=tuple(row_steps)), replace(datasets[0], samples=samples)
+
+    def _listed_samples(self, listed: ListedSamples) -> ListedSamples:
+        """Return the samples of every step for listed images, none of which has rows of its own."""
+        for step in self.steps:
+            _complete_input(Sample("", b"", step.task.token, step.input), step.task)
+        steps = (
+            SampleStep(step.task.token, step.input, step.attach_to if step.next_steps else None) for step in self.steps
+        )
+        return ListedSamples(listed.images, tuple(steps))
+
+
+def _has_region_in_pixels(step: TaskStep) -> bool:
+    """Return whether the input of a step is a region whose location tokens differ by image."""
+    return step.task.input_type is InputType.REGION and parse_box(step.input) is not None
 
 
 def _row_step(sample: Sample) -> TaskStep | None:

@@ -63,7 +63,7 @@ def run_export(settings: ExportSettings) -> ExportResult:
 def _find_samples(images: str, model_path: Path) -> list[Sample]:
     """Find the images to compare, with the task that the model was trained on."""
     metadata = read_run_metadata(model_path)
-    return resolve_images(images, task=metadata.task if metadata else "caption").samples
+    return list(resolve_images(images, task=metadata.task if metadata else "caption").samples)
 
 
 def _write(settings: ExportSettings, target: Target, source: ExportSource, folder: Path) -> ExportResult:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from florence2.config import PredictSettings
+from florence2.data.listed.listed_samples import ListedSamples, select_samples
 from florence2.data.resolve import resolve_images
 from florence2.data.sample import Prediction, ResolvedDataset, Sample, relative_image_dir
 from florence2.distributed import is_main_process, launcher_rank
@@ -87,13 +88,11 @@ def _predict_images(spec: PredictSpec) -> RunSummary:
         affixes=affixes,
         overwrite=output.overwrite_output,
     ) as journal:
-        pending = sidecars.without_sidecar(images.samples, journal.lacks_line) if sidecars else images.samples
-        samples = list(journal.missing(pending))
-        num_resumed = len({sample.key for sample in images.samples} - {sample.key for sample in samples})
-        for export in exports if samples else ():
+        todo = _find_todo(pipeline, images.samples, journal, sidecars)
+        for export in exports if todo.number else ():
             export.check_samples(images.samples)
-        with PredictProgressBar(None if pipeline.has_follow_ups else len(images.samples), num_resumed) as progress:
-            for prediction, stats in _predictions(spec, pipeline, samples, progress):
+        with PredictProgressBar(None if pipeline.has_follow_ups else len(images.samples), todo.num_resumed) as progress:
+            for prediction, stats in _predictions(spec, pipeline, todo, progress):
                 prediction = _write(writers, affixes, prediction)
                 journal.write(prediction)
                 progress.update(prediction, stats.slots_in_use, stats.slots)
@@ -103,6 +102,29 @@ def _predict_images(spec: PredictSpec) -> RunSummary:
             for line in export.write(journal.rows(), images.samples, root):
                 logger.info(line)
     return replace(summary, ignored_files=images.ignored_files_note(), failed_shards=tuple(images.failed_shards))
+
+
+@dataclass(frozen=True)
+class _Todo:
+    """The samples to predict, made as they are read, and their number; `num_resumed` have a prediction already."""
+
+    samples: Iterable[Sample]
+    number: int
+    num_resumed: int
+
+
+def _find_todo(
+    pipeline: TaskPipeline, samples: Sequence[Sample], journal: Journal, sidecars: SidecarWriter | None
+) -> _Todo:
+    """Find the samples without a line and, where existing caption files are skipped, without one of those."""
+    mask = journal.missing_mask(samples)
+    if sidecars:
+        sidecars.mask_existing(samples, mask, journal.lacks_line)
+    number = sum(mask)
+    if pipeline.has_follow_ups:
+        missing = list(journal.missing(samples))  # with the follow-ups of those that have a line
+        return _Todo(missing, len(missing), len(samples) - number)
+    return _Todo(select_samples(samples, mask), number, len(samples) - number)
 
 
 def _write(
@@ -122,15 +144,18 @@ def _write(
 
 
 def _predictions(
-    spec: PredictSpec, pipeline: TaskPipeline, samples: list[Sample], progress: PredictProgressBar
+    spec: PredictSpec, pipeline: TaskPipeline, todo: _Todo, progress: PredictProgressBar
 ) -> Iterator[tuple[Prediction, Stats]]:
     """Yield predictions as they finish, with the engine's statistics; without samples no model is loaded."""
-    if not samples and spec.engine.rank is None:
+    if not todo.number and spec.engine.rank is None:
         return
     classes = ClassSplitter(pipeline)
-    requests = list(classes.split(samples))
+    requests, number = todo.samples, todo.number
+    if classes.has_queries:
+        requests = list(classes.split(todo.samples))
+        number = len(requests)
     start = time.monotonic()
-    with create_engine(spec.engine, len(requests)) as engine:
+    with create_engine(spec.engine, number) as engine:
         load_time = {"load": time.monotonic() - start}
         progress.show_stage("waiting for the first predictions")
         for prediction in classes.merge(engine.run(requests)):
@@ -144,6 +169,8 @@ def _find_images(spec: PredictSpec, task: str, task_input: str) -> ResolvedDatas
 
 def _tasks(pipeline: TaskPipeline, images: ResolvedDataset) -> list[Task]:
     """List the tasks of the pipeline, and those that the rows of a table name."""
+    if isinstance(images.samples, ListedSamples):
+        return pipeline.tasks
     named = {sample.task for sample in images.samples} - {task.token for task in pipeline.tasks}
     return pipeline.tasks + [find_task(name) for name in sorted(named)]
 

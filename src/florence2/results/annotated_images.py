@@ -4,11 +4,14 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
+from florence2.data.listed.digest_set import DigestSet, digest_key
+from florence2.data.listed.listed_images import ListedImages
+from florence2.data.listed.listed_samples import ListedSamples
 from florence2.data.sample import Prediction, Sample
 from florence2.model.answer import Answer
 from florence2.model.locations import decode
@@ -21,25 +24,32 @@ _MAX_NAME_PART = 40  # letters of a task or an input in a file name
 class AnnotatedImageWriter:
     """Writes images with their predicted answers into a folder, at the relative paths of the images."""
 
-    def __init__(self, folder: str, samples: Iterable[Sample], *, is_multi_task: bool = False) -> None:
+    def __init__(self, folder: str, samples: Sequence[Sample], *, is_multi_task: bool = False) -> None:
         """Register the samples; if one image has several, file names contain task and input."""
         self.folder = Path(folder)
-        self._samples: dict[str, Sample] = {}
-        self._has_task_in_name = is_multi_task
-        for sample in samples:
-            self._has_task_in_name |= self._samples.setdefault(sample.id, sample) is not sample
-        self._full_names = _full_names(self._samples)
+        self._samples: ListedSamples | dict[str, Sample]
+        ids: ListedImages | dict[str, Sample]
+        if isinstance(samples, ListedSamples):
+            self._samples, ids = samples, samples.images
+        else:
+            self._samples = ids = {sample.id: sample for sample in reversed(samples)}
+        self._has_task_in_name = is_multi_task or len(ids) < len(samples)
+        self._full_names = _full_names(ids)
 
     def write(self, prediction: Prediction) -> Path | None:
         """Draw one answer and return the file; a prediction with an error has none."""
         if prediction.error is not None:
             return None
-        opened = self._samples[prediction.file_name].open()
+        opened = self._sample(prediction.file_name).open()
         path = self.folder / self._name(prediction)
         path.parent.mkdir(parents=True, exist_ok=True)
         answer = answer_with_input(prediction, opened.size)
         draw_answer(opened.image, answer).save(path, quality=90)
         return path
+
+    def _sample(self, image_id: str) -> Sample:
+        samples = self._samples
+        return samples.sample_of(image_id) if isinstance(samples, ListedSamples) else samples[image_id]
 
     def _name(self, prediction: Prediction) -> Path:
         name = Path(prediction.file_name)
@@ -63,15 +73,19 @@ def answer_with_input(prediction: Prediction, size: tuple[int, int]) -> Answer |
     return Answer(OutputType.BOXES_OR_POLYGONS, (*items, *(answer or ())))
 
 
-def _full_names(names: Collection[str]) -> dict[str, str]:
+def _full_names(names: Iterable[str]) -> dict[str, str]:
     """Return other names for images whose drawings would be one file, as those of `a.png` and `A.jpg` on Windows.
 
     They keep their extension; names that differ by case alone get a digest, too.
     """
-    stems, folded = Counter(map(_folded_stem, names)), Counter(map(str.casefold, names))
+    stems = DigestSet()
+    repeated = {stem for stem in map(_folded_stem, names) if not stems.add(digest_key(stem))}
+    if not repeated:
+        return {}
+    folded = Counter(name.casefold() for name in names if _folded_stem(name) in repeated)
     full = {}
     for name in names:
-        if stems[_folded_stem(name)] > 1:
+        if _folded_stem(name) in repeated:
             digest = f"-{sha256(os.fsencode(name)).hexdigest()[:8]}" if folded[name.casefold()] > 1 else ""
             full[name] = PurePosixPath(name).name + digest
     return full

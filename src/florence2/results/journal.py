@@ -10,18 +10,19 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from florence2.data.listed.digest_set import DigestSet, digest_key
+from florence2.data.listed.listed_samples import sample_keys
 from florence2.data.sample import Prediction, Sample, SampleKey
 from florence2.errors import DatasetError, OptionError
 from florence2.files import WriteLock, atomic_write, parse_json, to_json
 from florence2.log import count_noun, logger
 from florence2.results.affixes import Affixes
 
-RowKey = tuple[str, str, str, str]
 Row = dict[str, Any]
 
 _NO_AFFIXES = Affixes()
@@ -44,7 +45,8 @@ class Journal:
 
     `path` `-` is stdout, which is never read back. `image_dir` is the path from the file to the images; each line has
     it, so that the file is a dataset. `affixes` are added to captions as they are written. `overwrite` discards this
-    run's earlier lines. A file that another process writes is refused.
+    run's earlier lines. A file that another process writes is refused. A sample counts as predicted by a digest of 128
+    bits of its key and its `image_dir` (`DigestSet`).
     """
 
     def __init__(
@@ -54,8 +56,7 @@ class Journal:
         self._affixes, self._overwrite = affixes, overwrite
         self._to_stdout = path == "-"
         self._file: TextIO | None = sys.stdout if self._to_stdout else None
-        self._predicted: set[RowKey] = set()
-        self._other_runs: set[RowKey] = set()
+        self._predicted, self._other_runs = DigestSet(), DigestSet()
         self._is_regular_file = not self._to_stdout and (not self.path.exists() or self.path.is_file())  # not a pipe
         self._lock: WriteLock | None = None
         if not self._to_stdout:
@@ -86,14 +87,14 @@ class Journal:
             if self._is_regular_file:
                 os.fsync(file.fileno())
         self._file = None
-        if self._is_regular_file and self._predicted & self._other_runs:
+        if self._is_regular_file and self._predicted.has_common(self._other_runs):
             self._rewrite(lambda row: self._is_this_run(row) or self._key(row) not in self._predicted)
 
     def missing(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Yield the samples without a prediction of this run, follow-ups of earlier predictions included."""
-        with_follow_ups: dict[RowKey, Sample] = {}
+        with_follow_ups: dict[bytes, Sample] = {}
         for sample in samples:
-            key = (*sample.key, self.image_dir)
+            key = self._digest(sample.key)
             if key not in self._predicted:
                 yield sample
             elif sample.follow_up:
@@ -101,38 +102,44 @@ class Journal:
         if with_follow_ups:
             yield from self.missing(chain.from_iterable(self._follow_ups(with_follow_ups)))
 
-    def lacks_line(self, sample: Sample, file: Path) -> bool:
+    def missing_mask(self, samples: Sequence[Sample]) -> bytearray:
+        """Return 1 for each sample without a prediction of this run, and 0 for each with one."""
+        if not self._predicted:
+            return bytearray(b"\1") * len(samples)
+        return bytearray(self._digest(key) not in self._predicted for key in sample_keys(samples))
+
+    def lacks_line(self, key: SampleKey, file: Path) -> bool:
         """Return whether a file of a sample was written by a run that was interrupted before it wrote the line."""
         if self._lock is None or self._lock.left_at is None:
             return False
-        key = (*sample.key, self.image_dir)
+        digest = self._digest(key)
         is_written = file.stat().st_mtime >= self._lock.left_at - _CLOCK_STEP
-        return is_written and key not in self._predicted and key not in self._other_runs
+        return is_written and digest not in self._predicted and digest not in self._other_runs
 
     def predicted_keys(self) -> frozenset[SampleKey]:
         """Return the samples with a prediction of this run."""
-        return frozenset(SampleKey(*key[:3]) for key in self._predicted if key[3] == self.image_dir)
+        return frozenset(map(SampleKey.from_row, self.rows()))
 
     def rows(self) -> Iterator[Row]:
         """Yield the lines of this run without an error for images of this `image_dir`."""
         for row in self._rows() if self._predicted else ():
-            key = self._key(row)
-            if self._is_this_run(row) and row.get("error") is None and key[-1] == self.image_dir:
+            if self._is_this_run(row) and row.get("error") is None and _image_dir(row) == self.image_dir:
                 yield row
 
     def write(self, prediction: Prediction) -> None:
         """Append a prediction and flush it; a second prediction of a sample is ignored."""
         row = {**self._affixes.add(prediction).to_json(self.image_dir), "run_id": self.run_id}
-        if self._key(row) in self._predicted:
+        key = self._key(row)
+        if key in self._predicted:
             return
         if self._file is None:
             self._file = self.path.open("a", encoding="utf-8", newline="\n")
         self._file.write(to_json(row, encoding=self._file.encoding) + "\n")
         self._file.flush()
         if prediction.error is None:
-            self._predicted.add(self._key(row))
+            self._predicted.add(key)
 
-    def _follow_ups(self, samples: dict[RowKey, Sample]) -> Iterator[Iterable[Sample]]:
+    def _follow_ups(self, samples: dict[bytes, Sample]) -> Iterator[Iterable[Sample]]:
         for row in self.rows():
             sample = samples.get(self._key(row))
             if sample and sample.follow_up:
@@ -177,7 +184,7 @@ class Journal:
                 self._predicted.add(self._key(row))
             else:
                 has_invalid_rows = True
-        if has_invalid_rows or self._predicted & self._other_runs:
+        if has_invalid_rows or self._predicted.has_common(self._other_runs):
             self._rewrite(
                 lambda row: self._is_valid(row) if self._is_this_run(row) else self._key(row) not in self._predicted
             )
@@ -188,8 +195,11 @@ class Journal:
     def _is_valid(self, row: Row) -> bool:
         return row.get("error") is None and not self._overwrite
 
-    def _key(self, row: Row) -> RowKey:
-        return (*SampleKey.from_row(row), str(row.get("image_dir") or "."))
+    def _key(self, row: Row) -> bytes:
+        return digest_key(*SampleKey.from_row(row), _image_dir(row))
+
+    def _digest(self, key: SampleKey) -> bytes:
+        return digest_key(*key, self.image_dir)
 
     def _rows(self) -> Iterator[Row]:
         """Yield the complete lines; refuse a file that has other lines than predictions."""
@@ -214,6 +224,10 @@ class Journal:
     def _rewrite(self, keep: Callable[[Row], bool]) -> None:
         with atomic_write(self.path, sync=True) as file:
             file.writelines(to_json(row) + "\n" for row in self._rows() if keep(row))
+
+
+def _image_dir(row: Row) -> str:
+    return str(row.get("image_dir") or ".")
 
 
 def _count_torn_lines(path: Path) -> int:

@@ -1,18 +1,20 @@
 """Caption files beside their images, such as `a.txt` for `a.jpg`, and what happens to existing ones."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from florence2.data.folders.image_names import is_image_name
 from florence2.data.folders.listing import read_text
-from florence2.data.sample import Prediction, Sample
+from florence2.data.listed.digest_set import DigestSet, digest_key
+from florence2.data.listed.listed_samples import sample_keys
+from florence2.data.sample import Prediction, Sample, SampleKey
 from florence2.errors import DatasetError, OptionError
 from florence2.files import atomic_write
 
-LacksLine = Callable[[Sample, Path], bool]
+LacksLine = Callable[[SampleKey, Path], bool]
 IfExists = Literal["skip", "overwrite", "append", "prepend"]
 
 
@@ -24,30 +26,35 @@ class SidecarWriter:
     extension: str
     if_exists: IfExists
 
-    def check_samples(self, samples: Iterable[Sample]) -> None:
+    def check_samples(self, samples: Sequence[Sample]) -> None:
         """Raise before prediction if two images would have the same caption file, or if it would be an image."""
         if is_image_name(f"a{self.extension}"):
             raise OptionError(f"`--sidecar {self.extension}` would replace images", "pass `--sidecar .txt`")
-        images: dict[Path, str] = {}
-        for sample in samples:
-            path = self._path(sample.id)
-            first = images.setdefault(path, sample.id)
-            if first != sample.id:
-                raise OptionError(
-                    f"{first} and {sample.id} would have the same caption file {path.name}",
-                    "rename one of them, or remove `--sidecar`",
-                )
+        paths, last = DigestSet(), ""
+        for image_id, *_ in sample_keys(samples):
+            if image_id != last and not paths.add(digest_key(str(path := self._path(image_id)))):
+                first = next(each for each, *_ in sample_keys(samples) if self._path(each) == path)
+                if first != image_id:
+                    raise OptionError(
+                        f"{first} and {image_id} would have the same caption file {path.name}",
+                        "rename one of them, or remove `--sidecar`",
+                    )
+            last = image_id
 
-    def without_sidecar(self, samples: Iterable[Sample], lacks_line: LacksLine = lambda *_: False) -> Iterator[Sample]:
-        """Yield the samples without a caption file of their own, if those are skipped.
+    def mask_existing(
+        self, samples: Sequence[Sample], mask: bytearray, lacks_line: LacksLine = lambda *_: False
+    ) -> None:
+        """Write 0 into a mask for each sample with a caption file of its own, if those are skipped.
 
         `lacks_line` returns whether the caption file of a sample was written by a run that was interrupted before it
         wrote the line: such a sample is predicted again, and its caption file stays.
         """
-        for sample in samples:
-            path = self._path(sample.id)
-            if self.if_exists != "skip" or not os.path.exists(path) or lacks_line(sample, path):  # noqa: PTH110
-                yield sample
+        if self.if_exists != "skip":
+            return
+        for index, key in enumerate(sample_keys(samples)):
+            path = self._path(key.id)
+            if mask[index] and os.path.exists(path) and not lacks_line(key, path):  # noqa: PTH110
+                mask[index] = 0
 
     def write(self, prediction: Prediction) -> None:
         """Write the caption file; a prediction with an error leaves the existing file.
@@ -67,7 +74,8 @@ class SidecarWriter:
 
     def _path(self, file_name: str) -> Path:
         extension = self.extension if self.extension.startswith((".", "_")) else f".{self.extension}"
-        return (self.image_dir / file_name).with_suffix("").with_name(Path(file_name).stem + extension)
+        folder, _, name = file_name.rpartition("/")
+        return self.image_dir / folder / (PurePosixPath(name).stem + extension)
 
 
 def _read_caption(path: Path) -> str:

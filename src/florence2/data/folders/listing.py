@@ -39,13 +39,14 @@ class Listing:
 
     def images(self) -> list[str]:
         """Return the names of the image files, without masks."""
-        return [name for name in self._images if name not in self._masks]
+        return [name for name in self._images if name not in self._masks] if self._masks else self._images
 
     def ignored_files(self) -> list[tuple[str, str]]:
         """Return path and kind of each file that may be meant as an image and is not read as one."""
         special = [(self.id(name), "pipe or device") for name in self.special_names]
         masks = [(self.id(name), "mask") for name in self._images if name in self._masks]
-        return special + masks + [(self.id(name), kind) for name in self.names if (kind := _unread_kind(name))]
+        others = self.names if len(self._images) < len(self.names) else ()
+        return special + masks + [(self.id(name), kind) for name in others if (kind := _unread_kind(name))]
 
     @cached_property
     def _images(self) -> list[str]:
@@ -76,26 +77,39 @@ def walk(folder: Path, recursive: bool) -> Iterator[Listing]:
         stat = path.stat()
         if (stat.st_dev, stat.st_ino) in ancestors:
             continue  # a symbolic link to a parent folder
-        yield Listing(path, subpath, tuple(names), tuple(special))
+        yield Listing(path, subpath, names, special)
         if not recursive:
             return
         lineage = (*ancestors, (stat.st_dev, stat.st_ino))
         pending += [(path / name, f"{subpath}/{name}" if subpath else name, lineage) for name in reversed(subfolders)]
 
 
-def _scan(path: Path) -> tuple[list[str], list[str], list[str]]:
-    """Return the names of files, subfolders, and special files."""
+def file_names(folder: Path) -> Iterator[str]:
+    """Yield the names of the files in a folder as the file system lists them, in no order and without a list."""
+    names: list[str] = []
+    for entry in _entries(folder):
+        if _choose(entry, names, [], []) is names:
+            yield entry.name
+
+
+def _scan(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return the names of files, subfolders, and special files, sorted."""
     names: list[str] = []
     subfolders: list[str] = []
     special: list[str] = []
+    for entry in _entries(path):
+        _choose(entry, names, subfolders, special).append(entry.name)
+    for each in (names, subfolders, special):
+        each.sort()
+    return tuple(names), tuple(subfolders), tuple(special)
+
+
+def _entries(path: Path) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    _choose(entry, names, subfolders, special).append(entry.name)
+            yield from (entry for entry in entries if not entry.name.startswith("."))
     except OSError as error:
         raise DatasetError(f"{path} cannot be listed: {error.strerror}", "check the folder's permissions") from None
-    return sorted(names), sorted(subfolders), sorted(special)
 
 
 def _choose(entry: os.DirEntry[str], names: list[str], subfolders: list[str], special: list[str]) -> list[str]:

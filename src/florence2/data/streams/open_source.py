@@ -10,7 +10,7 @@ from pathlib import Path
 from florence2.data import hub
 from florence2.data.columns import ColumnMapping
 from florence2.data.folders.image_names import is_image_name
-from florence2.data.folders.listing import display_path, walk
+from florence2.data.folders.listing import display_path, file_names, walk
 from florence2.data.resolve import split_spec
 from florence2.data.sample import count_kinds
 from florence2.data.stores.store_path import AnyPath, StorePath, is_address, list_files, to_path
@@ -83,9 +83,13 @@ def is_streamed(spec: str) -> bool:
     if has_pattern(spec) and not path.exists():
         return is_table_name(spec)
     if path.is_dir() and not hub.is_saved_dataset(path):
-        listing = next(walk(path, recursive=False))
-        kinds = {_kind(path / name) for name in listing.names}
-        return "parquet" in kinds and not kinds & {"tar", "image"}
+        has_tables = False
+        for name in file_names(path):  # up to the first image of perhaps a million
+            kind = _kind(Path(name))
+            if kind in ("tar", "image"):
+                return False
+            has_tables |= kind == "parquet"
+        return has_tables
     return False
 
 

@@ -205,7 +205,7 @@ def _load_samples(name: str, config: TrainingDataConfig) -> list[Sample]:
     if known.num_unchanged:
         logger.info(f"{count_noun(known.num_unchanged, 'image')} unchanged since an earlier check, and not opened")
     logger.info(resolved.summary())
-    return resolved.samples
+    return list(resolved.samples)
 
 
 def _sample_weights(
