@@ -98,7 +98,7 @@ def run(folder: Path, model: str, number: int) -> tuple[list[Row], Row]:
     """Run the command and return what was read while it ran, and a summary of its end."""
     output, log = folder / "captions.jsonl", folder / "log"
     words = ["--model_path", model, "--input_path", folder / "images", "--recursive", "--output_path", output]
-    command = [sys.executable, "-m", "florence2", "predict", *map(str, words), "--max_length", "4", "--device", "cpu"]
+    command = [sys.executable, "-m", "florence2", "predict", *map(str, words), "--max_length", "2", "--device", "cpu"]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stderr=file)
     rows = record(psutil.Process(process.pid), output)
