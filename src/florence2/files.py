@@ -41,6 +41,23 @@ def atomic_write(path: Path, mode: str = "w", *, sync: bool = False) -> Iterator
         raise
 
 
+DEVICE_ERRORS = {  # of a disk that fails, and of a file system whose server cannot be reached
+    getattr(errno, name)
+    for name in ("EIO", "ENODEV", "ENXIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH")
+    if hasattr(errno, name)
+}
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Add the name of a file to an OSError that has none, such as that of a write."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 _FULL_DISK = {errno.ENOSPC: "(os error 28)", errno.EDQUOT: "(os error 122)"}  # as libraries in Rust name them
 _ALMOST_FULL = 2**20  # bytes
 

@@ -21,6 +21,7 @@ from florence2.cli.command_words import common_options, split_words
 from florence2.cli.config_file import write_config
 from florence2.cli.legacy_cli import Rewrite, translate
 from florence2.errors import OptionError, UserError
+from florence2.files import DEVICE_ERRORS
 from florence2.log import log_to_stderr, logger
 from florence2.settings_io import closest_name_hint
 from florence2.system import exit_process
@@ -88,9 +89,12 @@ def main(
     except UserError as error:
         return _print_error(error)
     except OSError as error:
+        what = f"{error.strerror}: {error.filename or 'writing failed'}"
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}:
-            what = f"{error.strerror}: {error.filename or 'writing failed'}"
             return _print_error(UserError(what, "free space or change permissions, then run the command again"))
+        if error.errno in DEVICE_ERRORS:
+            hint = "check the disk, or the connection to its server, then run the command again"
+            return _print_error(UserError(what, hint))
         if error.errno == errno.ENAMETOOLONG:
             return _print_error(UserError(f"{error.strerror}: {error.filename}", "pass a shorter path"))
         raise

@@ -236,16 +236,16 @@ def _with_common_root(samples: list[Sample], table_folder: Path) -> tuple[Path, 
 
 def _folder_images(folder: Path, columns: ColumnMapping, recursive: bool) -> ResolvedDataset:
     images = ListedImages(folder)
-    ignored: list[tuple[str, str]] = []
-    for listing in walk(folder, recursive):
+    ignored, failed = list[tuple[str, str]](), list[tuple[str, str]]()
+    for listing in walk(folder, recursive, failed=failed):
         images.add_folder(listing.subpath, listing.images())
         ignored += listing.ignored_files()
     if not images and (tars := find_shards(str(folder))):
         return _tar_images(tars, columns)
     if not images:
-        raise no_images_error(folder, recursive)
+        raise DatasetError(failed[0][1]) if failed else no_images_error(folder, recursive)
     samples = ListedSamples.of_step(images, columns.task, columns.input)
-    return ResolvedDataset(display_path(folder), folder, samples, ignored_files=ignored)
+    return ResolvedDataset(display_path(folder), folder, samples, ignored_files=ignored, failed_folders=failed)
 
 
 def _glob_images(pattern: str, columns: ColumnMapping) -> ResolvedDataset:

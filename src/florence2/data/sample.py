@@ -197,7 +197,7 @@ class ResolvedDataset:
     `ignored_shapes` are the places and kinds of annotations that the reader does not read, such as points;
     `unread_columns` counts the rows that have each column without a meaning.
     `ignored_files` are paths and kinds of files that may be meant as images, such as pipes or unknown extensions;
-    `failed_shards` are the shards that cannot be read, with their errors.
+    `failed_shards` and `failed_folders` are shards and subfolders that cannot be read, with their errors.
     """
 
     source: str
@@ -207,6 +207,7 @@ class ResolvedDataset:
     ignored_shapes: Sequence[tuple[str, str]] = ()
     ignored_files: Sequence[tuple[str, str]] = ()
     failed_shards: Sequence[tuple[str, str]] = ()
+    failed_folders: Sequence[tuple[str, str]] = ()
     unread_columns: Mapping[str, int] = field(default_factory=dict)
 
     @property

@@ -101,7 +101,12 @@ def _predict_images(spec: PredictSpec) -> RunSummary:
         if not export.is_done:
             for line in export.write(journal.rows(), images.samples, root):
                 logger.info(line)
-    return replace(summary, ignored_files=images.ignored_files_note(), failed_shards=tuple(images.failed_shards))
+    return replace(
+        summary,
+        ignored_files=images.ignored_files_note(),
+        failed_shards=tuple(images.failed_shards),
+        failed_folders=tuple(images.failed_folders),
+    )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from florence2.data.listed.digest_set import DigestSet, digest_key
 from florence2.data.listed.listed_samples import sample_keys
 from florence2.data.sample import Prediction, Sample, SampleKey
 from florence2.errors import DatasetError, OptionError
-from florence2.files import WriteLock, atomic_write, parse_json, to_json
+from florence2.files import WriteLock, atomic_write, named_errors, parse_json, to_json
 from florence2.log import count_noun, logger
 from florence2.results.affixes import Affixes
 
@@ -82,7 +82,7 @@ class Journal:
     def _close_file(self) -> None:
         if self._to_stdout or self._file is None:
             return
-        with self._file as file:
+        with named_errors(self.path), self._file as file:
             file.flush()
             if self._is_regular_file:
                 os.fsync(file.fileno())
@@ -132,10 +132,11 @@ class Journal:
         key = self._key(row)
         if key in self._predicted:
             return
-        if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8", newline="\n")
-        self._file.write(to_json(row, encoding=self._file.encoding) + "\n")
-        self._file.flush()
+        with named_errors(self.path):
+            if self._file is None:
+                self._file = self.path.open("a", encoding="utf-8", newline="\n")
+            self._file.write(to_json(row, encoding=self._file.encoding) + "\n")
+            self._file.flush()
         if prediction.error is None:
             self._predicted.add(key)
 

@@ -29,8 +29,8 @@ class RunSummary:
     """The result of a prediction run: numbers of predictions, and (file name, error) of each image that failed.
 
     `ignored_files` is a line about files that were not read as images. Of `num_shards` shards, `num_shards_done` were
-    done by this run and `num_shards_earlier` before; `failed_shards` are names with errors. `num_removed` counts the
-    objects that `--min_score` removed.
+    done by this run and `num_shards_earlier` before; `failed_shards` are names with errors, and so are
+    `failed_folders`, which cannot be listed. `num_removed` counts the objects that `--min_score` removed.
     """
 
     num_predictions: int = 0
@@ -43,12 +43,13 @@ class RunSummary:
     num_shards_done: int = 0
     num_shards_earlier: int = 0
     failed_shards: tuple[tuple[str, str], ...] = ()
+    failed_folders: tuple[tuple[str, str], ...] = ()
     num_removed: int = 0
 
     @property
     def exit_code(self) -> int:
         """Return 0 if there is no error, else 1."""
-        return 1 if self.errors or self.failed_shards else 0
+        return 1 if self.errors or self.failed_shards or self.failed_folders else 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers and all errors as a JSON object."""
@@ -61,6 +62,7 @@ class RunSummary:
             "ignored_files": self.ignored_files,
             "shards": self.num_shards,
             "failed_shards": dict(self.failed_shards),
+            "failed_folders": dict(self.failed_folders),
             "removed_objects": self.num_removed,
         }
 
@@ -84,6 +86,9 @@ class RunSummary:
         if self.failed_shards:
             name, error = self.failed_shards[0]
             lines.append(f"{count_noun(len(self.failed_shards), 'shard')} failed; the first: {name}: {error}")
+        if self.failed_folders:
+            number = count_noun(len(self.failed_folders), "subfolder")
+            lines.append(f"{number} cannot be read, run it again; the first: {self.failed_folders[0][1]}")
         if self.ignored_files:
             lines.append(self.ignored_files)
         return "\n".join(lines)

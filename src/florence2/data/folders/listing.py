@@ -3,6 +3,7 @@
 Names that start with a dot are ignored.
 """
 
+import errno
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -68,19 +69,28 @@ def _unread_kind(name: str) -> str:
     return (extension or "without an extension") + (f" (install `{package}`)" if package else "")
 
 
-def walk(folder: Path, recursive: bool) -> Iterator[Listing]:
-    """List a folder and, with `recursive`, its subfolders, each after its parent."""
+def walk(folder: Path, recursive: bool, *, failed: list[tuple[str, str]] | None = None) -> Iterator[Listing]:
+    """List a folder and, with `recursive`, its subfolders, each after its parent and by name.
+
+    A folder that cannot be listed raises DatasetError; with `failed`, subpath and reason of a subfolder are appended to
+    it instead, and the others are listed.
+    """
     pending: list[tuple[Path, str, tuple[tuple[int, int], ...]]] = [(folder, "", ())]
     while pending:
         path, subpath, ancestors = pending.pop()
-        names, subfolders, special = _scan(path)
-        stat = path.stat()
-        if (stat.st_dev, stat.st_ino) in ancestors:
+        try:
+            identity, (names, subfolders, special) = _identity(path), _scan(path)
+        except DatasetError as error:
+            if failed is None or not subpath:
+                raise
+            failed.append((subpath, error.what))
+            continue
+        if identity in ancestors:
             continue  # a symbolic link to a parent folder
         yield Listing(path, subpath, names, special)
         if not recursive:
             return
-        lineage = (*ancestors, (stat.st_dev, stat.st_ino))
+        lineage = (*ancestors, identity)
         pending += [(path / name, f"{subpath}/{name}" if subpath else name, lineage) for name in reversed(subfolders)]
 
 
@@ -90,6 +100,14 @@ def file_names(folder: Path) -> Iterator[str]:
     for entry in _entries(folder):
         if _choose(entry, names, [], []) is names:
             yield entry.name
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    try:
+        stat = folder.stat()
+    except OSError as error:
+        raise _listing_error(folder, error) from None
+    return stat.st_dev, stat.st_ino
 
 
 def _scan(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
@@ -109,7 +127,13 @@ def _entries(path: Path) -> Iterator[os.DirEntry[str]]:
         with os.scandir(path) as entries:
             yield from (entry for entry in entries if not entry.name.startswith("."))
     except OSError as error:
-        raise DatasetError(f"{path} cannot be listed: {error.strerror}", "check the folder's permissions") from None
+        raise _listing_error(path, error) from None
+
+
+def _listing_error(folder: Path, error: OSError) -> DatasetError:
+    is_refused = error.errno in (errno.EACCES, errno.EPERM)
+    hint = "check the folder's permissions" if is_refused else "check the disk, or the connection to its server"
+    return DatasetError(f"{folder} cannot be listed: {error.strerror}", hint)
 
 
 def _choose(entry: os.DirEntry[str], names: list[str], subfolders: list[str], special: list[str]) -> list[str]:
