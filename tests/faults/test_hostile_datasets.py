@@ -108,6 +108,22 @@ def test_json_that_python_does_not_represent_is_refused_in_one_line(
         assert len(caught.value.what) < 600
 
 
+def test_line_that_is_too_long_is_an_error_of_its_image(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(image_bytes())
+    (tmp_path / "gt_a.txt").write_text(f"1,1,9,1,9,5,1,5,{'x' * 200_000}\n")
+    with pytest.raises(DatasetError, match="line 1 is not a row of text: field larger"):
+        resolve_dataset(tmp_path, DatasetOptions(DEFAULT_TASK))
+
+
+def test_yaml_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(image_bytes())
+    (tmp_path / "a.txt").write_text("0 .5 .5 .2 .2\n")
+    for names in ("[" * 10_000, "2024-13-45"):
+        (tmp_path / "data.yaml").write_text(f"names: {names}\ntrain: .\n")
+        with pytest.raises(DatasetError, match="is not YAML"):
+            resolve_dataset(tmp_path / "data.yaml", DatasetOptions("od"))
+
+
 @pytest.mark.parametrize("name", ["Label.txt", "gt_a.txt", "via.csv"])
 def test_line_breaks_of_unicode_are_part_of_a_text(tmp_path: Path, name: str) -> None:
     text = "one\u2028two\x0bthree\x85four\x1cfive"

@@ -47,7 +47,10 @@ def _parse_file(name: str, path: Path) -> AnnotatedImage:
 def _icdar_line(line: str, where: str) -> TextLine:
     """Read eight or four coordinates and a text, separated by commas or by spaces."""
     comma = "," in line.split('"')[0]
-    fields = next(csv.reader([line], delimiter="," if comma else " ", skipinitialspace=True))
+    try:
+        fields = next(csv.reader([line], delimiter="," if comma else " ", skipinitialspace=True))
+    except csv.Error as error:
+        raise DatasetError(f"{where} is not a row of text: {error}", "correct or remove it") from None
     count = 8 if len(fields) >= 9 and _are_numbers(fields[:8]) else 4
     if len(fields) < count or not _are_numbers(fields[:count]):
         raise DatasetError(f"{where} has no four or eight coordinates", "write `x1,y1,x2,y2,x3,y3,x4,y4,text`")
