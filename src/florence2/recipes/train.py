@@ -125,22 +125,22 @@ def _train(
 ) -> None:
     """Train the model and write the result; raise an error if the run was stopped."""
     run, checkpoint = spec.run, spec.checkpoint
-    with (
-        TrainingCallbacks(spec.output_dir, run.save_interval.epochs, spec.evaluation.early_stopping) as callbacks,
-        open_trackers(run.trackers, spec.output_dir, dict(spec.settings)),
-        memory.explain_out_of_memory(run.batch.batch_size, spec.gradient_checkpointing),
-    ):
-        trainer = _create_trainer(spec, model, builder, eval_set, saver, callbacks)
-        start = time.monotonic()
-        if checkpoint and callbacks.early_stopped_at(checkpoint, trainer.args):
-            trainer.load_finished(checkpoint)
-        else:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    callbacks.raise_if_stopped(trainer.state, spec.resume_command())
-    state_dict = trainer.full_state_dict()  # collective: every process takes part
-    if trainer.is_world_process_zero():
-        metadata = replace(saver.metadata, scores=trainer.scores(start) | callbacks.scores())
-        _save(trainer, spec.output_dir, replace(saver, metadata=metadata), state_dict)
+    with open_trackers(run.trackers, spec.output_dir, dict(spec.settings), offline=spec.base.offline):
+        with (
+            TrainingCallbacks(spec.output_dir, run.save_interval.epochs, spec.evaluation.early_stopping) as callbacks,
+            memory.explain_out_of_memory(run.batch.batch_size, spec.gradient_checkpointing),
+        ):
+            trainer = _create_trainer(spec, model, builder, eval_set, saver, callbacks)
+            start = time.monotonic()
+            if checkpoint and callbacks.early_stopped_at(checkpoint, trainer.args):
+                trainer.load_finished(checkpoint)
+            else:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        callbacks.raise_if_stopped(trainer.state, spec.resume_command())
+        state_dict = trainer.full_state_dict()  # collective: every process takes part
+        if trainer.is_world_process_zero():
+            metadata = replace(saver.metadata, scores=trainer.scores(start) | callbacks.scores())
+            _save(trainer, spec.output_dir, replace(saver, metadata=metadata), state_dict)
 
 
 def _load_base_model(spec: TrainingSpec) -> tuple[Any, Any]:

@@ -1,16 +1,20 @@
-"""Experiment trackers beyond transformers' callbacks: their names, an early start of wandb, annotated images."""
+"""Experiment trackers beyond transformers' callbacks: their names, an early start of wandb, failures, and images."""
 
 import netrc
 import os
+import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import getproxies, proxy_bypass
 
 import numpy as np
 from PIL import Image
+from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
@@ -18,6 +22,8 @@ from florence2.distributed import is_main_process
 from florence2.errors import MissingPackageError, OptionError, UserError
 from florence2.log import logger
 from florence2.settings_io import closest_name_hint
+
+_CONNECT_SECONDS, _INIT_SECONDS, _FINISH_SECONDS = 5, 30, 60
 
 
 def resolve_trackers(log_with: str) -> list[str]:
@@ -40,10 +46,10 @@ def resolve_trackers(log_with: str) -> list[str]:
 
 
 @contextmanager
-def open_trackers(names: Sequence[str], folder: Path, settings: dict[str, Any]) -> Iterator[None]:
+def open_trackers(names: Sequence[str], folder: Path, settings: dict[str, Any], *, offline: bool) -> Iterator[None]:
     """Open a run of Weights & Biases in `folder`, if it is among the trackers, before the trainer exists.
 
-    Without a login the run is kept on this machine, and nobody waits for a server.
+    Offline, without a login, and where its server does not answer, the run is kept on this machine, and nobody waits.
     """
     if "wandb" not in names or not is_main_process():
         yield
@@ -51,25 +57,104 @@ def open_trackers(names: Sequence[str], folder: Path, settings: dict[str, Any]) 
     import wandb
 
     folder.mkdir(parents=True, exist_ok=True)
-    is_offline = not _has_wandb_login(wandb.Settings())
-    if is_offline:
-        logger.warning("no login of Weights & Biases: the run stays on this machine until `wandb login`, `wandb sync`")
+    options: dict[str, Any] = {
+        "project": os.environ.get("WANDB_PROJECT", "florence2"),
+        "name": os.environ.get("WANDB_NAME", folder.name),
+        "dir": os.environ.get("WANDB_DIR", str(folder)),
+        "config": settings,
+    }
+    with _finish(_open_run(wandb, options, offline=offline)):
+        yield
+
+
+def _open_run(wandb: Any, options: Mapping[str, Any], *, offline: bool) -> Any:
+    """Open a run, online where that is possible at once."""
+    timeouts = {"init_timeout": _INIT_SECONDS, "finish_timeout": _FINISH_SECONDS}
+    timeouts = {name: value for name, value in timeouts.items() if name in wandb.Settings.model_fields}
+    reason = "" if offline else _offline_reason(wandb.Settings())
+    if not offline and not reason:
+        try:
+            return wandb.init(**options, settings=wandb.Settings(**timeouts))
+        except Exception as error:
+            reason = f"Weights & Biases: {' '.join(str(error).split())}".rstrip(".")
+    if reason:
+        logger.warning(f"{reason}: the run stays on this machine until `wandb login`, `wandb sync`")
     try:
-        run = wandb.init(
-            mode="offline" if is_offline else None,
-            project=os.environ.get("WANDB_PROJECT", "florence2"),
-            name=os.environ.get("WANDB_NAME", folder.name),
-            dir=os.environ.get("WANDB_DIR", str(folder)),
-            config=settings,
-        )
+        return wandb.init(**options, mode="offline")
     except wandb.errors.Error as error:
         reason = " ".join(str(error).split())
-        raise UserError(
-            f"Weights & Biases cannot be used: {reason}",
-            "run `wandb login`, or set WANDB_MODE=offline to keep the run on this machine",
-        ) from error
-    with run:
+        raise UserError(f"Weights & Biases cannot be used: {reason}", "remove `--log_with wandb`") from error
+
+
+@contextmanager
+def _finish(run: Any) -> Iterator[None]:
+    """Finish a run at the end of the block; that it cannot be finished does not end the training."""
+    exit_code = 1
+    try:
         yield
+        exit_code = 0
+    finally:
+        try:
+            run.finish(exit_code)
+        except Exception as error:
+            logger.warning(f"Weights & Biases did not finish the run: {error}")
+
+
+def protect_training(callbacks: Iterable[Any]) -> None:
+    """Switch a tracker off, with a warning, when one of its events fails, instead of ending the training."""
+    names = {callback_class: name for name, callback_class in INTEGRATION_TO_CALLBACK.items()}
+    for callback in callbacks:
+        if name := names.get(type(callback)):
+            guard = TrackerGuard(name)
+            for event in (event for event in dir(TrainerCallback) if event.startswith("on_")):
+                setattr(callback, event, guard.wrap(getattr(callback, event)))
+
+
+class TrackerGuard:
+    """Calls functions of a tracker until one of them fails."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.has_failed = False
+
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that does nothing once the tracker has failed."""
+
+        @wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            if self.has_failed:
+                return None
+            try:
+                return function(*args, **options)
+            except Exception as error:
+                self.has_failed = True
+                reason = " ".join(f"{type(error).__name__} {error}".split())
+                logger.warning(f"the tracker `{self.name}` fails, and gets no more values; training goes on: {reason}")
+                return None
+
+        return call
+
+
+def _offline_reason(settings: Any) -> str:
+    """Return why a run cannot be sent, "" where it can, and where the mode is not to send it."""
+    if settings.mode != "online":
+        return ""
+    if not _has_wandb_login(settings):
+        return "no login of Weights & Biases"
+    return "" if _is_reachable(settings.base_url) else f"{settings.base_url} of Weights & Biases does not answer"
+
+
+def _is_reachable(address: str) -> bool:
+    """Return whether a server, or the proxy in front of it, takes a connection."""
+    url = urlparse(address)
+    proxy = "" if proxy_bypass(url.hostname or "") else getproxies().get(url.scheme, "")
+    url = urlparse(proxy) if proxy else url
+    port = url.port or (80 if url.scheme == "http" else 443)
+    try:
+        socket.create_connection((url.hostname or "", port), timeout=_CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _has_wandb_login(settings: Any) -> bool:
@@ -89,12 +174,20 @@ def log_samples(callbacks: Iterable[Any], step: int, images: Mapping[str, Path],
     """Log annotated images with their texts to TensorBoard and Weights & Biases, if they are trackers."""
     for callback in callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
-            for name, path in images.items():
-                with Image.open(path) as image:
-                    pixels_HWC = np.asarray(image.convert("RGB"))
-                callback.tb_writer.add_image(f"samples/{name}", pixels_HWC, step, dataformats="HWC")
+            TrackerGuard("tensorboard").wrap(_log_to_tensorboard)(callback.tb_writer, step, images)
         if isinstance(callback, WandbCallback) and images:
-            import wandb
+            TrackerGuard("wandb").wrap(_log_to_wandb)(step, images, texts)
 
-            logged = {f"samples/{name}": wandb.Image(str(path), caption=texts[name]) for name, path in images.items()}
-            wandb.log(logged | {"train/global_step": step})  # the callback's x axis
+
+def _log_to_tensorboard(writer: Any, step: int, images: Mapping[str, Path]) -> None:
+    for name, path in images.items():
+        with Image.open(path) as image:
+            pixels_HWC = np.asarray(image.convert("RGB"))
+        writer.add_image(f"samples/{name}", pixels_HWC, step, dataformats="HWC")
+
+
+def _log_to_wandb(step: int, images: Mapping[str, Path], texts: Mapping[str, str]) -> None:
+    import wandb
+
+    logged = {f"samples/{name}": wandb.Image(str(path), caption=texts[name]) for name, path in images.items()}
+    wandb.log(logged | {"train/global_step": step})  # the callback's x axis

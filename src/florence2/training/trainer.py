@@ -41,6 +41,7 @@ from florence2.training.performance.cuda_graph_step import GraphedStep
 from florence2.training.performance.memory import GIB, peak_memory
 from florence2.training.prepare_model import frozen_modules
 from florence2.training.saving.checkpoint_trainer import CheckpointTrainer
+from florence2.training.trackers import protect_training
 from florence2.training.trainer_config import TrainerConfig
 
 
@@ -74,6 +75,7 @@ class Florence2Trainer(CheckpointTrainer):
             self.model.to(memory_format=torch.contiguous_format)
         self.remove_callback(PrinterCallback)
         self.throughput = Throughput()
+        protect_training(self.callback_handler.callbacks)
         self.add_callback(self.throughput)
         self.graphed_step: GraphedStep | None = None
         self.unreadable_images = UnreadableImages()
