@@ -6,7 +6,8 @@
 Runs the command itself on small JPEG, PNG, WebP and GIF files (links to 40 different ones) in folders of 1,000; one
 in a thousand is damaged. The model is a random one that costs little (`tests.tiny`); `--model_path` takes another.
 While it runs, the memory of its processes (what each shares with no other one) and its open files are read every two
-seconds. Prints a table and a line of JSON; `--write` writes both to a dated file.
+seconds, and written to `--record` line by line; `--draw` makes table and picture of such a file. Prints the table and a
+line of JSON; `--write` writes both to a dated file.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -47,19 +49,25 @@ def main() -> None:
     parser.add_argument("--num_images", type=int, default=100_000)
     parser.add_argument("--model_path", help="default: a tiny random model")
     parser.add_argument("--picture", type=Path, default=Path("docs/images/memory_over_images.png"))
+    parser.add_argument("--record", type=Path, help="default: a temporary file")
+    parser.add_argument("--draw", action="store_true", help="run nothing, and read `--record`")
     parser.add_argument("--write", action="store_true", help=f"also write a dated file into {RESULTS.name}/")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        make_images(Path(folder) / "images", options.num_images)
-        model = options.model_path or save_model(Path(folder) / "model")
-        rows, summary = run(Path(folder), model, options.num_images)
+        record = options.record or Path(folder) / "record.jsonl"
+        summary: Row = {}
+        if not options.draw:
+            make_images(Path(folder) / "images", options.num_images)
+            model = options.model_path or save_model(Path(folder) / "model")
+            summary = run(Path(folder), model, options.num_images, record)
+        rows = [json.loads(line) for line in record.open(encoding="utf-8")]
     draw(rows).save(options.picture)
     text = "\n".join(table(rows))
     report = json.dumps({"command": " ".join(sys.argv[1:]), "device": processor_name(), **summary})
     print(f"{text}\n{report}")
     if options.write:
         date = f"{datetime.now(UTC):%Y-%m-%d}"
-        title = f"# Memory of prediction over {options.num_images:,} images: {processor_name()}"
+        title = f"# Memory of prediction over {rows[-1]['done']:,} images: {processor_name()}"
         (RESULTS / f"{date}-memory-over-images.md").write_text(f"{title}\n\n{text}\n\n```json\n{report}\n```\n")
 
 
@@ -94,24 +102,25 @@ def make_image(path: Path, index: int) -> Path:
     return path
 
 
-def run(folder: Path, model: str, number: int) -> tuple[list[Row], Row]:
-    """Run the command and return what was read while it ran, and a summary of its end."""
+def run(folder: Path, model: str, number: int, record: Path) -> Row:
+    """Run the command, write down what is read while it runs, and return a summary of its end."""
     output, log = folder / "captions.jsonl", folder / "log"
     words = ["--model_path", model, "--input_path", folder / "images", "--recursive", "--output_path", output]
     command = [sys.executable, "-m", "florence2", "predict", *map(str, words), "--max_length", "2", "--device", "cpu"]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stderr=file)
-    rows = record(psutil.Process(process.pid), output)
+    with record.open("w", encoding="utf-8") as written:
+        for row in watch(psutil.Process(process.pid), output):
+            print(json.dumps(row), file=written, flush=True)
     lines = [json.loads(line) for line in output.open(encoding="utf-8")]
     assert process.wait() in (0, 1), log.read_text()[-3000:]
     assert len({row["file_name"] for row in lines}) == len(lines) == number, log.read_text()[-3000:]
     errors = sum("error" in row for row in lines)
-    return rows, {"images": number, "errors": errors, "minutes": round(rows[-1]["seconds"] / 60, 1), "rows": len(rows)}
+    return {"images": number, "errors": errors, "minutes": round(row["seconds"] / 60, 1)}
 
 
-def record(process: psutil.Process, output: Path) -> list[Row]:
-    """Read the memory of a process and of its children until it ends."""
-    rows: list[Row] = []
+def watch(process: psutil.Process, output: Path) -> Iterator[Row]:
+    """Yield the memory of a process and of its children until it ends."""
     start, position, done = time.monotonic(), 0, 0
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         if output.exists():
@@ -121,11 +130,10 @@ def record(process: psutil.Process, output: Path) -> list[Row]:
             position, done = position + len(content), done + content.count(b"\n")
         try:
             if done:
-                rows.append({"seconds": time.monotonic() - start, "done": done, **read_memory(process)})
+                yield {"seconds": time.monotonic() - start, "done": done, **read_memory(process)}
         except psutil.Error:
             continue  # a process ended in between
         time.sleep(INTERVAL)
-    return rows
 
 
 def read_memory(process: psutil.Process) -> Row:

@@ -70,7 +70,7 @@ def extract_images(archives: list[Path], folder: Path) -> list[str]:
     """Write the images of archives into a folder, each content once, and return their paths in it."""
     contents: set[bytes] = set()
     names = []
-    for archive in archives:
+    for archive in (each for each in archives if each.suffix != ".asc"):  # a signature, which `*.tar.*` matches, too
         with tarfile.open(archive) as tar:
             for member in (each for each in tar if each.isfile()):
                 extension = member.name.rpartition(".")[2].lower()
