@@ -86,6 +86,15 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def has_slow_fused_attention(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether torch's fused attention of small windows is slower than its products: bfloat16, CPUs without AMX.
+
+    A rule and no measurement, because both round differently, and a resumed run has to compute as before.
+    """
+    is_cpu_with_amx = torch.cpu._is_amx_tile_supported()  # type: ignore[no-untyped-call]
+    return device.type == "cpu" and dtype == torch.bfloat16 and not is_cpu_with_amx
+
+
 def _require_int8(device: torch.device) -> None:
     """Refuse int8 where its products are not faster than those of the default dtype."""
     hint = "remove `--dtype`; bfloat16 or float16 is the default"

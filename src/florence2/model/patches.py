@@ -14,7 +14,7 @@ replacements in the project:
 | class of peft's LoRA `Linear` | `training/performance/lora_linear.py` | fuses the LoRA branch | `restore_class` |
 | dropout rates and attention of BART | `training/performance/cpu_dropout.py` | faster dropout on a CPU, in hooks | nothing; eval mode is not affected |
 | input of the output layer | `training/trainer.py` | computes logits at label positions only, in a hook | the end of its context |
-| attention implementation of the vision tower | `training/prepare_model.py` | GPUs have no fused kernel for its heads | nothing; results are equal |
+| attention implementation of the vision tower | `training/prepare_model.py` | torch's fused kernels are missing or slower | nothing; results are equal but for rounding |
 | gradients of the weights | `training/performance/cuda_graph_step.py` | a CUDA graph writes to fixed addresses | `zero_grad` |
 """  # noqa: E501
 

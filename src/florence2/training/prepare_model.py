@@ -8,8 +8,12 @@ from typing import Any, NewType
 import torch
 from peft import LoraConfig, PeftModel
 from torch import nn
-from transformers.models.florence2.modeling_florence2 import Florence2VisionChannelAttention
+from transformers.models.florence2.modeling_florence2 import (
+    Florence2VisionChannelAttention,
+    Florence2VisionWindowAttention,
+)
 
+from florence2.devices import has_slow_fused_attention
 from florence2.errors import OptionError
 from florence2.model.adapter.lora import add_lora, merge
 from florence2.model.adapter.quantized import check_quantization_available
@@ -90,7 +94,7 @@ def prepare_model_for_training(
             weight.requires_grad_(False)
     for name, module in trainable.named_modules():
         if name.endswith("model.vision_tower"):
-            _use_channels_last(module, dtype)
+            _use_fast_layers(module, dtype)
     use_feature_forward(trainable, num_image_tokens)
     use_fused_lora(trainable)
     use_cpu_dropout(trainable)
@@ -124,17 +128,21 @@ def inference_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return merged.requires_grad_(False).to(dtype).eval()
 
 
-def _use_channels_last(tower: Any, dtype: torch.dtype) -> None:
-    """Use the memory format of images in a vision tower, and eager channel attention with bfloat16 on a GPU.
+def _use_fast_layers(tower: Any, dtype: torch.dtype) -> None:
+    """Use the memory format of images in a vision tower, and eager attention where it is faster in bfloat16.
 
-    GPUs have no fused kernel for heads as wide as an image has tokens, and torch's fallback multiplies in float32.
-    float16 needs that fallback, because sums over all image tokens overflow in float16.
+    On a GPU that is channel attention: no fused kernel has heads as wide as an image has tokens, and torch's fallback
+    multiplies in float32. float16 needs that fallback, because sums over all image tokens overflow in float16. On a CPU
+    it is window attention (`has_slow_fused_attention`).
     """
     tower.to(memory_format=torch.channels_last)
-    if tower.device.type != "cuda" or dtype != torch.bfloat16:
-        return
+    kinds: list[type] = []
+    if tower.device.type == "cuda" and dtype == torch.bfloat16:
+        kinds.append(Florence2VisionChannelAttention)
+    if has_slow_fused_attention(tower.device, dtype):
+        kinds.append(Florence2VisionWindowAttention)
     for module in tower.modules():
-        if isinstance(module, Florence2VisionChannelAttention):
+        if type(module) in kinds:
             module.config = copy.copy(module.config)
             module.config._attn_implementation = "eager"
 

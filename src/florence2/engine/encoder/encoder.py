@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from florence2.cuda_graphs import CudaGraphCache
-from florence2.devices import INT8, to_device
+from florence2.devices import INT8, has_slow_fused_attention, to_device
 from florence2.engine.encoder.attention_patch import AttentionPatch, restore_attention, use_patch
 from florence2.engine.encoder.gram_channel_attention import GramChannelAttention
 from florence2.engine.encoder.window_attention import WindowProducts
@@ -126,8 +126,8 @@ def attention_patches(dtype: torch.dtype, device: torch.device, *, is_int8: bool
     """Return what an engine patches the vision tower with; float32 keeps transformers' own order of operations."""
     if dtype != torch.bfloat16 and not is_int8:  # sums of squares are too large for float16
         return []
-    has_products = device.type == "cpu" and not torch.cpu._is_amx_tile_supported()  # type: ignore[no-untyped-call]
-    return [GramChannelAttention, WindowProducts] if has_products and not is_int8 else [GramChannelAttention]
+    has_products = has_slow_fused_attention(device, dtype) and not is_int8  # int8 has window attention of its own
+    return [GramChannelAttention, WindowProducts] if has_products else [GramChannelAttention]
 
 
 def should_compile(mode: str, expected: int, device: str) -> bool:
