@@ -1,4 +1,4 @@
-"""Time from the command to the first caption: `florence2 predict` and a plain transformers script, alternating.
+"""Time to the first caption: `florence2 predict`, `florence2.Florence2`, and a plain transformers script, alternating.
 
     python -m benchmarks.startup
     python -m benchmarks.startup --model_path /path/to/Florence-2-base-ft --num_rounds 3
@@ -38,14 +38,20 @@ inputs = processor(text="<CAPTION>", images=Image.open(image).convert("RGB"), re
 ids = model.generate(**inputs, max_new_tokens=256, num_beams=1)
 print(processor.batch_decode(ids, skip_special_tokens=True)[0])
 """
+PYTHON = """
+import sys
+import florence2
+
+print(florence2.Florence2(sys.argv[1], dtype="float32")(sys.argv[2], "caption").text)
+"""
 
 
 def main() -> None:
-    """Run both in turn and print the times."""
+    """Run all in turn and print the times."""
     options = parse()
     with tempfile.TemporaryDirectory() as folder:
         image = make_images(Path(folder), 1)[0]
-        seconds: dict[str, list[Duration]] = {"ours": [], "transformers": []}
+        seconds: dict[str, list[Duration]] = {"ours": [], "python": [], "transformers": []}
         for number in range(options.num_rounds + 1):
             for name, times in seconds.items():
                 taken = time_process(command(name, options.model_path, image, folder), options.num_threads)
@@ -73,6 +79,8 @@ def command(name: str, model_path: str, image: str, folder: str) -> list[str]:
     """Return the command of a contestant."""
     if name == "transformers":
         return [sys.executable, "-c", PLAIN, model_path, image]
+    if name == "python":
+        return [sys.executable, "-c", PYTHON, model_path, image]
     arguments = ["--model_path", model_path, "--input_path", image, "--dtype", "float32", "--overwrite_output"]
     return [sys.executable, "-m", "florence2", "predict", *arguments, "--output_path", f"{folder}/captions.jsonl"]
 

@@ -28,6 +28,7 @@ PURPOSES = {
     "openvino": "export to OpenVINO",
     "remote": "images in object stores",
     "cluster": "Ray Data",
+    "all": "every extra",
 }
 _EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
 
