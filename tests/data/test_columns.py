@@ -233,7 +233,7 @@ def test_json_list_of_rows(photos):
         ("a.jsonl", b"", "a.jsonl contains no rows"),
         ("a.jsonl", b'{"text": "x", "img": 1}', "a.jsonl line 1 names no image"),
         ("a.jsonl", b'{"file_name": ["a.jpg"]}', "a.jsonl line 1 names no image"),
-        ("a.jsonl", b"[" * 100_000, "a.jsonl line 1 is not JSON: nested too deeply"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl line 1 is not JSON: values are nested too deeply"),
         ("a.csv", b"", "a.csv contains no rows"),
         ("a.csv", b"file_name,text\na.jpg,one,two\n", "a.csv line 2 has more fields than the first line"),
         ("a.csv", b"file_name,text\na.jpg,Stra\xdfe\n", "a.csv is not UTF-8 text"),
