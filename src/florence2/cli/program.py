@@ -22,7 +22,7 @@ from florence2.cli.config_file import write_config
 from florence2.cli.legacy_cli import Rewrite, translate
 from florence2.errors import OptionError, UserError
 from florence2.files import DEVICE_ERRORS
-from florence2.log import log_to_stderr, logger
+from florence2.log import log_to_stderr, logger, switch_off_telemetry
 from florence2.settings_io import closest_name_hint
 from florence2.system import exit_process
 
@@ -198,7 +198,8 @@ def _complete(words: list[str]) -> int:
 
 
 def _silence_libraries() -> None:
-    """Switch off the messages of libraries, unless the environment asks for them."""
+    """Switch off the messages and the telemetry of libraries, unless the environment asks for them."""
+    switch_off_telemetry()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

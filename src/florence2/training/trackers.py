@@ -20,7 +20,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from florence2.distributed import is_main_process
 from florence2.errors import MissingPackageError, OptionError, UserError
-from florence2.log import logger
+from florence2.log import logger, switch_off_telemetry
 from florence2.settings_io import closest_name_hint
 
 _CONNECT_SECONDS, _INIT_SECONDS, _FINISH_SECONDS = 5, 30, 60
@@ -54,6 +54,7 @@ def open_trackers(names: Sequence[str], folder: Path, settings: dict[str, Any], 
     if "wandb" not in names or not is_main_process():
         yield
         return
+    switch_off_telemetry()
     import wandb
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from florence2.errors import MissingPackageError, OptionError
-from florence2.log import count_noun, logger
+from florence2.log import count_noun, logger, switch_off_telemetry
 
 READ_CPUS = 0.25  # of one read task, which mostly waits for the store
 NODE_WAIT = 60  # seconds
@@ -55,7 +55,7 @@ class EnginePool:
 
 def import_ray() -> Any:
     """Import Ray; its reports of usage and its copies of the environment are off unless the user sets them."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    switch_off_telemetry()
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     try:
