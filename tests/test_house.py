@@ -5,6 +5,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -289,3 +290,11 @@ except SystemExit:
 assert not {{"torch", "transformers", "datasets", "numpy"}} & set(sys.modules), "heavy imports"
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+
+
+def test_dependencies_are_bounded() -> None:
+    project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    lists = [project["project"]["dependencies"], *project["project"]["optional-dependencies"].values()]
+    requirements = [each for row in (*lists, *project["dependency-groups"].values()) for each in row]
+    unbounded = [each for each in requirements if not re.search(r"<\d", each) and not each.startswith("florence2[")]
+    assert not unbounded

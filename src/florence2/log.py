@@ -101,6 +101,7 @@ def render_text(*renderables: "RenderableType") -> str:
 
 _NO_TELEMETRY = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "WANDB_ERROR_REPORTING": "false",
 }

@@ -7,6 +7,7 @@ import numpy as np
 from florence2.errors import MissingPackageError
 from florence2.export.runtime.exported_model import Arrays
 from florence2.export.runtime.precisions import graph_path
+from florence2.log import switch_off_telemetry
 
 ONNX_FOLDER = "onnx"
 PARTS = ("vision_encoder", "embed_tokens", "encoder_model", "decoder_model_merged")
@@ -68,6 +69,7 @@ class OnnxGraphs:
 
 def require_onnx(what: str) -> None:
     """Raise MissingPackageError where onnxruntime or onnx is not installed."""
+    switch_off_telemetry()
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
