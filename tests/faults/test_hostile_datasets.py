@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from florence2.data.columns import ColumnMapping
 from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.data.streams.open_source import find_sharded_source
 from florence2.data.streams.stream import SampleStream
+from florence2.data.tables import read_rows_or_errors
 from florence2.errors import DatasetError
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +108,26 @@ def test_json_that_python_does_not_represent_is_refused_in_one_line(
             resolve_dataset(tmp_path / name, DatasetOptions("od"))
         assert "\n" not in caught.value.what
         assert len(caught.value.what) < 600
+
+
+def test_line_without_end_takes_no_memory_and_hides_no_other_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("florence2.data.tables._MAX_LINE_BYTES", 1 << 20)
+    (tmp_path / "a.png").write_bytes(image_bytes())
+    row = '{"file_name": "a.png", "text": "a boat"}\n'
+    with (tmp_path / "metadata.jsonl").open("w") as file:
+        file.write(row)
+        for _ in range(20):
+            file.write("x" * (1 << 20))
+        file.write(f"\n{row}")
+    tracemalloc.start()
+    rows = list(read_rows_or_errors(tmp_path / "metadata.jsonl"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [isinstance(each, DatasetError) for _, each in rows] == [False, True, False]
+    assert "line 2 has more than 1 MiB" in rows[1][1].what
+    assert peak < 8 << 20
 
 
 def test_line_that_is_too_long_is_an_error_of_its_image(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from florence2.files import parse_json
 
 Row = dict[str, Any]
 NamedRow = tuple[str, Row]  # "list.jsonl line 3", {...}
+_MAX_LINE_BYTES = 64 << 20
 ReadRow = tuple[str, Row | DatasetError]  # a row, or why it cannot be read
 
 
@@ -43,10 +44,12 @@ def read_rows_or_errors(path: AnyPath) -> Iterator[ReadRow]:
 
 
 def _read_jsonl(path: AnyPath) -> Iterator[ReadRow]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+    with path.open("rb") as file:
+        for number, line in enumerate(_lines(file), start=1):
             where = f"{path} line {number}"
             try:
+                if len(line) > _MAX_LINE_BYTES:
+                    raise DatasetError(f"{where} has more than {_MAX_LINE_BYTES >> 20} MiB", "write one row in a line")
                 text = _decode_utf8(line, where)
                 if not text.strip():
                     continue
@@ -54,6 +57,16 @@ def _read_jsonl(path: AnyPath) -> Iterator[ReadRow]:
             except DatasetError as error:
                 row = error
             yield where, row
+
+
+def _lines(file: Any) -> Iterator[bytes]:
+    """Yield the lines of a file; of one that is too long only its start, so that it takes no memory."""
+    while line := file.readline(_MAX_LINE_BYTES + 1):
+        yield line
+        is_cut = len(line) > _MAX_LINE_BYTES and not line.endswith(b"\n")
+        while is_cut:
+            rest = file.readline(1 << 20)
+            is_cut = bool(rest) and not rest.endswith(b"\n")
 
 
 def _decode_utf8(line: bytes, where: str) -> str:
