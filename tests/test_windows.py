@@ -1,9 +1,10 @@
 """Windows and Macs, as far as Linux can play them: rules for files, missing modules, spawn, consoles, paths."""
 
+import ntpath
 import os
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 
@@ -68,17 +69,56 @@ def test_rules_refuse_what_windows_refuses(tmp_path: Path, code: str, what: str)
     assert what in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    ("name", "part"),
-    [
-        ("a/b.jpg", ""),
-        ("../a.jpg", ""),
-        ("a/con.txt", "con.txt"),
-        ("a\\b?.jpg", "b?.jpg"),
-        ("console.jpg", ""),
-        ("a./b.jpg", "a."),
-        ("COM1", "COM1"),
-    ],
-)
+NAMES = [
+    ("a/b.jpg", ""),
+    ("../a.jpg", ""),
+    ("a/con.jpg", "con.jpg"),
+    ("CON", "CON"),
+    ("con .jpg", "con .jpg"),  # spaces before the extension do not count
+    ("nul.tar.gz", "nul.tar.gz"),
+    ("a\\b?.jpg", "b?.jpg"),
+    ("console.jpg", ""),
+    ("a.con", ""),
+    ("a./b.jpg", "a."),
+    ("a /b.jpg", "a "),
+    ("COM1", "COM1"),
+    ("com10.jpg", ""),
+    ("com0.jpg", ""),
+    ("LPT³.txt", "LPT³.txt"),
+    ("CONIN$", "CONIN$"),
+    ("cat\tdog.jpg", "cat\tdog.jpg"),
+    ("C:a.jpg", "C:a.jpg"),
+    ("猫.jpg", ""),
+]
+
+
+@pytest.mark.parametrize(("name", "part"), NAMES)
 def test_reserved_part_is_the_first_that_windows_refuses(name: str, part: str) -> None:
     assert reserved_part(name) == part
+
+
+@pytest.mark.parametrize(("name", "part"), NAMES)
+def test_python_itself_calls_the_same_names_reserved(name: str, part: str) -> None:
+    last = PureWindowsPath(name.replace("C:", "C_")).name  # a drive of its own for Python
+    if hasattr(ntpath, "isreserved"):
+        assert ntpath.isreserved(last) == bool(reserved_part(last))
+    elif PureWindowsPath(last).is_reserved():  # Python before 3.13 knows the devices alone
+        assert reserved_part(last)
+
+
+CONSOLE = ((0, "--help"), (0, "train", "--help"), (1, "data", "check", "photos"), (2, "evaluate", "--nonsense"))
+
+
+def test_output_fits_the_console_of_windows(tmp_path: Path) -> None:
+    """A console of Windows has the encoding cp1252, and names may have letters that it lacks."""
+    (tmp_path / "photos").mkdir()
+    for name in ("猫", "plain"):
+        (tmp_path / "photos" / f"{name}.jpg").write_bytes(b"no image")
+        (tmp_path / "photos" / f"{name}.txt").write_text("a caption", encoding="utf-8")
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    for code, *words in CONSOLE:
+        command = [sys.executable, "-m", "florence2", *map(str, words)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+        output, log = done.stdout.decode("cp1252"), done.stderr.decode("cp1252")
+        assert (done.returncode, "Traceback" in log) == (code, False), log
+        assert "check" not in words or "\\u732b.jpg" in output

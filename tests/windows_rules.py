@@ -28,7 +28,9 @@ MISSING_NAMES = {
     "time": {"tzset"},
     "sys": {"abiflags", "getdlopenflags"},
 }
-REFUSED_NAME = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
+REFUSED_NAME = re.compile(
+    r'[<>:"|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[1-9¹²³]) *(\.|$)', re.IGNORECASE
+)
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 

@@ -99,7 +99,10 @@ def hidden_name(name: str, suffix: str) -> str:
     return f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}{suffix}"
 
 
-_RESERVED_NAME = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
+# As in `ntpath.isreserved` of Python 3.13.
+_RESERVED_NAME = re.compile(
+    r'[<>:"|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[1-9¹²³]) *(\.|$)', re.IGNORECASE
+)
 
 
 def reserved_part(name: str) -> str:

@@ -26,6 +26,8 @@ def nfd(name: str) -> str:
         ("In/A.PNG", "in/a.png"),  # letters in another case
         ("in/a.png", "/home/me/data/in/a.png"),  # an absolute path of another machine
         ("in/a.png", "C:\\data\\in\\a.png"),  # an absolute path of Windows
+        ("in/a.png", "\\\\server\\share\\in\\a.png"),  # a share of Windows
+        ("in/a.png", "\\\\?\\C:\\data\\in\\a.png"),  # a long path of Windows
         ("a.png", "C:\\data\\in\\a.png"),  # an absolute path of Windows, files without folders
     ],
 )
