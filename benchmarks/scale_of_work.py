@@ -165,18 +165,25 @@ def make_images(folder: Path, size: int) -> None:
         parent = folder / f"{number // IMAGES_PER_FOLDER:04}"
         if number == 1 or number % IMAGES_PER_FOLDER == 0:
             parent.mkdir(exist_ok=True)
-        target = parent / f"{number:07}.jpg"
-        try:
-            os.link(source, target)
-        except OSError:  # the file system has no links, or as many of this file as it can
-            source = Path(shutil.copyfile(source, target))
+        source = link_or_copy(source, parent / f"{number:07}.jpg")
 
 
 def make_empty_images(folder: Path, size: int) -> None:
-    """Make a folder of empty files, which no prediction with the free engine opens."""
+    """Make a folder of links to an empty file, which no prediction with the free engine opens."""
     folder.mkdir()
-    for number in range(size):
-        os.mknod(folder / f"{number:07}.jpg")
+    source = folder / "0000000.jpg"
+    source.touch()
+    for number in range(1, size):
+        source = link_or_copy(source, folder / f"{number:07}.jpg")
+
+
+def link_or_copy(source: Path, target: Path) -> Path:
+    """Link a file, or copy it where the file system has no links, or no more of this file; return the file to link."""
+    try:
+        os.link(source, target)
+    except OSError:
+        return Path(shutil.copyfile(source, target))
+    return source
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -1,5 +1,6 @@
 """A disk or network mount that answers calls with EIO: each image has its error, and a restart loses nothing."""
 
+import random
 import shutil
 import subprocess
 import sys
@@ -13,13 +14,13 @@ from florence2.results.journal import Journal
 from tests.faults.test_odd_files import PREDICT, read_rows, run, save_images
 
 SOURCE = Path(__file__).with_name("io_errors.c")
-WRITE_A_LINE = """
+WRITE_LINES = """
 from florence2.data.sample import Prediction
 from florence2.results.journal import Journal
 import sys
 try:
     with Journal(sys.argv[1], run_id="r") as journal:
-        for name in ("a.jpg", "b.jpg"):
+        for name in sys.argv[2:]:
             journal.write(Prediction(name, "<OD>", text="a boat"))
 except OSError as error:
     sys.exit(f"{error.strerror}: {error.filename}")
@@ -73,16 +74,40 @@ def test_runs_on_a_failing_mount_lose_nothing(tmp_path: Path, library: Path) -> 
     assert names == Counter([*(f"{number}.jpg" for number in range(7)), "gone/7.jpg", "here/8.jpg"])
 
 
+def write_lines(library: Path, failing: str, output: Path, names: list[str]) -> subprocess.CompletedProcess[str]:
+    """Write a line for each name in another process, with calls that fail."""
+    words = [f"LD_PRELOAD={library}", f"IO_ERRORS={failing}", sys.executable, "-c", WRITE_LINES, str(output), *names]
+    return subprocess.run(["env", *words], capture_output=True, text=True, check=False, timeout=120)
+
+
 @pytest.mark.parametrize(("failing", "lines"), [("fsync:/o.jsonl", 2), ("write:/o.jsonl:2", 1), ("open:/o.jsonl", 0)])
 def test_error_of_the_output_names_it_and_keeps_what_is_written(
     tmp_path: Path, library: Path, failing: str, lines: int
 ) -> None:
-    output = tmp_path / "o.jsonl"
-    command = ["env", f"LD_PRELOAD={library}", f"IO_ERRORS={failing}", sys.executable, "-c", WRITE_A_LINE, str(output)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    output, names = tmp_path / "o.jsonl", ["a.jpg", "b.jpg"]
+    ended = write_lines(library, failing, output, names)
     assert (ended.returncode, ended.stderr.strip()) == (1, f"Input/output error: {output}")
     with Journal(str(output), run_id="r") as journal:
-        assert [row["file_name"] for row in journal.rows()] == ["a.jpg", "b.jpg"][:lines]
-        for name in ("a.jpg", "b.jpg"):
+        assert [row["file_name"] for row in journal.rows()] == names[:lines]
+        for name in names:
             journal.write(Prediction(name, "<OD>", text="a boat"))
-    assert [row["file_name"] for row in read_rows(output)] == ["a.jpg", "b.jpg"]
+    assert [row["file_name"] for row in read_rows(output)] == names
+
+
+@pytest.mark.long
+def test_output_that_fails_again_and_again_is_complete_at_the_end(tmp_path: Path, library: Path) -> None:
+    names, rng, endings = [f"{number:03}.jpg" for number in range(600)], random.Random(0), Counter[str]()
+    output = tmp_path / "o.jsonl"
+    for _ in range(100):
+        call = rng.choice(["write", "write", "fsync", "open", "read", "stat"])
+        before = output.read_bytes().count(b"\n") if output.exists() else 0
+        failing = f"{call}:/o.jsonl:{rng.randint(1, 5)}"
+        ended = write_lines(library, failing, output, names[: before + 5])
+        assert "Traceback" not in ended.stderr
+        endings[call if ended.returncode else "none"] += 1
+        assert output.read_bytes().count(b"\n") >= before
+    ended = write_lines(library, "", output, names)
+    print(dict(endings))
+    assert endings["write"] > 20
+    assert ended.returncode == 0, ended.stderr
+    assert [row["file_name"] for row in read_rows(output)] == names

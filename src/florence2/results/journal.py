@@ -132,7 +132,7 @@ class Journal:
         key = self._key(row)
         if key in self._predicted:
             return
-        with named_errors(self.path):
+        with named_errors(Path("stdout") if self._to_stdout else self.path):
             if self._file is None:
                 self._file = self.path.open("a", encoding="utf-8", newline="\n")
             self._file.write(to_json(row, encoding=self._file.encoding) + "\n")
