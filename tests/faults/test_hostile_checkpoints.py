@@ -1,5 +1,6 @@
 """Checkpoints that someone made to run code, to take memory, or to read files elsewhere; and damaged ones."""
 
+import contextlib
 import json
 import pickle
 import resource
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from florence2.errors import CheckpointError
+from florence2.model.inference.load_inference_model import load_inference_model
 from florence2.model.load import load
 from tests.tiny import save_tiny, tiny_model
 
@@ -137,6 +139,9 @@ def edit(path: Path, *keys: str, value: Any) -> None:
         ("config.json", ("vision_config", "embed_dim"), [2**40, 16, 24, 32]),
         ("config.json", ("vision_config", "patch_stride"), [0, 2, 2, 2]),
         ("config.json", ("vision_config",), "davit"),
+        ("config.json", ("vision_config", "num_heads"), [1, 0, 1, 1]),
+        ("config.json", ("text_config", "encoder_attention_heads"), 0),
+        ("config.json", ("text_config", "activation_function"), "ge|u"),
         ("processor_config.json", ("image_processor", "size", "height"), 10**6),
         ("processor_config.json", ("image_processor", "size"), None),
         ("processor_config.json", ("image_processor", "image_std"), [0, 1, 1]),
@@ -152,6 +157,8 @@ def test_absurd_settings_are_refused_in_one_line_that_names_the_file(
 ) -> None:
     edit(checkpoint / file, *keys, value=value)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with contextlib.suppress(CheckpointError):  # or leave it to `load`
+        load_inference_model(checkpoint, "tiny", dtype=torch.float32, device=torch.device("cpu"))
     with pytest.raises(CheckpointError) as caught:
         load(checkpoint, device="cpu")
     assert "config.json" in caught.value.what or "wrongly shaped" in caught.value.what
@@ -164,6 +171,14 @@ def test_json_that_python_does_not_represent_is_refused(checkpoint: Path, value:
     (checkpoint / "config.json").write_text(f'{{"vision_config": {value}}}')
     with pytest.raises(CheckpointError, match=r"config.json` cannot be read: (an integer|values)"):
         load(checkpoint, device="cpu")
+
+
+@pytest.mark.parametrize("key", ["visual_temporal_embedding", "image_pos_embed"])
+def test_positions_that_are_no_object_are_refused(tmp_path: Path, key: str) -> None:
+    checkpoint = Path(shutil.copytree(LEGACY, tmp_path / "checkpoint"))
+    edit(checkpoint / "config.json", "vision_config", key, value="COSINE")
+    with pytest.raises(CheckpointError, match=f"has `{key}: COSINE`"):
+        load_inference_model(checkpoint, "tiny", dtype=torch.float32, device=torch.device("cpu"))
 
 
 def test_location_tokens_out_of_order_are_refused(checkpoint: Path) -> None:

@@ -161,7 +161,7 @@ def _build(config: Florence2Config, folder: Path) -> Florence2ForConditionalGene
     try:
         with torch.device("meta"):
             return Florence2ForConditionalGeneration(config)
-    except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
         raise _unusable(folder / checkpoint.CONFIG, error) from None
 
 

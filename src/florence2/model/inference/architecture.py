@@ -38,7 +38,9 @@ class VisionArchitecture:
         """Return whether every stage has all sizes, and its heads and groups divide its channels."""
         stages = {len(value) for value in vars(self).values() if isinstance(value, tuple)}
         counts = zip(self.embed_dim, self.num_heads, self.num_groups, strict=len(stages) == 1)
-        return len(stages) == 1 and all(dim % heads == dim % groups == 0 for dim, heads, groups in counts)
+        return len(stages) == 1 and all(
+            heads > 0 and groups > 0 and dim % heads == dim % groups == 0 for dim, heads, groups in counts
+        )
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class TextArchitecture:
     def is_consistent(self) -> bool:
         """Return whether the heads divide the model's size, and a decoder exists."""
         heads = (self.encoder_attention_heads, self.decoder_attention_heads)
-        return self.decoder_layers > 0 and all(self.d_model % each == 0 for each in heads)
+        return self.decoder_layers > 0 and all(each > 0 and self.d_model % each == 0 for each in heads)
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,11 @@ def load_inference_model(
     state, is_tied = states.read_state(folder, is_legacy, sizes)
     tokens = {"num_tokens": len(preprocessor.tokenizer), "image_token_id": preprocessor.image_token_id}
     vocab_size = states.fit_vocabulary(state, **tokens)
-    with torch.device("meta"):
-        model = InferenceModel(sizes, vocab_size, is_tied=is_tied)
+    try:
+        with torch.device("meta"):
+            model = InferenceModel(sizes, vocab_size, is_tied=is_tied)
+    except (RuntimeError, ValueError, TypeError, ArithmeticError):  # absurd sizes: `load` words the error
+        return None
     state = states.match_weights(state, model.state_dict(), is_tied=is_tied, dtype=dtype, folder=folder)
     model.load_state_dict(state, strict=False, assign=True)
     if is_tied:

@@ -17,10 +17,14 @@ _OPTIONAL_TOKEN_IDS = ("forced_bos_token_id", "forced_eos_token_id")
 
 
 def check_components(config: Mapping[str, Any], path: Path) -> None:
-    """Require that the configs of both components are objects."""
+    """Require that the configs of both components, and Microsoft's of position embeddings, are objects."""
     for key in ("vision_config", "text_config"):
         if not isinstance(config.get(key) or {}, Mapping):
             raise _wrong(path, key, config[key], "an object")
+    vision = config.get("vision_config") or {}
+    for key in ("visual_temporal_embedding", "image_pos_embed"):
+        if not isinstance(vision.get(key) or {}, Mapping):
+            raise _wrong(path, key, vision[key], "an object")
 
 
 def check_max_length(value: Any, path: Path) -> int:
