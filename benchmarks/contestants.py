@@ -102,6 +102,7 @@ class EngineContestant:
     def run(self, job: Job, decoded: dict[str, Image.Image]) -> Iterator[tuple[str, str]]:
         """Caption by continuous batching."""
         self._lengths = job.lengths
+        self._engine.encoder.wait_until_compiled(self._engine.config.compile)
         stats = self._engine.stats
         stats.seconds.clear()
         stats.steps = stats.tokens = 0

@@ -372,7 +372,7 @@ class SpeedSettings:
     """`continuous` is continuous batching; `generate` is transformers' `generate`."""
 
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the vision tower: always, never, or on a GPU when there are enough images to repay it."""
+    """Compile the vision tower in the background: always, never, or on a GPU with enough images to repay it."""
 
     num_workers: int = DEFAULT_NUM_WORKERS
     """Number of images that are loaded at a time, each by a worker."""

@@ -51,6 +51,21 @@ def test_time_left_is_not_shown_before_it_means_something(monkeypatch, caplog) -
     assert re.search(r", 0:00:\d\d left$", lines[-1])
 
 
+def test_time_left_is_that_of_the_last_predictions(monkeypatch, caplog) -> None:
+    caplog.set_level(logging.INFO, logger="florence2")
+    monkeypatch.setattr(progress, "line_interval", lambda *_: -1)
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    prediction = Prediction("a.png", "<CAPTION>", text="a dog", num_tokens=2)
+    with PredictProgressBar(10_000) as bar:
+        for seconds in [10.0] * 25 + [1.0] * 100:  # slow until the model is compiled
+            now[0] += seconds
+            bar.update(prediction, is_compiling=seconds > 1)
+    lines = [line for line in caplog.messages if "of 10,000" in line]
+    assert lines[23].endswith(", 0.10/s, 0.2 tokens/s, compiling in the background, 1 day, 3:42:40 left")
+    assert lines[-1].endswith(", 1.00/s, 2.0 tokens/s, 2:44:35 left")
+
+
 def test_stage_is_logged_until_the_first_prediction(monkeypatch, caplog) -> None:
     caplog.set_level(logging.INFO, logger="florence2")
     monkeypatch.setattr(progress, "LINE_INTERVAL", 0.05)

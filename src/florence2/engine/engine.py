@@ -162,6 +162,7 @@ class Engine:
     def _prefill(self, requests: list[Request]) -> None:
         """Encode a few requests and start them in free slots."""
         states_BND = self.encoder.encode(requests)
+        self.stats.num_compiling = int(self.encoder.is_compiling)
         self._forget_idle_searches()
         searches = [self.searches.number_of(request.generation) for request in requests]
         slots = self.scheduler.place(requests, searches)

@@ -38,7 +38,7 @@ class EngineConfig:
     """Decode JPEGs in full, so that pixels equal those of transformers to the last bit."""
 
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the vision tower: always, never, or on a GPU when the run is known to be long enough to pay for it."""
+    """Compile the vision tower in the background: always, never, or on a GPU if the run is long enough to repay it."""
 
     expected_samples: int | None = None
     """Number of samples, where the iterable does not tell it; `compile="auto"` decides by it."""

@@ -16,7 +16,7 @@ from florence2.data.sample import Prediction
 
 @dataclass
 class Stats:
-    """The sums of a run.
+    """The sums of a run; `num_compiling` counts engines whose vision tower is being compiled in the background.
 
     `seconds` has a key for each stage: read (waiting for images; most reading is hidden behind the other stages),
     vision, encode, decode and write (decoding tokens into predictions, and the caller's work between two of them).
@@ -29,6 +29,7 @@ class Stats:
     errors: int = 0
     tokens: int = 0
     steps: int = 0
+    num_compiling: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def count(self, prediction: Prediction) -> None:

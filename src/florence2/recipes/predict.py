@@ -95,7 +95,7 @@ def _predict_images(spec: PredictSpec) -> RunSummary:
             for prediction, stats in _predictions(spec, pipeline, todo, progress):
                 prediction = _write(writers, affixes, prediction)
                 journal.write(prediction)
-                progress.update(prediction, stats.slots_in_use, stats.slots)
+                progress.update(prediction, stats.slots_in_use, stats.slots, is_compiling=bool(stats.num_compiling))
             summary = progress.summary()
     for export in exports:
         if not export.is_done:

@@ -1,13 +1,14 @@
 """Progress of a prediction run: rate and time left while it works, a summary at its end.
 
 A terminal shows a bar; elsewhere a line is logged every `LINE_INTERVAL` seconds, later every minute. Until the first
-prediction both name what the run does: loading, or waiting for the first images. The time left is shown once enough
-predictions are done.
+prediction both name what the run does: loading, or waiting for the first images. The rate is that of about the last
+minute, and so is the time left, which is shown once enough predictions are done.
 """
 
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +23,8 @@ LINE_INTERVAL = 10.0  # seconds, in the first minute
 # The time left is unknown before this many predictions and seconds: the first ones finish in a burst.
 MIN_PREDICTIONS_FOR_TIME_LEFT = 20
 MIN_SECONDS_FOR_TIME_LEFT = 5.0
+WINDOW_SECONDS = 60.0  # the rate of the time left is that of about the last minute
+WINDOW_INTERVAL = 0.5
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ class PredictProgressBar:
         self._num_predictions = self._num_tokens = self._num_removed = 0
         self._errors: list[tuple[str, str]] = []
         self._start = self._last_line = time.monotonic()
-        self._first: float | None = None  # time of the first prediction
+        # Times, predictions and tokens so far: the rate may change, as when the model is compiled meanwhile.
+        self._window: deque[tuple[float, int, int]] = deque()
         self._stage = "loading the model"
         self._has_started = threading.Event()  # or closed
         console = progress_console()
@@ -145,8 +149,10 @@ class PredictProgressBar:
             seconds = time.monotonic() - self._start
             logger.info(f"{self._stage}: {seconds:.0f} s so far")
 
-    def update(self, prediction: Prediction, slots_in_use: int = 0, slots: int = 0) -> None:
-        """Count one prediction; the slots are those of the engine, if it has any."""
+    def update(
+        self, prediction: Prediction, slots_in_use: int = 0, slots: int = 0, *, is_compiling: bool = False
+    ) -> None:
+        """Count one prediction; the slots are those of the engine, if it has any, which may be compiling meanwhile."""
         if prediction.error is None:
             self._num_predictions += 1
             self._num_tokens += prediction.num_tokens
@@ -154,11 +160,11 @@ class PredictProgressBar:
         else:
             self._errors.append((prediction.file_name, prediction.error))
         now = time.monotonic()
-        if self._first is None:
-            self._first = now
-            self._has_started.set()
-        rate = self._rate(max(now - self._start, 1e-9)) + (f", {slots_in_use} of {slots} slots" if slots else "")
-        completed, left = self._completed + self._num_resumed, self._time_left(now - self._first)
+        self._has_started.set()
+        self._add_to_window(now)
+        rate = self._rate(now) + (f", {slots_in_use} of {slots} slots" if slots else "")
+        rate += ", compiling in the background" if is_compiling else ""
+        completed, left = self._completed + self._num_resumed, self._time_left(now)
         self._bar.update(self._bar_task, description="predictions", completed=completed, rate=rate, left=left)
         if self._bar.disable and now - self._last_line > line_interval(now - self._start, LINE_INTERVAL):
             self._last_line = now
@@ -183,17 +189,37 @@ class PredictProgressBar:
     def _completed(self) -> int:
         return self._num_predictions + len(self._errors)
 
-    def _rate(self, seconds: float) -> str:
-        rate = f"{self._completed / seconds:.2f}/s, {self._num_tokens / seconds:.1f} tokens/s"
+    def _rate(self, now: float) -> str:
+        start, completed, tokens = self._window[0] if self._has_rate(now) else (self._start, 0, 0)
+        seconds = max(now - start, 1e-9)
+        rate = f"{(self._completed - completed) / seconds:.2f}/s, {(self._num_tokens - tokens) / seconds:.1f} tokens/s"
         failed = [f"{len(self._errors):,} failed"] if self._errors else []
         return ", ".join([rate, *failed, *filter(None, [_gpu_memory()])])
 
-    def _time_left(self, seconds: float) -> str:
-        """Estimate the time left by the rate since the first prediction; empty while that says little."""
-        is_early = self._completed < MIN_PREDICTIONS_FOR_TIME_LEFT or seconds < MIN_SECONDS_FOR_TIME_LEFT
-        if self._total is None or is_early:
+    def _add_to_window(self, now: float) -> None:
+        """Add a time to the window, and remove what is old, as long as enough predictions are left."""
+        window = self._window
+        if not window or now - window[-1][0] >= WINDOW_INTERVAL:
+            window.append((now, self._completed, self._num_tokens))
+        while (
+            len(window) > 1
+            and now - window[1][0] >= WINDOW_SECONDS
+            and self._completed - window[1][1] >= MIN_PREDICTIONS_FOR_TIME_LEFT
+        ):
+            window.popleft()
+
+    def _has_rate(self, now: float) -> bool:
+        """Return whether the window says something about the next predictions."""
+        has_many = self._completed >= MIN_PREDICTIONS_FOR_TIME_LEFT
+        return has_many and now - self._window[0][0] >= MIN_SECONDS_FOR_TIME_LEFT
+
+    def _time_left(self, now: float) -> str:
+        """Estimate the time left by the rate of the last predictions; empty while that says little."""
+        if self._total is None or not self._has_rate(now):
             return ""
-        left = (self._total - self._num_resumed - self._completed) * seconds / max(self._completed - 1, 1)
+        start, completed, _ = self._window[0]
+        seconds_each = (now - start) / max(self._completed - completed, 1)
+        left = (self._total - self._num_resumed - self._completed) * seconds_each
         return f"{timedelta(seconds=round(max(left, 0)))} left"
 
 

@@ -8,6 +8,7 @@ Shapes: B requests of a micro-batch, N encoder positions, D model size; pixels a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor
 from florence2.cuda_graphs import CudaGraphCache
 from florence2.devices import INT8, has_slow_fused_attention, to_device
 from florence2.engine.encoder.attention_patch import AttentionPatch, restore_attention, use_patch
+from florence2.engine.encoder.compile_main import compile_tower
+from florence2.engine.encoder.compile_process import CompileProcess
 from florence2.engine.encoder.gram_channel_attention import GramChannelAttention
 from florence2.engine.encoder.window_attention import WindowProducts
 from florence2.engine.generation_config import ModelGenerationConfig
@@ -28,8 +31,8 @@ from florence2.log import logger
 from florence2.model.processing import Preprocessor
 from florence2.system import has_compiler, require_compiler
 
-# Compiling takes half a minute or more, and saves 1.2 ms an image of a base model on an H200. On a CPU it saves 2 to
-# 10% of the tower's time and delays the first image by more than a minute: only `on` compiles there.
+# Compiling takes half a minute or more of another process, then the engine traces for seconds. It saves 1.2 ms an image
+# of a base model on an H200, and 2 to 10% of the tower's time on a CPU, where only `on` compiles.
 MIN_IMAGES_TO_COMPILE = {"cuda": 30_000}
 GPU_BATCH = 16
 
@@ -43,7 +46,8 @@ class Encoder:
         self._model, self._preprocessor, self._model_config, self._timer = model, preprocessor, model_config, timer
         self.batch_size = 1 if model.device.type == "cpu" else GPU_BATCH  # a CPU gains nothing by batching
         self.vision = model.model.vision_tower.to(memory_format=torch.channels_last)
-        self.is_compiled = False
+        self.is_compiled = self._has_failed_to_compile = False
+        self._compile_process: CompileProcess | None = None
         self._run_vision = CudaGraphCache(self._vision_step, enabled=model.device.type == "cuda")
         # The pixels of a micro-batch and their features: a CUDA graph reads and writes fixed addresses.
         self._pixel_buffer_BHWC = torch.empty(0, dtype=torch.uint8, device=model.device)
@@ -53,8 +57,14 @@ class Encoder:
         for patch in self._patches:
             use_patch(self.vision, patch)
 
+    @property
+    def is_compiling(self) -> bool:
+        """Return whether another process compiles the tower, which runs uncompiled meanwhile."""
+        return self._compile_process is not None
+
     def close(self) -> None:
-        """Restore the attention of the vision tower, unless another encoder uses its patches."""
+        """Stop compiling, and restore the attention of the tower, unless another encoder uses its patches."""
+        self._stop_compiling()
         for patch in self._patches:
             restore_attention(self._model.model.vision_tower, patch)
 
@@ -62,21 +72,30 @@ class Encoder:
         """Encode half as many requests at a time, and at most as many as there are slots; free the graphs."""
         self.batch_size = max(1, min(self.batch_size // 2, most))
         self._run_vision.reset()
+        if self.is_compiled or self.is_compiling:  # for the former size
+            self._stop_compiling()
+            self.vision, self.is_compiled = getattr(self.vision, "_orig_mod", self.vision), False
+            self._start_compiling()
 
     @torch.inference_mode()
     def prepare(self, compile_mode: str, expected: int) -> None:
-        """Allocate the buffers of a micro-batch, and compile the vision tower if `should_compile` says so."""
+        """Allocate the buffers of a micro-batch, and start to compile the tower if `should_compile` says so."""
         features, width = self._preprocessor.num_image_tokens, self._model.config.text_config.d_model
         self._pixel_buffer_BHWC.resize_(self.batch_size, *self._preprocessor.size, 3)
         self._features_BND.resize_(self.batch_size, features, width)
         if self._is_int8 and compile_mode == "on":
             raise OptionError("`compile=on` does not go with int8, whose layers are compiled already", "remove one")
-        if self.is_compiled or self._is_int8 or not should_compile(compile_mode, expected, self._model.device.type):
-            return
-        logger.info("compiling the vision tower: the first images wait for it, a minute or more")
-        # Freezing lets the compiler change the layout of weights; shapes are fixed, for a micro-batch is always full.
-        self.vision = torch.compile(self.vision, dynamic=False, options={"freezing": True})
-        self.is_compiled = True
+        is_due = should_compile(compile_mode, expected, self._model.device.type) and not self._is_int8
+        if is_due and not (self.is_compiled or self.is_compiling or self._has_failed_to_compile):
+            self._start_compiling()
+
+    @torch.inference_mode()
+    def wait_until_compiled(self, compile_mode: str) -> None:
+        """Compile the tower before the first image, where the mode says so: measurements begin with it."""
+        self.prepare(compile_mode, 0)
+        if self._compile_process is not None:
+            self._compile_process.wait()
+            self._use_compiled_tower()
 
     def encode(self, requests: Sequence[Request]) -> Tensor:
         """Return the encoder states of several requests, (B, N, D); shorter prompts are padded on the right."""
@@ -90,6 +109,7 @@ class Encoder:
 
     def _encode_images(self, images: Sequence[ImageInputs]) -> None:
         """Compute the features of images that have none."""
+        self._use_compiled_tower()
         count = self.batch_size if self.is_compiled else len(images)
         for buffer_HWC, image in zip(self._pixel_buffer_BHWC, images, strict=False):
             buffer_HWC.copy_(image.pixels_HWC, non_blocking=True)
@@ -99,10 +119,12 @@ class Encoder:
 
     def _vision_step(self, count: int) -> None:
         """Compute the features of the first images of the pixel buffer."""
-        model = self._model
-        # Bytes are copied to the device and normalized there; the layout stays channels-last.
-        pixels_BCHW = self._preprocessor.normalize(self._pixel_buffer_BHWC[:count]).to(model.dtype)
-        self._features_BND[:count] = model.model.multi_modal_projector(self.vision(pixels_BCHW).last_hidden_state)
+        states_BND = self.vision(self._pixels(count)).last_hidden_state
+        self._features_BND[:count] = self._model.model.multi_modal_projector(states_BND)
+
+    def _pixels(self, count: int) -> Tensor:
+        """Normalize the first images of the pixel buffer on the device; the layout stays channels-last."""
+        return self._preprocessor.normalize(self._pixel_buffer_BHWC[:count]).to(self._model.dtype)
 
     def _encode_text(self, requests: Sequence[Request]) -> Tensor:
         """Encode image features and prompts together."""
@@ -120,6 +142,44 @@ class Encoder:
             mask_BN = (torch.arange(longest, device=model.device) < length_B[:, None]).long()
         states: Tensor = model.get_encoder()(inputs_embeds=embeds_BND, attention_mask=mask_BN).last_hidden_state
         return states
+
+    def _start_compiling(self) -> None:
+        try:
+            self._compile_process = CompileProcess(self.vision, self._pixels(self.batch_size))
+        except Exception as error:  # a model of somebody else may refuse to be pickled in any way
+            self._give_up_compiling(str(error))
+        else:
+            logger.info("compiling the vision tower in the background: until then images pass it uncompiled")
+
+    def _use_compiled_tower(self) -> None:
+        """Compile the tower from the cache, once the other process has filled it; a failure leaves it uncompiled."""
+        process = self._compile_process
+        if process is None or (has_succeeded := process.poll()) is None:
+            return
+        background, reason = process.seconds, process.reason
+        self._stop_compiling()
+        if not has_succeeded:
+            self._give_up_compiling(reason)
+            return
+        compiled, start = compile_tower(self.vision), time.monotonic()
+        try:
+            compiled(self._pixels(self.batch_size))
+        except Exception as error:  # compilers raise exceptions of any type
+            self._give_up_compiling(f"{type(error).__name__}: {' '.join(str(error).split())}")
+            return
+        self.vision, self.is_compiled = compiled, True
+        self._run_vision.reset()
+        own = time.monotonic() - start
+        logger.info(f"the vision tower is compiled, in {background:.0f} s beside this process and {own:.0f} s of it")
+
+    def _give_up_compiling(self, reason: str) -> None:
+        self._has_failed_to_compile = True
+        logger.warning(f"the vision tower cannot be compiled, and stays as it is: {reason}")
+
+    def _stop_compiling(self) -> None:
+        if self._compile_process is not None:
+            self._compile_process.close()
+            self._compile_process = None
 
 
 def attention_patches(dtype: torch.dtype, device: torch.device, *, is_int8: bool) -> list[type[AttentionPatch]]:

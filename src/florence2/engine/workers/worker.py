@@ -56,10 +56,11 @@ class WorkerReady:
 
 @dataclass(frozen=True)
 class WorkerOutput:
-    """One prediction, and how many slots are in use."""
+    """One prediction, how many slots are in use, and whether the engine compiles in the background (1 or 0)."""
 
     prediction: Prediction
     slots_in_use: int
+    num_compiling: int = 0
 
 
 def run_worker(connection: Connection, device: str | None) -> None:
@@ -83,7 +84,7 @@ def _predict(connection: Connection, device: str | None) -> Stats:
     with Engine(*worker_config.load(device), worker_config.engine) as engine:
         connection.send(WorkerReady(engine.stats.slots))
         for prediction in engine.run(chain([first], iter(connection.recv, None))):
-            connection.send(WorkerOutput(prediction, engine.stats.slots_in_use))
+            connection.send(WorkerOutput(prediction, engine.stats.slots_in_use, engine.stats.num_compiling))
         return engine.stats
 
 
@@ -137,7 +138,7 @@ class EngineWorker:
         elif isinstance(message, Stats):
             self.stats, self.is_done = message, True
         elif isinstance(message, WorkerOutput):
-            self.stats.slots_in_use = message.slots_in_use
+            self.stats.slots_in_use, self.stats.num_compiling = message.slots_in_use, message.num_compiling
             self._replace_by_follow_ups(message.prediction)
             return message.prediction
         return None

@@ -44,7 +44,9 @@ def _predict(spec: PredictSpec, run: ShardRun, progress: PredictProgressBar) -> 
         progress.show_stage("waiting for the first predictions")
         for shard, prediction in tracker.assign(engine.run(tracker.requests())):
             run.write(shard.index, prediction)
-            progress.update(prediction, engine.stats.slots_in_use, engine.stats.slots)
+            progress.update(
+                prediction, engine.stats.slots_in_use, engine.stats.slots, is_compiling=bool(engine.stats.num_compiling)
+            )
             for done in tracker.pop_done():
                 run.close_shard(done.index, done.error)
     for done in tracker.pop_done():

@@ -5,6 +5,7 @@ from torch import nn
 from transformers.models.bart.modeling_bart import BartDecoderLayer, BartEncoderLayer
 
 from florence2.errors import OptionError
+from florence2.log import logger
 from florence2.system import require_compiler
 
 
@@ -25,6 +26,7 @@ def compile_model(model: nn.Module, backend: str = "inductor") -> None:
     component, whose time goes into matrix products. A GPU compiles two or three of its layers for all of them and for
     any length, because the layers are alike.
     """
+    logger.info("the model is compiled at its first step, which takes some minutes longer")
     is_cuda = next(model.parameters()).device.type == "cuda"
     for name, module in model.named_modules():
         if name.endswith("model.vision_tower"):
