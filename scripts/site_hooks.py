@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: links that leave `docs/` become paths, and the site holds every page as Markdown, too."""
+"""Hooks of mkdocs: links out of `docs/` become paths, flags stay on one line, every page exists as Markdown, too."""
 
 import re
 import shutil
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+_FLAG = re.compile(r"<code>(?=--\w+</code>)")
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)#]+)(?:#[^)]*)?\)")
 
 
@@ -13,6 +14,11 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Replace links to files of the repository outside `docs/`, which the site does not have, by their paths."""
     folder = (ROOT / "docs" / page.file.src_uri).parent
     return _LINK.sub(lambda match: _replace(match, folder), markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Mark flags, so that no line ends behind their dashes (`stylesheets/site.css`)."""
+    return _FLAG.sub('<code class="flag">', html)
 
 
 def on_post_build(config: Any, **_: Any) -> None:

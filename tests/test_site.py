@@ -55,6 +55,13 @@ def test_links_out_of_the_docs_become_paths() -> None:
     assert on_page(inside) == inside
 
 
+def test_flags_are_marked_and_other_code_is_not() -> None:
+    html = "<td><code>--task</code></td> <code>--task od</code> <code>-</code><pre><code>--task</code></pre>"
+    marked = site_hooks.on_page_content(html)
+    assert marked.count('<code class="flag">--task</code>') == 2
+    assert "<code>--task od</code> <code>-</code>" in marked
+
+
 def test_commands_of_the_readme_table_are_valid(tmp_path: Path) -> None:
     table = (ROOT / "README.md").read_text(encoding="utf-8").split("## The doors")[1].split("\n## ")[0]
     commands = [shlex.split(words) for words in re.findall(r"\| `florence2 (.+?)` \|", table)]
