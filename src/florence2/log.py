@@ -6,7 +6,6 @@ program sees the messages once it configures logging at level `INFO`. stdout is 
 
 import io
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,21 +96,3 @@ def render_text(*renderables: "RenderableType") -> str:
     text = _Text()
     Console(file=text, width=Console(stderr=True).width, soft_wrap=True).print(*renderables)
     return text.getvalue().rstrip("\n")
-
-
-_NO_TELEMETRY = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "WANDB_ERROR_REPORTING": "false",
-}
-
-
-def switch_off_telemetry() -> None:
-    """Keep libraries from reporting their use, unless the environment asks for it; call it before they are imported.
-
-    OpenVINO and NNCF report each import by a package that knows no variable; without that package they report nothing.
-    """
-    for name, value in _NO_TELEMETRY.items():
-        os.environ.setdefault(name, value)
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What this machine offers: its compiler, its memory and its allocator. Knows no torch and no model."""
+"""What belongs to this machine and process: compiler, memory, allocator, telemetry, exit. Knows no torch, no model."""
 
 import atexit
 import ctypes
@@ -12,6 +12,12 @@ from typing import NoReturn
 from florence2.errors import MissingPackageError
 
 MIB = 2**20
+_NO_TELEMETRY = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "WANDB_ERROR_REPORTING": "false",
+}
 
 
 def require_compiler(flag: str) -> None:
@@ -76,6 +82,16 @@ def tune_allocator() -> bool:
     # No mapping of their own for large blocks; never trim; grow by 64 MiB.
     options = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 * MIB))
     return all(mallopt(name, value) == 1 for name, value in options)
+
+
+def switch_off_telemetry() -> None:
+    """Keep libraries from reporting their use, unless the environment asks for it; call it before they are imported.
+
+    OpenVINO and NNCF report each import by a package that knows no variable; without that package they report nothing.
+    """
+    for name, value in _NO_TELEMETRY.items():
+        os.environ.setdefault(name, value)
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def exit_process(code: int) -> NoReturn:

@@ -70,7 +70,7 @@ def test_package_that_reports_its_use_does_not(package: str, tmp_path: Path) -> 
     """OpenVINO sends an event when it is imported, onnxruntime collects events in the cache folder and sends them."""
     pytest.importorskip(package)
     code = (
-        f"from florence2.log import switch_off_telemetry; switch_off_telemetry(); import {package};"
+        f"from florence2.system import switch_off_telemetry; switch_off_telemetry(); import {package};"
         "import sys; assert not any(name.startswith('openvino_telemetry.') for name in sys.modules)"
     )
     environment = {"PYTHONPATH": str(ROOT / "src"), "HOME": str(tmp_path)}

@@ -22,9 +22,9 @@ from florence2.cli.config_file import write_config
 from florence2.cli.legacy_cli import Rewrite, translate
 from florence2.errors import OptionError, UserError
 from florence2.files import DEVICE_ERRORS
-from florence2.log import log_to_stderr, logger, switch_off_telemetry
+from florence2.log import log_to_stderr, logger
 from florence2.settings_io import closest_name_hint
-from florence2.system import exit_process
+from florence2.system import exit_process, switch_off_telemetry
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from florence2.distributed import is_main_process
 from florence2.errors import MissingPackageError, OptionError, UserError
-from florence2.log import logger, switch_off_telemetry
+from florence2.log import logger
 from florence2.settings_io import closest_name_hint
+from florence2.system import switch_off_telemetry
 
 _CONNECT_SECONDS, _INIT_SECONDS, _FINISH_SECONDS = 5, 30, 60
 

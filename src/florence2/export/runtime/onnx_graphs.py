@@ -7,7 +7,7 @@ import numpy as np
 from florence2.errors import MissingPackageError
 from florence2.export.runtime.exported_model import Arrays
 from florence2.export.runtime.precisions import graph_path
-from florence2.log import switch_off_telemetry
+from florence2.system import switch_off_telemetry
 
 ONNX_FOLDER = "onnx"
 PARTS = ("vision_encoder", "embed_tokens", "encoder_model", "decoder_model_merged")

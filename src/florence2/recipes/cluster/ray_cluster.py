@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from florence2.errors import MissingPackageError, OptionError
-from florence2.log import count_noun, logger, switch_off_telemetry
+from florence2.log import count_noun, logger
+from florence2.system import switch_off_telemetry
 
 READ_CPUS = 0.25  # of one read task, which mostly waits for the store
 NODE_WAIT = 60  # seconds
