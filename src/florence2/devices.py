@@ -91,8 +91,8 @@ def has_slow_fused_attention(device: torch.device, dtype: torch.dtype) -> bool:
 
     A rule and no measurement, because both round differently, and a resumed run has to compute as before.
     """
-    is_cpu_with_amx = torch.cpu._is_amx_tile_supported()  # type: ignore[no-untyped-call]
-    return device.type == "cpu" and dtype == torch.bfloat16 and not is_cpu_with_amx
+    has_amx = torch.cpu._is_amx_tile_supported()  # type: ignore[no-untyped-call]
+    return device.type == "cpu" and dtype == torch.bfloat16 and not has_amx
 
 
 def _require_int8(device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 A weight has one scale for each output. An input has one scale for all of its elements, between its own minimum and
 maximum, or one for each row, so that a row does not depend on those beside it. Nothing is calibrated. Sums are exact in
-32 bits; oneDNN applies scales, bias and GELU to them in float32, and the result has the input's dtype.
+32 bits; oneDNN applies scales, bias and GELU to them in float32, and the result has the dtype that is asked for.
 
 Shapes: M outputs, K inputs, R rows; the input is (..., K).
 """
