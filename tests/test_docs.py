@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
-from itertools import count
+from itertools import count, groupby
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,14 @@ BLOCK = re.compile(
 )
 # What differs between machines and moments: numbers with a fraction, times, and the digest of a run.
 VARYING = re.compile(r"\d+\.\d+(?:e-?\d+)?|\d+ s left|(?<=\"run_id\": \")[0-9a-f]+")
+# The Python blocks that follow each other run in one process, which imports libraries once, each with names of its own.
+END_OF_BLOCK = "end of the block\n"
+PYTHON_BLOCKS = f"""
+import sys
+for number, code in enumerate(sys.argv[1:], 1):
+    exec(compile(code, f"Python block {{number}}", "exec"), {{"__name__": "__main__"}})
+    print({END_OF_BLOCK!r}, end="", flush=True)
+"""
 
 # What a stranger types for their own files and for weights of the hub, in terms of what a test has.
 STAND_INS = {
@@ -84,13 +92,19 @@ def test_every_block_runs(path: Path, tmp_path: Path) -> None:
     (tmp_path / "image.jpg").write_bytes(image.read_bytes())
     scripts = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
-    for language, code, shown in blocks(path):
-        words = (
-            [sys.executable, "-c", code] if language == "python" else ["bash", "-euo", "pipefail", "-c", stand_in(code)]
-        )
-        run = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert run.returncode == 0, f"{path.name}:\n{code}\n{run.stdout[-2000:]}\n{run.stderr[-4000:]}"
-        check_shown(shown, code, run.stdout + run.stderr)
+    for language, group in groupby(blocks(path), key=lambda block: block[0]):
+        codes, texts = zip(*((code, shown) for _, code, shown in group), strict=True)
+        if language == "python":
+            calls = [[sys.executable, "-c", PYTHON_BLOCKS, *codes]]
+        else:
+            calls = [["bash", "-euo", "pipefail", "-c", stand_in(code)] for code in codes]
+        printed = []
+        for words in calls:
+            run = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+            assert run.returncode == 0, f"{path.name}:\n{codes}\n{run.stdout[-2000:]}\n{run.stderr[-4000:]}"
+            printed += [output + run.stderr for output in run.stdout.removesuffix(END_OF_BLOCK).split(END_OF_BLOCK)]
+        for code, shown, output in zip(codes, texts, printed, strict=True):
+            check_shown(shown, code, output)
 
 
 def test_commands_of_the_table_in_the_readme_are_valid(tmp_path: Path) -> None:
