@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from florence2.api import check_dataset
 from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.data.sample import Prediction, ResolvedDataset, SkipReason, relative_image_dir
 from florence2.data.tables import read_rows
@@ -413,6 +414,12 @@ def test_predictions_of_two_folders_in_one_file(tmp_path):
 def test_image_outside_image_dir_is_rejected(tmp_path, photos):
     rows = [{"file_name": "../secret.jpg", "text": "x", "image_dir": photos.name}]
     assert "is outside" in read_error(jsonl(tmp_path.parent / "list.jsonl", rows)).what
+
+
+def test_the_check_names_the_line_of_an_image_outside_the_folder_once(tmp_path, photos):
+    path = jsonl(photos / "list.jsonl", [{"file_name": "../secret.jpg", "text": "x"}])
+    (issue,) = check_dataset(dataset=str(path)).issues
+    assert (issue.where, issue.what) == (f"{path} line 1", f"`../secret.jpg` is outside {photos}/")
 
 
 def test_dataset_of_failed_predictions_only(tmp_path, photos):

@@ -114,7 +114,7 @@ def check_row(dataset_row: DatasetRow, columns: ColumnMapping, length: LengthLim
 
 
 def _malformed(where: str, error: UserError) -> Issue:
-    return Issue(IssueKind.MALFORMED, where, error.what.removeprefix(f"{where} "))
+    return Issue(IssueKind.MALFORMED, where, error.what.removeprefix(where).removeprefix(":").lstrip())
 
 
 def _row_issues(
