@@ -22,10 +22,13 @@ MISSING_NAMES = {
         "fork forkpty kill killpg setsid getuid geteuid getgid getpgid sysconf sysconf_names uname nice mkfifo fchmod "
         "sched_getaffinity statvfs getloadavg register_at_fork wait WNOHANG O_DIRECTORY O_NOFOLLOW O_SYNC".split()
     ),
-    "signal": {"SIGKILL", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "alarm", "setitimer", "pthread_sigmask", "pause"},
+    "signal": set(
+        "SIGKILL SIGHUP SIGUSR1 SIGUSR2 SIGALRM SIGPROF ITIMER_REAL ITIMER_PROF alarm setitimer pthread_sigmask "
+        "pause".split()
+    ),
     "select": {"poll", "epoll", "POLLIN"},
     "socket": {"AF_UNIX", "socketpair"},
-    "time": {"tzset"},
+    "time": {"tzset", "clock_gettime", "pthread_getcpuclockid"},
     "sys": {"abiflags", "getdlopenflags"},
 }
 REFUSED_NAME = re.compile(

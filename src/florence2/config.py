@@ -692,7 +692,7 @@ class RequestLimitSettings:
     """Number of requests in work; further ones get status 503."""
 
     image_timeout: float = 10.0
-    """Seconds in which an image must be decoded."""
+    """Seconds of processor time in which an image must be decoded."""
 
     request_timeout: float = 120.0
     """Seconds in which a request must arrive, and then be answered."""

@@ -1,4 +1,4 @@
-"""Images whose decoder crashes, hangs, grows or writes to stderr; see `hostile_formats/`."""
+"""Images whose decoder crashes, hangs, waits, grows or writes to stderr; see `hostile_formats/`."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ PLUGIN = Path(__file__).parent / "hostile_formats"
 
 
 def hostile_bytes(fault: str) -> bytes:
-    """Make an image with a fault: crash, hang, grow or chatter."""
+    """Make an image with a fault: crash, hang, wait, grow or chatter."""
     return b"HOSTILE " + fault.encode().ljust(8) + bytes(100)
 
 

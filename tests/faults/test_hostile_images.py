@@ -38,7 +38,11 @@ init = EngineConfig.__init__
 EngineConfig.__init__ = lambda self, *a, **k: init(self, *a, **{"image_timeout": 3.0, "image_memory": 0.5} | k)
 program.run_program(sys.argv[1:])
 """
-FAULTS = {"crash": "crashed (signal 11: ", "hang": "could not be decoded in 3 s", "grow": "needs more than 0.5 GiB"}
+FAULTS = {
+    "crash": "crashed (signal 11: ",
+    "hang": "could not be decoded in 3 s of processor time",
+    "grow": "needs more than 0.5 GiB",
+}
 
 
 def save_photos(folder: Path, number: int, *faults: str) -> Path:

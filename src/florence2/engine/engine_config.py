@@ -29,7 +29,8 @@ class EngineConfig:
     """Who decodes images: `processes` survive a decoder that crashes or takes too much memory, `threads` do not."""
 
     image_timeout: float = 60.0
-    """Seconds in which an image must be decoded; one that takes longer is an error, and its worker is replaced."""
+    """Seconds of processor time in which an image must be decoded, and five times as many by the clock; one that takes
+    longer is an error, and its worker is replaced."""
 
     image_memory: float = 4.0
     """GiB that a decoder process may take, where the system can limit it; an image that needs more is an error."""

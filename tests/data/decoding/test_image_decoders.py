@@ -109,11 +109,13 @@ def test_formats_and_pixels_are_limited(decoders: ImageDecoders) -> None:
 def test_each_fault_is_an_error_of_its_image_alone(decoders: ImageDecoders) -> None:
     errors = {
         "crash": "the decoder of x crashed (signal 11: Segmentation fault; free(): invalid pointer)",
-        "hang": "x could not be decoded in 1 s",
+        "hang": "x could not be decoded in 0.4 s of processor time",
+        "wait": "x could not be decoded in 2 s: its decoder waited, for a disk or a share that does not answer, "
+        "or for a processor",
         "grow": "x needs more than 0.5 GiB of memory to be decoded",
     }
     for fault, message in errors.items():
-        options = DecodeOptions(64, 64, 3, timeout=1 if fault == "hang" else 20)
+        options = DecodeOptions(64, 64, 3, timeout=0.4 if fault in {"hang", "wait"} else 20)
         decoders.decode(encoded(), OPTIONS, "good")
         before = set(decoders.pids)
         with pytest.raises(ImageError) as caught:
@@ -122,6 +124,20 @@ def test_each_fault_is_an_error_of_its_image_alone(decoders: ImageDecoders) -> N
         assert not before & set(decoders.pids)
     assert decoders.decode(hostile_bytes("chatter"), OPTIONS, "x").size == (40, 30)
     assert decoders.decode(encoded(), OPTIONS, "good").size == (70, 50)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGSTOP")
+def test_a_process_without_processor_time_decodes_its_image_later(decoders: ImageDecoders) -> None:
+    options = DecodeOptions(64, 64, 3, timeout=0.5)
+    decoders.decode(encoded(), options, "x")
+    [pid] = decoders.pids
+    os.kill(pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(decoders.decode, encoded(), options, "x")
+        time.sleep(1)
+        os.kill(pid, signal.SIGCONT)
+        assert waiting.result().size == (70, 50)
+    assert decoders.pids == [pid]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="stderr is not read there")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -32,11 +33,12 @@ def test_more_images_hang_than_there_are_threads() -> None:
 
     samples = [Sample(f"{n}", partial(block) if n < 3 else image(n), "caption") for n in range(6)]  # type: ignore[arg-type]
     config = EngineConfig(
-        GenerationConfig(max_length=4), num_workers=2, image_workers="threads", image_timeout=0.5, batch_size=2
+        GenerationConfig(max_length=4), num_workers=2, image_workers="threads", image_timeout=0.1, batch_size=2
     )
     with Engine(*tiny_model(), config) as engine:
         predictions = {each.file_name: each for each in engine.run(samples)}
-    assert [predictions[str(n)].error for n in range(3)] == [f"{n} could not be decoded in 0.5 s" for n in range(3)]
+    for n in range(3):
+        assert str(predictions[str(n)].error).startswith(f"{n} could not be decoded in 0.5 s: its decoder waited, for ")
     assert [predictions[str(n)].error for n in range(3, 6)] == [None] * 3
     never.set()
     for thread in threading.enumerate():
@@ -45,13 +47,29 @@ def test_more_images_hang_than_there_are_threads() -> None:
     assert threading.active_count() <= num_threads + 1
 
 
+def test_a_thread_that_computes_has_its_processor_time_and_one_that_waits_the_clock() -> None:
+    def load(sample: Sample) -> str:
+        start, clock = time.monotonic(), time.monotonic if sample.id == "waits" else time.thread_time
+        limit = clock() + 0.6
+        while clock() < limit and time.monotonic() - start < 20:
+            time.sleep(0.05 if sample.id == "waits" else 0)
+        return sample.id
+
+    threads = ImageThreads(load, 2, timeout=0.3, clock_timeout=20)
+    futures = [threads.submit(Sample(name, Image.new("RGB", (1, 1)), "caption")) for name in ("computes", "waits")]
+    with pytest.raises(ImageError, match=r"computes could not be decoded in 0\.3 s of processor time"):
+        futures[0].result(30)
+    assert futures[1].result(30) == "waits"
+    threads.close()
+
+
 def test_results_errors_and_the_end() -> None:
     def load(sample: Sample) -> str:
         if sample.id == "2":
             raise ImageError("two")
         return sample.id
 
-    threads = ImageThreads(load, 3, timeout=5)
+    threads = ImageThreads(load, 3, timeout=5, clock_timeout=5)
     futures = [threads.submit(Sample(str(n), Image.new("RGB", (1, 1)), "caption")) for n in range(20)]
     assert [each.result(5) for n, each in enumerate(futures) if n != 2] == [str(n) for n in range(20) if n != 2]
     with pytest.raises(ImageError, match="two"):
@@ -71,7 +89,7 @@ def test_a_command_with_a_decoder_that_hangs_ends(tmp_path: Path) -> None:
         "from florence2.data import image\n"
         "from florence2.engine.engine_config import EngineConfig\n"
         "init = EngineConfig.__init__\n"
-        "EngineConfig.__init__ = lambda self, *a, **k: init(self, *a, **{'image_timeout': 2.0} | k)\n"
+        "EngineConfig.__init__ = lambda self, *a, **k: init(self, *a, **{'image_timeout': 0.6} | k)\n"
         "opened = image.Image.open\n"
         "def hang(file, *a, **k):\n"
         "    if '0000' in str(getattr(file, 'name', file)):\n"
@@ -91,4 +109,6 @@ def test_a_command_with_a_decoder_that_hangs_ends(tmp_path: Path) -> None:
     )
     rows = {row["file_name"]: row for row in map(json.loads, output.read_text().splitlines())}
     assert run.returncode == 1, run.stderr
-    assert [row.get("error") for _, row in sorted(rows.items())] == ["0000.png could not be decoded in 2 s", None]
+    errors = [row.get("error") for _, row in sorted(rows.items())]
+    assert errors[0].startswith("0000.png could not be decoded in 3 s: its decoder waited, for ")
+    assert errors[1:] == [None]

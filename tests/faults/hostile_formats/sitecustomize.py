@@ -1,4 +1,4 @@
-"""An image format for Pillow whose decoder crashes, hangs, grows or writes to stderr.
+"""An image format for Pillow whose decoder crashes, hangs, waits, grows or writes to stderr.
 
 Python imports this module at its start where PYTHONPATH has this folder. A file is `HOSTILE `, the name of a fault in
 8 letters, and some bytes.
@@ -20,6 +20,10 @@ def hang() -> None:
     sum(itertools.repeat(0))  # in C, with Python's lock
 
 
+def wait() -> None:
+    os.read(os.pipe()[0], 1)  # as from a share that does not answer
+
+
 def grow() -> None:
     blocks = []
     while True:
@@ -35,7 +39,7 @@ def chatter() -> None:
             break
 
 
-FAULTS = {each.__name__: each for each in (crash, hang, grow, chatter)}
+FAULTS = {each.__name__: each for each in (crash, hang, wait, grow, chatter)}
 
 
 class HostileDecoder(ImageFile.PyDecoder):

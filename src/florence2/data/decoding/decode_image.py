@@ -10,6 +10,8 @@ from PIL import Image
 
 from florence2.data.image import ImageError, ImageSource, OpenedImage, open_image
 
+_CLOCK_FACTOR = 5
+
 
 @dataclass(frozen=True)
 class DecodeOptions:
@@ -17,7 +19,7 @@ class DecodeOptions:
 
     A JPEG is decoded at a reduced scale unless `full_decode` is set. `formats` are the formats that are accepted
     (default: all), `max_pixels` the most pixels that an image may have (default: Pillow's limit), `timeout` the seconds
-    that a process may take.
+    of processor time that a decoder may take.
     """
 
     width: int
@@ -27,6 +29,22 @@ class DecodeOptions:
     formats: tuple[str, ...] = ()
     max_pixels: int | None = None
     timeout: float = 60.0
+
+    @property
+    def clock_timeout(self) -> float:
+        """Return the seconds by the clock: more, because a sound image may wait for a processor that others use."""
+        return _CLOCK_FACTOR * self.timeout
+
+
+def slow_decoder_error(name: str, timeout: float) -> ImageError:
+    """Return the error of an image whose decoder computed for `timeout` seconds without an end."""
+    return ImageError(f"{name} could not be decoded in {timeout:g} s of processor time")
+
+
+def waiting_decoder_error(name: str, clock_timeout: float) -> ImageError:
+    """Return the error of an image whose decoder had `clock_timeout` seconds, and did not compute in most of them."""
+    reason = "its decoder waited, for a disk or a share that does not answer, or for a processor"
+    return ImageError(f"{name} could not be decoded in {clock_timeout:g} s: {reason}")
 
 
 class ImageTooLargeError(ImageError):

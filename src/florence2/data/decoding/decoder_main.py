@@ -33,7 +33,7 @@ def main(config: dict[str, Any]) -> None:
     _limit_process(config["memory_bytes"])
     write_message(replies, {})
     while (message := read_message(requests)) is not None:
-        with _time_limit(message[0]["options"]["timeout"]):
+        with _time_limits(DecodeOptions(**message[0]["options"])):
             content, data = _reply(*message)
         if pixels is not None and data and len(data) <= len(pixels):
             pixels[: len(data)] = data
@@ -56,8 +56,9 @@ def _limit_process(memory_bytes: int) -> None:
         return
     import resource
 
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM, signal.SIGPROF])
     limits = {"RLIMIT_DATA": memory_bytes, "RLIMIT_CORE": 0, "RLIMIT_FSIZE": _MAX_WRITTEN_BYTES}
     for name, limit in limits.items():
         with contextlib.suppress(ValueError, OSError):  # a lower limit holds already
@@ -67,16 +68,22 @@ def _limit_process(memory_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """End this process where the block takes longer, even in the midst of C code."""
+def _time_limits(options: DecodeOptions) -> Iterator[None]:
+    """End this process where the block takes longer, even in the midst of C code.
+
+    SIGPROF ends one that computes, SIGALRM one that waits. Windows has neither: there `timeout` is by the clock.
+    """
     if sys.platform == "win32":
-        faulthandler.dump_traceback_later(seconds, exit=True)
+        faulthandler.dump_traceback_later(options.timeout, exit=True)
         yield
         faulthandler.cancel_dump_traceback_later()
     else:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        limits = {signal.ITIMER_PROF: options.timeout, signal.ITIMER_REAL: options.clock_timeout}
+        for timer, seconds in limits.items():
+            signal.setitimer(timer, seconds)
         yield
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer in limits:
+            signal.setitimer(timer, 0)
 
 
 def _reply(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:

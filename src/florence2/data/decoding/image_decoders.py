@@ -7,7 +7,7 @@ import threading
 import weakref
 from pathlib import Path
 
-from florence2.data.decoding.decode_image import DecodeOptions
+from florence2.data.decoding.decode_image import DecodeOptions, slow_decoder_error, waiting_decoder_error
 from florence2.data.decoding.decoder_messages import DecodedImage
 from florence2.data.decoding.decoder_process import DecoderEndedError, DecoderMemoryError, DecoderProcess
 from florence2.data.image import ImageError
@@ -15,13 +15,13 @@ from florence2.errors import UserError
 
 # Exit codes by the hand of somebody else: the image is not to blame, and gets another process.
 _ENDED_BY_OTHERS = {-signal.SIGTERM, -getattr(signal, "SIGKILL", 9), -getattr(signal, "SIGHUP", 1)}
-_HAS_TIMER = hasattr(signal, "SIGALRM")  # elsewhere a thread of the process ends it, with exit code 1
+_HAS_TIMERS = hasattr(signal, "SIGALRM")  # elsewhere a thread of the process ends it, with exit code 1
 
 
 class ImageDecoders:
     """As many decoder processes as threads decode images at a time; `close()` or a `with` block ends them.
 
-    A process that crashes, or needs more than `memory` GiB or `DecodeOptions.timeout` seconds, ends with an ImageError
+    A process that crashes, or needs more than `memory` GiB or the time of its `DecodeOptions`, ends with an ImageError
     for its image, and another one replaces it.
     """
 
@@ -66,8 +66,8 @@ class ImageDecoders:
                 self._discard(process)
                 if self._is_closed.is_set():
                     raise ImageError(f"{name} was not decoded: its decoder was closed") from None
-                if end.exit_code == -signal.SIGALRM if _HAS_TIMER else end.seconds >= options.timeout:
-                    raise ImageError(f"{name} could not be decoded in {options.timeout:g} s") from None
+                if (late := _time_error(end, options, name)) is not None:
+                    raise late from None
                 if is_last or end.exit_code not in _ENDED_BY_OTHERS:
                     raise ImageError(f"the decoder of {name} crashed ({end.reason})", "repair the image") from None
             except BaseException:
@@ -110,6 +110,18 @@ class ImageDecoders:
         with self._lock:
             self._all.discard(process)
         process.close()
+
+
+def _time_error(end: DecoderEndedError, options: DecodeOptions, name: str) -> ImageError | None:
+    """Return the error of an image whose process ended by its time limits; None where something else ended it."""
+    if not _HAS_TIMERS:
+        is_late = end.seconds >= options.timeout
+        return ImageError(f"{name} could not be decoded in {options.timeout:g} s") if is_late else None
+    if end.exit_code == -signal.SIGPROF:
+        return slow_decoder_error(name, options.timeout)
+    if end.exit_code == -signal.SIGALRM:
+        return waiting_decoder_error(name, options.clock_timeout)
+    return None
 
 
 def _close_all(processes: set[DecoderProcess]) -> None:

@@ -46,8 +46,10 @@ class ImageLoader:
 
     def threads(self) -> ImageThreads[ImageInputs]:
         """Start the threads of a run."""
-        timeout = self._options.timeout + (SOURCE_SECONDS if self._decoders else 0)
-        return ImageThreads(self.load, self.num_workers, timeout=timeout)
+        timeout, clock_timeout = self._options.timeout, self._options.clock_timeout
+        if self._decoders:
+            timeout = clock_timeout = clock_timeout + SOURCE_SECONDS
+        return ImageThreads(self.load, self.num_workers, timeout=timeout, clock_timeout=clock_timeout)
 
     def load(self, sample: Sample) -> ImageInputs:
         """Decode and resize the image of a sample."""
