@@ -39,10 +39,15 @@ def settings_to_dict(settings: Any) -> dict[str, Any]:
 
 def setting_names(cls: Any) -> list[str]:
     """List the flat names of all settings of a class."""
-    names: list[str] = []
+    return list(setting_types(cls))
+
+
+def setting_types(cls: Any) -> dict[str, Any]:
+    """Return the type of every setting of a class by flat name."""
+    types: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(cls).items():
-        names += setting_names(hint) if dataclasses.is_dataclass(hint) else [name]
-    return names
+        types |= setting_types(hint) if dataclasses.is_dataclass(hint) else {name: hint}
+    return types
 
 
 def setting_defaults(cls: Any) -> dict[str, Any]:

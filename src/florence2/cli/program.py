@@ -19,6 +19,7 @@ import tyro
 from florence2 import __version__, config
 from florence2.cli.command_words import common_options, split_words
 from florence2.cli.config_file import write_config
+from florence2.cli.flag_values import check_required
 from florence2.cli.legacy_cli import Rewrite, translate
 from florence2.errors import OptionError, UserError
 from florence2.files import DEVICE_ERRORS
@@ -158,6 +159,7 @@ def _group(name: str) -> dict[str, Command]:
 def _run(name: str, words: list[str], prog: str) -> int:
     command = COMMANDS[name]
     parsed = split_words(words, command.settings, command.positional, can_json=command.can_json)
+    check_required(parsed.words, command.settings, prog)
     settings: Any = tyro.cli(
         command.settings,
         args=parsed.words,
