@@ -7,7 +7,8 @@ program sees the messages once it configures logging at level `INFO`. stdout is 
 import io
 import logging
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,21 @@ _NOTEBOOK_COLUMNS = 100
 def count_noun(number: int, noun: str) -> str:
     """Write a number with its noun, in the plural where it is not one: `1 image`, `2,000 images`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def note_files(files: Sequence[tuple[str, str]]) -> str:
+    """Count files by kind and name the first."""
+    return f"{count_kinds(kind for _, kind in files)}; the first is {files[0][0]}"
+
+
+def name_columns(counts: Mapping[str, int]) -> str:
+    """Name columns with the number of rows that have them."""
+    return ", ".join(f"`{name}` of {count_noun(number, 'row')}" for name, number in sorted(counts.items()))
+
+
+def count_kinds(kinds: Iterable[str]) -> str:
+    """Write how often each kind occurs, the most frequent first: `3 points, 1 polyline`."""
+    return ", ".join(f"{number:,} {kind}" for kind, number in Counter(kinds).most_common())
 
 
 def _is_from_main_process(_: logging.LogRecord) -> bool:

@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from florence2.data.answer_column import answer_text, parse_answer
+from florence2.data.answer_column import encode_answer, parse_answer
 from florence2.data.image import ImageError, Size
+from florence2.data.inspection.target_doubts import reject_fractions, reject_surrogates, text_doubts
 from florence2.data.sample import Sample, Skipped, SkipReason
 from florence2.data.tables import Row
 from florence2.errors import DatasetError, UserError
@@ -110,6 +111,7 @@ def is_missing(value: Any) -> bool:
 
 def _to_text(value: Any, where: str) -> str:
     if isinstance(value, str):
+        reject_surrogates(value, where)
         return value.strip()
     if is_missing(value):
         return ""
@@ -222,17 +224,20 @@ def samples_from_row(row: Row, where: str, columns: ColumnMapping, image: Sample
         task_input = parse_box(task_input) or task_input
     input_text = task_input if isinstance(task_input, str) else _region_tokens(task_input, where, image.size)
     _check_input(task, input_text, where)
+    reject_surrogates(task.token + input_text, where)
     sample = replace(image, task=task.token, input=input_text)
     if not columns.with_targets:
         return [sample]
     texts = columns.texts(row, where)
+    doubts = text_doubts(task, texts)
     if not texts and not is_missing(row.get("answer")):
         if columns.keep_answers and isinstance(row["answer"], dict):
             sample = replace(sample, reference=parse_answer(task, row["answer"], where))
-        texts = [answer_text(task, row["answer"], where, image.size)]
+        text, doubts = encode_answer(task, row, where, image.size)
+        texts = [text]
     elif not texts and row.get("answer") == "" and "ocr" in task.name:
         texts = [""]
-    return [replace(sample, target=text) for text in texts]
+    return [replace(sample, target=text, doubts=() if at else doubts) for at, text in enumerate(texts)]
 
 
 def _check_input(task: Task, input_text: str, where: str) -> None:
@@ -242,12 +247,13 @@ def _check_input(task: Task, input_text: str, where: str) -> None:
         except UserError as error:
             raise DatasetError(f"{where}: {error.what}", error.hint) from None
     elif not input_text.strip():
-        raise DatasetError(
-            f"{where} has the task `{task.name}` without {task.input_type}", f"add `input` with the {task.input_type}"
-        )
+        what = f"{where} has the task `{task.name}` without {task.input_type}"
+        raise DatasetError(what, f"add `input` with the {task.input_type}")
 
 
 def _region_tokens(box: Any, where: str, size: Callable[[], Size]) -> str:
     if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite_number, box))):
         raise DatasetError(f"{where} has an `input` that is neither text nor a box", "write a box as [x1, y1, x2, y2]")
-    return encode_region(box, size())
+    image_size = size()
+    reject_fractions([box], image_size, where)
+    return encode_region(box, image_size)

@@ -1,7 +1,6 @@
 """The input and the output of every run: `Sample`, and `Prediction` with its row of JSON."""
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 from florence2.data.folders.image_names import IMAGE_EXTENSIONS
 from florence2.data.image import ImageError, ImageSource, OpenedImage, Size, image_size, open_image
-from florence2.log import count_noun
+from florence2.log import count_kinds, count_noun, name_columns, note_files
 from florence2.model.answer import Answer
 from florence2.model.tasks import OutputType, split_prompt
 
@@ -53,7 +52,8 @@ class Sample:
     `image` is opened late; a callable returns another image source and must survive pickling. `task` is a task token
     or any other prompt, `target` the text to train on. `follow_up` returns the next samples about the same image once
     this one is predicted; it must survive pickling, too. `reference` is the target in pixels as the dataset has it,
-    off the grid of location tokens, where metrics need it (`ColumnMapping.keep_answers`).
+    off the grid of location tokens, where metrics need it (`ColumnMapping.keep_answers`). `doubts` name what is
+    probably wrong with the target, such as a box outside the image.
     """
 
     id: str
@@ -63,6 +63,7 @@ class Sample:
     target: str | None = None
     follow_up: Callable[["Prediction"], Iterable["Sample"]] | None = None
     reference: Answer | None = None
+    doubts: tuple[str, ...] = ()
 
     @property
     def key(self) -> SampleKey:
@@ -231,25 +232,25 @@ class ResolvedDataset:
             line += f"; columns that are not read: {name_columns(self.unread_columns)}"
         if self.ignored_files:
             line += f"; {self.ignored_files_note()}"
-        return line
+        return line + self._doubts_note()
+
+    def _doubts_note(self) -> str:
+        """Count the targets that are empty, that differ from another of the same request, and that are doubtful."""
+        num_empty = sum(sample.target == "" for sample in self.samples)
+        note = f"; {count_noun(num_empty, 'empty target')}" if num_empty else ""
+        doubts = [(sample.name, doubt) for sample in self.samples for doubt in sample.doubts]
+        targets: dict[SampleKey, str | None] = {}
+        for sample in self.samples:
+            is_located = split_prompt(sample.task)[0].output_type is not OutputType.TEXT
+            if is_located and targets.setdefault(sample.key, sample.target) != sample.target:
+                doubts.append((sample.name, "further answer to the same request"))
+        if doubts:
+            note += f"; doubtful: {count_kinds(kind for _, kind in doubts)}, the first in {doubts[0][0]}"
+            note += " (`florence2 data check` lists them)"
+        return note
 
     def ignored_files_note(self) -> str:
         """Count the ignored files by kind and name the first; "" if there are none."""
         if not self.ignored_files:
             return ""
         return f"files that are not read as images: {note_files(self.ignored_files)}"
-
-
-def note_files(files: Sequence[tuple[str, str]]) -> str:
-    """Count files by kind and name the first."""
-    return f"{count_kinds(kind for _, kind in files)}; the first is {files[0][0]}"
-
-
-def name_columns(counts: Mapping[str, int]) -> str:
-    """Name columns with the number of rows that have them."""
-    return ", ".join(f"`{name}` of {count_noun(number, 'row')}" for name, number in sorted(counts.items()))
-
-
-def count_kinds(kinds: Iterable[str]) -> str:
-    """Write how often each kind occurs, the most frequent first: `3 points, 1 polyline`."""
-    return ", ".join(f"{number:,} {kind}" for kind, number in Counter(kinds).most_common())

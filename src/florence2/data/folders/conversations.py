@@ -11,6 +11,7 @@ from typing import Any
 
 from florence2.data.columns import ColumnMapping, DatasetRow, is_missing
 from florence2.data.image import ImageError, Size
+from florence2.data.inspection.target_doubts import reject_fractions
 from florence2.data.tables import Row
 from florence2.errors import DatasetError
 from florence2.model.geometry import is_finite_number
@@ -132,9 +133,7 @@ class _SwiftObjects:
 
     def fill(self, text: str) -> str:
         """Replace the placeholders with labels and location tokens."""
-        return _PLACEHOLDER.sub(
-            lambda match: self._next_ref() if match[0] == _REF else encode_region(self._next_box(), self.size()), text
-        )
+        return _PLACEHOLDER.sub(lambda match: self._next_ref() if match[0] == _REF else self._next_region(), text)
 
     def to_answer(self, text: str) -> dict[str, list[Any]]:
         """Read a text that has placeholders only as boxes with labels."""
@@ -147,6 +146,11 @@ class _SwiftObjects:
                 answer["bboxes"].append(self._next_box())
                 answer["labels"].append(label)
         return answer
+
+    def _next_region(self) -> str:
+        box, size = self._next_box(), self.size()
+        reject_fractions([box], size, self.where)
+        return encode_region(box, size)
 
     def _next_ref(self) -> str:
         return str(self._next(self.refs, _REF))

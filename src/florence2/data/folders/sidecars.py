@@ -6,10 +6,11 @@ The text of the file is the caption; line breaks become spaces unless `keep_line
 import re
 import unicodedata
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from florence2.data.folders.listing import Listing, read_lines
+from florence2.data.inspection.target_doubts import text_doubts
 from florence2.data.sample import Sample, Skipped, SkipReason
 from florence2.errors import DatasetError
 from florence2.model.tasks import InputType, split_prompt
@@ -84,7 +85,8 @@ def captioned_images(
                 what = f"{listing.path / sidecar_names[stem]} has labels of YOLO, not a caption"
                 raise DatasetError(what, "list the names of classes in data.yaml")
             if caption:
-                samples.append(Sample(listing.id(name), listing.path / name, parsed_task.token, task_input, caption))
+                sample = Sample(listing.id(name), listing.path / name, parsed_task.token, task_input, caption)
+                samples.append(replace(sample, doubts=text_doubts(parsed_task, [caption])))
             else:
                 sidecar = listing.path / sidecar_names.get(stem, stem + sidecars.suffix + sidecars.extensions[0])
                 skipped.append(

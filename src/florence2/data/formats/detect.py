@@ -24,10 +24,11 @@ from florence2.data.formats.sources import AnnotationSource, DatasetSource
 from florence2.data.formats.tfrecord.tfrecord_source import find_tfrecords
 from florence2.data.formats.yolo.yolo_layout import NAME_LISTS, find_yolo, open_yolo
 from florence2.data.formats.yolo.yolo_lines import read_yolo
-from florence2.data.sample import ResolvedDataset, count_kinds
+from florence2.data.sample import ResolvedDataset
 from florence2.data.streams import tar_source as shards
 from florence2.data.streams.outputs.job_outputs import find_job_outputs
 from florence2.errors import DatasetError
+from florence2.log import count_kinds
 
 _SPLITS = ("train", "val", "valid", "validation", "test")
 _ABSENT_HINT = "put the image at this path, or pass its folder as --dataset_dir"

@@ -21,6 +21,7 @@ from typing import Literal
 
 from PIL import Image
 
+from florence2.data.answer_column import check_answer
 from florence2.data.columns import METADATA_NAMES, ColumnMapping, DatasetRow
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, annotations_from_row
 from florence2.data.formats.coco import ANNOTATIONS_NAME, write_coco
@@ -31,7 +32,6 @@ from florence2.data.streams.tar_writer import write_shards
 from florence2.data.tables import Row
 from florence2.errors import DatasetError, OptionError, UserError
 from florence2.files import has_case_sensitive_names, reserved_part, to_json
-from florence2.model.answer import Answer
 from florence2.model.tasks import InputType, OutputType, split_prompt
 
 OutputFormat = Literal["jsonl", "coco", "yolo", "folder", "shards"]
@@ -123,8 +123,8 @@ def _with_row(record: ImageRecord, dataset_row: DatasetRow, columns: ColumnMappi
     annotations = dataset_row.annotations
     if annotations is None:
         annotations = annotations_from_row(task, task_input, answer, texts[0] if texts else "", lambda: size)
-    elif isinstance(answer, dict):
-        Answer.from_dict(answer, task.output_type)  # raises where a coordinate is no number
+    if isinstance(answer, dict):
+        check_answer(task, answer, dataset_row.where, size)
     is_caption = annotations is None and task.input_type is InputType.NOTHING
     new = [annotation for annotation in annotations or [] if annotation not in record.annotations]
     return replace(

@@ -11,10 +11,11 @@ from florence2.data.columns import ColumnMapping, DatasetRow
 from florence2.data.folders.listing import is_file
 from florence2.data.formats.annotations import NO_LABEL
 from florence2.data.inspection.issues import Issue, IssueKind, LengthLimit, RowReport, check_row
-from florence2.data.sample import Sample, count_kinds, name_columns, note_files
+from florence2.data.sample import Sample, SampleKey
 from florence2.errors import UserError
+from florence2.log import count_kinds, name_columns, note_files
 from florence2.model.location_grammar import decode_objects
-from florence2.model.tasks import InputType, find_task
+from florence2.model.tasks import InputType, OutputType, find_task
 
 _EXAMPLES = 3  # issues of a kind that the text names one by one
 _LABELS = 12  # labels that the text counts one by one
@@ -125,6 +126,7 @@ class _ReportBuilder:
         self._empty_targets = 0
         self._max_target_tokens = 0
         self._first_row: dict[tuple[str, str, str, str], str] = {}
+        self._first_answer: dict[SampleKey, tuple[str, str]] = {}
         self._ignored_shapes: list[tuple[str, str]] = []
         self._ignored_files: list[tuple[str, str]] = []
         self._unread_columns: Counter[str] = Counter()
@@ -150,6 +152,11 @@ class _ReportBuilder:
             if first != row.where:
                 what = f"its image, task, input and target are those of {first}"
                 self.issues.append(Issue(IssueKind.DUPLICATE, row.where, what))
+            elif task.output_type is not OutputType.TEXT:
+                other, where = self._first_answer.setdefault(sample.key, (target, row.where))
+                if other != target:
+                    what = f"its image, task and input are those of {where}, and its objects are others"
+                    self.issues.append(Issue(IssueKind.CONTRARY, row.where, what))
 
     def build(self, source: str) -> DatasetReport:
         """Return the report."""

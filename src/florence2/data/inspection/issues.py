@@ -12,17 +12,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from florence2.data.answer_column import has_other_size
 from florence2.data.columns import ColumnMapping, DatasetRow, samples_from_row
 from florence2.data.image import ImageError, Size
+from florence2.data.inspection.target_doubts import Doubt, label_doubt, ring_doubt, text_doubt, unknown_location
 from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model.answer import Answer
-from florence2.model.geometry import Ring, bounding_box
+from florence2.model.geometry import Ring
 from florence2.model.location_grammar import decode_objects
 from florence2.model.locations import encode, to_bin
 from florence2.model.tasks import END, PAD, SPECIAL_TOKENS, START, TASKS, InputType, OutputType, Task, split_prompt
 
-TOLERANCE = 1.0  # pixels that a box may extend beyond the image
 # Raw output of a model begins or ends with a layout token; within a text, `<s>` may be a tag of its own.
 _RAW_OUTPUT = rf"^\s*(?:{START}|{END}|{PAD})|(?:{START}|{END}|{PAD})\s*$"
 _SPECIAL_TOKEN = re.compile("|".join([_RAW_OUTPUT, *map(re.escape, sorted(SPECIAL_TOKENS, reverse=True))]))
@@ -47,9 +48,12 @@ class IssueKind(StrEnum):
     ZERO = "objects without area"
     TEXT = "texts without an object where the task needs objects"
     TOKENS = "texts with special tokens, which are trained as letters"
+    MISSING = "texts that stand for a missing value"
+    CHARACTERS = "texts with damaged characters"
     LONG = "targets too long for the model"
     REPEATED = "duplicate objects"
     DUPLICATE = "duplicate samples"
+    CONTRARY = "requests with several answers"
     SAME = "duplicate images under two names"
 
 
@@ -120,9 +124,8 @@ def _malformed(where: str, error: UserError) -> Issue:
 def _row_issues(
     row: Mapping[str, Any], task: Task, task_input: Any, samples: list[Sample], size: Size
 ) -> Iterator[tuple[IssueKind, str]]:
-    row_size = (row.get("width"), row.get("height"))
-    if all(isinstance(side, int) for side in row_size) and row_size != size:
-        annotated = f"{row_size[0]} x {row_size[1]}"
+    if has_other_size(row, size):
+        annotated = f"{row['width']} x {row['height']}"
         yield IssueKind.SIZE, f"the image is {size[0]} x {size[1]}, the annotation has {annotated}"
     if close := _closest_task(task):
         yield IssueKind.TASK, f"`{task.token}` is not a task and would be a custom prompt; did you mean `{close}`"
@@ -154,6 +157,11 @@ def _closest_task(task: Task) -> str:
 
 
 def _text_issues(task: Task, samples: list[Sample]) -> Iterator[tuple[IssueKind, str]]:
+    for sample in samples:
+        text = sample.target or ""
+        if doubt := text_doubt(task, text):
+            damage = unknown_location(text) if doubt is Doubt.TOKENS else ascii(text[:60])[1:-1]
+            yield IssueKind[doubt.name], f"its target contains `{damage}`"
     if task.output_type is OutputType.TEXT:
         for sample in samples if not task.is_custom else ():
             text = sample.target or ""
@@ -173,26 +181,17 @@ def _answer_issues(answer: Answer, task: Task, size: Size) -> Iterator[tuple[Iss
         for item in answer:
             if not item.label.strip():
                 yield IssueKind.LABEL, f"the object at {_shorten(item.coordinates)} has no label"
+            elif doubt := label_doubt(item.label):
+                yield IssueKind[doubt.name], f"the label {item.label!a} at {_shorten(item.coordinates)}"
     yield from _repeated_objects(answer, task, size)
 
 
 def _geometry_issues(rings: Iterable[Ring], name: str, size: Size) -> Iterator[tuple[IssueKind, str]]:
     """Yield the first issue of an object's rings."""
     for ring in rings:
-        if kind := _ring_issue(ring, size):
-            yield kind, f"{name} at {_shorten(list(ring))} in an image of {size[0]} x {size[1]}"
+        if doubt := ring_doubt(ring, size):
+            yield IssueKind[doubt.name], f"{name} at {_shorten(list(ring))} in an image of {size[0]} x {size[1]}"
             return
-
-
-def _ring_issue(ring: Ring, size: Size) -> IssueKind | None:
-    if len(ring) == 4 and (ring[0] > ring[2] or ring[1] > ring[3]):
-        return IssueKind.SWAPPED
-    left, top, right, bottom = bounding_box([ring])
-    if min(left, top) < -TOLERANCE or right > size[0] + TOLERANCE or bottom > size[1] + TOLERANCE:
-        return IssueKind.OUTSIDE
-    if right <= left or bottom <= top or (len(ring) != 4 and len(ring) < 6):
-        return IssueKind.ZERO
-    return None
 
 
 def _repeated_objects(answer: Answer, task: Task, size: Size) -> Iterator[tuple[IssueKind, str]]:

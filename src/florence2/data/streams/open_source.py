@@ -12,7 +12,6 @@ from florence2.data.columns import ColumnMapping
 from florence2.data.folders.image_names import is_image_name
 from florence2.data.folders.listing import display_path, file_names, walk
 from florence2.data.resolve import split_spec
-from florence2.data.sample import count_kinds
 from florence2.data.stores.store_path import AnyPath, StorePath, is_address, list_files, to_path
 from florence2.data.streams.image_blocks import ImageBlocks
 from florence2.data.streams.shard_paths import common_folder, expand_pattern, has_pattern, relative_names
@@ -21,7 +20,7 @@ from florence2.data.streams.table_shards import TableShards
 from florence2.data.streams.tar_source import TarSource, find_shards, reject_compressed
 from florence2.data.tables import find_parquet_images, is_table_name
 from florence2.errors import DatasetError
-from florence2.log import logger
+from florence2.log import count_kinds, logger
 
 _STREAMABLE_FILES = ("*.parquet", "metadata.*")  # a folder with one of these can be streamed by `datasets`
 _PREFERENCE = ("tar", "image", "parquet", "table")  # the first kind in a folder is read

@@ -13,11 +13,11 @@ from itertools import count, islice
 from typing import NamedTuple, TypeVar
 
 from florence2.data.columns import DatasetRow, samples_from_rows
-from florence2.data.sample import SENTENCE_REASONS, Sample, Skipped, count_kinds, name_columns
+from florence2.data.sample import SENTENCE_REASONS, Sample, Skipped
 from florence2.data.streams.shard_readers import ShardedSource
 from florence2.data.validate import ALWAYS_SKIPPED, OnMissing, skip_hint
 from florence2.errors import DatasetError
-from florence2.log import count_noun, logger
+from florence2.log import count_kinds, count_noun, logger, name_columns
 
 BUFFER = 512  # samples in the shuffle buffer
 
@@ -97,6 +97,7 @@ class SampleStream:
             rows = unread.count(self.source.reader(index)())
             for item in samples_from_rows(rows, self.source.columns, ""):
                 if isinstance(item, Sample):
+                    unread.count_doubts(item)
                     yield item
                 elif self.on_missing == "error" and item.reason not in ALWAYS_SKIPPED:
                     raise _skipped_error(item)
@@ -123,8 +124,9 @@ class UnreadCounter:
         self._name, self._is_logged = name, is_logged
         self._columns: Counter[str] = Counter()
         self._kinds: Counter[str] = Counter()
+        self._doubts: Counter[str] = Counter()
         self._num_rows = 0
-        self._first = ""
+        self._first = self._first_doubt = ""
 
     def count(self, rows: Iterable[DatasetRow]) -> Iterator[DatasetRow]:
         """Yield rows, and count what is not read of them."""
@@ -138,8 +140,17 @@ class UnreadCounter:
                     self.log(" so far")
             yield row
 
+    def count_doubts(self, sample: Sample) -> None:
+        """Count what is probably wrong with the target of a sample."""
+        if sample.doubts:
+            self._doubts.update(sample.doubts)
+            self._first_doubt = self._first_doubt or sample.id
+
     def log(self, when: str) -> None:
         """Log the counts, unless they are zero."""
+        if self._doubts:
+            doubts = count_kinds(self._doubts.elements())
+            logger.warning(f"{self._name}: doubtful{when}: {doubts}, the first in {self._first_doubt}")
         parts = [f"columns {name_columns(self._columns)}"] if self._columns else []
         parts += [count_kinds(self._kinds.elements())] if self._kinds else []
         if parts:
