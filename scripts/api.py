@@ -1,26 +1,28 @@
 """Write src/florence2/api.py: the recipes as functions whose keywords are the flags; a test checks that it is fresh."""
 
 import dataclasses
-import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from florence2 import config
+from florence2.settings_io import SettingType
 
 MODULE = Path(__file__).parents[1] / "src" / "florence2" / "api.py"
 
 HEADER = '''# ruff: noqa: A002
 """The recipes as Python functions: every flag of a command is a keyword, with the default of `config.py`.
 
-Written by `python scripts/api.py`. Values of several words take a list, or one word as it is. The help texts of the
-flags are in docs/reference/. Importing this module imports no torch.
+Written by `python scripts/api.py`. Values of several words take a list, or one word as it is; `key=value` words may be
+a mapping, and a path may be a `Path`. The help texts of the flags are in docs/reference/. Importing this module imports
+no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -133,28 +135,26 @@ def {function.name}(
 
 def _parameters(settings: type) -> list[str]:
     """Write the fields of settings and of their groups as parameters."""
-    hints = typing.get_type_hints(settings)
+    hints = typing.get_type_hints(settings, include_extras=True)
     parameters: list[str] = []
     for field in dataclasses.fields(settings):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
             parameters += _parameters(typing.cast(type, hint))
         elif field.default is dataclasses.MISSING:
-            parameters.append(f"{field.name}: {_annotation(hint)}")
+            parameters.append(f"{field.name}: {_annotation(SettingType.of(hint))}")
         else:
-            parameters.append(f"{field.name}: {_annotation(hint)} = {_literal(field.default)}")
+            parameters.append(f"{field.name}: {_annotation(SettingType.of(hint))} = {_literal(field.default)}")
     return parameters
 
 
-def _annotation(hint: Any) -> str:
-    """Write a type; a tuple of words is a sequence of words, or one word."""
-    if typing.get_origin(hint) is tuple:
-        return "str | Sequence[str]"
-    if typing.get_origin(hint) is typing.Literal:
-        return f"Literal[{', '.join(map(_literal, typing.get_args(hint)))}]"
-    if isinstance(hint, types.UnionType):
-        return " | ".join("None" if each is type(None) else each.__name__ for each in typing.get_args(hint))
-    return str(hint.__name__)
+def _annotation(kind: SettingType) -> str:
+    """Write a type; a tuple of texts is a sequence of texts, or one text."""
+    if kind.choices:
+        return f"Literal[{', '.join(map(_literal, kind.choices))}]"
+    one = "str | PathLike[str]" if kind.is_path else kind.kind.__name__
+    many = f"{one} | Sequence[{one}]" + " | Mapping[str, object]" * kind.is_mapping
+    return (many if kind.is_tuple else one) + " | None" * kind.is_optional
 
 
 def _literal(value: Any) -> str:

@@ -5,14 +5,13 @@ uv run python scripts/reference.py
 
 import dataclasses
 import re
-import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from florence2.cli.program import COMMANDS, Command
-from florence2.settings_io import setting_docs
+from florence2.settings_io import SettingType, setting_docs
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 PAGES = sorted({name.split()[0] for name in COMMANDS})
@@ -57,19 +56,13 @@ def _rows(settings: type) -> Iterator[str]:
     for field in dataclasses.fields(settings):
         if not dataclasses.is_dataclass(hints[field.name]):
             text = re.sub(r" \(default: None\)", "", " ".join(docs.get(field.name, "").split()))
-            cells = (f"`--{field.name}`", _value(hints[field.name]), _default(field), text)
+            cells = (f"`--{field.name}`", _value(SettingType.of(hints[field.name])), _default(field), text)
             yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _value(hint: Any) -> str:
+def _value(kind: SettingType) -> str:
     """Describe the values of a type."""
-    if typing.get_origin(hint) is tuple:
-        return "texts"
-    if typing.get_origin(hint) is typing.Literal:
-        return ", ".join(f"`{choice}`" for choice in typing.get_args(hint))
-    if isinstance(hint, types.UnionType):
-        return " or ".join(_value(part) for part in typing.get_args(hint) if part is not type(None))
-    return _TYPES[hint]
+    return ", ".join(f"`{choice}`" for choice in kind.choices) or ("texts" if kind.is_tuple else _TYPES[kind.kind])
 
 
 def _default(field: "dataclasses.Field[Any]") -> str:

@@ -1,3 +1,7 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 
 from florence2 import settings_io as settings
@@ -39,6 +43,45 @@ def test_unknown_and_missing_names_are_named(values: dict[str, object], what: st
         settings.settings_from_dict(TrainSettings, values)
     assert what in caught.value.what
     assert hint in caught.value.hint
+
+
+def test_values_of_python_become_settings() -> None:
+    values: dict[str, Any] = {
+        "dataset": [Path("a"), "b"],
+        "output_dir": Path("o"),
+        "val_dataset": 0.1,
+        "rank": np.int64(8),
+        "learning_rate": np.float32(0.5),
+        "epochs": 3,
+        "lora_args": {"use_dora": True, "bias": "none", "init": "a b", "ranks": {"a": [1]}},
+        "augment": "hflip=0.5",
+    }
+    found = settings.settings_to_dict(settings.settings_from_dict(TrainSettings, values))
+    assert found["dataset"] == ("a", "b")
+    assert (found["output_dir"], found["val_dataset"], found["augment"]) == ("o", "0.1", ("hflip=0.5",))
+    assert [(found[name], type(found[name])) for name in ("rank", "learning_rate")] == [(8, int), (0.5, float)]
+    options = settings.parse_options("--lora_args", found["lora_args"], list(values["lora_args"]))
+    assert options == values["lora_args"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("rank", "8", "pass a whole number"),
+        ("rank", 8.5, "pass a whole number"),
+        ("epochs", True, "pass a number"),
+        ("recursive", "yes", "pass True or False"),
+        ("output_dir", None, "pass a text"),
+        ("dataset", [["a"]], "pass a text"),
+        ("target_modules", {"qkv": 1}, "pass a text"),
+        ("dtype", "float23", "did you mean `float32`?"),
+    ],
+)
+def test_values_of_another_type_are_named(name: str, value: object, hint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        settings.settings_from_dict(TrainSettings, {"dataset": "d", "output_dir": "o", name: value})
+    assert caught.value.what in {f"`{name}` is {value!r}", f"`{name}` is ['a']"}
+    assert caught.value.hint == hint
 
 
 def test_pairs_are_parsed_and_incomplete_pairs_refused() -> None:

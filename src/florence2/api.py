@@ -1,13 +1,15 @@
 # ruff: noqa: A002
 """The recipes as Python functions: every flag of a command is a keyword, with the default of `config.py`.
 
-Written by `python scripts/api.py`. Values of several words take a list, or one word as it is. The help texts of the
-flags are in docs/reference/. Importing this module imports no torch.
+Written by `python scripts/api.py`. Values of several words take a list, or one word as it is; `key=value` words may be
+a mapping, and a path may be a `Path`. The help texts of the flags are in docs/reference/. Importing this module imports
+no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,11 +26,11 @@ if TYPE_CHECKING:
 
 def train(
     *,
-    dataset: str | Sequence[str],
-    output_dir: str,
-    sampling_weights: str | Sequence[str] = (),
+    dataset: str | PathLike[str] | Sequence[str | PathLike[str]],
+    output_dir: str | PathLike[str],
+    sampling_weights: str | Sequence[str] | Mapping[str, object] = (),
     streaming: bool = False,
-    val_dataset: str | None = None,
+    val_dataset: str | PathLike[str] | None = None,
     caption_extension: str = ".txt",
     on_missing: Literal["error", "skip"] = "error",
     task: str = "more_detailed_caption",
@@ -40,17 +42,17 @@ def train(
     eval_metrics: str | Sequence[str] = (),
     eval_samples: int = 100,
     early_stopping: int | None = None,
-    resume: str = "never",
+    resume: str | PathLike[str] = "never",
     log_with: str = "none",
-    trainer_args: str | Sequence[str] = (),
-    dataset_dir: str | None = None,
+    trainer_args: str | Sequence[str] | Mapping[str, object] = (),
+    dataset_dir: str | PathLike[str] | None = None,
     recursive: bool = False,
     image_column: str | None = None,
     text_column: str | None = None,
-    model_id: str = "microsoft/Florence-2-base-ft",
+    model_id: str | PathLike[str] = "microsoft/Florence-2-base-ft",
     quantize: bool = False,
     freeze: Literal["none", "vision", "language"] = "none",
-    model_dropout_args: str | Sequence[str] = (),
+    model_dropout_args: str | Sequence[str] | Mapping[str, object] = (),
     revision: str | None = None,
     offline: bool = False,
     device: str | None = None,
@@ -59,14 +61,14 @@ def train(
     alpha: float = 4,
     dropout: float = 0.25,
     target_modules: str | Sequence[str] = ("qkv", "proj", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2"),
-    lora_args: str | Sequence[str] = (),
+    lora_args: str | Sequence[str] | Mapping[str, object] = (),
     epochs: float = 5,
     batch_size: int = 1,
     gradient_accumulation_steps: int = 1,
     auto_batch: bool = False,
     learning_rate: float = 0.0001,
     optim: str = "adamw_torch_fused",
-    optimizer_args: str | Sequence[str] = (),
+    optimizer_args: str | Sequence[str] | Mapping[str, object] = (),
     lr_scheduler_type: str = "warmup_stable_decay",
     vision_learning_rate: float | None = None,
     lora_plus_ratio: float | None = None,
@@ -76,8 +78,8 @@ def train(
     shuffle_captions: bool = False,
     frozen_parts: int = 0,
     caption_dropout: float = 0.0,
-    caption_args: str | Sequence[str] = (),
-    augment: str | Sequence[str] = (),
+    caption_args: str | Sequence[str] | Mapping[str, object] = (),
+    augment: str | Sequence[str] | Mapping[str, object] = (),
     max_length: int | None = None,
     preview: int = 0,
 ) -> Path:
@@ -93,18 +95,18 @@ def train(
 
 def predict(
     *,
-    model_path: str,
-    input_path: str,
-    base_model: str | None = None,
+    model_path: str | PathLike[str],
+    input_path: str | PathLike[str],
+    base_model: str | PathLike[str] | None = None,
     task: str | Sequence[str] = (),
     task_input: str = "",
     recursive: bool = False,
-    output_path: str = "captions.jsonl",
+    output_path: str | PathLike[str] = "captions.jsonl",
     overwrite_output: bool = False,
     sidecar: str | None = None,
     if_exists: Literal["skip", "overwrite", "append", "prepend"] = "skip",
-    export: str | Sequence[str] = (),
-    save_images: str | None = None,
+    export: str | Sequence[str] | Mapping[str, object] = (),
+    save_images: str | PathLike[str] | None = None,
     prefix: str = "",
     suffix: str = "",
     max_length: int = 256,
@@ -115,7 +117,7 @@ def predict(
     top_k: int = 0,
     seed: int = 0,
     min_score: float = 0.0,
-    generation_args: str | Sequence[str] = (),
+    generation_args: str | Sequence[str] | Mapping[str, object] = (),
     revision: str | None = None,
     offline: bool = False,
     device: str | None = None,
@@ -139,7 +141,7 @@ def predict(
 
 def predict_status(
     *,
-    status: str,
+    status: str | PathLike[str],
 ) -> JobStatus:
     """Read how far a prediction is from its output."""
     settings = settings_from_dict(config.StatusSettings, locals())
@@ -150,22 +152,22 @@ def predict_status(
 
 def evaluate(
     *,
-    references: str,
+    references: str | PathLike[str],
     task: str | None = None,
-    dataset_dir: str | None = None,
+    dataset_dir: str | PathLike[str] | None = None,
     recursive: bool = False,
     image_column: str | None = None,
     text_column: str | None = None,
-    predictions: str | None = None,
-    compare: str | Sequence[str] = (),
-    model_path: str | None = None,
-    base_model: str | None = None,
+    predictions: str | PathLike[str] | None = None,
+    compare: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
+    model_path: str | PathLike[str] | None = None,
+    base_model: str | PathLike[str] | None = None,
     text_metrics: Literal["auto", "caption", "ocr", "answer"] = "auto",
     missing_predictions: Literal["wrong", "skip"] = "wrong",
     meteor: bool = False,
     bootstrap_samples: int = 1000,
-    output_path: str = "-",
-    html: str | None = None,
+    output_path: str | PathLike[str] = "-",
+    html: str | PathLike[str] | None = None,
     num_worst: int = 12,
     max_length: int = 256,
     num_beams: int = 1,
@@ -175,7 +177,7 @@ def evaluate(
     top_k: int = 0,
     seed: int = 0,
     min_score: float = 0.0,
-    generation_args: str | Sequence[str] = (),
+    generation_args: str | Sequence[str] | Mapping[str, object] = (),
     revision: str | None = None,
     offline: bool = False,
     device: str | None = None,
@@ -197,14 +199,14 @@ def evaluate(
 
 def export(
     *,
-    model_path: str,
-    output_path: str,
-    base_model: str | None = None,
+    model_path: str | PathLike[str],
+    output_path: str | PathLike[str],
+    base_model: str | PathLike[str] | None = None,
     to: Literal["transformers", "microsoft", "adapter-microsoft", "onnx", "openvino"] = "transformers",
     dtype: Literal["auto", "float32", "float16", "bfloat16", "int8", "q4"] = "auto",
     max_shard_size: str = "5GB",
     overwrite: bool = False,
-    images: str | None = None,
+    images: str | PathLike[str] | None = None,
     push_to_hub: str | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -218,14 +220,14 @@ def export(
 
 def check_dataset(
     *,
-    dataset: str,
+    dataset: str | PathLike[str],
     task: str = "more_detailed_caption",
     offline: bool = False,
-    dataset_dir: str | None = None,
+    dataset_dir: str | PathLike[str] | None = None,
     recursive: bool = False,
     image_column: str | None = None,
     text_column: str | None = None,
-    model_id: str | None = None,
+    model_id: str | PathLike[str] | None = None,
     json: bool = False,
 ) -> DatasetReport:
     """Count the samples of a dataset and list its errors."""
@@ -237,14 +239,14 @@ def check_dataset(
 
 def preview_dataset(
     *,
-    dataset: str,
+    dataset: str | PathLike[str],
     task: str = "more_detailed_caption",
     offline: bool = False,
-    dataset_dir: str | None = None,
+    dataset_dir: str | PathLike[str] | None = None,
     recursive: bool = False,
     image_column: str | None = None,
     text_column: str | None = None,
-    output: str = "data.html",
+    output: str | PathLike[str] = "data.html",
     num_samples: int = 32,
     seed: int = 0,
 ) -> Path:
@@ -257,11 +259,11 @@ def preview_dataset(
 
 def convert_dataset(
     *,
-    dataset: str,
-    output: str,
+    dataset: str | PathLike[str],
+    output: str | PathLike[str],
     task: str = "more_detailed_caption",
     offline: bool = False,
-    dataset_dir: str | None = None,
+    dataset_dir: str | PathLike[str] | None = None,
     recursive: bool = False,
     image_column: str | None = None,
     text_column: str | None = None,

@@ -4,9 +4,15 @@ A field is a flag of the command line, a key of a YAML file and a keyword of the
 docstring is its help text and its value here is its only default. A class is a group of `--help`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from os import PathLike
+from typing import Annotated, Literal
 
+# What Python may pass in place of a text, or of a tuple of texts.
+PathText = Annotated[str, PathLike]
+Paths = Annotated[tuple[str, ...], PathLike]
+Pairs = Annotated[tuple[str, ...], Mapping]  # `key=value`
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 InferenceDType = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 DEFAULT_TASK = "more_detailed_caption"  # of a dataset that names none
@@ -21,7 +27,7 @@ DEFAULT_TARGET_MODULES = ("qkv", "proj", "k_proj", "v_proj", "q_proj", "out_proj
 class SourceSettings:
     """Where the images and texts of a dataset are found."""
 
-    dataset_dir: str | None = None
+    dataset_dir: PathText | None = None
     """Folder that the file names in a dataset file are relative to (default: the folder of the file)."""
 
     recursive: bool = False
@@ -75,17 +81,17 @@ class InferenceSettings(DeviceSettings):
 class DataSettings:
     """What the model is trained and validated on."""
 
-    dataset: tuple[str, ...]
+    dataset: Paths
     """Images with annotations, from one or more sources: a folder, JSONL, COCO, YOLO, tar shards or a hub id
     (docs/data.md)."""
 
-    sampling_weights: tuple[str, ...] = ()
+    sampling_weights: Pairs = ()
     """How often an epoch draws each sample, by task or dataset: `od=2 caption=0.5 more.jsonl=3` (default: once)."""
 
     streaming: bool = False
     """Read tar shards or a hub dataset as a stream, without listing it first; needs `--trainer_args max_steps=N`."""
 
-    val_dataset: str | None = None
+    val_dataset: PathText | None = None
     """Validation set: a dataset like `--dataset`, or a fraction of it such as 0.1 (default: none)."""
 
     caption_extension: str = ".txt"
@@ -115,10 +121,10 @@ class CaptionSettings:
     caption_dropout: float = 0.0
     """Probability of dropping each part of a caption (kohya's `caption_tag_dropout_rate`)."""
 
-    caption_args: tuple[str, ...] = ()
+    caption_args: Pairs = ()
     """More caption options of kohya's sd-scripts, as key=value (`keep_tokens_separator`, `enable_wildcard`, ...)."""
 
-    augment: tuple[str, ...] = ()
+    augment: Pairs = ()
     """Image augmentation, which transforms boxes, too: `hflip=0.5 crop=0.3 scale=0.8,1.2 order=shuffle`
     (docs/training.md)."""
 
@@ -133,7 +139,7 @@ class CaptionSettings:
 class ModelSettings:
     """Which model is trained."""
 
-    model_id: str = "microsoft/Florence-2-base-ft"
+    model_id: PathText = "microsoft/Florence-2-base-ft"
     """Hub id, folder in the layout of Microsoft or of transformers, or `demo` for the bundled small model."""
 
     quantize: bool = False
@@ -142,7 +148,7 @@ class ModelSettings:
     freeze: Literal["none", "vision", "language"] = "none"
     """Freeze the vision component or the language component of the model."""
 
-    model_dropout_args: tuple[str, ...] = ()
+    model_dropout_args: Pairs = ()
     """Dropout rates of the model, as key=value: drop_path_rate, dropout, ... (default: those of the checkpoint)."""
 
 
@@ -162,7 +168,7 @@ class LoraSettings:
     target_modules: tuple[str, ...] = DEFAULT_TARGET_MODULES
     """Layers that get LoRA: names, one regular expression, `all-linear`, `vision` or `language`."""
 
-    lora_args: tuple[str, ...] = ()
+    lora_args: Pairs = ()
     """More fields of peft's `LoraConfig`, as key=value (`use_rslora=true`, `init_lora_weights=pissa`, ...)."""
 
 
@@ -188,7 +194,7 @@ class TrainingSettings:
     optim: str = "adamw_torch_fused"
     """Optimizer: a name of transformers or of the package pytorch-optimizer, or a class as `package.Class`."""
 
-    optimizer_args: tuple[str, ...] = ()
+    optimizer_args: Pairs = ()
     """Arguments of the optimizer, as key=value."""
 
     lr_scheduler_type: str = "warmup_stable_decay"
@@ -214,7 +220,7 @@ class TrainingSettings:
 class SavingSettings:
     """What is saved, evaluated and logged."""
 
-    output_dir: str
+    output_dir: PathText
     """Folder for the adapter, the checkpoints and the logs."""
 
     save_every_n_epochs: int | None = None
@@ -239,13 +245,13 @@ class SavingSettings:
     early_stopping: int | None = None
     """Stop after N evaluations without an improvement (default: never)."""
 
-    resume: str = "never"
+    resume: PathText = "never"
     """`auto` resumes from the newest checkpoint in `--output_dir`, if there is one; or pass a checkpoint folder."""
 
     log_with: str = "none"
     """`wandb`, `tensorboard`, `all`, `none`, or another integration of transformers by name."""
 
-    trainer_args: tuple[str, ...] = ()
+    trainer_args: Pairs = ()
     """More of transformers' `Seq2SeqTrainingArguments`, as key=value (`warmup_steps=10`, ...)."""
 
 
@@ -268,7 +274,7 @@ class TrainSettings:
 class InputSettings:
     """Which images are predicted, for which tasks."""
 
-    input_path: str
+    input_path: PathText
     """An image, a folder, tars, Parquet, JSONL, or a pattern such as `'photos/*.jpg'` or `'{00..39}.tar'`; local, at
     s3://, gs://, hf:// or http(s)://, or a dataset on the hub."""
 
@@ -287,7 +293,7 @@ class InputSettings:
 class OutputSettings:
     """Where the predictions are written."""
 
-    output_path: str = "captions.jsonl"
+    output_path: PathText = "captions.jsonl"
     """JSON lines, one per prediction, or a .parquet file; a name that ends in `/` is a folder with a file for each
     shard of the input (of Parquet where it ends in `.parquet/`); local or in a store. An interrupted run resumes."""
 
@@ -300,11 +306,11 @@ class OutputSettings:
     if_exists: Literal["skip", "overwrite", "append", "prepend"] = "skip"
     """How to handle an image that already has a sidecar: skip the image, or change the caption in the sidecar."""
 
-    export: tuple[str, ...] = ()
+    export: Pairs = ()
     """Export all predictions as a dataset, too: jsonl, coco, yolo, folder or shards, each as FORMAT or
     FORMAT=FOLDER."""
 
-    save_images: str | None = None
+    save_images: PathText | None = None
     """Save each image with its prediction drawn on it to this folder, too."""
 
     prefix: str = ""
@@ -342,7 +348,7 @@ class GenerationSettings:
     min_score: float = 0.0
     """Remove objects whose score is below this from the text, the answer and all that is made of them."""
 
-    generation_args: tuple[str, ...] = ()
+    generation_args: Pairs = ()
     """More generation options, as key=value: length_penalty, early_stopping, min_length, repetition_penalty,
     no_repeat_ngram_size (default: as the checkpoint says for captions, 0 for other tasks), num_return_sequences."""
 
@@ -351,10 +357,10 @@ class GenerationSettings:
 class WeightsSettings:
     """Which model predicts."""
 
-    model_path: str
+    model_path: PathText
     """Fine-tuned model: the `--output_dir` of a training, a checkpoint, an adapter, a hub id, or `demo`."""
 
-    base_model: str | None = None
+    base_model: PathText | None = None
     """Base of the adapter, a folder or a hub id (default: the one that its `adapter_config.json` names)."""
 
 
@@ -414,7 +420,7 @@ class PredictSettings:
 class StatusSettings:
     """Say how far a prediction is: numbers of shards and lines of its output, as JSON."""
 
-    status: str
+    status: PathText
     """The `--output_path` of the run, a file or a folder that ends in `/`; local or in a store."""
 
 
@@ -422,10 +428,10 @@ class StatusSettings:
 class DemoSettings:
     """Fine-tune the bundled model on a new caption style, offline, in about two minutes, and show the result."""
 
-    output_dir: str = "florence2-demo"
+    output_dir: PathText = "florence2-demo"
     """Folder for the images, the adapter, the captions and the HTML page."""
 
-    make_dataset: str | None = None
+    make_dataset: PathText | None = None
     """Only write images to this folder, with a caption beside each and a JSONL file for every task."""
 
     num_samples: int = 64
@@ -442,7 +448,7 @@ class DemoSettings:
 class ReferenceSettings:
     """What the predictions are compared to."""
 
-    references: str
+    references: PathText
     """Images with reference answers: anything that `--dataset` of `florence2 train` accepts."""
 
     task: str | None = None
@@ -466,10 +472,10 @@ class MetricSettings:
     bootstrap_samples: int = 1000
     """Number of bootstrap resamples for the 95% confidence intervals; 0 computes no intervals."""
 
-    output_path: str = "-"
+    output_path: PathText = "-"
     """JSON file for the scores; `-` is standard output."""
 
-    html: str | None = None
+    html: PathText | None = None
     """Write an HTML page with the scores and the worst predictions to this file, too."""
 
     num_worst: int = 12
@@ -480,16 +486,16 @@ class MetricSettings:
 class PredictionSettings:
     """What is scored: files of predictions, or a model that predicts first."""
 
-    predictions: str | None = None
+    predictions: PathText | None = None
     """Predictions as `florence2 predict` writes them; with `--model_path`, the file to write them to."""
 
-    compare: tuple[str, ...] = ()
+    compare: Paths = ()
     """Two files of predictions, A and B: score the differences from A to B on the same images."""
 
-    model_path: str | None = None
+    model_path: PathText | None = None
     """Predict with this model first: as in `florence2 predict`."""
 
-    base_model: str | None = None
+    base_model: PathText | None = None
     """Base of the adapter that predicts (default: the one that its `adapter_config.json` names)."""
 
 
@@ -511,7 +517,7 @@ class EvaluateSettings:
 class InspectedSettings:
     """Which dataset is read."""
 
-    dataset: str
+    dataset: PathText
     """Anything that `--dataset` of `florence2 train` accepts."""
 
     task: str = DEFAULT_TASK
@@ -528,7 +534,7 @@ class CheckSettings:
     data: InspectedSettings
     source: SourceSettings = field(default_factory=SourceSettings)
 
-    model_id: str | None = None
+    model_id: PathText | None = None
     """Model whose tokenizer counts the tokens of each target (default: report only targets that no tokenizer fits)."""
 
     json: bool = False
@@ -542,7 +548,7 @@ class PreviewSettings:
     data: InspectedSettings
     source: SourceSettings = field(default_factory=SourceSettings)
 
-    output: str = "data.html"
+    output: PathText = "data.html"
     """HTML page to write."""
 
     num_samples: int = 32
@@ -558,7 +564,7 @@ class ConvertSettings:
 
     data: InspectedSettings
 
-    output: str
+    output: PathText
     """Folder to write, which must be new or empty."""
 
     source: SourceSettings = field(default_factory=SourceSettings)
@@ -577,7 +583,7 @@ class ConvertSettings:
 class DoctorSettings:
     """Report what this machine offers, what is missing, and whether a model or dataset is sound."""
 
-    path: str | None = None
+    path: PathText | None = None
     """A checkpoint, an adapter, a hub id in the cache, `demo`, or a dataset: `florence2 doctor PATH`."""
 
     json: bool = False
@@ -586,19 +592,19 @@ class DoctorSettings:
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""
 
-    base_model: str | None = None
+    base_model: PathText | None = None
     """Base of the adapter, a folder or a hub id (default: the one that its `adapter_config.json` names)."""
 
     against_published: bool = False
     """Compare the model with what is published about it: file sizes, hashes and answers in float32. Downloads it."""
 
-    images: str | None = None
+    images: PathText | None = None
     """With `--against_published`: folder with the images of the published examples, such as car.jpg."""
 
     fetch_images: bool = False
     """With `--against_published`: download those images."""
 
-    expected: str | None = None
+    expected: PathText | None = None
     """With `--against_published`: JSON file with the published facts (default: those in the package)."""
 
 
@@ -608,7 +614,7 @@ class ExportSettings:
 
     model: WeightsSettings
 
-    output_path: str
+    output_path: PathText
     """Folder to write; it appears once it is complete."""
 
     to: Literal["transformers", "microsoft", "adapter-microsoft", "onnx", "openvino"] = "transformers"
@@ -626,7 +632,7 @@ class ExportSettings:
     overwrite: bool = False
     """Replace an older export in `--output_path`; other folders with content are never replaced."""
 
-    images: str | None = None
+    images: PathText | None = None
     """Images on which the export is compared with the model: an image, a folder or a pattern, of which three are
     taken (default: three images of this package). OpenVINO's `int8` is calibrated on the first 64 of them."""
 
@@ -640,13 +646,13 @@ class ExportSettings:
 class ServedModelSettings:
     """Which models are served."""
 
-    model_path: str
+    model_path: PathText
     """Model of requests that name none: an `--output_dir`, a checkpoint, an adapter, a hub id, or `demo`."""
 
     adapter: tuple[str, ...] = ()
     """More models, as NAME=PATH; they use the memory of `--model_path` for all weights that are equal."""
 
-    base_model: str | None = None
+    base_model: PathText | None = None
     """Base of every adapter, a folder or a hub id (default: the one that its `adapter_config.json` names)."""
 
 
@@ -722,7 +728,7 @@ class ServeSettings:
 class ReviewSettings:
     """Correct captions and boxes in a browser: `florence2 review FOLDER_OR_TABLE`."""
 
-    dataset: str
+    dataset: PathText
     """Folder of images with caption files or a table, or a JSONL or CSV such as `captions.jsonl`; it is changed in
     place."""
 
@@ -738,7 +744,7 @@ class ReviewSettings:
     caption_extension: str = ".txt"
     """Extension of caption files."""
 
-    model_path: str | None = None
+    model_path: PathText | None = None
     """Model that can predict an image again on the page (default: none is loaded)."""
 
     hub: HubSettings = field(default_factory=HubSettings)
@@ -751,7 +757,7 @@ class McpSettings:
 
     model: WeightsSettings
 
-    root: tuple[str, ...] = (".",)
+    root: Paths = (".",)
     """Folders that the client may read images from; nothing outside of them is opened."""
 
     max_length: int = 256

@@ -1,22 +1,87 @@
-"""Conversion of the settings of `config` from and to flat names, and parsing of `key=value` words.
+"""Conversion of the settings of `config` from and to flat names, their types, and parsing of `key=value` words.
 
 A name is flat (`rank`, not `lora.rank`), as on the command line. This module reads the fields of the dataclasses and
 names none of them.
 """
 
 import ast
+import builtins
 import dataclasses
 import difflib
 import inspect
 import json
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from florence2.errors import OptionError
 
 Settings = TypeVar("Settings")
+_NOUNS = {str: "a text", int: "a whole number", float: "a number", bool: "True or False"}
+# What becomes a value of each type, of numpy and pathlib, too.
+_CONVERTIBLE: dict[type, tuple[type, ...]] = {str: (os.PathLike, Real), int: (Integral,), float: (Real,), bool: ()}
+
+
+@dataclasses.dataclass(frozen=True)
+class SettingType:
+    """The type of a setting: texts, numbers, a switch, or one of `choices`.
+
+    Python may pass a `PathLike` for a path, and a mapping for `key=value` words.
+    """
+
+    kind: type
+    choices: tuple[str, ...] = ()
+    is_optional: bool = False
+    is_tuple: bool = False
+    is_path: bool = False
+    is_mapping: bool = False
+
+    @classmethod
+    def of(cls, hint: Any) -> "SettingType":
+        """Read the annotation of a field."""
+        parts = typing.get_args(hint)
+        match typing.get_origin(hint):
+            case typing.Annotated:
+                kind, extra = parts
+                return dataclasses.replace(cls.of(kind), is_path=extra is os.PathLike, is_mapping=extra is Mapping)
+            case typing.Literal:
+                return cls(str, choices=parts)
+            case builtins.tuple:
+                return cls(parts[0], is_tuple=True)
+        if parts:  # a value, or None
+            (part,) = [part for part in parts if part is not type(None)]
+            return dataclasses.replace(cls.of(part), is_optional=True)
+        return cls(hint)
+
+    @property
+    def noun(self) -> str:
+        """Return what a value is, for a message."""
+        return _NOUNS[self.kind]
+
+    def convert(self, name: str, value: Any) -> Any:
+        """Return what Python passes as the value of a setting; raises OptionError for a value of another type."""
+        if value is None and self.is_optional:
+            return None
+        if not self.is_tuple:
+            return self._convert_one(name, value)
+        if self.is_mapping and isinstance(value, Mapping):
+            value = pair_words(value)
+        is_one = isinstance(value, str) or not isinstance(value, Sequence)
+        return tuple(self._convert_one(name, each) for each in ([value] if is_one else value))
+
+    def _convert_one(self, name: str, value: Any) -> Any:
+        if self.choices:
+            if value not in self.choices:
+                raise OptionError(f"`{name}` is {value!r}", closest_name_hint(str(value), list(self.choices)))
+            return value
+        if type(value) is not self.kind and isinstance(value, _CONVERTIBLE[self.kind]) and not isinstance(value, bool):
+            return value if isinstance(value, int) and self.kind is float else self.kind(value)
+        if isinstance(value, self.kind):
+            return value
+        raise OptionError(f"`{name}` is {value!r}", f"pass {self.noun}")
 
 
 def settings_from_dict(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
@@ -39,14 +104,17 @@ def settings_to_dict(settings: Any) -> dict[str, Any]:
 
 def setting_names(cls: Any) -> list[str]:
     """List the flat names of all settings of a class."""
-    return list(setting_types(cls))
-
-
-def setting_types(cls: Any) -> dict[str, Any]:
-    """Return the type of every setting of a class by flat name."""
-    types: dict[str, Any] = {}
+    names: list[str] = []
     for name, hint in typing.get_type_hints(cls).items():
-        types |= setting_types(hint) if dataclasses.is_dataclass(hint) else {name: hint}
+        names += setting_names(hint) if dataclasses.is_dataclass(hint) else [name]
+    return names
+
+
+def setting_types(cls: Any) -> dict[str, SettingType]:
+    """Return the type of every setting of a class by flat name."""
+    types: dict[str, SettingType] = {}
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        types |= setting_types(hint) if dataclasses.is_dataclass(hint) else {name: SettingType.of(hint)}
     return types
 
 
@@ -86,7 +154,7 @@ def setting_words(name: str, value: Any) -> list[str]:
     if value is True:
         return [f"--{name}"]
     if isinstance(value, Mapping):
-        value = [f"{key}={item}" for key, item in value.items()]
+        value = pair_words(value)
     if isinstance(value, list | tuple):
         return [f"--{name}", *map(str, value)]
     # A text such as `-` or `--style` would be read as a flag of its own.
@@ -127,21 +195,25 @@ def parse_value(word: str) -> Any:
     return word
 
 
+def pair_words(pairs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Write a mapping as `key=value` words, which `parse_options` reads as the same values."""
+    return tuple(f"{key}={_pair_value(value)}" for key, value in pairs.items())
+
+
+def _pair_value(value: Any) -> str:
+    """Write a text as it is, but with quotes where it would be read as a number or a constant."""
+    return value if isinstance(value, str) and parse_value(value) == value else json.dumps(value)
+
+
 def _build(cls: type, values: Mapping[str, Any]) -> Any:
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
             fields[field.name] = _build(typing.cast(type, hint), values)
         elif field.name in values:
-            value = values[field.name]
-            fields[field.name] = _as_tuple(value) if typing.get_origin(hint) is tuple else value
+            fields[field.name] = SettingType.of(hint).convert(field.name, values[field.name])
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise OptionError(f"`{field.name}` is missing", f"pass `{field.name}`")
     return cls(**fields)
-
-
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    """Return a sequence as a tuple; one word is a tuple of one."""
-    return (value,) if isinstance(value, str) else tuple(value)

@@ -6,11 +6,9 @@ The script is static, made by shtab from the settings of the commands: to comple
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import re
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +17,7 @@ import shtab
 from florence2.errors import OptionError
 from florence2.files import atomic_write
 from florence2.model.tasks import TASKS
-from florence2.settings_io import setting_docs
+from florence2.settings_io import setting_docs, setting_types
 
 PROG = "florence2"
 SHELLS = ("bash", "zsh", "fish")
@@ -141,36 +139,18 @@ def _add_flags(parser: argparse.ArgumentParser, command: CompletedCommand) -> No
     for flag in command.positional:
         files.append(parser.add_argument(flag[2:] + "_value", nargs="?", help=flag))
     docs = setting_docs(command.settings)
-    for name, hint in _flags(command.settings):
+    for name, kind in setting_types(command.settings).items():
         text = _one_line(docs.get(name, ""))
-        if hint is bool:
+        if kind.kind is bool:
             parser.add_argument(f"--{name}", action="store_true", help=text)
             continue
-        many: dict[str, Any] = {"nargs": "*"} if typing.get_origin(hint) is tuple else {}
-        choices = _choices(name, hint)
+        many: dict[str, Any] = {"nargs": "*"} if kind.is_tuple else {}
+        choices = [task.name for task in TASKS] if name == "task" else kind.choices or None
         argument = parser.add_argument(f"--{name}", choices=choices, help=text, **many)
-        if choices is None and _is_text(hint):
+        if kind.is_path:
             files.append(argument)
     for argument in files:
         argument.complete = shtab.FILE
-
-
-def _flags(settings: Any) -> list[tuple[str, Any]]:
-    """List the flat names and the types of all settings of a class."""
-    flags: list[tuple[str, Any]] = []
-    for name, hint in typing.get_type_hints(settings).items():
-        flags += _flags(hint) if dataclasses.is_dataclass(hint) else [(name, hint)]
-    return flags
-
-
-def _choices(name: str, hint: Any) -> Sequence[str] | None:
-    if name == "task":
-        return [task.name for task in TASKS]
-    return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
-
-
-def _is_text(hint: Any) -> bool:
-    return hint is str or str in typing.get_args(hint)
 
 
 def _one_line(text: str) -> str:

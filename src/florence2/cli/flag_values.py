@@ -1,13 +1,10 @@
 """The values of flags, checked before tyro parses them, so that each error is one line and its hint."""
 
-import typing
 from collections.abc import Sequence
-from typing import Any
 
 from florence2.errors import OptionError
-from florence2.settings_io import closest_name_hint, setting_defaults, setting_docs, setting_types
+from florence2.settings_io import SettingType, closest_name_hint, setting_defaults, setting_docs, setting_types
 
-_NUMBERS = {int: "a whole number", float: "a number"}
 _HELP = {"-h", "--help"}
 
 
@@ -35,14 +32,14 @@ def check_required(words: Sequence[str], settings: type, prog: str) -> None:
         raise OptionError(f"`{prog}` needs {flags}", _explain(missing[0], settings))
 
 
-def _split_flags(words: Sequence[str], types: dict[str, Any]) -> dict[str, list[str]]:
+def _split_flags(words: Sequence[str], types: dict[str, SettingType]) -> dict[str, list[str]]:
     """Return the values of each flag, in the order of the words."""
     flags: dict[str, list[str]] = {}
     values: list[str] | None = None
     for word in words:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            earlier = flags.pop(name, []) if _takes_many(types[name]) else []
+            earlier = flags.pop(name, []) if types[name].is_tuple else []
             values = flags[name] = [*earlier, value] if equals else earlier
         elif values is None:
             raise _unexpected_word(word) or OptionError(f"`{word}` belongs to no flag", "write its flag before it")
@@ -51,17 +48,17 @@ def _split_flags(words: Sequence[str], types: dict[str, Any]) -> dict[str, list[
     return flags
 
 
-def _check_flag(name: str, values: list[str], kind: Any, settings: type, source: str) -> None:
+def _check_flag(name: str, values: list[str], kind: SettingType, settings: type, source: str) -> None:
     flag = f"`--{name}`{source}"
-    if kind is bool:
+    if kind.kind is bool:
         if values:
             raise _unexpected_word(values[0]) or OptionError(
                 f"{flag} takes no value, and `{values[0]}` follows it", f"remove `{values[0]}`"
             )
         return
-    if not values and not (source and _takes_many(kind)):  # a file may contain an empty list
+    if not values and not (source and kind.is_tuple):  # a file may contain an empty list
         raise OptionError(f"{flag} has no value", _explain(name, settings))
-    if len(values) > 1 and not _takes_many(kind):
+    if len(values) > 1 and not kind.is_tuple:
         listed = ", ".join(f"`{value}`" for value in values[:3]) + ", ..." * (len(values) > 3)
         raise _unexpected_word(values[1]) or OptionError(
             f"{flag} takes one value and got {len(values)}: {listed}",
@@ -71,19 +68,14 @@ def _check_flag(name: str, values: list[str], kind: Any, settings: type, source:
         _check_value(name, value, kind, settings, source)
 
 
-def _check_value(name: str, value: str, kind: Any, settings: type, source: str) -> None:
-    (kind,) = [option for option in typing.get_args(kind) if option is not type(None)] if _is_optional(kind) else [kind]
-    if typing.get_origin(kind) is typing.Literal:
-        choices = list(typing.get_args(kind))
-        if value not in choices:
-            hint = closest_name_hint(value, choices)
-            raise OptionError(f"`--{name} {value}`{source} is not one of its values", hint)
-    elif kind in _NUMBERS:
-        try:
-            kind(value)
-        except ValueError:
-            hint = f"pass {_NUMBERS[kind]}; {_explain(name, settings)}"
-            raise OptionError(f"`--{name} {value}`{source} is not {_NUMBERS[kind]}", hint) from None
+def _check_value(name: str, value: str, kind: SettingType, settings: type, source: str) -> None:
+    flag = f"`--{name} {value}`{source}"
+    if kind.choices and value not in kind.choices:
+        raise OptionError(f"{flag} is not one of its values", closest_name_hint(value, list(kind.choices)))
+    try:
+        kind.kind(value)
+    except ValueError:
+        raise OptionError(f"{flag} is not {kind.noun}", f"pass {kind.noun}; {_explain(name, settings)}") from None
 
 
 def _unexpected_word(word: str) -> OptionError | None:
@@ -95,14 +87,6 @@ def _unexpected_word(word: str) -> OptionError | None:
 
 def _explain(name: str, settings: type) -> str:
     return f"`--{name}`: {setting_docs(settings)[name]}"
-
-
-def _takes_many(kind: Any) -> bool:
-    return typing.get_origin(kind) is tuple
-
-
-def _is_optional(kind: Any) -> bool:
-    return type(None) in typing.get_args(kind)
 
 
 def _flag_words(name: str, values: list[str]) -> list[str]:
