@@ -96,6 +96,8 @@ def main(
         if error.errno in DEVICE_ERRORS:
             hint = "check the disk, or the connection to its server, then run the command again"
             return _print_error(UserError(what, hint))
+        if error.errno in {errno.ENOTDIR, errno.EEXIST}:
+            return _print_error(UserError(what, "pass a path in a folder; a part of this one is a file"))
         if error.errno == errno.ENAMETOOLONG:
             return _print_error(UserError(f"{error.strerror}: {error.filename}", "pass a shorter path"))
         raise

@@ -33,6 +33,11 @@ class TaskStep:
     input: str = ""
     next_steps: tuple["TaskStep", ...] = ()
 
+    @property
+    def words(self) -> tuple[Any, ...]:
+        """Return the task's token, the input, and the words of the next steps, which distinguish this step."""
+        return (self.task.token, self.input, sorted(step.words for step in self.next_steps))
+
     def attach_to(self, sample: Sample) -> Sample:
         """Add this step's follow-ups to a sample of the step."""
         return replace(sample, follow_up=FollowUp(sample, self)) if self.next_steps else sample

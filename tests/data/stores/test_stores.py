@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -12,11 +13,13 @@ from threading import Thread
 import fsspec
 import pytest
 
+from florence2.data.columns import ColumnMapping
 from florence2.data.stores import range_reader, retries
 from florence2.data.stores.range_reader import RangeReader
 from florence2.data.stores.retries import is_transient, retry
 from florence2.data.stores.store_path import StorePath, open_filesystem
 from florence2.data.stores.write_store import read_files, upload_file, write_text
+from florence2.data.streams.open_source import find_image_shards
 from florence2.data.streams.shard_paths import common_folder, expand_pattern, has_pattern, relative_names
 from florence2.errors import DatasetError
 
@@ -126,16 +129,43 @@ def test_files_are_written_complete(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "written" / "deep").iterdir()) == ["a.bin", "b.json"]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("{08..10}", "08 09 10"),
+        ("{2..0}", "2 1 0"),
+        ("{0..8..4}", "0 4 8"),
+        ("{98..100..2}", "98 100"),
+        ("{00..100..50}", "000 050 100"),
+        ("{c..a}", "c b a"),
+        ("a{0,{1,2}}", "a0 a1 a2"),
+        ("{a,b}{1..2}", "a1 a2 b1 b2"),
+        ("{a,a}", "a"),
+        ("{}{x}{a", "{}{x}{a"),
+        ("{x{a,b}}", "{xa} {xb}"),
+    ],
+)
+def test_braces_expand_as_in_a_shell(pattern: str, names: str) -> None:
+    expected = [f"s3://b/{name}.tar" for name in names.split(" ")]
+    assert [str(path) for path in expand_pattern(f"s3://b/{pattern}.tar")] == expected
+    assert has_pattern(f"s3://b/{pattern}.tar") == (expected != [f"s3://b/{pattern}.tar"])
+
+
+def test_names_of_many_shards_are_made_once() -> None:
+    shards = find_image_shards("s3://b/{000000..099999}.tar", ColumnMapping("<CAPTION>", with_targets=False))
+    started = time.monotonic()
+    assert [shards.shard_name(index) for index in range(shards.num_shards)][-1] == "099999.tar"
+    assert shards.reader(99_999)
+    assert time.monotonic() - started < 10  # was .3 seconds for each
+
+
 def test_patterns_and_names(tmp_path: Path) -> None:
-    assert [str(path) for path in expand_pattern("s3://b/{08..10}.tar")] == [
-        f"s3://b/{n}.tar" for n in ("08", "09", "10")
-    ]
     assert not has_pattern("https://host/a.tar?key=1")
     assert has_pattern("s3://b/*.tar")
     filesystem = fsspec.filesystem("memory")
     for name in ("x/1.tar", "y/1.tar", "y/2.txt"):
         filesystem.pipe_file(f"/patterns/{name}", b"")
-    matches = expand_pattern("memory://patterns/*/*.tar")
+    matches = expand_pattern("memory://patterns/?/*.tar")
     assert relative_names(matches) == ["x/1.tar", "y/1.tar"]
     assert str(common_folder(matches)).rstrip("/").endswith("patterns")
     assert relative_names([tmp_path / "a" / "1.tar", tmp_path / "a" / "2.tar"]) == ["1.tar", "2.tar"]

@@ -2,10 +2,12 @@
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,46 @@ def test_tasks_cascades_and_classes_equal_those_of_a_list(tiny: str, scenes: Pat
     assert run(tiny, scenes / "tars", tmp_path / "all.parquet", **flags).num_predictions == 0
 
 
+@pytest.mark.parametrize(("suffix", "is_remote"), [("/", False), (".parquet/", True)])
+def test_an_output_is_continued_by_other_tasks_and_images(
+    tiny: str, scenes: Path, bucket: tuple[Any, str], tmp_path: Path, suffix: str, is_remote: bool
+) -> None:
+    output = f"{bucket[1]}/{is_remote}{suffix}" if is_remote else f"{tmp_path}/out{suffix}"
+    (tmp_path / "others").mkdir()
+    for name in ("000000.tar", "000001.tar"):
+        (tmp_path / "others" / name).write_bytes((scenes / "tars" / "000003.tar").read_bytes())
+    two_tars = f"{scenes}/tars/00000{{0,1}}.tar"
+    assert run(tiny, two_tars, output).num_predictions == 6
+    assert run(tiny, two_tars, output, task="od").num_predictions == 6
+    assert run(tiny, tmp_path / "others", output, task="od").num_predictions == 6
+    assert run(tiny, tmp_path / "others", output, task="od").num_predictions == 0
+    rows = rows_of(output.rstrip("/") if is_remote else Path(output))
+    assert Counter((Path(row["image_dir"]).name, row["task"]) for row in rows) == {
+        ("tars", "<CAPTION>"): 6,
+        ("tars", "<OD>"): 6,
+        ("others", "<OD>"): 6,
+    }
+    assert predict_status(status=output).lines == 18
+
+
+def test_a_table_is_not_written_over(tiny: str, scenes: Path, tmp_path: Path) -> None:
+    shutil.copy(next((scenes / "photos").glob("*.png")), tmp_path / "a.png")
+    (tmp_path / "b.parquet").mkdir()
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = arrow.table({"image": [(tmp_path / "a.png").read_bytes()]})
+    parquet.write_table(table, tmp_path / "b.parquet" / "b.parquet")
+    (tmp_path / "a.jsonl").write_text('{"file_name": "a.png", "id": 7}\n')
+    contents = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    for source, output in (("a.jsonl", ""), ("b.parquet", "b.parquet/"), ("b.parquet/b.parquet",) * 2):
+        with pytest.raises(OptionError, match="would replace a table of `--input_path`"):
+            run(tiny, tmp_path / source, f"{tmp_path}/{output}")
+    with pytest.raises(OptionError, match="is a file"):
+        run(tiny, tmp_path / "a.png", f"{tmp_path}/a.jsonl/")
+    with pytest.raises(DatasetError, match="is not a file of predictions"):
+        run(tiny, tmp_path / "a.png", f"{tmp_path}/b.parquet/b.parquet")
+    assert {path: path.read_bytes() for path in contents} == contents
+
+
 def test_parquet_lists_and_folders_as_input(
     tiny: str, scenes: Path, bucket: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,12 +305,12 @@ def test_a_killed_run_resumes_within_its_open_shard(scenes: Path, tmp_path: Path
     journals = tmp_path / "out" / "_run" / "open"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
-        if any(path.stat().st_size > 1500 for path in journals.glob("000000.*.jsonl")):
+        if any(path.stat().st_size > 1500 for path in journals.glob("000000.jsonl")):
             break
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    [journal] = journals.glob("000000.*.jsonl")
+    [journal] = journals.glob("000000.jsonl")
     before = [line for line in journal.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
     assert 5 < len(before) < 40
     status = predict_status(status=f"{tmp_path}/out/")

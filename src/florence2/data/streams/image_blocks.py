@@ -8,6 +8,7 @@ from functools import partial
 from florence2.data.columns import ColumnMapping, DatasetRow, samples_from_rows
 from florence2.data.sample import Sample, Skipped
 from florence2.data.stores.remote_image import RemoteImage
+from florence2.data.stores.store_path import AnyPath
 
 BLOCK_IMAGES = 1000
 
@@ -20,6 +21,7 @@ class ImageBlocks:
     root: str
     images: tuple[tuple[str, str], ...]
     columns: ColumnMapping
+    paths: tuple[AnyPath, ...] = ()
 
     @property
     def num_shards(self) -> int:

@@ -61,8 +61,10 @@ def find_image_shards(spec: str, columns: ColumnMapping, *, recursive: bool = Fa
     reject_compressed(spec)
     if isinstance(path, Path) and path.is_dir() and hub.is_saved_dataset(path):
         return _stream_dataset(spec, None, columns)
-    if has_pattern(spec):
-        return _shards_of(spec, [each for each in expand_pattern(spec) if _kind(each)], columns)
+    if has_pattern(spec) and not (isinstance(path, Path) and path.exists()):
+        matches = expand_pattern(spec)
+        if matches or not (isinstance(path, StorePath) and (path.is_file() or path.is_dir())):
+            return _shards_of(spec, [each for each in matches if _kind(each)], columns)
     if isinstance(path, Path) and not path.exists():
         if not is_hub_dataset(spec):
             raise DatasetError(f"{path} does not exist", "check the path, or pass a dataset on the hub as `user/name`")

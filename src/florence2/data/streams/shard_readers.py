@@ -3,15 +3,16 @@
 An image is decoded only when it is opened: a sample holds its position in a tar, or its encoded bytes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 from florence2.data.columns import ColumnMapping, DatasetRow, samples_from_rows
 from florence2.data.folders.class_names import name_classes
 from florence2.data.folders.foreign_jsonl import translate_rows
 from florence2.data.sample import Sample, Skipped
+from florence2.data.stores.store_path import AnyPath
 from florence2.data.streams.shard_paths import common_folder, relative_names
 from florence2.data.streams.table_shards import stored_image
 from florence2.data.streams.tar_source import TarSource, tar_rows
@@ -21,7 +22,8 @@ from florence2.data.tables import Row, dataset_errors
 class ShardedSource(Protocol):
     """A source in shards; each can be read independently, always in the same order.
 
-    `root` is the folder or address that ids are relative to, None for `datasets`. `reader` returns a function that
+    `root` is the folder or address that ids are relative to, None for `datasets`. `paths` are the files of the shards,
+    where each shard is one file. `reader` returns a function that
     reads the rows of a shard and can be sent to another machine.
     """
 
@@ -30,6 +32,9 @@ class ShardedSource(Protocol):
 
     @property
     def root(self) -> str | None: ...  # noqa: D102
+
+    @property
+    def paths(self) -> Sequence[AnyPath]: ...  # noqa: D102
 
     @property
     def num_shards(self) -> int: ...  # noqa: D102
@@ -57,9 +62,18 @@ class TarShards:
         return self.tars.name
 
     @property
+    def paths(self) -> Sequence[AnyPath]:
+        """Return the tars."""
+        return self.tars.paths
+
+    @cached_property
     def root(self) -> str:
         """Return what ids are relative to: the folder that all tars are in, or the one tar that is predicted."""
         return str(common_folder(self.tars.paths) if self._has_prefix else self.tars.paths[0])
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return relative_names(self.tars.paths)
 
     @property
     def _has_prefix(self) -> bool:
@@ -72,7 +86,7 @@ class TarShards:
 
     def shard_name(self, index: int) -> str:
         """Return the path of a tar within the folder that all are in."""
-        return relative_names(self.tars.paths)[index]
+        return self._names[index]
 
     def reader(self, index: int) -> Callable[[], Iterator[DatasetRow]]:
         """Return a function that reads the rows of a tar; ids begin with its name, unless one tar is predicted."""
@@ -93,6 +107,7 @@ class DatasetShards:
     columns: ColumnMapping
     column: str
     root: None = None
+    paths: tuple[AnyPath, ...] = ()
 
     @property
     def num_shards(self) -> int:

@@ -6,7 +6,7 @@ A row names an image by an address, or by its path relative to the table's folde
 import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,14 @@ class TableShards:
     paths: tuple[AnyPath, ...]
     columns: ColumnMapping
 
-    @property
+    @cached_property
     def root(self) -> str:
         """Return the folder that ids are relative to, unless a row has its own `image_dir`."""
         return str(common_folder(self.paths))
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return relative_names(self.paths)
 
     @property
     def num_shards(self) -> int:
@@ -53,7 +57,7 @@ class TableShards:
 
     def shard_name(self, index: int) -> str:
         """Return the path of a table within the folder that all are in."""
-        return relative_names(self.paths)[index]
+        return self._names[index]
 
     def reader(self, index: int) -> Callable[[], Iterator[DatasetRow]]:
         """Return a function that reads the rows of a table."""

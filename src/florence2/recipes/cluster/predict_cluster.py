@@ -7,12 +7,12 @@ tasks of workers and nodes that are lost; a driver that is killed is started aga
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from florence2.data.sample import SampleKey
-from florence2.errors import OptionError, UserError
+from florence2.errors import DatasetError, OptionError, UserError
 from florence2.log import logger
 from florence2.recipes.cluster.engine_actor import CONCURRENT_PACKS, PACKS_IN_FLIGHT, ActorConfig, PackActor
 from florence2.recipes.cluster.ray_cluster import READ_CPUS, EnginePool, connect, find_pool
@@ -23,6 +23,7 @@ from florence2.recipes.shards.predict_shards import ShardRun
 from florence2.recipes.shards.shard_samples import ShardedImages
 from florence2.results.progress import PredictProgressBar, RunSummary
 
+_GROUP_SHARDS = 1000  # with earlier predictions
 _IN_FLIGHT = {"gpu": 1024, "cpu": 64}  # images at one engine where `--max_in_flight` is not passed
 
 
@@ -78,8 +79,21 @@ class PackCount:
 
 
 def _run(ray: Any, config: ActorConfig, run: ShardRun, images: ShardedImages, progress: PredictProgressBar) -> None:
-    counts = {index: PackCount() for index in run.job.todo}
-    for row in _predicted_rows(ray, config, list(_readers(config, run, images))):
+    """Predict the shards without earlier predictions at once, and the others in groups: all theirs are in memory."""
+    earlier = [index for index in run.job.todo if run.job.has_journal(index)]
+    others = [index for index in run.job.todo if index not in set(earlier)]
+    groups = [others, *(earlier[start : start + _GROUP_SHARDS] for start in range(0, len(earlier), _GROUP_SHARDS))]
+    for group in filter(None, groups):
+        readers = list(_readers(group, config, run, images))
+        if readers:
+            _run_group(ray, config, run, readers, progress)
+
+
+def _run_group(
+    ray: Any, config: ActorConfig, run: ShardRun, readers: list[PackReader], progress: PredictProgressBar
+) -> None:
+    counts = {reader.shard: PackCount() for reader in readers}
+    for row in _predicted_rows(ray, config, readers):
         index = int(row["shard"])
         if index not in counts or row["pack"] in counts[index].numbers:
             continue  # a task that Ray repeated
@@ -93,11 +107,15 @@ def _run(ray: Any, config: ActorConfig, run: ShardRun, images: ShardedImages, pr
         raise UserError(f"{len(counts)} shards have no result", "run the command again; finished shards are kept")
 
 
-def _readers(config: ActorConfig, run: ShardRun, images: ShardedImages) -> Iterator[PackReader]:
-    for index in run.job.todo:
+def _readers(shards: Sequence[int], config: ActorConfig, run: ShardRun, images: ShardedImages) -> Iterator[PackReader]:
+    for index in shards:
         predicted = frozenset[SampleKey]()
-        if run.job.has_journal(index) and not images.pipeline.has_follow_ups:
-            predicted = run.output(index).journal.predicted_keys()
+        try:
+            if run.job.has_journal(index) and not images.pipeline.has_follow_ups:
+                predicted = run.predicted_keys(index)
+        except DatasetError as error:
+            run.close_shard(index, error.what)
+            continue
         yield PackReader(index, images.reader(index), config.pack_size, predicted)
 
 

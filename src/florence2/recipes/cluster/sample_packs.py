@@ -19,7 +19,7 @@ ImageSamples = list[Sample]  # the samples of one image
 
 @dataclass(frozen=True)
 class PackReader:
-    """Reads a shard in packs of images; images whose samples are all `predicted` are left out."""
+    """Reads a shard in packs of images; samples that are `predicted` are left out."""
 
     shard: int
     read: Callable[[], Iterator[Sample]]
@@ -48,8 +48,8 @@ class PackReader:
         pack: list[ImageSamples] = []
         num_bytes = 0
         for _, group in groupby(self.read(), key=lambda sample: sample.id):
-            samples = list(group)
-            if self.predicted and all(sample.key in self.predicted for sample in samples):
+            samples = [sample for sample in group if sample.key not in self.predicted]
+            if not samples:
                 continue
             size = len(samples[0].image) if isinstance(samples[0].image, bytes) else 0
             if pack and (len(pack) == self.pack_size or num_bytes + size > MAX_PACK_BYTES):

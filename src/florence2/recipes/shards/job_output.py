@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, Self
 
 from florence2.config import OutputSettings
 from florence2.data.stores.store_path import AnyPath, StorePath, to_path
 from florence2.data.streams.image_blocks import ImageBlocks
-from florence2.data.streams.outputs.job_outputs import is_job_folder
+from florence2.data.streams.outputs.job_outputs import is_job_folder, output_suffix
 from florence2.errors import OptionError
 from florence2.recipes.predict_spec import PredictSpec
 from florence2.recipes.shards.shard_samples import ShardedImages
 from florence2.results.affixes import Affixes
-from florence2.results.shards.job_folder import JobFolder
+from florence2.results.shards.job_folder import JobFolder, output_names
 from florence2.results.shards.output_lock import OutputLock
 from florence2.results.shards.shard_output import JournalOptions, ShardOutput, restore_journal
 
@@ -33,7 +34,7 @@ class JobOutput(Protocol):
 
     def finish(self, index: int, output: ShardOutput) -> None: ...  # noqa: D102
 
-    def fail(self, index: int, output: ShardOutput, error: str) -> None: ...  # noqa: D102
+    def fail(self, index: int, output: ShardOutput | None, error: str) -> None: ...  # noqa: D102
 
     def complete(self) -> None: ...  # noqa: D102
 
@@ -96,7 +97,7 @@ class SingleOutput:
     def finish(self, index: int, output: ShardOutput) -> None:
         """Do nothing; the file grows until the job ends."""
 
-    def fail(self, index: int, output: ShardOutput, error: str) -> None:
+    def fail(self, index: int, output: ShardOutput | None, error: str) -> None:
         """Do nothing; the summary names the shard."""
 
     def complete(self) -> None:
@@ -121,8 +122,29 @@ def open_job_output(spec: PredictSpec, images: ShardedImages) -> JobOutput:
     path = settings.output_path
     options = JournalOptions(spec.run_id, Affixes(settings.prefix, settings.suffix), settings.overwrite_output)
     if is_folder_output(path):
-        return FolderOutput(path, images.names, options)
+        folder = to_path(path.rstrip("/"))
+        if isinstance(folder, Path) and folder.is_file():
+            raise OptionError(f"{folder} is a file", "pass another folder, or a name that does not end in `/`")
+        outputs = [folder / f"{name}{output_suffix(folder)}" for name in output_names(images.names)]
+        _check_no_input(outputs, images)
+        return FolderOutput(path, images.names, options, images.job_id(spec.run_id, folder / "output"))
+    if path != "-":
+        _check_no_input([to_path(path)], images)
     return SingleOutput(path, images.source.num_shards, options, images.image_dir(to_path(path)))
+
+
+def _check_no_input(outputs: Iterable[AnyPath], images: ShardedImages) -> None:
+    """Refuse to write an output over a table that is read."""
+    inputs = {_absolute(path) for path in images.source.paths}
+    for output in outputs:
+        if _absolute(output) in inputs:
+            raise OptionError(
+                f"the output {output} would replace a table of `--input_path`", "pass another `--output_path`"
+            )
+
+
+def _absolute(path: AnyPath) -> AnyPath:
+    return path if isinstance(path, StorePath) else path.resolve()
 
 
 def is_folder_output(path: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Self
 
-from florence2.data.sample import Prediction, Sample
+from florence2.data.sample import Prediction, Sample, SampleKey
 from florence2.data.stores.store_path import is_address
 from florence2.data.streams.open_source import is_streamed
 from florence2.pipeline.class_splitter import ClassSplitter
@@ -80,17 +80,23 @@ class ShardRun:
         """Read the samples of a shard that have no prediction yet."""
         return self.output(index).journal.missing(self._images.reader(index)())
 
+    def predicted_keys(self, index: int) -> frozenset[SampleKey]:
+        """Return the samples of a shard with a prediction of this run; its output is closed afterwards."""
+        with self.job.open(index, self._images.image_dir(self.job.target(index))) as output:
+            return output.journal.predicted_keys()
+
     def write(self, index: int, prediction: Prediction) -> None:
         """Write a prediction to the output of its shard."""
         self._outputs[index].write(prediction)
 
     def close_shard(self, index: int, error: str | None) -> None:
         """Put the output of a shard in place, or note why it failed."""
-        output = self._outputs.pop(index)
-        if error is None:
+        output = self._outputs.pop(index, None)
+        if output is not None and error is None:
             self.job.finish(index, output)
             self._num_done += 1
             return
+        error = error or "its output is not open"
         self.job.fail(index, output, error)
         self._failed.append((self._images.source.shard_name(index), error))
 

@@ -9,9 +9,11 @@ from florence2.data.columns import ColumnMapping, DatasetRow, partition_samples,
 from florence2.data.sample import ResolvedDataset, Sample, relative_image_dir
 from florence2.data.stores.store_path import AnyPath, StorePath, is_address
 from florence2.data.streams.open_source import find_image_shards
+from florence2.data.streams.shard_paths import common_folder
 from florence2.data.streams.shard_readers import ShardedSource
 from florence2.model.tasks import split_prompt
 from florence2.pipeline.task_pipeline import TaskPipeline
+from florence2.results.journal import make_run_id
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,23 @@ class ShardedImages:
     def image_dir(self, target: AnyPath) -> str:
         """Return the path from an output to the images, or their address; "." where ids are not paths."""
         root = self.source.root
-        if root is None or is_address(root):
-            return root or "."
-        if isinstance(target, StorePath):
-            return Path(root).absolute().as_posix()
-        return relative_image_dir(target, Path(root))
+        return "." if root is None else _path_from(target, root)
+
+    def job_id(self, run_id: str, target: AnyPath) -> str:
+        """Return the id of a job that runs the pipeline of this object on its shards, for the output `target`.
+
+        The lines of an output name their run, task and images themselves; this is what all lines of a job have.
+        """
+        paths = self.source.paths
+        folder = str(common_folder(paths)) if paths else self.source.root
+        place = self.source.name if folder is None else _path_from(target, folder)
+        return make_run_id(run_id, sorted(step.words for step in self.pipeline.steps), place)
+
+
+def _path_from(target: AnyPath, folder: str) -> str:
+    """Return the path from a file to a folder, or the address or absolute path of the folder."""
+    if is_address(folder):
+        return folder
+    if isinstance(target, StorePath):
+        return Path(folder).absolute().as_posix()
+    return relative_image_dir(target, Path(folder))

@@ -9,6 +9,7 @@ from typing import Any
 
 from florence2.data.stores.store_path import AnyPath
 from florence2.data.tables import open_parquet
+from florence2.errors import DatasetError
 from florence2.files import atomic_write
 from florence2.model.answer import GeometryKind
 
@@ -53,6 +54,13 @@ def read_parquet(path: AnyPath) -> Iterator[dict[str, Any]]:
     with open_parquet(path) as table:
         for batch in table.iter_batches(batch_size=1024):
             yield from map(_without_nulls, batch.to_pylist())
+
+
+def check_predictions(path: AnyPath) -> None:
+    """Raise a DatasetError for a Parquet file whose rows are no predictions."""
+    with open_parquet(path) as table:
+        if not {"file_name", "run_id"} <= set(table.schema_arrow.names):
+            raise DatasetError(f"{path} is not a file of predictions", "pass another `--output_path`")
 
 
 def _encodable(row: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from florence2.data.stores.write_store import upload_file
 from florence2.files import atomic_write, to_json
 from florence2.results.affixes import Affixes
 from florence2.results.journal import Journal
-from florence2.results.shards.parquet_rows import read_parquet, write_parquet
+from florence2.results.shards.parquet_rows import check_predictions, read_parquet, write_parquet
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def restore_journal(target: AnyPath, path: Path) -> None:
     if path == target or path.exists() or not target.is_file():
         return
     if is_parquet(target):
+        check_predictions(target)
         with atomic_write(path) as file:
             file.writelines(to_json(row) + "\n" for row in read_parquet(target))
         return
