@@ -5,7 +5,7 @@ import sys
 import pytest
 from rich.table import Table
 
-from florence2.log import line_interval, log_to_stderr, logger, progress_console, render_text
+from florence2.log import line_interval, log_to_stderr, logger, print_lines, progress_console, render_lines
 
 
 def test_command_line_prints_messages_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -15,6 +15,15 @@ def test_command_line_prints_messages_to_stderr(capsys: pytest.CaptureFixture[st
     captured = capsys.readouterr()
     assert captured.err == "100% of [bold]photos[/bold]\n"
     assert captured.out == ""
+
+
+def test_what_controls_a_terminal_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    with log_to_stderr():
+        logger.warning("a\nerror: b\x1b[2J\x9b.jpg")
+    print_lines(["\x1b]0;title\x07", "\u202egpj"])
+    captured = capsys.readouterr()
+    assert captured.err == "a\\nerror: b\\x1b[2J\\x9b.jpg\n"
+    assert captured.out == "\\x1b]0;title\\x07\n\\u202egpj\n"
 
 
 def test_library_is_silent_until_logging_is_configured(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,10 +56,10 @@ def test_table_has_no_lines_where_the_console_cannot_show_them(monkeypatch: pyte
     table = Table("task", "score")
     table.add_row("od", "0.5")
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
-    assert render_text(table).isascii()
+    assert "".join(render_lines(table)).isascii()
 
 
 def test_table_is_rendered_as_plain_text() -> None:
     table = Table("task", "score")
     table.add_row("od", "0.5")
-    assert [word for word in render_text(table).split() if word.isalnum()] == ["task", "score", "od"]
+    assert [word for word in " ".join(render_lines(table)).split() if word.isalnum()] == ["task", "score", "od"]

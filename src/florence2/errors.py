@@ -15,15 +15,15 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, hint: str = "") -> None:
-        self.what, self.hint = _in_one_line(what), _in_one_line(hint)
+        self.what, self.hint = escape_controls(what), escape_controls(hint)
         super().__init__(self.what if not hint else f"{self.what}\nhint: {self.hint}")
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str]]:
         return type(self), (self.what, self.hint)  # so that it travels between worker processes
 
 
-def _in_one_line(text: str) -> str:
-    """Escape what breaks or reorders a line, which a name or a value of the user may contain."""
+def escape_controls(text: str) -> str:
+    """Escape what breaks or reorders a line or controls a terminal, which a name or a value of the user may contain."""
     return "".join(repr(char)[1:-1] if char in _NOT_IN_A_LINE else char for char in text)
 
 

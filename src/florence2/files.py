@@ -24,13 +24,13 @@ _LOCKED_ERRORS = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 def atomic_write(path: Path, mode: str = "w", *, sync: bool = False) -> Iterator[IO[Any]]:
     """Open a temporary file that replaces `path` when the block ends: `path` is the old file or the new one, complete.
 
-    An error in the block leaves `path` as it is. `mode` is `"w"` (UTF-8) or `"wb"`. With `sync`, the content is on
-    the disk before it replaces `path`.
+    An error in the block leaves `path` as it is. `mode` is `"w"` (UTF-8; a lone surrogate, of a file name that is not
+    UTF-8, becomes its escape) or `"wb"`. With `sync`, the content is on the disk before it replaces `path`.
     """
     temporary = path.with_name(hidden_name(path.name, ".unfinished"))
     try:
-        encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
-        with temporary.open(mode, encoding=encoding, newline=newline) as file:
+        encoding, newline, errors = (None, None, None) if "b" in mode else ("utf-8", "\n", "backslashreplace")
+        with temporary.open(mode, encoding=encoding, newline=newline, errors=errors) as file:
             yield file
             if sync:
                 file.flush()
@@ -184,21 +184,23 @@ def _lock_without_waiting(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-_SURROGATES = re.compile("[\ud800-\udfff]")
+# Lone surrogates cannot be encoded. The others control a terminal, reorder its text, or end a line for some readers.
+_ESCAPED_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def to_json(value: Any, *, indent: int | None = None, encoding: str | None = "utf-8") -> str:
     """Return valid JSON that can be encoded in `encoding`.
 
     NaN and infinite numbers become null. A lone surrogate, which stands for a byte of a file name that is not UTF-8, is
-    written as its JSON escape, so that it can be read back; in another encoding so is everything beyond ASCII.
+    written as its JSON escape, so that it can be read back, and so is what controls a terminal or ends a line for
+    readers of Unicode; in another encoding so is everything beyond ASCII.
     """
     is_utf8 = (encoding or "").lower().replace("_", "-") in {"utf-8", "utf8"}
     try:
         text = json.dumps(value, ensure_ascii=not is_utf8, indent=indent, allow_nan=False)
     except ValueError:
         text = json.dumps(_without_non_finite(value), ensure_ascii=not is_utf8, indent=indent, allow_nan=False)
-    return _SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return _ESCAPED_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def parse_json(text: str | bytes) -> Any:

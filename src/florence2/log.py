@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from florence2.distributed import is_main_process
+from florence2.errors import escape_controls
 
 if TYPE_CHECKING:  # its import takes as long as the rest of `--help`
     from rich.console import Console, RenderableType
@@ -50,10 +51,24 @@ logger.addFilter(_is_from_main_process)
 
 
 class _StderrHandler(logging.Handler):
-    """Write messages as plain lines to what `sys.stderr` is now: above a progress bar, where one is drawn."""
+    """Write each message as one plain line to what `sys.stderr` is now: above a progress bar, where one is drawn.
+
+    Messages contain names and texts of files that anybody may have made, so that what controls a terminal is escaped.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"{self.format(record)}\n")
+        sys.stderr.write(f"{escape_controls(self.format(record))}\n")
+
+
+def log_lines(lines: Iterable[str]) -> None:
+    """Log lines that belong together, each as a message."""
+    for line in lines:
+        logger.info(line)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines of a report to stdout; what controls a terminal is escaped."""
+    sys.stdout.writelines(f"{escape_controls(line)}\n" for line in lines)
 
 
 @contextmanager
@@ -105,10 +120,10 @@ class _Text(io.StringIO):
         return getattr(sys.stderr, "encoding", None) or "utf-8"
 
 
-def render_text(*renderables: "RenderableType") -> str:
-    """Render tables of `rich` as plain text, as wide as stderr."""
+def render_lines(*renderables: "RenderableType") -> list[str]:
+    """Render tables of `rich` as lines of plain text, as wide as stderr."""
     from rich.console import Console
 
     text = _Text()
     Console(file=text, width=Console(stderr=True).width, soft_wrap=True).print(*renderables)
-    return text.getvalue().rstrip("\n")
+    return text.getvalue().rstrip("\n").split("\n")

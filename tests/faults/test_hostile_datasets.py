@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -221,3 +222,27 @@ def test_members_of_tars_are_not_written_to_disk(tmp_path: Path) -> None:
         for sample in resolve_dataset(path, DatasetOptions(DEFAULT_TASK)).samples:
             sample.open()
     assert set(tmp_path.parent.rglob("*")) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems refuse the name")
+@pytest.mark.parametrize(
+    "row", ['"text": "a \\ud800 b"', '"task": "od", "answer": {"bboxes": [[1, 1, 9, 9]], "labels": ["\\udfff"]}']
+)
+def test_half_of_a_surrogate_pair_is_an_error_of_its_row(
+    tmp_path: Path, row: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = tmp_path / "d"
+    dataset.mkdir()
+    name = os.fsdecode(b"caf\xe9.png")
+    (dataset / name).write_bytes(image_bytes())
+    lines = [f'{{"file_name": "caf\\udce9.png", {row}}}', '{"file_name": "caf\\udce9.png", "text": "a boat"}']
+    (dataset / "metadata.jsonl").write_text("\n".join(lines))
+    assert main(["data", "check", str(dataset)]) == 1
+    assert "has half of a character" in capsys.readouterr().out
+    resolved = resolve_dataset(dataset, DatasetOptions(DEFAULT_TASK, on_missing="skip"))
+    assert ([each.id for each in resolved.samples], len(resolved.skipped)) == ([name], 1)
+    page, folder = tmp_path / "page.html", tmp_path / "folder"
+    assert main(["data", "preview", str(dataset), str(page)]) == 0
+    assert r"caf\udce9.png" in page.read_text(encoding="utf-8")
+    assert main(["data", "convert", str(dataset), str(folder), "--to", "folder"]) == 0
+    assert [path.name for path in folder.glob("*.txt")] == [os.fsdecode(b"caf\xe9.txt")]

@@ -10,6 +10,7 @@ import pytest
 
 from florence2.api import predict
 from florence2.data.sample import Prediction
+from florence2.errors import DatasetError
 from florence2.results.journal import Journal
 from tests.faults import kills
 from tests.faults.test_odd_files import read_rows, save_images
@@ -82,13 +83,37 @@ def test_line_cut_at_every_byte_is_predicted_again(tmp_path: Path) -> None:
     assert len(lines) == 3
     for length in range(len(content) + 1):
         path.write_bytes(content[:length])
-        complete = content[:length].count(b"\n")
+        complete = content[:length].count(b"\n") + content[:length].endswith(b"}")
         with Journal(str(path), run_id="r") as journal:
             assert len(list(journal.rows())) == complete
             assert path.read_bytes() == b"".join(lines[:complete])
             for line in lines:
                 journal.write(Prediction.from_json(json.loads(line)))
         assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "content", [b"my only notes", b"\x89PNG\r\n\x1a\n\0\0\rIHDR\0\0\n", b'{"a": 1}', b"\0\0ftyp\n"]
+)
+def test_a_file_that_no_run_wrote_stays_as_it_is(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"notes\.txt line 1 is not a prediction"):
+        Journal(str(path), run_id="r")
+    assert path.read_bytes() == content
+
+
+def test_edits_by_hand_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    with Journal(str(path), run_id="r") as journal:
+        for name in ("a.jpg", "b.jpg", "c.jpg"):
+            journal.write(Prediction(name, "<OD>", text="a boat"))
+    first, second, third = path.read_bytes().splitlines()
+    path.write_bytes(b"\xef\xbb\xbf" + third + b"\r\n\r\n" + first)
+    with Journal(str(path), run_id="r") as journal:
+        assert [row["file_name"] for row in journal.rows()] == ["c.jpg", "a.jpg"]
+        journal.write(Prediction("b.jpg", "<OD>", text="a boat"))
+    assert path.read_bytes().splitlines() == [third, first, second]
 
 
 def test_zeros_after_a_power_cut_are_no_prediction(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from florence2.cli.program import main
 from florence2.data.folders.listing import walk
 from florence2.data.image import ImageError, open_image
 from florence2.data.resolve import DatasetOptions, resolve_dataset
@@ -37,7 +38,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def test_pipe_is_counted_and_not_opened(tmp_path: Path) -> None:
     folder = save_images(tmp_path / "photos", "a.jpg", "b.jfif", "c.jpg_large", "d", "IMG_1.heic2")
-    os.mkfifo(folder / "x.jpg")
+    os.mkfifo(folder / "x\n\x1b[2J.jpg")
     (folder / "loop.jpg").symlink_to("loop.jpg")
     output = tmp_path / "o.jsonl"
     result = run(*PREDICT, "--input_path", folder, "--output_path", output)
@@ -47,7 +48,25 @@ def test_pipe_is_counted_and_not_opened(tmp_path: Path) -> None:
     assert errors["b.jfif"] is None
     assert "loop.jpg cannot be read" in str(errors["loop.jpg"])
     assert result.returncode == 1
-    assert b"1 pipe or device, 1 .heic2, 1 .jpg_large, 1 without an extension; the first is x.jpg" in result.stderr
+    assert (
+        b"1 pipe or device, 1 .heic2, 1 .jpg_large, 1 without an extension; the first is x\\n\\x1b[2J.jpg\n"
+        in result.stderr
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs links")
+def test_output_path_that_cannot_be_written_is_refused_in_two_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_images(tmp_path / "photos", "a.jpg")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "link").symlink_to("gone/o.jsonl")
+    for path in ("loop", "link", "photos/a.jpg/o.jsonl"):
+        assert main([*PREDICT, "--input_path", str(folder), "--output_path", str(tmp_path / path)]) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith("hint: pass ")
+    words = [*PREDICT, "--input_path", str(folder), "--output_path", "-", "--sidecar", "../x"]
+    assert main(words) == 2
+    assert "`--sidecar ../x` is not an extension" in capsys.readouterr().err
 
 
 def test_pipe_that_a_table_lists_is_an_error(tmp_path: Path) -> None:

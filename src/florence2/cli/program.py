@@ -90,19 +90,25 @@ def main(
     except UserError as error:
         return _print_error(error)
     except OSError as error:
-        what = f"{error.strerror}: {error.filename or 'writing failed'}"
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}:
-            return _print_error(UserError(what, "free space or change permissions, then run the command again"))
-        if error.errno in DEVICE_ERRORS:
-            hint = "check the disk, or the connection to its server, then run the command again"
-            return _print_error(UserError(what, hint))
-        if error.errno in {errno.ENOTDIR, errno.EEXIST}:
-            return _print_error(UserError(what, "pass a path in a folder; a part of this one is a file"))
-        if error.errno == errno.ENAMETOOLONG:
-            return _print_error(UserError(f"{error.strerror}: {error.filename}", "pass a shorter path"))
-        raise
+        if (hint := _file_hint(error)) is None:
+            raise
+        return _print_error(UserError(f"{error.strerror}: {error.filename or 'writing failed'}", hint))
     except KeyboardInterrupt:
         return 130
+
+
+def _file_hint(error: OSError) -> str | None:
+    """Return how to fix an error of a file or of the disk; None for any other error."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}:
+        return "free space or change permissions, then run the command again"
+    if error.errno in DEVICE_ERRORS:
+        return "check the disk, or the connection to its server, then run the command again"
+    if error.errno == errno.ENAMETOOLONG:
+        return "pass a shorter path"
+    if error.errno in {errno.ENOTDIR, errno.EEXIST}:
+        return "pass a path in a folder; a part of this one is a file"
+    is_of_path = error.errno in {errno.ENOENT, errno.EISDIR, errno.ELOOP, errno.EPERM}
+    return "pass another path, or correct this one" if is_of_path and error.filename else None
 
 
 def run_program(

@@ -18,7 +18,7 @@ from florence2.config import DemoSettings
 from florence2.demo.dataset import make_dataset
 from florence2.demo.page import DemoResult, write_page
 from florence2.errors import UserError
-from florence2.log import logger, render_text
+from florence2.log import log_lines, logger, render_lines
 from florence2.model.answer import Answer
 
 STYLE = "tags"  # not among the pre-training tasks of the bundled model
@@ -72,9 +72,8 @@ def run_demo(folder: Path, seed: int) -> int:
         sum(result.reference == text for result, text in zip(results, texts, strict=True))
         for texts in ([result.before for result in results], [result.after for result in results])
     )
-    logger.info(
-        f"\nexact captions in the new style: {before} of {len(results)} before, {after} of {len(results)} after"
-    )
+    number = len(results)
+    log_lines(["", f"exact captions in the new style: {before} of {number} before, {after} of {number} after"])
     logger.info(f"page: {page}, adapter: {adapter} ({time.monotonic() - start:.0f} s in total)")
     return 0 if after > before else 1
 
@@ -98,7 +97,7 @@ def _train(values: dict[str, Any]) -> None:
 
 def _print_command(name: str, values: dict[str, Any]) -> None:
     arguments = [argument for flag, value in values.items() for argument in (f"--{flag}", str(value))]
-    logger.info(f"\n$ florence2 {name} {shlex.join(arguments)}")
+    log_lines(["", f"$ florence2 {name} {shlex.join(arguments)}"])
 
 
 def _read_results(folder: Path, eval_folder: Path) -> list[DemoResult]:
@@ -126,4 +125,4 @@ def _print_table(results: Sequence[DemoResult]) -> None:
     for result in results:
         is_correct = result.after == result.reference
         table.add_row(result.image.name, result.before, result.after, "=" if is_correct else result.reference)
-    logger.info(render_text(table))
+    log_lines(render_lines(table))

@@ -6,7 +6,6 @@ Rows come from `data/formats/` and `data/inspection/`. A model is loaded only to
 from __future__ import annotations
 
 import random
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +21,8 @@ from florence2.data.inspection.low_scores import remove_low_scores
 from florence2.data.resolve import split_spec
 from florence2.data.sample import Sample
 from florence2.errors import DatasetError
-from florence2.files import to_json
+from florence2.files import print_json
+from florence2.log import print_lines
 from florence2.results.html.dataset_preview import preview_page
 
 MAX_TARGET_TOKENS = 1024  # of every checkpoint that Microsoft published
@@ -31,20 +31,22 @@ MAX_TARGET_TOKENS = 1024  # of every checkpoint that Microsoft published
 def main_check(settings: CheckSettings) -> int:
     """Run `florence2 data check`; return 0, or 1 if the dataset has errors."""
     report = run_check(settings)
-    text = to_json(report.to_json(), encoding=sys.stdout.encoding) if settings.json else "\n".join(report.lines())
-    sys.stdout.write(f"{text}\n")
+    if settings.json:
+        print_json(report.to_json())
+    else:
+        print_lines(report.lines())
     return 1 if report.issues else 0
 
 
 def main_preview(settings: PreviewSettings) -> int:
     """Run `florence2 data preview`."""
-    sys.stdout.write(f"{run_preview(settings)}\n")
+    print_lines([str(run_preview(settings))])
     return 0
 
 
 def main_convert(settings: ConvertSettings) -> int:
     """Run `florence2 data convert`."""
-    sys.stdout.write("\n".join(run_convert(settings).lines()) + "\n")
+    print_lines(run_convert(settings).lines())
     return 0
 
 
@@ -58,7 +60,7 @@ def run_preview(settings: PreviewSettings) -> Path:
     """Write an HTML page with images and their targets, and return its path."""
     page = Path(settings.output).expanduser()
     samples = _random_samples(settings)
-    with page.open("w", encoding="utf-8") as file:
+    with page.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(preview_page(settings.data.dataset, samples))
     return page
 

@@ -16,7 +16,7 @@ from florence2.data.sample import ResolvedDataset
 from florence2.distributed import is_main_process
 from florence2.errors import OptionError
 from florence2.files import to_json
-from florence2.log import logger, render_text
+from florence2.log import log_lines, render_lines
 from florence2.metrics.by_task import ScoreDifference, TaskScores, compare, score_tasks
 from florence2.metrics.match_predictions import (
     MatchResult,
@@ -63,9 +63,7 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         for note in match_notes(match, skipped=is_skipped)
     ]
     _write(settings, tasks, notes, scores)
-    logger.info(render_text(*score_tables(tasks)))
-    for note in notes:
-        logger.info(note)
+    log_lines([*render_lines(*score_tables(tasks)), *notes])
     return scores
 
 
@@ -160,4 +158,4 @@ def _write(settings: EvaluateSettings, tasks: Any, notes: list[str], scores: dic
 
 def _write_text(path: str, text: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text, encoding="utf-8")
+    Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")

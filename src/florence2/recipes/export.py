@@ -5,7 +5,6 @@ The targets are the rows of `export/export_targets.py`.
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from florence2.export.export_source import ExportSource
 from florence2.export.export_targets import Target, find_target
 from florence2.export.hub_upload import check_login, upload
 from florence2.files import print_json
-from florence2.log import logger
+from florence2.log import logger, print_lines
 from florence2.model.storage.checkpoint_files import find_folder
 from florence2.model.storage.run_metadata import read_run_metadata
 
@@ -33,7 +32,7 @@ def main(settings: ExportSettings, *, as_json: bool = False) -> int:
     if as_json:
         print_json(result.to_json())
     else:
-        sys.stdout.write("\n".join(result.lines()) + "\n")
+        print_lines(result.lines())
     return 0
 
 

@@ -20,7 +20,7 @@ from florence2.distributed import is_main_process, launcher_rank
 from florence2.engine.stats import Stats
 from florence2.errors import OptionError, UserError
 from florence2.files import print_json
-from florence2.log import logger
+from florence2.log import log_lines, logger
 from florence2.model.tasks import Task, find_task
 from florence2.pipeline.class_splitter import ClassSplitter
 from florence2.pipeline.task_pipeline import TaskPipeline
@@ -42,7 +42,7 @@ def main(settings: PredictSettings, *, as_json: bool = False) -> int:
     """Run `florence2 predict`; return 0 if all images were predicted, and 1 if some failed."""
     tune_allocator()
     summary = run_predict(settings)
-    logger.info(str(summary))
+    log_lines(summary.lines())
     if as_json:
         print_json({"output_path": settings.output.output_path, **summary.to_json()})
     return summary.exit_code

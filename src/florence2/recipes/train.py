@@ -21,8 +21,8 @@ from florence2.config import TrainSettings
 from florence2.devices import dtype_warning
 from florence2.distributed import is_main_process
 from florence2.errors import OptionError
-from florence2.files import full_disk_errors, print_json
-from florence2.log import logger
+from florence2.files import atomic_write, full_disk_errors, print_json
+from florence2.log import log_lines, logger, print_lines
 from florence2.metrics.eval_set import EvalSet
 from florence2.model.storage.run_metadata import run_metadata_to_dict
 from florence2.recipes.training_setup.train_evaluation import TrainingPredictor, add_sample_callback, build_metrics_fn
@@ -40,7 +40,7 @@ from florence2.training.dataset.florence2_dataset import (
     FeatureSource,
     Florence2Dataset,
     preview_examples,
-    preview_text,
+    preview_lines,
 )
 from florence2.training.dataset.streaming import StreamingDataset
 from florence2.training.dataset.training_data import DatasetBuilder, find_training_data
@@ -72,7 +72,7 @@ def main(settings: TrainSettings, *, as_json: bool = False) -> int:
     try:
         folder = run_train(settings)
     except TrainingInterrupted as interruption:
-        logger.info(str(interruption))
+        log_lines([interruption.what, f"hint: {interruption.hint}"])
         if as_json:
             print_json({"output_dir": settings.saving.output_dir, "is_complete": False, "hint": interruption.hint})
         return 130
@@ -171,8 +171,7 @@ def _create_trainer(
     check_resume_steps(spec.checkpoint, length.steps)
     train_features, eval_features = _cached_features(spec, model, builder, saver, args)
     dataset = builder.train_dataset(length.steps, length.samples_per_step, train_features)
-    for line in training_summary(run, model, dataset, length, spec.dtype):
-        logger.info(line)
+    log_lines(training_summary(run, model, dataset, length, spec.dtype))
     if spec.compile:
         compile_model(model)
     predictor = TrainingPredictor(saver.processor, spec.dtype, spec.base.quantize)
@@ -250,11 +249,11 @@ def _save(
 
 def _preview(dataset: Florence2Dataset, num_samples: int, folder: Path) -> None:
     """Print samples as some epochs augment them; write an HTML page where augmentation changes images."""
-    print(preview_text(dataset, num_samples))  # noqa: T201  the output of `--preview`
+    print_lines(preview_lines(dataset, num_samples))
     if not dataset.image_augmentation.changes_images:
         return
     folder.mkdir(parents=True, exist_ok=True)
     examples = (dataset.rendered_example(sample, draw) for sample, draw in preview_examples(dataset, num_samples))
-    with (folder / PREVIEW_FILE).open("w", encoding="utf-8") as page:
+    with atomic_write(folder / PREVIEW_FILE) as page:
         page.writelines(preview_page("Augmented samples", examples))
     logger.info(f"wrote {folder / PREVIEW_FILE}")

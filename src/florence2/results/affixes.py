@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from florence2.data.sample import Prediction
+from florence2.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -11,6 +12,13 @@ class Affixes:
 
     prefix: str = ""
     suffix: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse bytes that are not UTF-8, which no caption can contain."""
+        try:
+            f"{self.prefix}{self.suffix}".encode()
+        except UnicodeEncodeError:
+            raise OptionError("`--prefix` or `--suffix` is not UTF-8", "write it in UTF-8") from None
 
     def add(self, prediction: Prediction) -> Prediction:
         """Return the prediction with the affixes around its caption and those of its alternatives."""

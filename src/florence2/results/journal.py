@@ -13,17 +13,17 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Self, TextIO
 
 from florence2.data.listed.digest_set import DigestSet, digest_key
 from florence2.data.listed.listed_samples import sample_keys
 from florence2.data.sample import Prediction, Sample, SampleKey
-from florence2.errors import DatasetError, OptionError
-from florence2.files import WriteLock, atomic_write, named_errors, parse_json, to_json
+from florence2.data.streams.outputs.prediction_lines import count_torn_lines, read_prediction_lines
+from florence2.data.tables import Row
+from florence2.errors import OptionError
+from florence2.files import WriteLock, atomic_write, named_errors, to_json
 from florence2.log import count_noun, logger
 from florence2.results.affixes import Affixes
-
-Row = dict[str, Any]
 
 _NO_AFFIXES = Affixes()
 _CLOCK_STEP = 2.0  # seconds; the times of files are that coarse in some file systems
@@ -122,7 +122,7 @@ class Journal:
 
     def rows(self) -> Iterator[Row]:
         """Yield the lines of this run without an error for images of this `image_dir`."""
-        for row in self._rows() if self._predicted else ():
+        for row in read_prediction_lines(self.path) if self._predicted else ():
             if self._is_this_run(row) and row.get("error") is None and _image_dir(row) == self.image_dir:
                 yield row
 
@@ -174,17 +174,17 @@ class Journal:
             if not os.access(self.path.parent, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path))
             return
-        num_torn = _count_torn_lines(self.path)
-        if num_torn:
-            logger.warning(f"{self.path}: {count_noun(num_torn, 'incomplete line')} of an interrupted run removed")
-        has_invalid_rows = num_torn > 0
-        for row in self._rows():
+        num_torn, is_ended = count_torn_lines(self.path)
+        has_invalid_rows = num_torn > 0 or not is_ended
+        for row in read_prediction_lines(self.path):
             if not self._is_this_run(row):
                 self._other_runs.add(self._key(row))
             elif self._is_valid(row):
                 self._predicted.add(self._key(row))
             else:
                 has_invalid_rows = True
+        if num_torn:
+            logger.warning(f"{self.path}: {count_noun(num_torn, 'incomplete line')} of an interrupted run removed")
         if has_invalid_rows or self._predicted.has_common(self._other_runs):
             self._rewrite(
                 lambda row: self._is_valid(row) if self._is_this_run(row) else self._key(row) not in self._predicted
@@ -202,40 +202,10 @@ class Journal:
     def _digest(self, key: SampleKey) -> bytes:
         return digest_key(*key, self.image_dir)
 
-    def _rows(self) -> Iterator[Row]:
-        """Yield the complete lines; refuse a file that has other lines than predictions."""
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if _is_torn(line):
-                    continue
-                try:
-                    row = parse_json(line)
-                    row["file_name"]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise DatasetError(
-                        f"{self.path} line {number} is not a prediction", "pass another `--output_path`"
-                    ) from error
-                if "run" in row and "run_id" not in row:
-                    raise DatasetError(
-                        f"{self.path} line {number} has the keys of an older version (`folder`, `run`)",
-                        "pass another `--output_path`, or rename them to `image_dir` and `run_id`",
-                    )
-                yield row
-
     def _rewrite(self, keep: Callable[[Row], bool]) -> None:
         with atomic_write(self.path, sync=True) as file:
-            file.writelines(to_json(row) + "\n" for row in self._rows() if keep(row))
+            file.writelines(to_json(row) + "\n" for row in read_prediction_lines(self.path) if keep(row))
 
 
 def _image_dir(row: Row) -> str:
     return str(row.get("image_dir") or ".")
-
-
-def _count_torn_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(map(_is_torn, file))
-
-
-def _is_torn(line: bytes) -> bool:
-    """Return whether a kill cut a line, or a power cut left zeros in place of bytes that were not on the disk yet."""
-    return not line.endswith(b"\n") or b"\0" in line

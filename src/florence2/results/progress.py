@@ -17,6 +17,7 @@ from typing import Any, Self
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from florence2.data.sample import Prediction
+from florence2.errors import escape_controls
 from florence2.log import count_noun, line_interval, logger, progress_console
 
 LINE_INTERVAL = 10.0  # seconds, in the first minute
@@ -69,7 +70,8 @@ class RunSummary:
             "removed_objects": self.num_removed,
         }
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
+        """Return what a person reads."""
         rate = self.num_predictions / self.seconds if self.seconds else 0.0
         token_rate = self.num_tokens / self.seconds if self.seconds else 0.0
         predictions = count_noun(self.num_predictions, "prediction")
@@ -94,7 +96,10 @@ class RunSummary:
             lines.append(f"{number} cannot be read, run it again; the first: {self.failed_folders[0][1]}")
         if self.ignored_files:
             lines.append(self.ignored_files)
-        return "\n".join(lines)
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join(map(escape_controls, self.lines()))
 
 
 class PredictProgressBar:

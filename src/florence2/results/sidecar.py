@@ -28,6 +28,8 @@ class SidecarWriter:
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
         """Raise before prediction if two images would have the same caption file, or if it would be an image."""
+        if not self.extension or PurePosixPath(self.extension.replace("\\", "/")).name != self.extension:
+            raise OptionError(f"`--sidecar {self.extension}` is not an extension", "pass `--sidecar .txt`")
         if is_image_name(f"a{self.extension}"):
             raise OptionError(f"`--sidecar {self.extension}` would replace images", "pass `--sidecar .txt`")
         paths, last = DigestSet(), ""

@@ -13,7 +13,7 @@ from florence2.model.processing import Preprocessor
 from florence2.model.tasks import find_task
 from florence2.training.dataset.caption_augmentation import CaptionAugmentation
 from florence2.training.dataset.collator import Florence2Collator
-from florence2.training.dataset.florence2_dataset import Florence2Dataset, preview_text
+from florence2.training.dataset.florence2_dataset import Florence2Dataset, preview_lines
 from florence2.training.dataset.sampler import SampleDraw
 from florence2.training.dataset.training_data import DatasetBuilder, TrainingData
 from tests.tiny import tiny_processor
@@ -108,9 +108,9 @@ def test_unreadable_images_are_replaced_by_the_next_in_every_process(
             assert all(torch.equal(one[name], other[name]) for name in one if name != "unreadable")
 
 
-def test_preview_text_has_three_epochs(preprocessor: Preprocessor, samples: list[Sample]) -> None:
-    text = preview_text(Florence2Dataset(samples, preprocessor, CaptionAugmentation(shuffle_caption=True)), 1)
-    assert [line.split(":")[0].strip() for line in text.splitlines()] == ["0.png", "epoch 1", "epoch 2", "epoch 3"]
+def test_preview_has_three_epochs(preprocessor: Preprocessor, samples: list[Sample]) -> None:
+    lines = preview_lines(Florence2Dataset(samples, preprocessor, CaptionAugmentation(shuffle_caption=True)), 1)
+    assert [line.split(":")[0].strip() for line in lines] == ["0.png", "epoch 1", "epoch 2", "epoch 3"]
 
 
 def test_builder_resolves_the_warmup_and_limits_targets(preprocessor: Preprocessor, samples: list[Sample]) -> None:

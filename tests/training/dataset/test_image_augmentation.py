@@ -16,7 +16,7 @@ from florence2.model.answer import Answer
 from florence2.model.processing import Preprocessor
 from florence2.model.tasks import find_task
 from florence2.training.dataset.box_transforms import CropWindow, transform_answer
-from florence2.training.dataset.florence2_dataset import Florence2Dataset, preview_text
+from florence2.training.dataset.florence2_dataset import Florence2Dataset, preview_lines
 from florence2.training.dataset.image_augmentation import (
     ImageAugmentation,
     augment_sample,
@@ -243,7 +243,7 @@ def test_preview_and_summary_describe_the_augmentation() -> None:
     samples = [detection_sample([10, 10, 50, 50]), make_sample("caption", "a dog"), make_sample("ocr", "EXIT")]
     augmentation = parse_image_augmentation(("hflip=1", "crop=1"))
     preprocessor = Preprocessor.from_processor(tiny_processor())
-    text = preview_text(Florence2Dataset(samples, preprocessor, image_augmentation=augmentation), 1)
+    text = "\n".join(preview_lines(Florence2Dataset(samples, preprocessor, image_augmentation=augmentation), 1))
     assert "epoch 1 (flipped, x " in text
     assert augmentation_summary(samples, augmentation) == (
         "2 of 3 samples can be flipped (the others mention sides or writing), "

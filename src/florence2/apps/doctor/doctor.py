@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from PIL import Image
@@ -19,6 +19,7 @@ from florence2.config import DoctorSettings
 from florence2.devices import inference_dtype
 from florence2.errors import OptionError, UserError
 from florence2.files import to_json
+from florence2.log import print_lines
 
 
 def main(settings: DoctorSettings) -> int:
@@ -31,17 +32,20 @@ def main(settings: DoctorSettings) -> int:
         _require_comparison(flag, value is not None)
     _require_comparison("fetch_images", settings.fetch_images)
     report = run_doctor(settings)
-    text = to_json(report, indent=2, encoding=sys.stdout.encoding) if settings.json else "\n".join(report_lines(report))
-    sys.stdout.write(f"{text}\n")
+    _print(report, None if settings.json else report_lines(report))
     return 1 if report["problems"] else 0
 
 
 def _print_comparison(settings: DoctorSettings) -> int:
     """Compare a model with published facts; return 1 where something is different."""
     report = compare_published(settings)
-    text = to_json(report, indent=2, encoding=sys.stdout.encoding)
-    sys.stdout.write((text if settings.json else "\n".join(comparison_lines(report))) + "\n")
+    _print(report, None if settings.json else comparison_lines(report))
     return 1 if report["counts"][DIFFERENT] else 0
+
+
+def _print(report: Mapping[str, Any], lines: Iterable[str] | None) -> None:
+    """Print the lines, or the report as JSON."""
+    print_lines(to_json(report, indent=2, encoding=sys.stdout.encoding).split("\n") if lines is None else lines)
 
 
 def _require_comparison(flag: str, is_passed: bool) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from florence2.config import StatusSettings
 from florence2.data.stores.store_path import AnyPath, to_path
+from florence2.data.streams.outputs.prediction_lines import read_prediction_lines
 from florence2.errors import DatasetError
-from florence2.files import to_json
-from florence2.log import logger
+from florence2.files import print_json
+from florence2.log import log_lines
 from florence2.recipes.shards.job_output import is_folder_output
 from florence2.results.shards.job_folder import JobState, read_job
 from florence2.results.shards.parquet_rows import read_parquet
@@ -55,18 +54,19 @@ class JobStatus:
             "first_errors": self.first_errors,
         }
 
-    def __str__(self) -> str:
+    def report_lines(self) -> list[str]:
+        """Return what a person reads."""
         text = f"{self.done} of {self.shards} shards done, {self.open} open, {len(self.failed)} failed; "
         text += f"{self.lines} lines, {self.errors} with an error"
         problems = [*sorted(self.failed.items()), *sorted(self.first_errors.items())]
-        return text + "".join(f"\n{name}: {error}" for name, error in problems[:MAX_PROBLEMS])
+        return [text, *(f"{name}: {error}" for name, error in problems[:MAX_PROBLEMS])]
 
 
 def main(settings: StatusSettings) -> int:
     """Print the status as JSON on stdout and in words on stderr; return 0 if everything is done without an error."""
     status = run_status(settings)
-    logger.info(str(status))
-    sys.stdout.write(to_json(status.to_dict()) + "\n")
+    log_lines(status.report_lines())
+    print_json(status.to_dict())
     return status.exit_code
 
 
@@ -99,15 +99,10 @@ def _folder_status(job: JobState) -> JobStatus:
 def _file_status(path: AnyPath) -> JobStatus:
     lines = errors = 0
     first_errors: dict[str, str] = {}
-    for row in read_parquet(path) if is_parquet(path) else _complete_rows(path):
+    for row in read_parquet(path) if is_parquet(path) else read_prediction_lines(path):
         lines += 1
         if row.get("error") is not None:
             errors += 1
             first_errors.setdefault(path.name, f"{row['file_name']}: {row['error']}")
     is_done = isinstance(path, Path) is False or is_parquet(path)
     return JobStatus(1, int(is_done), int(not is_done), lines, errors, {}, first_errors)
-
-
-def _complete_rows(path: AnyPath) -> Any:
-    with path.open("rb") as file:
-        yield from (json.loads(line) for line in file if line.endswith(b"\n"))

@@ -229,18 +229,16 @@ def preview_examples(
             yield sample, SampleDraw(epoch, epoch * dataset.samples_per_epoch + index, index)
 
 
-def preview_text(dataset: Florence2Dataset, num_samples: int, num_epochs: int = 3) -> str:
-    """Format the augmented targets, and the windows of the images, of the first samples in the first epochs."""
-    lines = []
+def preview_lines(dataset: Florence2Dataset, num_samples: int, num_epochs: int = 3) -> Iterator[str]:
+    """Yield lines: the augmented targets, and the windows of the images, of the first samples in the first epochs."""
     for sample, draw in preview_examples(dataset, num_samples, num_epochs):
         augmented, window = dataset.augmented(sample, draw)
         if draw.epoch == 0:
-            lines.append(f"{sample.id}: {find_task(sample.task).format_prompt(sample.input)}")
+            yield f"{sample.id}: {find_task(sample.task).format_prompt(sample.input)}"
         prompt = find_task(augmented.task).format_prompt(augmented.input)
         change = "" if window.is_identity else f" ({window})"
         new_prompt = f" {prompt}" if augmented.input != sample.input else ""
-        lines.append(f"  epoch {draw.epoch + 1}{change}:{new_prompt} {augmented.target}")
-    return "\n".join(lines)
+        yield f"  epoch {draw.epoch + 1}{change}:{new_prompt} {augmented.target}"
 
 
 def _random_stream(name: str) -> random.Random:
