@@ -52,7 +52,8 @@ OUTPUTS = {
 INTRODUCTION = """# The fifteen tasks
 
 Each task as the bundled model answers it: the image with the answer, the command, and the row of `captions.jsonl`
-(where the numbers have more digits). `--task` takes the name or the token. Any other text is a prompt of its own.
+(where the numbers have more digits). `--task` takes the name or the token. Any other text is a prompt of its own;
+one like the name of a task gets a warning.
 `python scripts/gallery.py` writes this page.
 
 | task | input | output |

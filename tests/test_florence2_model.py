@@ -61,6 +61,44 @@ def test_unreadable_image_raises_alone_and_is_a_result_among_others(
         broken.plot()
 
 
+@pytest.mark.parametrize(
+    ("image", "what"),
+    [
+        (np.zeros((4, 5, 3), np.float32), "image 0 is an array of shape (4, 5, 3) and type float32"),
+        (np.zeros((3, 4, 5), np.uint8), "image 0 is an array of shape (3, 4, 5) and type uint8"),
+        (torch.zeros(1, 3, 4, 5), "image 0 is a Tensor"),
+        (None, "image 0 is a NoneType"),
+    ],
+)
+def test_what_is_no_image_is_named(model: florence2.Florence2, image: object, what: str) -> None:
+    with pytest.raises(florence2.OptionError) as caught:
+        model(image, "caption")  # type: ignore[call-overload]
+    assert caught.value.what == what
+
+
+def test_image_at_an_address_is_read(model: florence2.Florence2, images: list[Path]) -> None:
+    assert model(images[0].as_uri(), "od").boxes == model(images[0], "od").boxes
+
+
+def test_input_of_a_task_is_required_and_a_region_may_be_pixels(model: florence2.Florence2, images: list[Path]) -> None:
+    with pytest.raises(florence2.OptionError, match="caption_to_phrase_grounding needs words"):
+        model(images[0], "caption_to_phrase_grounding")
+    width, height = open_image(images[0]).image.size
+    region = f"0,0,{width / 2},{height / 2}"
+    by_pixels, by_tokens = (
+        model(images[0], "region_to_category", each) for each in (region, "<loc_0><loc_0><loc_500><loc_500>")
+    )
+    assert by_pixels.prediction == by_tokens.prediction
+
+
+def test_stream_follows_a_cascade_and_a_call_refuses_it(model: florence2.Florence2, images: list[Path]) -> None:
+    cascade = "caption+caption_to_phrase_grounding"
+    first, second = model.stream(images[:1], cascade)
+    assert (second.sample.input, bool(second.boxes)) == (first.text, True)
+    with pytest.raises(florence2.OptionError, match="leads to several predictions"):
+        model(images[0], cascade)
+
+
 def test_stream_reads_images_as_they_are_needed(model: florence2.Florence2, images: list[Path]) -> None:
     endless = (images[i % len(images)] for i in iter(int, 1))
     results = model.stream(endless, "caption")

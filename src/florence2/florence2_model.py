@@ -13,21 +13,23 @@ from PIL import Image
 from florence2 import api
 from florence2.config import DEFAULT_TASK, HubSettings, InferenceDType
 from florence2.data.sample import ImageError, Sample
+from florence2.data.stores.remote_image import RemoteImage
 from florence2.devices import is_8_bit
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
 from florence2.engine.generation_config import GenerationConfig
 from florence2.engine.quantization.quantize_model import quantize_model
+from florence2.errors import OptionError
 from florence2.model.adapter.reused_weights import reuse_weights
 from florence2.model.inference.inference_model import InferenceModel
-from florence2.model.tasks import find_task
+from florence2.pipeline.task_pipeline import TaskPipeline
 from florence2.recipes.create_engine import ModelSource
 from florence2.results.result import Result
 
 if TYPE_CHECKING:
     from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
-ImageInput: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray"
+ImageInput: TypeAlias = str | Path | bytes | Image.Image | np.ndarray
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -132,16 +134,20 @@ class Florence2:
     ) -> Result | list[Result]:
         """Run a task on an image, or on each of a list of images, and return one result for each, in order.
 
-        An image is a path, encoded bytes, a PIL image, or an RGB array of shape (height, width, 3) and type uint8.
-        `task` is any task name or token, or another prompt; `input` are the task's words or its region. One image
-        that cannot be read raises ImageError; among several, its result has an `error`.
+        An image is a path or an address, encoded bytes, a PIL image, or an RGB array of shape (height, width, 3) and
+        type uint8. `task` is any task name or token, or another prompt; `input` are the task's words, or its region as
+        location tokens or as `x1,y1,x2,y2` in pixels. One image that cannot be read raises ImageError; among several,
+        its result has an `error`. Raises OptionError for an absent input, and for a cascade, which `stream` takes.
         """
-        if isinstance(image, str | Path | bytes | Image.Image | np.ndarray):
-            [result] = self.stream([image], task, input, generation=generation)
+        pipeline = TaskPipeline.parse([task], input)
+        if pipeline.is_multi_task:
+            raise OptionError(f"`{task}` leads to several predictions", "iterate over `stream`, or call `predict`")
+        if isinstance(image, ImageInput) or not isinstance(image, Iterable):
+            [result] = self._run(_samples([image], pipeline), generation)
             if result.error is not None:
                 raise ImageError(result.error, "check the file, or catch this error")
             return result
-        samples = list(_samples(image, task, input))
+        samples = list(_samples(image, pipeline))
         results = {result.sample: result for result in self._run(samples, generation)}
         return [results[sample] for sample in samples]
 
@@ -153,8 +159,11 @@ class Florence2:
         *,
         generation: GenerationConfig | None = None,
     ) -> Iterator[Result]:
-        """Run a task on images that are read as they are needed, and yield results as they finish, in no order."""
-        return self._run(_samples(images, task, input), generation)
+        """Run a task on images that are read as they are needed, and yield results as they finish, in no order.
+
+        The results of a cascade, such as `caption+caption_to_phrase_grounding`, have the task and input of each step.
+        """
+        return self._run(_samples(images, TaskPipeline.parse([task], input)), generation)
 
     def _run(self, samples: Iterable[Sample], generation: GenerationConfig | None) -> Iterator[Result]:
         outputs = self._engine.outputs(samples, generation)
@@ -165,13 +174,22 @@ class Florence2:
     evaluate = _with_own_checkpoint(api.evaluate, "model_path")
 
 
-def _samples(images: Iterable[ImageInput], task: str, words: str) -> Iterator[Sample]:
+def _samples(images: Iterable[ImageInput], pipeline: TaskPipeline) -> Iterator[Sample]:
     """Name each image by its path, or by its number among the images."""
-    token = find_task(task).token
     for number, image in enumerate(images):
-        if isinstance(image, str | Path):
-            yield Sample(str(image), Path(image), token, words)
-        elif isinstance(image, np.ndarray):
-            yield Sample(f"image {number}", Image.fromarray(image), token, words)
-        else:
-            yield Sample(f"image {number}", image, token, words)
+        name = str(image) if isinstance(image, str | Path) else f"image {number}"
+        yield from pipeline.samples(name, _image_source(image, name))
+
+
+def _image_source(image: ImageInput, name: str) -> Any:
+    if isinstance(image, str | Path):
+        return RemoteImage.or_path(str(image))
+    if isinstance(image, np.ndarray):
+        has_pixels = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in {3, 4})
+        if image.dtype != np.uint8 or not has_pixels:
+            what = f"{name} is an array of shape {image.shape} and type {image.dtype}"
+            raise OptionError(what, "pass pixels as uint8, from 0 to 255, in the shape (height, width, 3)")
+        return Image.fromarray(image)
+    if isinstance(image, ImageInput):
+        return image
+    raise OptionError(f"{name} is a {type(image).__name__}", "pass a path, bytes, a PIL image, or an RGB array")

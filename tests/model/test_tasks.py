@@ -4,7 +4,16 @@ from hypothesis import strategies as st
 from transformers.models.florence2.processing_florence2 import Florence2Processor
 
 from florence2.errors import UserError
-from florence2.model.tasks import SPECIAL_TOKENS, TASKS, InputType, OutputType, Task, find_task, split_prompt
+from florence2.model.tasks import (
+    SPECIAL_TOKENS,
+    TASKS,
+    InputType,
+    OutputType,
+    Task,
+    find_task,
+    split_prompt,
+    warn_about_prompt,
+)
 from tests.tiny import tiny_processor
 
 BY_TOKEN = {task.token: task for task in TASKS}
@@ -120,3 +129,26 @@ def test_special_tokens_are_in_the_order_of_their_ids():
     location_tokens = [f"<loc_{n}>" for n in range(1000)]
     assert list(SPECIAL_TOKENS) == ["<od>", "</od>", "<ocr>", "</ocr>", *location_tokens, *other_tokens.split()]
     assert len(set(SPECIAL_TOKENS)) == 1024
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("captoin", "caption"),
+        ("<OCR_WITH_REGIONS>", "ocr_with_region"),
+        ("detailed-captions", "detailed_caption"),
+        ("<DocVQA>", None),
+        ("photo", None),
+        ("a caption of it", None),
+        ("od", None),
+        ("odd", "od"),
+    ],
+)
+def test_prompt_like_the_name_of_a_task_is_warned_about(
+    text: str, name: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_about_prompt.cache_clear()
+    for _ in range(2):
+        warn_about_prompt(find_task(text))
+    expected = [f"`{text}` is not a task and goes to the model as a prompt; did you mean `{name}`?"] if name else []
+    assert caplog.messages == expected

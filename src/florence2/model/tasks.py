@@ -7,12 +7,14 @@ A task is named by Microsoft's token or by any spelling of it: `<OD>`, `OD`, `od
 `More Detailed Caption`. Every other string is a custom prompt: it goes to the model as it is, and the answer is text.
 """
 
+import difflib
 import re
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
 from florence2.errors import UserError
+from florence2.log import logger
 
 
 class InputType(StrEnum):
@@ -58,6 +60,14 @@ class Task:
     def has_literal_target(self) -> bool:
         """Whether tokens such as `<loc_5>` in a target are letters: in captions, not in boxes and custom prompts."""
         return self.output_type is OutputType.TEXT and not self.is_custom
+
+    def closest_name(self) -> str:
+        """Return the task that a custom prompt probably misspells, "" if there is none."""
+        if not self.is_custom:
+            return ""
+        name = self.token.strip("<> ").lower()
+        close = difflib.get_close_matches(name, [task.name for task in TASKS], n=1, cutoff=0.8)
+        return close[0] if close else "od" if name.startswith("od") and len(name) <= 4 else ""
 
     def format_prompt(self, input: str = "") -> str:  # noqa: A002
         """Return the prompt for the tokenizer.
@@ -148,6 +158,13 @@ def split_prompt(text: str) -> tuple[Task, str]:
     if token and (task := _lookup(token[1])):
         return task, text[token.end() :].strip()
     return _lookup(text) or Task(text, text, InputType.NOTHING, OutputType.TEXT), ""
+
+
+@lru_cache(maxsize=1024)
+def warn_about_prompt(task: Task) -> None:
+    """Warn once of a custom prompt that is probably a misspelt task."""
+    if close := task.closest_name():
+        logger.warning(f"`{task.token}` is not a task and goes to the model as a prompt; did you mean `{close}`?")
 
 
 @lru_cache(maxsize=1024)

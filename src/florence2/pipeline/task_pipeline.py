@@ -18,7 +18,7 @@ from florence2.errors import OptionError
 from florence2.model.geometry import bounding_box
 from florence2.model.location_grammar import bins_to_tokens, decode_objects
 from florence2.model.locations import parse_box
-from florence2.model.tasks import TASKS, InputType, OutputType, Task, split_prompt
+from florence2.model.tasks import TASKS, InputType, OutputType, Task, split_prompt, warn_about_prompt
 from florence2.pipeline.regions import check_region, region_to_tokens
 from florence2.settings_io import closest_name_hint
 
@@ -161,7 +161,7 @@ def _complete_input(sample: Sample, task: Task) -> Sample:
     """Convert a region in pixels to location tokens; raise an OptionError where a required input is missing."""
     if task.input_type is not InputType.NOTHING and not sample.input.strip():
         raise OptionError(
-            f"the task {task.name} needs {task.input_type}", f"pass `--task_input` with the {task.input_type}"
+            f"the task {task.name} needs {task.input_type}", f"pass the {task.input_type} as the input: `--task_input`"
         )
     return region_to_tokens(sample) if task.input_type is InputType.REGION else sample
 
@@ -173,6 +173,7 @@ def _parse_chain(text: str, task_input: str) -> list[Link]:
     """Parse a task, a prompt or a cascade, with the input of its first task."""
     first, *rest = _split_cascade(text)
     task, prompt_input = split_prompt(first)
+    warn_about_prompt(task)
     first_input = prompt_input or (task_input if _takes_input(task) else "")
     if task.input_type is InputType.REGION and first_input:
         check_region(first_input)

@@ -4,7 +4,6 @@ A box may extend one pixel beyond the image, as rounding does; one farther outsi
 is an issue. The token count of a text comes from the caller.
 """
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,7 +21,7 @@ from florence2.model.answer import Answer
 from florence2.model.geometry import Ring
 from florence2.model.location_grammar import decode_objects
 from florence2.model.locations import encode, to_bin
-from florence2.model.tasks import END, PAD, SPECIAL_TOKENS, START, TASKS, InputType, OutputType, Task, split_prompt
+from florence2.model.tasks import END, PAD, SPECIAL_TOKENS, START, InputType, OutputType, Task, split_prompt
 
 # Raw output of a model begins or ends with a layout token; within a text, `<s>` may be a tag of its own.
 _RAW_OUTPUT = rf"^\s*(?:{START}|{END}|{PAD})|(?:{START}|{END}|{PAD})\s*$"
@@ -127,7 +126,7 @@ def _row_issues(
     if has_other_size(row, size):
         annotated = f"{row['width']} x {row['height']}"
         yield IssueKind.SIZE, f"the image is {size[0]} x {size[1]}, the annotation has {annotated}"
-    if close := _closest_task(task):
+    if close := task.closest_name():
         yield IssueKind.TASK, f"`{task.token}` is not a task and would be a custom prompt; did you mean `{close}`"
     if isinstance(task_input, list):
         yield from _geometry_issues([task_input], "input", size)
@@ -145,15 +144,6 @@ def _input_issues(task: Task, task_input: Any) -> Iterator[str]:
         yield f"`{task.name}` takes no input and has `{task_input}`"
     if task.input_type is not InputType.NOTHING and not task_input:
         yield f"`{task.name}` needs {task.input_type} as its input"
-
-
-def _closest_task(task: Task) -> str:
-    """Return the task that a custom prompt probably misspells, "" if there is none."""
-    if not task.is_custom:
-        return ""
-    name = task.token.strip("<> ").lower()
-    close = difflib.get_close_matches(name, [row.name for row in TASKS], n=1, cutoff=0.8)
-    return close[0] if close else "od" if name.startswith("od") and len(name) <= 4 else ""
 
 
 def _text_issues(task: Task, samples: list[Sample]) -> Iterator[tuple[IssueKind, str]]:

@@ -14,7 +14,7 @@ from florence2.data.resolve import DatasetOptions
 from florence2.devices import depends_on_model_size, pick_device, training_dtype
 from florence2.model.load import count_checkpoint_parameters, load
 from florence2.model.processing import Preprocessor, max_target_tokens
-from florence2.model.tasks import find_task
+from florence2.model.tasks import find_task, warn_about_prompt
 from florence2.recipes.training_setup.train_evaluation import EvaluationConfig
 from florence2.settings_io import settings_from_dict, settings_to_dict
 from florence2.training.arguments import BatchConfig, Interval, RunConfig, parse_trainer_args
@@ -180,7 +180,7 @@ class TrainingSpec:
 
     def _check(self) -> None:
         """Refuse flags that contradict each other, the device or the checkpoint."""
-        find_task(self.data.options.task)
+        warn_about_prompt(find_task(self.data.options.task))
         check_name(self.run.optimizer.name)
         check_streaming(
             self.data,
