@@ -89,11 +89,12 @@ def test_formats(client, kind: str) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"task": "region_to_category"}, "region"),
         ({"task": "region_to_category", "task_input": "5,5,2,2"}, "is empty"),
         ({"task": "od", "task_input": "cat"}, "is not used"),
         ({"task": "od+caption"}, "cannot follow"),
-        ({"num_beams": 3}, "above the 1 of the engine"),
+        ({"num_beams": 3}, "start the server with `--num_beams 3`"),
+        ({"tasks": ["od"]}, "did you mean `task`?"),
+        ({"task": "region_to_category"}, "pass `task_input`"),
         ({"temperature": -1}, "`temperature` is -1"),
         ({"max_length": 0}, "number of tokens is 0"),
         ({"image": "https://example.com/a.png"}, "not fetched from `example.com`"),
@@ -246,7 +247,7 @@ def test_engine_that_stops_is_a_500_and_a_sick_server() -> None:
 def test_unknown_routes_and_methods_have_errors_in_json(client) -> None:
     assert client.get("/v1/nothing").status_code == 404
     assert client.get("/v1/predict").json()["error"]["code"] == 405
-    assert client.post("/api/tags").json() == {"error": "Method Not Allowed"}
+    assert client.post("/api/tags").json() == {"error": "`/api/tags` does not answer POST; see /docs"}
     assert client.post("/v1/predict", content=b"{", headers={"content-type": "application/json"}).status_code == 400
     assert client.post("/v1/predict", content=b"[" * 100_000).status_code == 400
     assert client.post("/v1/chat/completions", content=b"\xff").status_code == 400

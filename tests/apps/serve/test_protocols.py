@@ -1,5 +1,6 @@
 """The answers of a live server, protocol by protocol, equal those of an engine of its own."""
 
+import gzip
 import json
 
 import pytest
@@ -54,6 +55,19 @@ def test_stream_sends_the_text_in_pieces_as_tokens_come(client) -> None:
     assert {chunk["id"] for chunk in chunks} == {chunks[0]["id"]}
 
 
+@pytest.mark.parametrize("is_stream", [False, True], ids=["at once", "stream"])
+def test_a_text_ends_before_its_stop_words(client, is_stream: bool) -> None:
+    expected = predict_alone("caption", max_length=64).text
+    first, second, third, *_ = expected.split()
+    options = {"stop": ["nothing of it", f"{second} {third}"], "max_tokens": 3}  # 3 tokens: the words are inside
+    response = client.post("/v1/chat/completions", json=chat("caption", stream=is_stream, **options))
+    lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith(("data: {", "{"))]
+    choices = [json.loads(line)["choices"][0] for line in lines]
+    pieces = [choice.get("message", choice.get("delta")).get("content", "") for choice in choices]
+    assert "".join(pieces) == f"{first} "
+    assert choices[-1]["finish_reason"] == "stop"
+
+
 @pytest.mark.parametrize("is_form", [True, False], ids=["multipart", "json"])
 def test_predict_answers_rows_of_captions_jsonl(client, is_form: bool) -> None:
     tasks = ["caption", "od+region_to_category"]
@@ -93,7 +107,53 @@ def test_models_and_health_are_listed(client) -> None:
 def test_json_is_read_whatever_type_the_client_names(client, path: str, kind: str) -> None:
     """`curl -d` names a form, some clients of Ollama's protocol name nothing."""
     message = {"role": "user", "content": "caption", "images": [data_uri()]}
-    body = {"messages": [message], "prompt": "caption", "images": [data_uri()], "stream": False, "task": "caption"}
+    body = {"images": [data_uri()], "task": "caption"}
+    if path != "/v1/predict":  # which takes no keys of other protocols
+        body |= {"messages": [message], "prompt": "caption", "stream": False}
     response = client.post(path, content=json.dumps(body), headers={"content-type": kind} if kind else {})
     assert response.status_code == 200
     assert predict_alone("caption", max_length=64).text in response.text
+
+
+PLAIN = data_uri().partition(",")[2]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"data:image/png;base64,{PLAIN.rstrip('=')}",
+        f"data:image/png;charset=utf-8;base64,{PLAIN.replace('+', '-').replace('/', '_').rstrip('=')}",
+        f"data:image/png;base64,{PLAIN.replace('+', '%2B').replace('/', '%2F').replace('=', '%3D')}",
+        f"  data:base64,{PLAIN}\n",
+    ],
+    ids=["unpadded", "url-safe", "escaped", "bare"],
+)
+def test_base64_is_read_as_clients_write_it(client, uri: str) -> None:
+    response = client.post("/v1/predict", json={"image": uri, "task": ""})
+    assert response.json()["predictions"][0]["text"] == predict_alone("caption", max_length=64).text
+
+
+def test_paths_are_read_as_clients_write_them(client) -> None:
+    expected = predict_alone("caption", max_length=64).text
+    for path in ("//v1/chat/completions", "/v1/chat/completions/"):
+        response = client.post(f"{client.base_url}{path}", json=chat("caption", max_tokens=-1))
+        assert response.json()["choices"][0]["message"]["content"] == expected, path
+    for path in ("/", "/health", "/api/tags", "/api/version/"):
+        response = client.head(path)
+        assert (response.status_code, response.content) == (200, b""), path
+    assert "there is no `/v1/v1/models`; see /docs" in client.get("/v1/v1/models").json()["error"]["message"]
+    assert client.get("/api/pull").json()["error"].startswith("there is no `/api/pull`")
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "reason"),
+    [
+        (gzip.compress(b"{}"), {"content-encoding": "gzip"}, 415, "compressed"),
+        (b"{'a': 1}", {}, 400, "the body is not JSON: Expecting property name"),
+        ('{"a": "ü"}'.encode("latin-1"), {}, 400, "not JSON in UTF-8"),
+    ],
+    ids=["gzip", "quotes", "latin-1"],
+)
+def test_bodies_that_cannot_be_read_say_why(client, body: bytes, headers: dict, status: int, reason: str) -> None:
+    response = client.post("/v1/chat/completions", content=body, headers=headers)
+    assert (response.status_code, reason in response.json()["error"]["message"]) == (status, True), response.text

@@ -29,6 +29,15 @@ ROUTERS = (
     static_files.router,
 )
 
+_REASONS = {  # of Starlette, in place of its own words
+    "Not Found": (
+        "there is no `{path}`",
+        "see /docs; the base URL of OpenAI's clients ends in /v1, that of Ollama's clients in the port",
+    ),
+    "Method Not Allowed": ("`{path}` does not answer {method}", "see /docs"),
+    "There was an error parsing the body": ("the body is not JSON in UTF-8", "see /docs"),
+}
+
 
 def create_app(
     service: ModelService,
@@ -59,6 +68,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # FastAPI's page loads scripts from another server
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.server = state
     for router in (*routers, *ROUTERS):
@@ -94,5 +104,7 @@ async def _send_validation_error(request: Request, error: Exception) -> JSONResp
 
 async def _send_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    value = error_body(request.url.path, RequestError(str(error.detail), status=error.status_code))
-    return JSONResponse(value, error.status_code, headers=error.headers)
+    path = request.url.path
+    what, hint = _REASONS.get(str(error.detail), (str(error.detail), ""))
+    reason = RequestError(what.format(method=request.method, path=path[:100]), hint, status=error.status_code)
+    return JSONResponse(error_body(path, reason), error.status_code, headers=error.headers)

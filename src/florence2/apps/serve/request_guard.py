@@ -75,6 +75,7 @@ class RequestGuard:
         is_work = scope["method"] == "POST"
         if is_work:
             self._service.require_room()
+            require_plain(exchange.header("content-encoding"))
         try:
             async with asyncio.timeout(limits.request_timeout):
                 body = await self._read_body(exchange, receive)
@@ -147,7 +148,8 @@ class _Exchange:
     """One request and its response: the id is added to the headers, the status is remembered."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
-        self.scope, self._send = scope, send
+        self.scope, self._send = normalize(scope), send
+        self.line = f"{scope['method']} {json.dumps(scope['path'])[1:-1][:100]}"  # without what follows the path
         self.start = time.perf_counter()
         self.status = 0
         self.is_complete = False
@@ -155,15 +157,10 @@ class _Exchange:
         self.note = ""  # which model ran which task
         own = self.header("x-request-id")
         self.id = own if _REQUEST_ID.fullmatch(own) else uuid.uuid4().hex[:16]
-        scope.setdefault("state", {})["request_id"] = self.id
+        self.scope.setdefault("state", {})["request_id"] = self.id
 
     def header(self, name: str) -> str:
         return header_of(self.scope["headers"], name)
-
-    @property
-    def line(self) -> str:
-        """Return method and path, without what follows the path."""
-        return f"{self.scope['method']} {json.dumps(self.scope['path'])[1:-1][:100]}"
 
     @property
     def route(self) -> str:
@@ -187,7 +184,7 @@ class _Exchange:
             return
         body = json.dumps(error_body(self.scope["path"], error)).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
-        if error.status in (403, 408, 413, 503):  # the rest of the body is not read
+        if error.status in (403, 408, 413, 415, 503):  # the rest of the body is not read
             headers["connection"] = "close"
         pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": error.status, "headers": pairs})
@@ -205,6 +202,22 @@ def error_body(path: str, error: RequestError) -> dict[str, Any]:
 def header_of(headers: Sequence[tuple[bytes, bytes]], name: str) -> str:
     """Return the first header of a name, or ""."""
     return next((value.decode("latin-1") for key, value in headers if key.lower() == name.encode()), "")
+
+
+def normalize(scope: Scope) -> Scope:
+    """Return a request as the routes know it: without doubled or final slashes, and HEAD as GET.
+
+    Base URLs that end in a slash make such paths. The web server sends no body to HEAD, whatever the route answers.
+    """
+    path = re.sub("/{2,}", "/", scope["path"])
+    path = path.rstrip("/") or "/"
+    return {**scope, "path": path, "method": "GET" if scope["method"] == "HEAD" else scope["method"]}
+
+
+def require_plain(encoding: str) -> None:
+    """Raise a RequestError for a compressed body: it may become any number of bytes."""
+    if encoding.strip().lower() not in ("", "identity"):
+        raise RequestError("the body is compressed", "send it without `Content-Encoding`", status=415)
 
 
 def assume_json(scope: Scope) -> None:

@@ -48,8 +48,8 @@ class RequestError(UserError):
 
     @classmethod
     def of(cls, error: UserError) -> RequestError:
-        """Make a bad request of an error of the library."""
-        return error if isinstance(error, RequestError) else cls(error.what, error.hint)
+        """Make a bad request of an error of the library, whose flags are the keys of a request."""
+        return error if isinstance(error, RequestError) else cls(error.what, error.hint.replace("`--", "`"))
 
 
 def require_text(*texts: str | None) -> None:

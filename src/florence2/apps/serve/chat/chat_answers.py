@@ -44,6 +44,7 @@ class ChatCall:
     images: tuple[NamedImage, ...]
     generation: GenerationConfig
     json_format: JsonFormat | None
+    stop: tuple[str, ...] = ()
 
     @classmethod
     async def prepare(
@@ -55,10 +56,14 @@ class ChatCall:
         model_name: str | None,
         generation: GenerationConfig,
         json_format: JsonFormat | None,
+        stop: tuple[str, ...] = (),
         task: str | None = None,
         task_input: str = "",
     ) -> ChatCall:
-        """Choose model and task, and decode the images; raise a RequestError for what cannot be answered."""
+        """Choose model and task, and decode the images; raise a RequestError for what cannot be answered.
+
+        A text ends before the first of the words of `stop`.
+        """
         require_text(prompt.words, model_name, task, task_input)
         model, task_of_model = service.find(model_name)
         explicit = task or task_of_model
@@ -72,7 +77,7 @@ class ChatCall:
         images = [
             await reader.open(model.engine, source, name) for source, name in zip(prompt.images, names, strict=True)
         ]
-        return cls(service, model, choice, pipeline, tuple(images), generation, json_format)
+        return cls(service, model, choice, pipeline, tuple(images), generation, json_format, stop)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -94,7 +99,10 @@ class ChatCall:
                 raise RequestError(each.error, status=500 if "not finite" in each.error else 400)
         return ChatAnswer(
             content=self._content(answers),
-            is_truncated=any(each.num_tokens >= self.generation.max_length for each in predictions),
+            is_truncated=any(
+                each.num_tokens >= self.generation.max_length and self._cut(each.text) == each.text
+                for each in predictions
+            ),
             prompt_tokens=self.service.count_prompt_tokens(self.model, predictions, self.images[0]),
             completion_tokens=sum(each.num_tokens for each in predictions),
         )
@@ -107,7 +115,8 @@ class ChatCall:
         async def work(on_text: OnText) -> None:
             answers.append(await self.run(on_text))
 
-        async for text in texts_so_far(work):
+        async for longer in texts_so_far(work):
+            text = self._safe(longer)
             if len(text) > len(sent):
                 yield text[len(sent) :]
                 sent = text
@@ -147,10 +156,29 @@ class ChatCall:
             if len(answers) == 1:
                 return self.json_format.fill(answers[0])
             return f"[{', '.join(self.json_format.item.fill(each) for each in answers)}]"
-        texts = [_plain_text(list(each.values())) for each in answers]
+        texts = [self._plain_text(list(each.values())) for each in answers]
         if len(texts) == 1:
             return texts[0]
         return "\n".join(f"Image {number}: {text}" for number, text in enumerate(texts, 1))
+
+    def _plain_text(self, predictions: Sequence[Prediction]) -> str:
+        """Write predictions as text: a text as it is, positions as JSON, several predictions as a list of rows."""
+        if len(predictions) != 1:
+            return json.dumps([each.to_json() for each in predictions], ensure_ascii=False)
+        [prediction] = predictions
+        if prediction.answer is None:
+            return self._cut(prediction.text)
+        return json.dumps(prediction.answer.to_dict(), ensure_ascii=False)
+
+    def _cut(self, text: str) -> str:
+        """Return the text before the first word that ends it."""
+        ends = [text.find(word) for word in self.stop if word in text]
+        return text[: min(ends)] if ends else text
+
+    def _safe(self, text: str) -> str:
+        """Return the part of an unfinished text that no word which ends it can shorten any more."""
+        longest = max(map(len, self.stop), default=1)
+        return self._cut(text)[: max(len(text) - longest + 1, 0)]
 
 
 def _checked_choice(words: str, model: ServedModel) -> TaskChoice:
@@ -167,11 +195,3 @@ def _check_images(images: Sequence[str], most: int, json_format: JsonFormat | No
             f"the message holds {len(images)} images, and the JSON format has room for one",
             "send one image, or a schema that is an array",
         )
-
-
-def _plain_text(predictions: Sequence[Prediction]) -> str:
-    """Write predictions as text: a text as it is, positions as JSON, several predictions as a list of rows."""
-    if len(predictions) != 1:
-        return json.dumps([each.to_json() for each in predictions], ensure_ascii=False)
-    [prediction] = predictions
-    return prediction.text if prediction.answer is None else json.dumps(prediction.answer.to_dict(), ensure_ascii=False)

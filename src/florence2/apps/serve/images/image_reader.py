@@ -12,6 +12,7 @@ import binascii
 import re
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import unquote
 
 from florence2 import AsyncEngine, ImageError, ImageTooLargeError, OpenedImage, Sample
 from florence2.apps.serve.images.image_urls import fetch_image
@@ -21,7 +22,7 @@ from florence2.apps.serve.request_limits import RequestError, RequestLimits, bus
 # Decoders that read nothing but the image: others of Pillow start programs (EPS) or are rarely used and rarely tested.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 DECODING_THREADS = 4
-_DATA_URI = re.compile(r"data:[^,]*,", re.IGNORECASE)
+_DATA_URI = re.compile(r"data:(?:[^,]*;)?base64,", re.IGNORECASE)
 
 
 class ImageReader:
@@ -66,6 +67,7 @@ class ImageReader:
             raise RequestError(error.what, error.hint) from None
 
     def _bytes(self, source: str, name: str) -> bytes:
+        source = source.strip()
         if not source[:8].lower().startswith(("http://", "https://")):
             return decode_base64(source, name)
         limits = self._limits
@@ -74,13 +76,15 @@ class ImageReader:
 
 
 def decode_base64(text: str, name: str) -> bytes:
-    """Decode a data URI or plain base64 text."""
+    """Decode a data URI or plain base64 text, of either alphabet, with its padding or without, escaped or not."""
     if text[:5].lower() == "data:":
         header = _DATA_URI.match(text[:200])
-        if header is None or not header[0].lower().endswith(";base64,"):
+        if header is None:
             raise RequestError(f"{name} is not base64 data", "send `data:image/jpeg;base64,...`")
         text = text[header.end() :]
+    plain = "".join((unquote(text) if "%" in text else text).split()).rstrip("=")
+    padded = plain + "=" * (-len(plain) % 4)
     try:
-        return base64.b64decode("".join(text.split()), altchars=b"-_" if "-" in text or "_" in text else None)
+        return base64.b64decode(padded, altchars=b"-_" if "-" in plain or "_" in plain else None, validate=True)
     except (binascii.Error, ValueError):
         raise RequestError(f"{name} is not valid base64", "send `data:image/jpeg;base64,...`") from None

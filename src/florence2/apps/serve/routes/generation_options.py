@@ -16,18 +16,24 @@ _MAX_SEED = 2**63 - 1
 def generation_config(options: Mapping[str, Any], default: GenerationConfig) -> GenerationConfig:
     """Make the config of a request; what it does not name is the server's default.
 
-    `max_tokens` above the server's is cut to it. A `temperature` above 0 samples, as in every server of this protocol;
-    without one, or with 0, the most likely token is taken. Unknown options are ignored.
+    `max_tokens` above the server's is cut to it, and a negative one is no limit of the client. A `temperature` above 0
+    samples, as in every server of this protocol; without one, or with 0, the most likely token is taken. Unknown
+    options are ignored.
     """
     temperature = _number(options, "temperature", 0.0, 100.0)
     max_tokens = _first_integer(options, "max_completion_tokens", "max_tokens", "num_predict", "max_length")
-    if max_tokens is not None and max_tokens < 1 and "num_predict" not in options:
-        raise RequestError(f"the maximum number of tokens is {max_tokens}", "send 1 or more")
+    if max_tokens == 0 and "num_predict" not in options:  # Ollama's clients send 0 for no limit
+        raise RequestError("the maximum number of tokens is 0", "send 1 or more")
     longest = default.max_length if max_tokens is None or max_tokens < 1 else min(max_tokens, default.max_length)
     num_beams = _first_integer(options, "num_beams")
     is_sampled = bool(temperature)
     values: dict[str, Any] = {"max_length": longest, "num_beams": 1 if is_sampled else default.num_beams}
     if num_beams is not None:
+        if num_beams > default.num_beams:
+            raise RequestError(
+                f"`num_beams` is {num_beams}, above the {default.num_beams} of the server",
+                f"send at most {default.num_beams}, or start the server with `--num_beams {num_beams}`",
+            )
         values["num_beams"] = num_beams
     if is_sampled and temperature is not None:
         # Rounded, so that clients share searches: each distinct search costs a pass over the logits of all slots.
@@ -40,6 +46,15 @@ def generation_config(options: Mapping[str, Any], default: GenerationConfig) -> 
         return GenerationConfig(**values)
     except UserError as error:
         raise RequestError.of(error) from error
+
+
+def stop_words(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Read the words that end a text: `stop`, one or a list; empty ones end nothing."""
+    stop = options.get("stop")
+    words = [stop] if isinstance(stop, str) else [] if stop is None else stop
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise RequestError("`stop` is not a text", "send a text, or a list of texts")
+    return tuple(filter(None, words))
 
 
 def _number(options: Mapping[str, Any], name: str, low: float, high: float) -> float | None:

@@ -18,7 +18,7 @@ from florence2.apps.serve.chat.chat_answers import ChatAnswer, ChatCall
 from florence2.apps.serve.chat.chat_messages import ChatPrompt, read_messages
 from florence2.apps.serve.chat.json_answers import JsonFormat
 from florence2.apps.serve.request_limits import RequestError, require_text
-from florence2.apps.serve.routes.generation_options import generation_config
+from florence2.apps.serve.routes.generation_options import generation_config, stop_words
 from florence2.apps.serve.routes.openai_routes import ChatMessage
 from florence2.apps.serve.routes.server_state import ServerState, get_state
 
@@ -122,6 +122,7 @@ async def _answer(body: OllamaBody, state: ServerState, prompt: ChatPrompt, fiel
         model_name=body.model,
         generation=generation_config(body.options or {}, state.generation),
         json_format=JsonFormat.parse(body.format),
+        stop=stop_words(body.options or {}),
     )
     name = body.model or call.model.name
     if body.stream is not False:

@@ -16,7 +16,7 @@ from florence2.apps.serve.chat.chat_answers import ChatAnswer, ChatCall
 from florence2.apps.serve.chat.chat_messages import read_messages
 from florence2.apps.serve.chat.json_answers import JsonFormat
 from florence2.apps.serve.request_limits import RequestError
-from florence2.apps.serve.routes.generation_options import generation_config
+from florence2.apps.serve.routes.generation_options import generation_config, stop_words
 from florence2.apps.serve.routes.server_state import ServerState, get_state
 
 router = APIRouter(tags=["OpenAI"])
@@ -81,6 +81,7 @@ async def complete_chat(body: ChatCompletionBody, state: State) -> Response:
         model_name=body.model,
         generation=generation_config(body.model_dump(), state.generation),
         json_format=JsonFormat.parse(body.response_format),
+        stop=stop_words(body.model_dump()),
         task=body.task,
         task_input=body.task_input,
     )

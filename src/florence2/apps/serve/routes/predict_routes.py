@@ -22,6 +22,7 @@ from florence2.apps.serve.request_limits import RequestError, require_text
 from florence2.apps.serve.routes.generation_options import generation_config
 from florence2.apps.serve.routes.server_state import ServerState, get_state
 from florence2.errors import UserError
+from florence2.settings_io import closest_name_hint
 
 router = APIRouter(tags=["florence2"])
 State = Annotated[ServerState, Depends(get_state)]
@@ -31,13 +32,14 @@ MAX_FIELDS = 64
 class PredictBody(BaseModel):
     """Images with tasks: a task by name, several, or cascades such as `od+region_to_category`; or a prompt."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="forbid")
     image: str | None = None
     images: list[str] = []
     task: str | list[str] | None = None
     task_input: str = ""
     model: str | None = None
     max_length: int | None = None
+    max_tokens: int | None = None
     num_beams: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -78,8 +80,8 @@ async def predict_images(request: Request, state: State) -> JSONResponse:
         raise RequestError("the request holds no image", "send `image`, as a file or as base64")
     if len(sources) > state.service.limits.max_images:
         raise RequestError(f"the request holds {len(sources)} images", "send fewer", status=413)
-    tasks = [body.task] if isinstance(body.task, str) else body.task
-    require_text(body.model, body.task_input, *(tasks or []), *(name for name, _ in sources))
+    tasks = [task for task in ([body.task] if isinstance(body.task, str) else body.task or []) if task.strip()]
+    require_text(body.model, body.task_input, *tasks, *(name for name, _ in sources))
     model, task_of_model = state.service.find(body.model)
     try:
         pipeline = TaskPipeline.parse(tasks or [task_of_model or model.default_task], body.task_input)
@@ -134,6 +136,11 @@ def validation_message(errors: Sequence[Any]) -> str:
     """Name the first wrong field and what is wrong with it, without its value."""
     first = errors[0]
     where = ".".join(str(step)[:40] for step in first["loc"] if step != "body")
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "it cannot be parsed")
+        return f"the body is not JSON: {reason}, at character {first['loc'][-1]}"[:300]
+    if first["type"] == "extra_forbidden":
+        return f"`{where}` is not a key of this request; {closest_name_hint(where, list(PredictBody.model_fields))}"
     return f"`{where or 'body'}`: {first['msg']}"[:300]
 
 

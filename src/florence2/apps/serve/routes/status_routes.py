@@ -21,11 +21,6 @@ async def describe_server(state: State) -> str:
     return f"florence2 {__version__} serves {', '.join(state.service.models)}; see /docs\n"
 
 
-@router.head("/", include_in_schema=False)
-async def check_server() -> None:
-    """Answer that the server runs."""
-
-
 @router.get("/health", summary="Say whether the server answers")
 async def report_health(state: State, response: Response) -> dict[str, Any]:
     """Return the number of requests in work, and the models; status 503 where an engine has stopped."""
