@@ -76,7 +76,7 @@ def test_valid_dataset_has_no_issues(tmp_path, capsys):
     captioned(tmp_path / "in" / "a.png", "a boat")
     assert main(["data", "check", str(tmp_path / "in")]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "no issues"
-    image(tmp_path / "b.png", SIZE)
+    Image.new("RGB", SIZE).save(tmp_path / "b.png")
     rounded_and_empty = check_rows(tmp_path, od([0, 0, 200.9, 100]), {**od(), "file_name": "b.png"})
     assert rounded_and_empty["issue_counts"] == {}
 
