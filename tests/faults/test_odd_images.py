@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from florence2.data.image import ImageError, image_size, open_image
+from florence2.data.sample import Prediction, Sample
+from florence2.model.answer import Answer
+from florence2.model.tasks import OutputType
+from florence2.results import annotated_images
 from tests.faults.test_odd_files import PREDICT, run, save_images
 
 XMP = (
@@ -30,9 +34,27 @@ def test_jpeg_beyond_the_limit_of_pixels_is_decoded_at_a_reduced_size(
     assert image_size(path) == (1600, 1200)
     with pytest.raises(ImageError, match="has more than 1,000,000 pixels; set FLORENCE2_MAX_IMAGE_PIXELS"):
         open_image(path)
+    monkeypatch.setattr(annotated_images, "_REDUCED_SIZE", (700, 500))
+    writer = annotated_images.AnnotatedImageWriter(str(tmp_path / "drawn"), [Sample("a.jpg", path, "caption")])
+    boxes = Answer.from_dict({"bboxes": [[0, 0, 1600, 1200]], "labels": ["all"]}, OutputType.BOXES)
+    annotated = writer.write(Prediction("a.jpg", "<OD>", answer=boxes))
+    assert annotated is not None
+    assert image_size(annotated) == (800, 600)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400_000)  # more than twice the limit before it is reduced
     with pytest.raises(ImageError, match="has more than 800,000 pixels"):
         open_image(path, min_size=(100, 100))
+
+
+def test_eps_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    canary = tmp_path / "canary"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {canary}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", str(tmp_path / "gs"))
+    path = tmp_path / "a.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(ImageError, match=r"a\.png cannot be read: it is EPS, a program"):
+        open_image(path)
+    assert not canary.exists()
 
 
 def test_other_image_beyond_the_limit_is_an_error_until_the_limit_is_raised(tmp_path: Path) -> None:  # cases B13

@@ -115,6 +115,8 @@ def _pillow_image(source: _UnopenedSource) -> Iterator[Image.Image]:
             raise
         image = Image.open(_stream(source))
     with image:
+        if image.format == "EPS":
+            raise ValueError("it is EPS, a program that Pillow runs with Ghostscript; convert it to PNG")
         yield image
 
 
@@ -144,8 +146,7 @@ def _stream(source: Path | bytes) -> Path | io.BytesIO:
 
 
 def _ignore_pillow_warnings() -> None:
-    # Pillow warns about damaged EXIF, which is not needed, and about images of half its pixel limit, which ordinary
-    # cameras reach. The filter is permanent, because `catch_warnings` is not thread-safe.
+    # About damaged EXIF, and images of half its pixel limit. For good: `catch_warnings` is not thread-safe.
     if _PILLOW_WARNINGS not in warnings.filters:
         warnings.filterwarnings("ignore", module=_PILLOW_WARNINGS[3].pattern)
 
@@ -168,9 +169,8 @@ def _image_errors(source: _UnopenedSource, name: str) -> Iterator[None]:
         raise ImageError(f"{where} is not an image that can be read", _decoder_hint(where)) from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise ImageError(
-            f"{where} has more than {limit:,} pixels; set {_MAX_PIXELS} to read it", "resize it first"
-        ) from None
+        what = f"{where} has more than {limit:,} pixels; set {_MAX_PIXELS} to read it"
+        raise ImageError(what, "resize it first") from None
     except Exception as error:  # decoders raise exceptions of any type on damaged files
         message = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{where} cannot be read: {message}") from error

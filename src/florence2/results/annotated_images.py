@@ -18,6 +18,7 @@ from florence2.model.locations import decode
 from florence2.model.tasks import InputType, OutputType, find_task
 from florence2.results.render import draw_answer
 
+_REDUCED_SIZE = (4096, 4096)  # a JPEG is drawn at a reduced scale if its sides stay as long
 _MAX_NAME_PART = 40  # letters of a task or an input in a file name
 
 
@@ -40,11 +41,11 @@ class AnnotatedImageWriter:
         """Draw one answer and return the file; a prediction with an error has none."""
         if prediction.error is not None:
             return None
-        opened = self._sample(prediction.file_name).open()
+        opened = self._sample(prediction.file_name).open(min_size=_REDUCED_SIZE)
         path = self.folder / self._name(prediction)
         path.parent.mkdir(parents=True, exist_ok=True)
         answer = answer_with_input(prediction, opened.size)
-        draw_answer(opened.image, answer).save(path, quality=90)
+        draw_answer(opened.image, answer, size=opened.size).save(path, quality=90)
         return path
 
     def _sample(self, image_id: str) -> Sample:
