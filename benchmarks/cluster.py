@@ -29,7 +29,7 @@ from typing import Any
 
 import psutil
 
-from florence2.data.streams.tar_writer import write_shards
+from florence2.data.streams.tars.tar_writer import write_shards
 from florence2.demo.dataset import make_dataset
 
 ENVIRONMENT = os.environ | {

@@ -28,7 +28,7 @@ from florence2.data.hub import is_saved_dataset
 from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.data.streams.open_source import find_sharded_source
 from florence2.data.streams.stream import SampleStream
-from florence2.data.streams.tar_source import find_shards
+from florence2.data.streams.tars.tar_source import find_shards
 from florence2.errors import UserError
 from tests.faults.mutations import limit_memory, mutate_file
 

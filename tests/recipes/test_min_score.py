@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from florence2.api import evaluate, predict
-from florence2.data.streams.tar_writer import write_shards
+from florence2.data.streams.tars.tar_writer import write_shards
 from florence2.demo.scenes import make_scene
 from florence2.errors import OptionError
 from florence2.model.locations import decode

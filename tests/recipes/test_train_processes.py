@@ -16,7 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from florence2.data.streams.tar_writer import write_shards
+from florence2.data.streams.tars.tar_writer import write_shards
 from florence2.errors import UserError
 from florence2.model.load import load
 from florence2.training.saving.checkpoint_trainer import check_zero3_config

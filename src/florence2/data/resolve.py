@@ -22,7 +22,7 @@ from florence2.data.listed.listed_samples import ListedSamples
 from florence2.data.sample import ResolvedDataset, Sample, SampleKey
 from florence2.data.stores.store_path import is_address
 from florence2.data.streams.shard_readers import TarShards
-from florence2.data.streams.tar_source import TarSource, find_shards
+from florence2.data.streams.tars.tar_source import TarSource, find_shards
 from florence2.data.tables import find_parquet_images, is_table_name
 from florence2.data.validate import OnMissing, raise_on_skipped
 from florence2.errors import DatasetError
@@ -100,7 +100,7 @@ def resolve_images(
         return _folder_images(path, columns, recursive)
     if path.is_file() and is_image_name(path.name):
         return ResolvedDataset(str(path), path.parent, [Sample(path.name, path, columns.task, columns.input)])
-    if tars := find_shards(str(path)) if path.suffix == ".tar" else None:
+    if tars := find_shards(str(path)):
         return _tar_images(tars, columns)
     if path.is_file():
         return _without_duplicates(_read_table(path, columns, dataset_dir))
@@ -111,28 +111,28 @@ def resolve_images(
 
 def _tar_images(tars: TarSource, columns: ColumnMapping) -> ResolvedDataset:
     """Read the images of tars; of several, those that cannot be read are listed."""
-    readable: list[ResolvedDataset] = []
+    samples: list[Sample] = []
     failed: list[tuple[str, str]] = []
-    shards = TarShards(tars, columns)
-    for index in range(shards.num_shards):
+    ignored: list[tuple[str, str]] = []
+    for index in range((shards := TarShards(tars, columns)).num_shards):
         try:
-            samples, _ = partition_samples(shards.read(index))
-            readable.append(ResolvedDataset(tars.name, None, samples))
+            rows = list(shards.reader(index)())
+            samples += partition_samples(samples_from_rows(rows, columns, ""))[0]
+            ignored += [(row.where, kind) for row in rows for kind in row.ignored_shapes]
         except DatasetError as error:
             if shards.num_shards == 1:
                 raise
             failed.append((shards.shard_name(index), error.what))
-    samples = [sample for each in readable for sample in each.samples]
     if not samples:
         raise DatasetError(failed[0][1] if failed else f"{tars.name} contains no images", "check the tars")
-    return replace(_without_duplicates(ResolvedDataset(tars.name, None, samples)), failed_shards=failed)
+    return _without_duplicates(ResolvedDataset(tars.name, None, samples, failed_shards=failed, ignored_files=ignored))
 
 
 def _without_duplicates(dataset: ResolvedDataset) -> ResolvedDataset:
     by_key: dict[SampleKey, Sample] = {}
     for sample in dataset.samples:
         by_key.setdefault(sample.key, sample)
-    return ResolvedDataset(dataset.source, dataset.root, list(by_key.values()))
+    return replace(dataset, samples=list(by_key.values()))
 
 
 def split_spec(spec: str, split: str | None) -> tuple[str, str | None]:

@@ -13,7 +13,7 @@ from florence2.data.streams.open_source import find_sharded_source
 from florence2.data.streams.shard_readers import ShardedSource
 from florence2.data.streams.stream import SampleStream, Shard, buffer_shuffle
 from florence2.data.streams.table_shards import TableShards
-from florence2.data.streams.tar_writer import write_shards
+from florence2.data.streams.tars.tar_writer import write_shards
 from florence2.errors import DatasetError
 from tests.training.images import CAPTIONS, save_photos
 

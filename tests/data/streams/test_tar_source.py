@@ -6,9 +6,13 @@ import tarfile
 import pytest
 from PIL import Image
 
+from florence2.data.image import ImageError
 from florence2.data.resolve import DatasetOptions, resolve_dataset, resolve_images
-from florence2.data.streams.tar_source import find_shards
-from florence2.data.streams.tar_writer import write_shards
+from florence2.data.stores.store_path import StorePath
+from florence2.data.stores.write_store import upload_file
+from florence2.data.streams.tars.tar_records import read_tar
+from florence2.data.streams.tars.tar_source import find_shards
+from florence2.data.streams.tars.tar_writer import write_shards
 from florence2.errors import DatasetError
 from tests.strategies import locs
 
@@ -97,3 +101,64 @@ def test_written_tars_are_read_back(tmp_path):
         *["000001.tar/00000002.png"] * 3,
     ]
     assert {row[1:] for row in read_samples(tmp_path)} == {("<OD>", "", "cat" + locs(1, 2, 3, 4))}
+
+
+@pytest.mark.parametrize(
+    ("names", "images", "ignored"),
+    [
+        ("a.1.png a.2.png a.3.png", "a.1.png a.2.png a.3.png", []),
+        ("b.png b.seg.png b.meta.json", "b.png", ["further file of a record"] * 2),
+        ("c.jpg c.png", "c.jpg", ["further file of a record"]),
+        ("._d.png d.png __MACOSX/._d.png .DS_Store", "d.png", []),
+        (
+            "e.png e.npy e.cls inner.tar README f.mp4",
+            "e.png",
+            [".npy", ".cls", ".tar", "file without an extension", ".mp4"],
+        ),
+        ("g.json h.json g.png h.png", "g.png h.png", None),
+        ("i.png i.png", "i.png", ["earlier file with the same name"]),
+        ("j.png link:k.png", "j.png", ["link"]),
+        (" ".join(f"l.{n:03d}.png" for n in range(150)), " ".join(f"l.{n:03d}.png" for n in range(150)), []),
+        ("m.png m.txt m.bad.json n.png", "m.png n.png", ["further file of a record"]),
+    ],
+)
+def test_no_image_of_a_tar_is_dropped_in_silence(tmp_path, names, images, ignored):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as written:
+        for name in names.split(" "):
+            member = tarfile.TarInfo(name.removeprefix("link:"))
+            if name.startswith("link:"):
+                member.type, member.linkname = tarfile.SYMTYPE, "j.png"
+            content = encoded() if name.endswith(".png") else b"{}"
+            member.size = 0 if member.issym() else len(content)
+            written.addfile(member, io.BytesIO(content))
+    stored = StorePath(f"memory://records/{abs(hash(names))}.tar")
+    upload_file(path, stored)
+    for each in (path, stored):
+        records = list(read_tar(each, has_targets=False))
+        assert " ".join(record.name for record in records) == images
+        if ignored is not None:  # rows that are apart from their images are read of a local tar alone
+            assert sorted(kind for record in records for kind in record.ignored) == sorted(ignored)
+
+
+def test_a_dotted_image_has_its_own_caption_and_the_row_of_all(tmp_path):
+    files = {"a.1.png": encoded(), "a.1.txt": "one", "a.2.png": encoded(), "a.json": '{"task": "caption"}'}
+    files |= {"a.2.json": '{"text": "two", "task": "detailed_caption"}'}
+    assert read_samples(tar(tmp_path / "a.tar", files), "more_detailed_caption") == [
+        ("a.1.png", "<CAPTION>", "", "one"),
+        ("a.2.png", "<DETAILED_CAPTION>", "", "two"),
+    ]
+
+
+def test_what_a_prediction_does_not_need_fails_no_tar(tmp_path):
+    files = {"a.png": encoded(), "a.json": "{bad", "b.png": encoded(), "b.txt": "é".encode("latin-1")}
+    samples = resolve_images(tar(tmp_path / "a.tar", files), task="caption").samples
+    assert [sample.id for sample in samples] == ["a.png", "b.png"]
+    with pytest.raises(ImageError, match=r"a\.json is not JSON"):
+        samples[0].open()
+    assert samples[1].open().size == (20, 10)
+    with pytest.raises(DatasetError, match=r"contains no image; not read: 1 \.mp4"):
+        resolve_images(tar(tmp_path / "b.tar", {"a.mp4": b""}), task="caption")
+    (tmp_path / "c.tar.gz").write_bytes(b"")
+    with pytest.raises(DatasetError, match="is compressed"):
+        resolve_images(tmp_path / "c.tar.gz", task="caption")

@@ -13,7 +13,7 @@ import pytest
 
 import florence2
 from florence2.api import predict, predict_status
-from florence2.data.streams.tar_writer import write_shards
+from florence2.data.streams.tars.tar_writer import write_shards
 from florence2.demo.dataset import make_dataset
 from florence2.errors import OptionError
 from florence2.recipes.cluster.ray_cluster import EnginePool

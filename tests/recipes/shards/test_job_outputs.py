@@ -22,7 +22,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     make_dataset(folder / "photos", num_samples=NUM_IMAGES, seed=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("florence2.data.streams.tar_writer.write_shards.__defaults__", (3,))
+        patch.setattr("florence2.data.streams.tars.tar_writer.write_shards.__defaults__", (3,))
         convert_dataset(dataset=str(folder / "photos" / "od.jsonl"), output=str(folder / "tars"), to="shards")
     detect(folder / "photos", folder / "plain.jsonl")
     convert_dataset(dataset=str(folder / "plain.jsonl"), output=str(folder / "plain-coco"), to="coco")

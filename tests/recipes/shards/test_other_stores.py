@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from florence2.api import predict
-from florence2.data.streams.tar_writer import write_shards
+from florence2.data.streams.tars.tar_writer import write_shards
 from tests.hub_server import hub_server
 from tests.s3 import HOST, free_port, upload, wait_for
 from tests.tiny import save_tiny

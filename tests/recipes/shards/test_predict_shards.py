@@ -20,7 +20,7 @@ from florence2.data.columns import ColumnMapping
 from florence2.data.stores.store_path import StorePath
 from florence2.data.streams.open_source import find_sharded_source
 from florence2.data.streams.stream import SampleStream
-from florence2.data.streams.tar_writer import write_shards
+from florence2.data.streams.tars.tar_writer import write_shards
 from florence2.demo.dataset import make_dataset
 from florence2.errors import DatasetError, OptionError
 from florence2.results.progress import RunSummary

@@ -15,7 +15,7 @@ from florence2.data.columns import ColumnMapping
 from florence2.data.resolve import DatasetOptions
 from florence2.data.streams.open_source import find_sharded_source
 from florence2.data.streams.stream import SampleStream
-from florence2.data.streams.tar_writer import write_shards
+from florence2.data.streams.tars.tar_writer import write_shards
 from florence2.errors import UserError
 from florence2.model.processing import Preprocessor
 from florence2.training.dataset.collator import Florence2Collator

@@ -25,8 +25,8 @@ from florence2.data.formats.tfrecord.tfrecord_source import find_tfrecords
 from florence2.data.formats.yolo.yolo_layout import NAME_LISTS, find_yolo, open_yolo
 from florence2.data.formats.yolo.yolo_lines import read_yolo
 from florence2.data.sample import ResolvedDataset
-from florence2.data.streams import tar_source as shards
 from florence2.data.streams.outputs.job_outputs import find_job_outputs
+from florence2.data.streams.tars import tar_source as shards
 from florence2.errors import DatasetError
 from florence2.log import count_kinds
 

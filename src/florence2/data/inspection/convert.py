@@ -28,7 +28,7 @@ from florence2.data.formats.coco import ANNOTATIONS_NAME, write_coco
 from florence2.data.formats.yolo.yolo_lines import write_yolo
 from florence2.data.image import OpenedImage, Size
 from florence2.data.sample import Sample
-from florence2.data.streams.tar_writer import write_shards
+from florence2.data.streams.tars.tar_writer import write_shards
 from florence2.data.tables import Row
 from florence2.errors import DatasetError, OptionError, UserError
 from florence2.files import has_case_sensitive_names, reserved_part, to_json

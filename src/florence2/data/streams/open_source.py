@@ -17,7 +17,7 @@ from florence2.data.streams.image_blocks import ImageBlocks
 from florence2.data.streams.shard_paths import common_folder, expand_pattern, has_pattern, relative_names
 from florence2.data.streams.shard_readers import DatasetShards, ShardedSource, TarShards
 from florence2.data.streams.table_shards import TableShards
-from florence2.data.streams.tar_source import TarSource, find_shards, reject_compressed
+from florence2.data.streams.tars.tar_source import TarSource, find_shards, reject_compressed
 from florence2.data.tables import find_parquet_images, is_table_name
 from florence2.errors import DatasetError
 from florence2.log import count_kinds, logger

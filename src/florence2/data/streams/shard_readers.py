@@ -15,7 +15,7 @@ from florence2.data.sample import Sample, Skipped
 from florence2.data.stores.store_path import AnyPath
 from florence2.data.streams.shard_paths import common_folder, relative_names
 from florence2.data.streams.table_shards import stored_image
-from florence2.data.streams.tar_source import TarSource, tar_rows
+from florence2.data.streams.tars.tar_source import TarSource, tar_rows
 from florence2.data.tables import Row, dataset_errors
 
 
@@ -133,7 +133,7 @@ class DatasetShards:
         rows = _read_rows(self.dataset.shard(num_shards=self.num_shards, index=index), self.name)
         for number, row in enumerate(name_classes(rows, self.dataset.features)):
             name = f"{self.dataset.split or 'row'}/{index}/{number}"
-            image = Sample(name, stored_image(row.pop(self.column)), "")
+            image = Sample(name, stored_image(row.pop(self.column), name), "")
             yield DatasetRow(f"{self.name} {name}", row, image)
 
 

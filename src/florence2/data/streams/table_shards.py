@@ -21,7 +21,7 @@ from florence2.data.columns import (
 from florence2.data.folders.class_names import name_classes
 from florence2.data.folders.foreign_jsonl import FOREIGN_COLUMNS, translate_rows, unread_columns
 from florence2.data.folders.table_rows import table_rows
-from florence2.data.image import ImageSource
+from florence2.data.image import ImageError, ImageSource
 from florence2.data.sample import Sample, Skipped
 from florence2.data.stores.remote_image import RemoteImage
 from florence2.data.stores.store_path import AnyPath, StorePath, is_address
@@ -97,19 +97,30 @@ def _read_parquet_images(path: AnyPath, name: str, column: str, columns: ColumnM
         features = import_module("datasets").Features.from_arrow_schema(schema)
         for number, row in enumerate(name_classes(rows, features)):
             row_id = f"{name}/{number}"
-            image = Sample(row_id, stored_image(row.pop(column)), "")
+            image = Sample(row_id, stored_image(row.pop(column), row_id), "")
             yield DatasetRow(f"{path} row {number}", row, image, unread_columns=unread)
 
 
-def stored_image(stored: Any) -> ImageSource | Callable[[], ImageSource]:
-    """Return the image of a column: encoded bytes, a path, an address, or `datasets`' {bytes, path}."""
+@dataclass(frozen=True)
+class AbsentImage:
+    """The image of a row without one; a call raises an ImageError that names the row."""
+
+    name: str
+
+    def __call__(self) -> ImageSource:
+        """Raise the error."""
+        raise ImageError(f"{self.name} has no image", "write the image into its row")
+
+
+def stored_image(stored: Any, name: str) -> ImageSource | Callable[[], ImageSource]:
+    """Return the image of a column of the row `name`: bytes, a path, an address, or `datasets`' {bytes, path}."""
     if isinstance(stored, bytes | bytearray):
         return bytes(stored)
     if isinstance(stored, dict) and stored.get("bytes"):
         return bytes(stored["bytes"])
     path = stored.get("path") if isinstance(stored, dict) else stored
     if not path:
-        return b""  # raises an error that names the sample when it is opened
+        return AbsentImage(name)
     return RemoteImage.or_path(str(path))
 
 

@@ -101,6 +101,9 @@ def _run_group(
         for prediction in pickle.loads(row["predictions"]):
             run.write(index, prediction)
             progress.update(prediction)
+        if row["is_last"]:
+            ignored = pickle.loads(row["ignored"])
+            run.ignored.add(ignored.first, ignored.counts.elements())
         if counts[index].add(row):
             run.close_shard(index, counts.pop(index).error)
     if counts:

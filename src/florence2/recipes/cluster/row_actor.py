@@ -49,14 +49,15 @@ class RowOptions:
         """Make the sample of a row."""
         step = self.pipeline.steps[0]
         task_input = str(row[self.input_column]) if self.input_column else step.input
-        return Sample(f"row {index}", to_image(row[self.image_column]), step.task.token, task_input)
+        name = f"row {index}"
+        return Sample(name, to_image(row[self.image_column], name), step.task.token, task_input)
 
 
-def to_image(value: Any) -> Any:
+def to_image(value: Any, name: str) -> Any:
     """Return the image of a column: pixels become an image in memory, everything else is opened later."""
     if isinstance(value, Image.Image):
         return value
-    return Image.fromarray(value) if isinstance(value, np.ndarray) else stored_image(value)
+    return Image.fromarray(value) if isinstance(value, np.ndarray) else stored_image(value, name)
 
 
 def to_columns(predictions: list[Prediction]) -> dict[str, list[Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from florence2.data.sample import Sample, SampleKey
 from florence2.errors import DatasetError
+from florence2.recipes.shards.shard_samples import IgnoredFiles
 
 MAX_PACK_BYTES = 32 * 2**20
 
@@ -22,32 +23,33 @@ class PackReader:
     """Reads a shard in packs of images; samples that are `predicted` are left out."""
 
     shard: int
-    read: Callable[[], Iterator[Sample]]
+    read: Callable[[IgnoredFiles], Iterator[Sample]]
     pack_size: int
     predicted: frozenset[SampleKey] = frozenset()
 
     def __call__(self) -> Iterator[Any]:
-        """Yield a table of one row for each pack; the last one says so, or why reading failed."""
+        """Yield a table of one row for each pack; the last one has what was not read, and why reading failed."""
         number, error = 0, ""
         pending: list[ImageSamples] = []
-        packs = self._packs()
+        ignored = IgnoredFiles()
+        packs = self._packs(ignored)
         while True:
             try:
                 following = next(packs, None)
             except DatasetError as problem:
                 following, error = None, problem.what
             if following is None:
-                yield self._table(number, pending, is_last=True, error=error)
+                yield self._table(number, pending, ignored, is_last=True, error=error)
                 return
             if pending:
-                yield self._table(number, pending)
+                yield self._table(number, pending, ignored)
                 number += 1
             pending = following
 
-    def _packs(self) -> Iterator[list[ImageSamples]]:
+    def _packs(self, ignored: IgnoredFiles) -> Iterator[list[ImageSamples]]:
         pack: list[ImageSamples] = []
         num_bytes = 0
-        for _, group in groupby(self.read(), key=lambda sample: sample.id):
+        for _, group in groupby(self.read(ignored), key=lambda sample: sample.id):
             samples = [sample for sample in group if sample.key not in self.predicted]
             if not samples:
                 continue
@@ -60,8 +62,11 @@ class PackReader:
         if pack:
             yield pack
 
-    def _table(self, number: int, pack: list[ImageSamples], *, is_last: bool = False, error: str = "") -> Any:
+    def _table(
+        self, number: int, pack: list[ImageSamples], ignored: IgnoredFiles, *, is_last: bool = False, error: str = ""
+    ) -> Any:
         row = {"shard": self.shard, "pack": number, "is_last": is_last, "error": error, "samples": pickle.dumps(pack)}
+        row["ignored"] = pickle.dumps(ignored if is_last else None)
         return import_module("pyarrow").Table.from_pylist([row])
 
 

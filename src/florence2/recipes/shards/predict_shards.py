@@ -14,7 +14,7 @@ from florence2.pipeline.class_splitter import ClassSplitter
 from florence2.recipes.create_engine import create_engine
 from florence2.recipes.predict_spec import PredictSpec
 from florence2.recipes.shards.job_output import JobOutput, is_folder_output, open_job_output
-from florence2.recipes.shards.shard_samples import ShardedImages
+from florence2.recipes.shards.shard_samples import IgnoredFiles, ShardedImages
 from florence2.recipes.shards.shard_tracker import ShardTracker
 from florence2.results.progress import PredictProgressBar, RunSummary
 from florence2.results.shards.shard_output import ShardOutput
@@ -58,6 +58,7 @@ class ShardRun:
 
     def __init__(self, job: JobOutput, images: ShardedImages) -> None:
         self.job, self._images = job, images
+        self.ignored = IgnoredFiles()
         self._outputs: dict[int, ShardOutput] = {}
         self._failed: list[tuple[str, str]] = []
         self._num_done = 0
@@ -78,7 +79,7 @@ class ShardRun:
 
     def samples(self, index: int) -> Iterator[Sample]:
         """Read the samples of a shard that have no prediction yet."""
-        return self.output(index).journal.missing(self._images.reader(index)())
+        return self.output(index).journal.missing(self._images.reader(index)(self.ignored))
 
     def predicted_keys(self, index: int) -> frozenset[SampleKey]:
         """Return the samples of a shard with a prediction of this run; its output is closed afterwards."""
@@ -109,4 +110,5 @@ class ShardRun:
             num_shards_done=self._num_done,
             num_shards_earlier=total - self._num_todo,
             failed_shards=tuple(self._failed),
+            ignored_files=self.ignored.note(),
         )

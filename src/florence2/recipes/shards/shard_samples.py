@@ -1,6 +1,7 @@
 """The samples of one shard: the steps of the task pipeline for each of its images, read lazily."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -11,6 +12,7 @@ from florence2.data.stores.store_path import AnyPath, StorePath, is_address
 from florence2.data.streams.open_source import find_image_shards
 from florence2.data.streams.shard_paths import common_folder
 from florence2.data.streams.shard_readers import ShardedSource
+from florence2.log import count_kinds
 from florence2.model.tasks import split_prompt
 from florence2.pipeline.task_pipeline import TaskPipeline
 from florence2.results.journal import make_run_id
@@ -24,16 +26,38 @@ class SampleReader:
     columns: ColumnMapping
     rows: Callable[[], Iterator[DatasetRow]]
 
-    def __call__(self) -> Iterator[Sample]:
-        """Yield the samples; the rows of one image must be adjacent."""
+    def __call__(self, ignored: "IgnoredFiles | None" = None) -> Iterator[Sample]:
+        """Yield the samples, and count what is not read; the rows of one image must be adjacent."""
         for _, group in groupby(self.rows(), key=lambda row: row.image.id):
             rows = list(group)
+            if ignored is not None:
+                for row in rows:
+                    ignored.add(row.where, row.ignored_shapes)
 
             def resolve(task: str, task_input: str, rows: list[DatasetRow] = rows) -> ResolvedDataset:
                 columns = step_columns(task, task_input, self.columns)
                 return ResolvedDataset("", None, partition_samples(samples_from_rows(rows, columns, ""))[0])
 
             yield from self.pipeline.apply_to(resolve)[1].samples
+
+
+class IgnoredFiles:
+    """Counts the files of shards that are not read, by kind."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first = ""
+
+    def add(self, where: str, kinds: Iterable[str]) -> None:
+        """Count files by their kinds; `where` names the place of the first."""
+        before = self.counts.total()
+        self.counts.update(kinds)
+        if not before and self.counts:
+            self.first = where
+
+    def note(self) -> str:
+        """Return the counts in one line; "" if there are none."""
+        return f"not read: {count_kinds(self.counts.elements())}; the first in {self.first}" if self.counts else ""
 
 
 def step_columns(task: str, task_input: str, columns: ColumnMapping) -> ColumnMapping:

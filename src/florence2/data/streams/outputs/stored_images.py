@@ -9,7 +9,7 @@ from pathlib import Path
 from florence2.data.image import ImageSource
 from florence2.data.stores.remote_image import RemoteImage
 from florence2.data.stores.store_path import AnyPath, StorePath, is_address, to_path
-from florence2.data.streams.tar_source import TarImage, read_tar
+from florence2.data.streams.tars.tar_records import TarImage, read_tar
 from florence2.data.tables import Row
 from florence2.errors import DatasetError
 
@@ -40,8 +40,11 @@ class StoredImages:
     def _root(self, image_dir: object) -> str:
         if not isinstance(image_dir, str) or not image_dir:
             return str(self._folder)
-        if is_address(image_dir) or isinstance(self._folder, StorePath):
+        if is_address(image_dir) or (isinstance(self._folder, StorePath) and Path(image_dir).is_absolute()):
             return str(to_path(image_dir)).rstrip("/")
+        if isinstance(self._folder, StorePath):
+            scheme, _, path = self._folder.address.partition("://")
+            return f"{scheme}://{posixpath.normpath(posixpath.join(path, image_dir))}"
         return str((self._folder / image_dir).resolve())
 
     def _find_in_tar(self, tar: AnyPath, name: str) -> StoredImage | None:
@@ -53,7 +56,8 @@ class StoredImages:
 def _tar_images(tar: AnyPath) -> dict[str, StoredImage]:
     """Return the images of a tar by the names of its records."""
     if isinstance(tar, Path):
-        return {record.name: record.image for record in read_tar(tar) if isinstance(record.image, TarImage)}
+        records = read_tar(tar, has_targets=False)
+        return {record.name: record.image for record in records if isinstance(record.image, TarImage)}
     try:
         with tar.open() as file, tarfile.open(fileobj=file, mode="r:") as members:
             return {

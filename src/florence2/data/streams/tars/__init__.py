@@ -1,0 +1,1 @@
+"""Tars as webdataset has them: their records, sources of samples, and writing."""
