@@ -5,16 +5,27 @@ import json
 import pytest
 
 from florence2 import Answer, OutputType, Prediction
-from florence2.apps.serve.chat.json_answers import CAPTION, LABELS, OCR, TITLE, JsonFormat, source_of
+from florence2.apps.serve.chat.json_answers import JsonFormat
+from florence2.apps.serve.chat.property_names import CAPTION, LABELS, OCR, TITLE, source_of
 from florence2.apps.serve.request_limits import RequestError
 
-BOXES = Answer.from_dict({"bboxes": [[0, 0, 1, 1]] * 3, "labels": ["cat", "dog", "cat"]}, OutputType.BOXES)
+BOXES = Answer.from_dict(
+    {"bboxes": [[0, 0, 1, 1]] * 3, "labels": ["cat", "dog", "cat"], "scores": [0.5] * 3}, OutputType.BOXES
+)
+NUMBER = {"type": "number"}
+SIDES = {"type": "array", "items": {"type": "integer"}}
+REST = [{"label": label, "bbox": [0, 0, 1, 1]} for label in ("dog", "cat")]
 ANSWERS = {
     CAPTION: Prediction("i", "<CAPTION>", text="a long text"),
     TITLE: Prediction("i", "<CAPTION>", text="short"),
     LABELS: Prediction("i", "<OD>", text="cat", answer=BOXES),
     OCR: Prediction("i", "<OCR>", text="STOP"),
 }
+
+
+def array(maxItems: int | None = None, **properties: dict) -> dict:
+    limit = {} if maxItems is None else {"maxItems": maxItems}
+    return {"type": "array", "items": {"properties": properties, "required": list(properties)}, **limit}
 
 
 def fill(schema: dict) -> object:
@@ -55,6 +66,19 @@ def test_names(name: str, source: str | None) -> None:
         ({"properties": {"title": {"enum": ["short", "other"]}}}, {"title": "short"}),
         ({"type": "array", "items": {"type": "string"}}, ["cat", "dog"]),
         ({"type": "string"}, "a long text"),
+        (
+            {"properties": {"objects": array(label={}, bbox=SIDES)}},
+            {"objects": [{"label": "cat", "bbox": [0, 0, 1, 1]}, *REST]},
+        ),
+        (
+            array(
+                class_name={}, box={"properties": {"xmin": NUMBER, "width": NUMBER}}, score=NUMBER, mood={}, maxItems=1
+            ),
+            [{"class_name": "cat", "box": {"xmin": 0, "width": 1}, "score": 0.5, "mood": ""}],
+        ),
+        ({"properties": {"boxes": {"type": "array", "items": SIDES}}}, {"boxes": [[0, 0, 1, 1]] * 3}),
+        ({"properties": {"people": array(label={})}}, {"people": []}),
+        (array(caption={}, tags={"type": "array"}), [{"caption": "a long text", "tags": ["cat", "dog"]}]),
     ],
     ids=lambda value: json.dumps(value)[:50],
 )

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from florence2 import GenerationConfig, OutputType, Prediction, TaskPipeline
 from florence2.apps.serve.chat.chat_messages import ChatPrompt
 from florence2.apps.serve.chat.free_words import TaskChoice, choose_task, is_caption_task
-from florence2.apps.serve.chat.json_answers import CAPTION, LABELS, OCR, TITLE, JsonFormat
+from florence2.apps.serve.chat.json_answers import JsonFormat
+from florence2.apps.serve.chat.property_names import CAPTION, LABELS, OCR, TITLE
 from florence2.apps.serve.images.image_reader import ImageReader
 from florence2.apps.serve.model_service import ModelService, NamedImage, OnText, ServedModel, texts_so_far
 from florence2.apps.serve.request_limits import RequestError, require_text
 from florence2.errors import UserError
 
+_OBJECTS = (OutputType.BOXES, OutputType.PHRASES, OutputType.BOXES_OR_POLYGONS)
 MAX_WORDS = 20_000  # characters of words: the longest prompt of a model is far shorter
 
 
@@ -146,7 +148,9 @@ class ChatCall:
         json_format = self.json_format.item if len(self.images) > 1 else self.json_format
         sources = json_format.sources()
         caption = self.choice.task if is_caption_task(self.pipeline.tasks[0]) and not self.choice.input else ""
-        tasks = {CAPTION: caption or "detailed_caption", TITLE: "caption", LABELS: "od", OCR: "ocr"}
+        has_objects = self.pipeline.tasks[0].output_type in _OBJECTS and not self.pipeline.is_multi_task
+        labels = f"{self.pipeline.tasks[0].token}{self.choice.input}" if has_objects else "od"
+        tasks = {CAPTION: caption or "detailed_caption", TITLE: "caption", LABELS: labels, OCR: "ocr"}
         if json_format.is_any_object:
             return None
         return {source: tasks[source] for source in sorted(sources)}

@@ -3,45 +3,28 @@
     caption, description, alt_text      a caption              keywords, tags, labels     the labels of detection
     title, headline, name               the short caption      text, ocr                  the text in the image
 
+An array of objects with labels or boxes holds the detected objects (`object_rows.py`).
+
 A property that no task answers is empty where its type has an empty value; one that cannot be filled is an error.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from florence2 import Answer, Prediction
+from florence2.apps.serve.chat.object_rows import (
+    DetectedObject,
+    ObjectFiller,
+    is_object_schema,
+    unanswered,
+)
+from florence2.apps.serve.chat.property_names import CAPTION, LABELS, source_of
 from florence2.apps.serve.request_limits import RequestError, require_text
 
-CAPTION, TITLE, LABELS, OCR = "caption", "title", "labels", "ocr"
-# By whole name first, then by a part of the name, in this order.
-_NAMES = {
-    CAPTION: (
-        "caption",
-        "description",
-        "alt_text",
-        "alttext",
-        "alt",
-        "desc",
-        "summary",
-        "content",
-        "answer",
-        "response",
-    ),
-    TITLE: ("title", "headline", "name", "subject", "heading"),
-    LABELS: ("keywords", "tags", "labels", "objects", "categories", "detections", "classes", "items"),
-    OCR: ("text", "ocr", "ocr_text", "transcription", "visible_text", "transcript"),
-}
-_PARTS = {
-    LABELS: ("keyword", "tag", "label", "object", "categor"),
-    TITLE: ("title", "headline"),
-    OCR: ("ocr", "transcri", "visible_text", "text_in"),
-    CAPTION: ("caption", "descri", "alt_text", "summary"),
-}
 _MAX_DEPTH = 12
 _EMPTY: dict[str, Any] = {"string": "", "array": [], "object": {}, "null": None}
 
@@ -112,20 +95,17 @@ class JsonFormat:
         return json.dumps(value, ensure_ascii=False)
 
 
-def source_of(name: str) -> str | None:
-    """Return the answer that a property's name means."""
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-    snake = re.sub(r"[^a-z0-9]+", "_", snake).strip("_")
-    for source, names in _NAMES.items():
-        if snake in names:
-            return source
-    return next((source for source, parts in _PARTS.items() if any(part in snake for part in parts)), None)
-
-
 def labels_of(prediction: Prediction | None) -> list[str]:
     """Return the distinct labels of a detection."""
     answer = prediction.answer if prediction else None
     return [label for label in dict.fromkeys(answer.labels) if label] if isinstance(answer, Answer) else []
+
+
+def objects_of(prediction: Prediction | None) -> list[DetectedObject]:
+    """Return the objects of a detection."""
+    return [
+        DetectedObject(item.label, item.bounding_box, item.score) for item in (prediction and prediction.answer) or ()
+    ]
 
 
 def _any_object(predictions: Sequence[Prediction]) -> dict[str, Any]:
@@ -180,8 +160,15 @@ class _SchemaReader:
         if properties := _properties(resolved):
             for key, value in properties.items():
                 yield from self._walk(value, key, depth - 1)
+        elif not name and self._is_list_of_one(resolved):
+            yield from self._walk(resolved["items"], name, depth - 1)
         else:
             yield self._source(name, resolved)
+
+    def _is_list_of_one(self, schema: Mapping[str, Any]) -> bool:
+        """Return whether a schema is an array of objects that each describe an image, as for several images."""
+        items, _ = self.resolve(schema.get("items", {}))
+        return schema.get("type") == "array" and bool(_properties(items)) and not is_object_schema(items, self.resolve)
 
     def _source(self, name: str, schema: Mapping[str, Any]) -> str | None:
         """Return the source of a leaf; a nameless array holds labels, a nameless string the caption."""
@@ -204,15 +191,15 @@ class _SchemaReader:
                 for key, value in _properties(resolved).items()
             }
             return {key: value for key, value in filled.items() if value is not _OMITTED}
+        if not name and depth > 0 and self._is_list_of_one(resolved):
+            return [self.fill(resolved["items"], name, answers, is_required=True, depth=depth - 1)]
         value = self._leaf(kind, source, resolved, answers)
         if value is not _OMITTED:
             return value
         if is_nullable:
             return None
         if is_required:
-            raise RequestError(
-                f"no task answers the property `{name[:60]}` of type {kind[:20]}", "make it optional, or allow null"
-            )
+            raise unanswered(name, kind)
         return _OMITTED
 
     def _leaf(self, kind: str, source: str | None, schema: Mapping[str, Any], answers: Mapping[str, Prediction]) -> Any:
@@ -229,9 +216,12 @@ class _SchemaReader:
 
     def _array(self, source: str | None, schema: Mapping[str, Any], prediction: Prediction | None) -> Any:
         items, _ = self.resolve(schema.get("items", {}))
-        if items.get("type", "string") != "string" or "enum" in items:
-            return _OMITTED if schema.get("minItems") else []
-        values = labels_of(prediction) if source == LABELS else [prediction.text] if prediction else []
+        values: list[Any] = []
+        if source == LABELS and is_object_schema(items, self.resolve):
+            filler = ObjectFiller(self.resolve)
+            values = [filler.fill(items, item) for item in objects_of(prediction)]
+        elif items.get("type", "string") == "string" and "enum" not in items:
+            values = labels_of(prediction) if source == LABELS else [prediction.text] if prediction else []
         limit = schema.get("maxItems")
         values = values[:limit] if isinstance(limit, int) and limit >= 0 else values
         fewest = schema.get("minItems")
