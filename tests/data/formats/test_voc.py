@@ -105,8 +105,13 @@ def test_labelme_shapes_of_four_corners_are_quads(tmp_path: Path, shape_type: st
 def test_labelme_shapes_that_are_no_objects_are_counted(tmp_path: Path, shape_type: str) -> None:
     image(tmp_path / "a.jpg", (100, 100))
     write_labelme(tmp_path / "a.json", shape_type, CORNERS)
-    assert read_objects(tmp_path) == {"a.jpg": []}
-    assert check(tmp_path)["ignored_shapes"] == {shape_type: 1}
+    with pytest.raises(DatasetError, match=f"has no object that can be read, only 1 {shape_type}"):
+        check(tmp_path)
+    image(tmp_path / "b.jpg", (90, 90))
+    write_labelme(tmp_path / "b.json", "polygon", CORNERS)
+    assert read_objects(tmp_path) == {"b.jpg": [("cat", [10, 10, 30, 30])]}  # an empty answer about `a` would be untrue
+    ignored = check(tmp_path)["ignored_shapes"]
+    assert ignored.items() >= {shape_type: 1, "image of which no object is read": 1}.items()
 
 
 def test_images_of_annotation_files_are_found_in_dataset_dir(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -34,12 +34,12 @@ ImageLocator = Callable[[Row, str, str], LocatedImage]
 def confine_to(root: Path, hint: str) -> Callable[[str, str], LocatedImage]:
     """Return a function that locates an image by its name inside `root`.
 
-    A name without a file is matched as `_FileMatcher` does. A name that leaves `root` through `..`, as an absolute path
+    A name without a file is matched as `FileMatcher` does. A name that leaves `root` through `..`, as an absolute path
     or through a link raises a DatasetError with `hint`.
     """
     plain_root, real_root = os.path.abspath(root), os.path.realpath(root)  # noqa: PTH100
     real_folder = cache(os.path.realpath)
-    matcher = _FileMatcher(plain_root)
+    matcher = FileMatcher(plain_root)
 
     def locate(name: str, where: str) -> LocatedImage:
         if "\0" in name:
@@ -60,7 +60,7 @@ def confine_to(root: Path, hint: str) -> Callable[[str, str], LocatedImage]:
     return locate
 
 
-class _FileMatcher:
+class FileMatcher:
     """Matches names that another machine or program wrote to the files of a folder.
 
     A backslash is read as `/`, `%20` as a space. Letters match in any case and in any Unicode normalization form, where
@@ -79,11 +79,12 @@ class _FileMatcher:
             parts = [part for part in candidate.split("/") if part not in ("", ".")]
             is_absolute = candidate.startswith("/") or _DRIVE.match(candidate) is not None
             for start in range(len(parts) if is_absolute else 1):
-                if found := self._find(parts[start:]):
+                if found := self.find(parts[start:]):
                     return self._claimed(found, name, where) if is_absolute else found
         return plain
 
-    def _find(self, parts: list[str]) -> str:
+    def find(self, parts: Sequence[str]) -> str:
+        """Return the path of the file or folder with these parts, in any letter case; "" where there is none."""
         path = self._root
         for part in parts:
             names = self._names(path).get(_fold(part), [])

@@ -23,12 +23,14 @@ _JSON_FORMATS: tuple[tuple[Callable[[Any], bool], Read], ...] = (
 )
 _FILE_FORMATS: tuple[tuple[Callable[[Path], bool], Read], ...] = (
     (cvat.is_cvat, cvat.read_cvat),
+    (label_studio.is_label_studio_csv, label_studio.refuse_csv),
     (vott.is_vott_csv, vott.read_vott_csv),
     (via.is_via_csv, via.read_via_csv),
     (paddleocr.is_paddleocr, paddleocr.read_paddleocr),
 )
 # Only a JSON file with one of these keys near its beginning is parsed to recognize its format.
 _JSON_KEYS = (b'"annotations"', b'"annotation_id"', b'"completions"', b'"assets"', b'"regions"', b'"_via_img_metadata"')
+_NAMES_TO_FIND = 20  # images whose names are tried in the folders that may contain them
 _EXTENSIONS = (".json", ".xml", ".csv")
 _SPLITS = ("train", *split_aliases("val"), "test")
 
@@ -76,7 +78,8 @@ def _may_be_labels(name: str) -> bool:
 
 def _source(name: str, files: list[tuple[Path, Read]], root: Path | None) -> AnnotationSource:
     first_path, first_read = files[0]
-    first_names = [image.file_name for _, image in islice(first_read(first_path), 1)]
+    first_images = [image for _, image in islice(first_read(first_path), _NAMES_TO_FIND)] if root is None else []
+    first_names = [name for image in first_images for name in (image.file_name, *image.other_names) if name]
     images = root or coco_image_folder(first_path, first_names)
     is_text = first_read is paddleocr.read_paddleocr
     output = OutputType.QUADS if is_text else OutputType.BOXES

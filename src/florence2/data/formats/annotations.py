@@ -23,6 +23,13 @@ Box = list[float]  # [x1, y1, x2, y2] in pixels
 Polygon = list[float]  # [x, y, x, y, ...] in pixels
 NO_LABEL = "object"
 _VALIDATION_ALIASES = ("val", "valid", "validation")
+# Kinds of `ignored_shapes` that are no objects of the image: an image with none but these has no object to miss.
+_NO_OBJECTS = frozenset(
+    [
+        *("image without an annotation file", "name of another image", "task without an annotation"),
+        *("further annotation of a task", "cancelled annotation", "tag", "choices", "taxonomy", "number", "rating"),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,8 @@ class AnnotatedImage:
 
     `ignored_shapes` names the kind of each shape that the reader does not read. `unlisted_annotations` names, on one
     image of a file, the annotations in that file whose image is not listed. `crowds` are no targets, and count
-    in scores as COCO has it. `error` says why the annotations could not be read.
+    in scores as COCO has it. `error` says why the annotations could not be read. `other_names` are further names that
+    the image file may have.
     """
 
     file_name: str
@@ -58,6 +66,7 @@ class AnnotatedImage:
     unlisted_annotations: Sequence[str] = ()
     crowds: Sequence[Annotation] = ()
     error: DatasetError | None = None
+    other_names: Sequence[str] = ()
 
 
 def read_image(name: str, where: str, read: Callable[..., AnnotatedImage], *arguments: Any) -> AnnotatedImage:
@@ -72,6 +81,12 @@ def read_image(name: str, where: str, read: Callable[..., AnnotatedImage], *argu
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError) as error:
         what = f"{where} is not as its format has it: {type(error).__name__} {error}"
         return AnnotatedImage(name, (), error=DatasetError(what[:300], "export it again"))
+
+
+def has_only_unread_objects(image: AnnotatedImage) -> bool:
+    """Return whether an image has objects of which none is read; its empty answer would be untrue."""
+    has_unread = any(kind not in _NO_OBJECTS for kind in image.ignored_shapes)
+    return has_unread and not image.annotations and image.captions is None
 
 
 def resolve_task(task: Task, has_captions: bool, default: OutputType = OutputType.BOXES) -> Task:
@@ -194,10 +209,14 @@ def _region_box(region: Any, size: Callable[[], Size]) -> Box:
     return list(boxes[0])
 
 
-def image_beside(folder: Path, name: str) -> str:
-    """Return the name of an image within a folder; only its last part where the path is from another machine."""
-    plain = name.replace("\\", "/")
-    return find_name(folder, plain) or find_name(folder, plain.rpartition("/")[2]) or plain
+def image_beside(folder: Path, *names: str) -> str:
+    """Return the name of an image within a folder; only its last part where the path is from another machine.
+
+    `names` are the names that it may have; the first is returned where there is no file of any.
+    """
+    plain = [name.replace("\\", "/") for name in names]
+    found = (find_name(folder, each) for name in plain for each in (name, name.rpartition("/")[2]))
+    return next((name for name in found if name), plain[0])
 
 
 def split_aliases(split: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from florence2.data.folders.listing import read_text
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, Box, read_image
@@ -52,31 +53,37 @@ def read_coco(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     rows_by_image, unlisted = _rows_by_image(content, path)
     has_captions = any("caption" in row for row in content["annotations"])
     for image in content["images"]:
-        where, name = f"{path} image {image.get('id')}", image.get("file_name")
+        where, name = f"{path} image {image.get('id')}", _image_name(image)
         rows = rows_by_image[_id_text(image.get("id"))]
-        annotated = read_image(
-            name if isinstance(name, str) else "", where, _parse_image, image, rows, labels, has_captions, where
-        )
+        annotated = read_image(name, where, _parse_image, image, rows, labels, has_captions, where)
         yield where, replace(annotated, unlisted_annotations=unlisted) if unlisted else annotated
         unlisted = ()
+
+
+def _image_name(image: dict[str, Any]) -> str:
+    """Return the `file_name` of an image, of LVIS the folder and the name in its `coco_url`; "" without either."""
+    name, url = image.get("file_name"), image.get("coco_url")
+    if isinstance(name, str):
+        return name
+    return "/".join(urlparse(url).path.split("/")[-2:]) if isinstance(url, str) else ""
 
 
 def _parse_image(
     image: dict[str, Any], rows: Sequence[dict[str, Any]], labels: dict[str, str], has_captions: bool, where: str
 ) -> AnnotatedImage:
-    if not isinstance(image.get("file_name"), str):
-        raise DatasetError(f"{where} has no `file_name`")
+    if not (name := _image_name(image)):
+        raise DatasetError(f"{where} has no `file_name`", "add it, or a `coco_url`")
     size = (image["width"], image["height"]) if image.get("width") and image.get("height") else None
     ignored: list[str] = []
     if has_captions:
         ignored += ["object in a list of captions" for row in rows if "caption" not in row]
         captions = [str(row["caption"]).strip() for row in rows if row.get("caption")]
-        return AnnotatedImage(image["file_name"], [], size, captions, ignored)
+        return AnnotatedImage(name, [], size, captions, ignored)
     objects = [row for row in rows if not _is_crowd(row)]
     crowds = [each for row in rows if _is_crowd(row) and (each := _parse_crowd(row, labels, where))]
     ignored += ["crowd"] * (len(rows) - len(objects))
-    annotations = [_parse_annotation(row, labels, where, ignored) for row in objects]
-    return AnnotatedImage(image["file_name"], annotations, size, None, ignored, crowds=crowds)
+    annotations = [_parse_annotation(row, labels, size, where, ignored) for row in objects]
+    return AnnotatedImage(name, annotations, size, None, ignored, crowds=crowds)
 
 
 def _parse_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -119,9 +126,9 @@ def _rows_by_image(
     content: dict[str, list[dict[str, Any]]], path: Path
 ) -> tuple[dict[str, list[dict[str, Any]]], Sequence[str]]:
     """Group the annotations by image; also return the names of those whose image is not listed."""
-    files: dict[str, Any] = {}
+    files: dict[str, str] = {}
     for image in content["images"]:
-        key, name = _id_text(image.get("id")), image.get("file_name")
+        key, name = _id_text(image.get("id")), _image_name(image)
         if files.setdefault(key, name) != name:
             raise DatasetError(
                 f"{path} has two images with the id {image.get('id')}: {files[key]} and {name}",
@@ -163,7 +170,9 @@ def _parse_crowd(row: dict[str, Any], labels: dict[str, str], image: str) -> Ann
     return Annotation(label, _parse_bbox(row["bbox"], (), f"{image}, annotation {row.get('id')}"), is_crowd=True)
 
 
-def _parse_annotation(row: dict[str, Any], labels: dict[str, str], image: str, ignored: list[str]) -> Annotation:
+def _parse_annotation(
+    row: dict[str, Any], labels: dict[str, str], size: tuple[int, int] | None, image: str, ignored: list[str]
+) -> Annotation:
     """Read an object and add to `ignored` what is not read of it."""
     where = f"{image}, annotation {row.get('id')}"
     label = labels.get(_id_text(row.get("category_id")))
@@ -171,7 +180,7 @@ def _parse_annotation(row: dict[str, Any], labels: dict[str, str], image: str, i
         raise DatasetError(f"{where} has the category {row.get('category_id')}, which is not in `categories`")
     if isinstance(row.get("keypoints"), list) and any(row["keypoints"]):
         ignored.append("keypoints")
-    polygons = _parse_polygons(row.get("segmentation"), where)
+    polygons = _parse_polygons(row.get("segmentation"), size, where, ignored)
     outlines = tuple(polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0)
     ignored += ["polygon without three corners"] * (len(polygons) - len(outlines))
     box = _parse_bbox(row.get("bbox"), outlines, where)
@@ -195,8 +204,13 @@ def _parse_bbox(bbox: Any, polygons: tuple[list[float], ...], where: str) -> Box
     return bounding_box(polygons)
 
 
-def _parse_polygons(segmentation: Any, where: str) -> tuple[list[float], ...]:
+def _parse_polygons(
+    segmentation: Any, size: tuple[int, int] | None, where: str, ignored: list[str]
+) -> tuple[list[float], ...]:
     if isinstance(segmentation, dict):
+        if size is not None and list(segmentation.get("size") or ()) != [size[1], size[0]]:
+            ignored.append("mask of another size than its image")
+            return ()
         return mask_to_polygons(segmentation, where)
     polygons = segmentation if isinstance(segmentation, list) else []
     if polygons and all(isinstance(side, int | float) for side in polygons):

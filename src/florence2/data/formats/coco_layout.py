@@ -3,10 +3,10 @@
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
-from florence2.data.folders.listing import find_name, walk
+from florence2.data.folders.image_locator import DATASET_DIR_HINT, FileMatcher
+from florence2.data.folders.listing import display_path, find_name, walk
 from florence2.data.formats.annotations import split_aliases
 from florence2.data.formats.coco import is_coco
 from florence2.errors import DatasetError
@@ -64,18 +64,35 @@ def _split_of(stem: str, split: str | None) -> str:
 def coco_image_folder(path: Path, names: Sequence[str]) -> Path:
     """Return the folder that file names are relative to: the COCO file's own, or one of a standard layout.
 
-    One of `names`, the file names, must exist in the folder.
+    One of `names`, the file names, must exist in the folder. Raises DatasetError where several subfolders have it.
     """
     split = path.stem.rpartition("_")[2]  # instances_train2017 -> train2017
     parent, root = path.parent, path.parent.parent
     folders = [parent, parent / "images", root / split, root / "images" / split, root / "images", parent / split]
+    folders += [parent / "data", root / "data"]  # FiftyOne
     full_names = [name.replace("\\", "/") for name in names[:_NAMES_TO_FIND]]
     last_names = [name.rpartition("/")[2] for name in full_names]
-    below = walk(root / "images", recursive=True) if (root / "images").is_dir() else ()
-    candidates = chain(
-        ((folder, full_names) for folder in folders),
-        ((folder, last_names) for folder in folders),
-        ((listing.path, last_names) for listing in below),
-    )
-    found = (folder for folder, each in candidates if any(find_name(folder, name) for name in each))
-    return next(found, parent)
+    candidates = [(folder, each) for each in (full_names, last_names) for folder in folders]
+    for folder, each in candidates:
+        if any(find_name(folder, name) for name in each):
+            return folder
+    return _subfolder(root / "images", last_names) or _any_case(candidates) or parent
+
+
+def _subfolder(images: Path, names: Sequence[str]) -> Path | None:
+    """Return the folder below `images` that has one of the names."""
+    below = walk(images, recursive=True) if images.is_dir() else ()
+    found: dict[str, Path] = {}
+    for listing in below:
+        for name in set(names).intersection(listing.names):
+            if found.setdefault(name, listing.path) != listing.path:
+                what = f"`{name}` is in {display_path(found[name])} and in {display_path(listing.path)}"
+                raise DatasetError(what, DATASET_DIR_HINT)
+    return next(iter(found.values()), None)
+
+
+def _any_case(candidates: Sequence[tuple[Path, Sequence[str]]]) -> Path | None:
+    """Return the first folder that has one of the names in another letter case."""
+    matchers = {folder: FileMatcher(str(folder)) for folder, _ in candidates}
+    found = (folder for folder, names in candidates if any(matchers[folder].find(name.split("/")) for name in names))
+    return next(found, None)

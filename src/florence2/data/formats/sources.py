@@ -6,9 +6,17 @@ from pathlib import Path
 from typing import Protocol
 
 from florence2.data.columns import ColumnMapping, DatasetRow
-from florence2.data.folders.image_locator import DATASET_DIR_HINT, confine_to
-from florence2.data.formats.annotations import AnnotatedImage, image_beside, resolve_task, rows_from_annotations
+from florence2.data.folders.image_locator import DATASET_DIR_HINT, LocatedImage, confine_to
+from florence2.data.formats.annotations import (
+    AnnotatedImage,
+    has_only_unread_objects,
+    image_beside,
+    resolve_task,
+    rows_from_annotations,
+)
 from florence2.data.sample import Sample
+from florence2.errors import DatasetError
+from florence2.log import count_kinds
 from florence2.model.tasks import OutputType, Task, find_task
 
 
@@ -36,6 +44,7 @@ class AnnotationSource:
     def rows(self, columns: ColumnMapping) -> Iterator[DatasetRow]:
         """Read the annotations of each image as rows of the task."""
         locate = confine_to(self.root, DATASET_DIR_HINT)
+        origins: dict[str, str] = {}
         pending: DatasetRow | None = None
         ignored: list[str] = []
         unlisted: list[str] = []
@@ -44,7 +53,10 @@ class AnnotationSource:
                 yield DatasetRow.unreadable(where, annotated.error)
                 continue
             task = resolve_task(find_task(columns.task), annotated.captions is not None, self.default_output)
-            located = locate(image_beside(self.root, annotated.file_name), where)
+            located = locate(image_beside(self.root, annotated.file_name, *annotated.other_names), where)
+            if error := _other_origin(located, annotated, origins, where):
+                yield DatasetRow.unreadable(where, error)
+                continue
             image = Sample(located.id, located.path, "")
             ignored += [*annotated.ignored_shapes, *_objects_without_polygons(annotated, task)]
             unlisted += annotated.unlisted_annotations
@@ -52,6 +64,9 @@ class AnnotationSource:
                 row = {"file_name": located.id}
                 yield DatasetRow(where, row, image, located.exists, tuple(ignored), tuple(unlisted), annotated.error)
                 ignored, unlisted = [], []
+                continue
+            if has_only_unread_objects(annotated) and not columns.keep_answers:
+                ignored.append("image of which no object is read")
                 continue
             crowds = annotated.crowds if columns.keep_answers else ()
             for row in rows_from_annotations(replace(annotated, crowds=crowds), task):
@@ -68,9 +83,24 @@ class AnnotationSource:
                     annotations=None if annotated.captions is not None else annotated.annotations,
                 )
                 ignored, unlisted = [], []
+        if pending is None and "image of which no object is read" in ignored:
+            what = f"{self.name} has no object that can be read, only {count_kinds(ignored)}"
+            raise DatasetError(what, "pass a dataset with boxes, polygons or captions")
         if pending is not None:  # what is not read of the last images, which have no rows, is counted with the last row
             counts = (*pending.ignored_shapes, *ignored), (*pending.unlisted_annotations, *unlisted)
             yield pending._replace(ignored_shapes=counts[0], unlisted_annotations=counts[1])
+
+
+def _other_origin(
+    located: LocatedImage, image: AnnotatedImage, origins: dict[str, str], where: str
+) -> DatasetError | None:
+    """Return the error for a file that another name matched before: `x/a.jpg` and `y/a.jpg` are not one `a.jpg`."""
+    name = next(iter((*image.other_names, image.file_name))).replace("\\", "/").removeprefix("./")
+    origin = origins.setdefault(located.id, name) if located.exists else name
+    if origin == name:
+        return None
+    what = f"{where}: `{name}` and `{origin}` both match {located.path}"
+    return DatasetError(what, "write the names relative to the folder, or pass --dataset_dir")
 
 
 def _objects_without_polygons(image: AnnotatedImage, task: Task) -> list[str]:

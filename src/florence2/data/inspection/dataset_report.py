@@ -12,7 +12,7 @@ from florence2.data.folders.listing import is_file
 from florence2.data.formats.annotations import NO_LABEL
 from florence2.data.inspection.issues import Issue, IssueKind, LengthLimit, RowReport, check_row
 from florence2.data.sample import Sample, SampleKey
-from florence2.errors import UserError
+from florence2.errors import DatasetError, UserError
 from florence2.log import count_kinds, name_columns, note_files
 from florence2.model.location_grammar import decode_objects
 from florence2.model.tasks import InputType, OutputType, find_task
@@ -103,13 +103,19 @@ def report_dataset(
 ) -> DatasetReport:
     """Check every row; an error that ends the rows is an issue, unless it comes before the first row."""
     builder = _ReportBuilder(length)
+    is_empty = True
     try:
         for row in rows:
+            is_empty = False
             builder.add(row, check_row(row, columns, length))
     except UserError as error:
         if not builder.images and not builder.issues:
             raise
         builder.issues.append(Issue(IssueKind.MALFORMED, source, f"{error.what}; the rest was not read"))
+    if is_empty and not builder.issues:
+        is_csv = source.lower().endswith(".csv")
+        hint = "write the names of its columns into its first line" if is_csv else "check that no file of it is missing"
+        raise DatasetError(f"{source} contains no rows", hint)
     builder.issues += _duplicate_images(builder.images.values())
     return builder.build(source)
 

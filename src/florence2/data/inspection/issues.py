@@ -117,7 +117,7 @@ def check_row(dataset_row: DatasetRow, columns: ColumnMapping, length: LengthLim
 
 
 def _malformed(where: str, error: UserError) -> Issue:
-    return Issue(IssueKind.MALFORMED, where, error.what.removeprefix(where).removeprefix(":").lstrip())
+    return Issue(IssueKind.MALFORMED, where, error.what.removeprefix(where).lstrip(" :,"))
 
 
 def _row_issues(

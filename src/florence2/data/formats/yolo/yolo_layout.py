@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from florence2.data.folders.image_locator import FileMatcher
 from florence2.data.folders.listing import find_name, is_file, is_folder, read_lines, read_text, walk
 from florence2.data.folders.sidecars import is_yolo_text
 from florence2.data.formats.annotations import split_aliases
@@ -71,7 +72,7 @@ def open_yolo(path: Path, split: str | None, dataset_dir: Path | None = None) ->
         is_with_labels = path.parent.name == "labels" and path.name == "classes.txt"
         folder = dataset_dir or (path.parent.parent if is_with_labels else path.parent)
         sources = [_split_folder(folder, split)]
-    images = [image for source in sources for image in _list_images(source)]
+    images = [image for source in sources for image in _list_images(source, dataset_dir or path.parent)]
     if not images:
         raise DatasetError(f"{path} points to {sources[0]}, which contains no images", "correct the paths in it")
     label_folders = cache(_label_folders)
@@ -132,12 +133,13 @@ def _resolve_path(config_path: Path, config: dict[str, Any], name: str, dataset_
     base = config_path.parent / str(config.get("path") or "")
     base = base if is_folder(base) else config_path.parent  # `path` is often a folder on another machine
     for folder in (base,) if dataset_dir is None else (dataset_dir, base):
-        for each in _path_variants(name):
+        for each in (*_path_variants(name), *_last_parts(name)):
             if is_file(folder / each) or is_folder(folder / each):
                 return folder / each
     if dataset_dir is not None and dataset_dir.is_dir():
         return dataset_dir
-    raise DatasetError(f"{base / name} does not exist", f"correct the paths in {config_path.name}")
+    hint = f"correct the paths in {config_path.name}, or pass the folder of the images as --dataset_dir"
+    raise DatasetError(f"{base / name} does not exist", hint)
 
 
 def _path_variants(name: str) -> list[str]:
@@ -152,6 +154,13 @@ def _path_variants(name: str) -> list[str]:
     return [name, plain, *variants]
 
 
+def _last_parts(name: str) -> list[str]:
+    """Return the ends of an absolute path of another machine: of `/kaggle/in/train/images` at least `train/images`."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part]
+    is_absolute = name.startswith("/") or re.match(r"[A-Za-z]:[/\\]", name) is not None
+    return ["/".join(parts[start:]) for start in range(1, len(parts) - 1)] if is_absolute else []
+
+
 def _split_folder(folder: Path, split: str | None) -> Path:
     """Return the folder or list of a split where no `data.yaml` names it."""
     for name in split_aliases(split) if split else _SPLITS:
@@ -163,14 +172,21 @@ def _split_folder(folder: Path, split: str | None) -> Path:
     return folder / "images" if (folder / "images").is_dir() else folder
 
 
-def _list_images(source: Path) -> list[Path]:
+def _list_images(source: Path, folder: Path) -> list[Path]:
+    """List the images of a folder, or those in a list; a list of another machine is matched to files of `folder`."""
     if is_folder(source):
         return [listing.path / name for listing in walk(source, recursive=True) for name in listing.images()]
-    names = [line.strip() for line in read_lines(source) if line.strip()]
-    # darknet's lists start with `data/`, which is the folder of the list
-    paths = [(source.parent / name, source.parent / name.removeprefix("data/")) for name in names]
-    found = [[path.parent / name for path in each if (name := find_name(path.parent, path.name))] for each in paths]
-    return [next(iter(existing), source.parent / name) for existing, name in zip(found, names, strict=True)]
+    matcher = FileMatcher(str(folder))
+
+    def find(name: str) -> Path:
+        # darknet's lists start with `data/`, which is the folder of the list
+        for path in (source.parent / name, source.parent / name.removeprefix("data/")):
+            if found := find_name(path.parent, path.name):
+                return path.parent / found
+        matched = folder / matcher.match(name, str(source))
+        return matched if is_file(matched) else source.parent / name
+
+    return [find(line.strip()) for line in read_lines(source) if line.strip()]
 
 
 def label_path(image: Path) -> Path:
