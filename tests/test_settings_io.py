@@ -88,6 +88,8 @@ def test_pairs_are_parsed_and_incomplete_pairs_refused() -> None:
     assert settings.parse_pairs("--trainer_args", ("a=1", "b=c=d")) == {"a": "1", "b": "c=d"}
     with pytest.raises(UserError, match="key=value"):
         settings.parse_pairs("--trainer_args", ("warmup_steps",))
+    with pytest.raises(UserError, match="two values of `a`"):
+        settings.parse_pairs("--adapter", ("a=x", "b=y", "a=z"))
 
 
 def test_setting_is_written_as_words() -> None:

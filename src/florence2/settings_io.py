@@ -172,7 +172,11 @@ def parse_pairs(flag: str, words: Sequence[str]) -> dict[str, str]:
     for word in words:
         if "=" not in word:
             raise OptionError(f"`{flag} {word}` is not of the form key=value", f"pass `{flag} {word}=...`")
-    return dict(word.split("=", 1) for word in words)
+    pairs: dict[str, str] = {}
+    for name, value in (word.split("=", 1) for word in words):
+        if pairs.setdefault(name, value) != value:
+            raise OptionError(f"`{flag}` has two values of `{name}`: `{pairs[name]}` and `{value}`", "pass one of them")
+    return pairs
 
 
 def parse_options(flag: str, words: Sequence[str], known: list[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import Florence2Processor
 
+from florence2.apps.doctor.check_path import check_path
 from florence2.data.sample import Sample
 from florence2.demo.scenes import make_scene
 from florence2.errors import CheckpointError, MissingPackageError, OptionError
@@ -167,3 +168,11 @@ def test_errors_say_what_to_do(exported: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'florence2\[onnx\]'"):
         require_onnx("this")
+
+
+def test_doctor_knows_an_export_and_loading_it_as_a_model_says_what_runs_it(exported: Path) -> None:
+    report = check_path(str(exported), torch.float32)
+    assert (report.kind, report.problems) == ("export", ())
+    with pytest.raises(CheckpointError, match="the graphs of an export") as caught:
+        load(str(exported))
+    assert "florence2.load_exported" in caught.value.hint

@@ -88,6 +88,7 @@ def test_tools_answer_a_client_as_the_engine_does(photos: Path) -> None:
         "system": ("ocr", {"path": "/etc/hostname"}),
         "missing": ("ocr", {"path": "none.png"}),
         "wrong": ("caption", {"path": name, "detail": "endless"}),
+        "blank": ("ground", {"path": name, "text": "  "}),
     }
 
     async def calls(client: Client) -> None:
@@ -123,7 +124,8 @@ def test_tools_answer_a_client_as_the_engine_does(photos: Path) -> None:
         (item.label, list(item.bounding_box)) for part in parts for item in part
     ]
     failures = {key: results[key].content[0].text for key in requests if results[key].is_error}
-    assert set(failures) == {"broken", "outside", "link", "system", "missing", "wrong"}
+    assert set(failures) == {"broken", "outside", "link", "system", "missing", "wrong", "blank"}
+    assert "as the input: `text`" in failures["blank"]
     for key in ("outside", "link", "system"):
         assert "is not inside the folders that may be read" in failures[key]
     assert "there is no image `none.png`" in failures["missing"]

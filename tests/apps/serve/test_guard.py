@@ -94,7 +94,7 @@ def test_formats(client, kind: str) -> None:
         ({"task": "od+caption"}, "cannot follow"),
         ({"num_beams": 3}, "start the server with `--num_beams 3`"),
         ({"tasks": ["od"]}, "did you mean `task`?"),
-        ({"task": "region_to_category"}, "pass `task_input`"),
+        ({"task": "region_to_category"}, "as the input: `task_input`"),
         ({"temperature": -1}, "`temperature` is -1"),
         ({"max_length": 0}, "number of tokens is 0"),
         ({"image": "https://example.com/a.png"}, "not fetched from `example.com`"),

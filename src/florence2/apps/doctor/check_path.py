@@ -59,7 +59,8 @@ def check_path(path: str, dtype: Any, revision: str | None = None, base_model: s
     try:
         report = check_dataset(dataset=path, offline=True)
     except UserError as error:
-        return PathReport(path, "dataset", {}, (Problem.of_error(error),))
+        hint = error.hint.replace("pass --recursive", f"run `florence2 data check {path} --recursive`")
+        return PathReport(path, "dataset", {}, (Problem(error.what, hint),))
     first = {issue.kind: f"{issue.where}: {issue.what}" for issue in reversed(report.issues)}
     hint = f"`florence2 data check {path}` lists all"
     problems = tuple(
@@ -72,6 +73,8 @@ def check_path(path: str, dtype: Any, revision: str | None = None, base_model: s
 
 def check_model(path: str, folder: Path | None, dtype: Any, revision: str | None, base_model: str | None) -> PathReport:
     """Load a model as the commands do, which refuses missing, unexpected, misshapen and non-finite weights by name."""
+    if folder is not None and _is_export(folder):
+        return check_export(path, folder)
     kind = "adapter" if folder is not None and _is_adapter(folder) else "checkpoint"
     facts = describe_files(folder) if folder is not None else {}
     try:
@@ -81,6 +84,20 @@ def check_model(path: str, folder: Path | None, dtype: Any, revision: str | None
     except UserError as error:
         return PathReport(path, kind, facts, (Problem.of_error(error),))
     return PathReport(path, kind, facts | describe_model(model, processor), (), (model, processor))
+
+
+def check_export(path: str, folder: Path) -> PathReport:
+    """Load the graphs that `florence2 export` wrote, as onnxruntime or OpenVINO does."""
+    written = _read(folder / "export.json")
+    facts: dict[str, Any] = {
+        "folder": str(folder),
+        **{key: written[key] for key in ("target", "dtype", "model") if key in written},
+    }
+    try:
+        florence2.load_exported(folder)
+    except UserError as error:
+        return PathReport(path, "export", facts, (Problem.of_error(error),))
+    return PathReport(path, "export", facts)
 
 
 def is_model_name(path: str) -> bool:
@@ -149,6 +166,11 @@ def _describe_weights(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError):  # the loader reports it
         return description | {"damaged": True}
     return description | {"tensors": dtypes.total(), "dtypes": dict(dtypes)}
+
+
+def _is_export(folder: Path) -> bool:
+    """Return whether a folder has graphs and no weights."""
+    return any((folder / name).is_dir() for name in ("onnx", "openvino")) and not _weights(folder)
 
 
 def _is_adapter(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import CallToolResult, TextContent
 from pydantic import BaseModel, Field
 
-from florence2 import ClassSplitter, Engine, Prediction, Sample, TaskPipeline
+from florence2 import ClassSplitter, Engine, Prediction, TaskPipeline
 from florence2.apps.mcp.allowed_roots import AllowedRoots
 from florence2.errors import UserError
 
@@ -99,12 +99,12 @@ class ImageTools:
             image = self._roots.find(path)
             pipeline = TaskPipeline.parse((task,), task_input)
             splitter = ClassSplitter(pipeline)
-            step = pipeline.steps[0]
-            samples = splitter.split([Sample(path, image, step.task.token, step.input)])
+            samples = splitter.split(pipeline.samples(path, image))
             with self._lock:
                 prediction = next(splitter.merge(self._engine.run(list(samples))))
         except UserError as error:
-            raise ToolError(f"{error.what}; {error.hint}" if error.hint else error.what) from error
+            hint = error.hint.replace("`--task_input`", "`text`")
+            raise ToolError(f"{error.what}; {hint}" if hint else error.what) from error
         if prediction.error is not None:
             raise ToolError(prediction.error)
         return prediction

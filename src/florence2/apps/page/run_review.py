@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from importlib import import_module
@@ -9,7 +10,7 @@ from typing import Any
 
 from florence2.config import ReviewSettings
 from florence2.errors import MissingPackageError, OptionError
-from florence2.log import logger
+from florence2.log import count_noun, logger
 
 _PACKAGES = ("fastapi", "uvicorn")
 _HOST = "127.0.0.1"
@@ -48,7 +49,7 @@ def _serve(session: Any, ask_row: Callable[[Any], dict[str, Any]] | None, listen
 
     if session.note:
         logger.warning(session.note)
-    rows = f"{session.num_rows:,} rows of {session.name}"
+    rows = f"{count_noun(session.num_rows, 'row')} of {session.name}"
 
     def log_start() -> None:
         logger.info(f"{rows} at {address_of(listener)} ; changes are written at once")
@@ -84,5 +85,5 @@ def _bind(port: int) -> socket.socket:
     try:
         return socket.create_server((_HOST, port))
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise OptionError(f"cannot listen on {_HOST}:{port}: {reason}", "pass another `--port`") from None

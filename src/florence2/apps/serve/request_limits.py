@@ -24,8 +24,9 @@ class RequestLimits:
         for item in fields(self):
             value = getattr(self, item.name)
             if not value > 0:
-                name = {"max_request_bytes": "max_request_mb"}.get(item.name, item.name)
-                raise OptionError(f"`{name}` is {value}", "pass a number above 0")
+                is_bytes = item.name == "max_request_bytes"
+                text = f"`max_request_mb` is {value // 2**20}" if is_bytes else f"`{item.name}` is {value}"
+                raise OptionError(text, "pass a number above 0")
 
 
 class RequestError(UserError):

@@ -98,7 +98,8 @@ def load_service(settings: ServeSettings) -> ModelService:
         else:
             size = sum(each.numel() * each.element_size() for each in model.parameters())
             saved = reuse_weights(model, base)
-            logger.info(f"model {name}: {(size - saved) / 2**20:.0f} MiB beside the base, of {size / 2**20:.0f}")
+            added = max(size - saved, 0)  # weights of the base that occur twice are saved twice
+            logger.info(f"model {name}: {added / 2**20:.0f} MiB beside the base, of {size / 2**20:.0f}")
         models.append(_serve_model(name, model, processor, source, settings))
     logger.info(f"models: {', '.join(names)}; device {base.device}, dtype {str(base.dtype).removeprefix('torch.')}")
     return ModelService(models, request_limits(settings.limits))

@@ -32,6 +32,7 @@ _LAYOUT_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", IMAGE_TOKEN)
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 # The first of these that exists holds the weights; `.index.json` lists the shards of sharded weights.
+GRAPH_FOLDERS = ("onnx", "openvino")  # what `florence2 export` writes in place of weights
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _SMALL_FILES = ["*.json", "merges.txt"]
@@ -94,6 +95,11 @@ def read_weights(folder: Path, names: tuple[str, ...] = WEIGHTS) -> dict[str, Te
         index = folder / f"{name}.index.json"
         if index.is_file():
             return _read_shards(index)
+    if any((folder / graphs).is_dir() for graphs in GRAPH_FOLDERS):
+        raise CheckpointError(
+            f"`{folder}` has the graphs of an export, and no weights",
+            "pass the model that was exported; in Python, `florence2.load_exported` runs the graphs",
+        )
     raise CheckpointError(
         f"`{folder}` has no weights: none of {', '.join(f'`{name}`' for name in names)} exists",
         "copy or download the complete folder again",
