@@ -16,6 +16,7 @@ from florence2.config import PredictSettings
 from florence2.data.listed.listed_samples import ListedSamples, select_samples
 from florence2.data.resolve import resolve_images
 from florence2.data.sample import Prediction, ResolvedDataset, Sample, relative_image_dir
+from florence2.data.stores.store_path import check_slashes
 from florence2.distributed import is_main_process, launcher_rank
 from florence2.engine.stats import Stats
 from florence2.errors import OptionError, UserError
@@ -58,6 +59,10 @@ def run_predict(settings: PredictSettings) -> RunSummary:
         serve_as_worker(rank, parse_devices(settings.compute, settings.speed.devices)[0])
         return RunSummary()
     spec = PredictSpec.resolve(settings)
+    if not spec.input.input_path:
+        raise OptionError("`--input_path` is empty", "pass images: a file, a folder, a pattern or an address")
+    for name in (spec.input.input_path, spec.output.output_path):
+        check_slashes(name)
     if settings.cluster.cluster is not None:
         from florence2.recipes.cluster.predict_cluster import run_predict_cluster
 
@@ -70,6 +75,11 @@ def run_predict(settings: PredictSettings) -> RunSummary:
 def _predict_images(spec: PredictSpec) -> RunSummary:
     """Predict a list of images on this machine into one journal."""
     output = spec.output
+    if (
+        Path(output.output_path).is_file()
+        and Path(output.output_path).resolve() == Path(spec.input.input_path).resolve()
+    ):
+        raise OptionError(f"{output.output_path} is both input and output", "pass another `--output_path`")
     pipeline, images = spec.pipeline.apply_to(partial(_find_images, spec))
     root = images.root or Path()
     tasks = _tasks(pipeline, images)

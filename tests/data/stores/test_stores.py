@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import EAI_AGAIN, gaierror
 from threading import Thread
 
 import fsspec
 import pytest
+from botocore.exceptions import EndpointConnectionError, InvalidRegionError, ProfileNotFound
 
 from florence2.data.columns import ColumnMapping
 from florence2.data.stores import range_reader, retries
@@ -91,13 +93,20 @@ def test_only_what_passes_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, result = failing(ConnectionResetError("reset"), 3)
     assert (len(calls), result, len(pauses)) == (4, "done", 3)
     assert pauses[0] < pauses[2]
-    with pytest.raises(DatasetError, match="s3://b/k cannot be read after 7 attempts: reset"):
-        failing(ConnectionResetError("reset"), 99)
+    for error in (
+        ConnectionResetError("reset"),
+        EndpointConnectionError(endpoint_url="reset"),
+        gaierror(EAI_AGAIN, "reset"),
+    ):
+        with pytest.raises(DatasetError, match=r"s3://b/k cannot be read after 7 attempts: .*reset"):
+            failing(error, 99)
     for error, message in (
         (FileNotFoundError(), "s3://b/k does not exist"),
         (PermissionError("no"), "permission denied"),
         (OSError(errno.EINVAL, "bad name"), "s3://b/k cannot be read: .*bad name"),
         (ValueError("bug"), "s3://b/k cannot be read: bug"),
+        (ProfileNotFound(profile="mine"), r"permission denied \(The config profile \(mine\) could not be found"),
+        (InvalidRegionError(region_name="?"), "s3://b/k cannot be read: .*region"),
     ):
         with pytest.raises(DatasetError, match=message):
             failing(error, 99)

@@ -429,8 +429,24 @@ def test_what_shards_cannot_do_is_refused(tiny: str, scenes: Path, tmp_path: Pat
         run(tiny, scenes / "tars", "memory://predictions.csv")
     with pytest.raises(OptionError, match="cannot be written"):
         run(tiny, scenes / "tars", "https://example.org/a.jsonl")
-    with pytest.raises(DatasetError, match="is not the output of a job in shards"):
-        predict_status(status=f"{tmp_path}/")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("text\n")
+    for name, reason in (
+        ("", "is not the output of a prediction"),
+        (str(tmp_path), "is not the output of a prediction"),
+        (f"{tmp_path}/", "is not the output of a job in shards"),
+        (f"{tmp_path}/empty/", "does not exist or is empty"),
+        (f"{tmp_path}/absent", "does not exist"),
+        (f"{tmp_path}/text.txt", "line 1 is not a prediction"),
+    ):
+        with pytest.raises(DatasetError, match=reason):
+            predict_status(status=name)
+    with pytest.raises(OptionError, match="is not an address"):
+        run(tiny, scenes / "tars", "s3:/bucket/out/")
+    with pytest.raises(OptionError, match="is empty"):
+        run(tiny, "", f"{tmp_path}/out/")
+    with pytest.raises(OptionError, match="is both input and output"):
+        run(tiny, tmp_path / "text.txt", tmp_path / "text.txt")
     with pytest.raises(DatasetError, match="no image, tar or table matches"):
         run(tiny, "memory://absent/*.tar", f"{tmp_path}/out/")
     summary = run(tiny, scenes / "tars", f"{tmp_path}/out/", task="caption_to_phrase_grounding")

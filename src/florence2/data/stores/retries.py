@@ -1,7 +1,10 @@
 """Retries: a call to a store is repeated with growing pauses while its error is one that passes."""
 
 import errno
+import logging
 import random
+import re
+import socket
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -29,8 +32,11 @@ _TRANSIENT_ERRNOS = {
     errno.ENETDOWN,
     errno.ENETUNREACH,
     errno.EHOSTUNREACH,
+    socket.EAI_AGAIN,
 }
 _TRANSIENT_STATUSES = {408, 425, 429, *range(500, 600)}
+_BOTOCORE_TRANSIENT = {"HTTPClientError", "ConnectionError", "IncompleteReadError"}
+_CREDENTIALS = re.compile("Credential|Profile|Token|SSO|Login")  # in names of errors
 _NETWORK_LIBRARIES = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "httpcore", "httpx", "requests", "urllib3"}
 
 
@@ -45,9 +51,32 @@ def retry(call: Callable[[], Result], where: str, verb: str = "read") -> Result:
             if not is_transient(error) or attempt == ATTEMPTS - 1:
                 raise _store_error(error, where, verb, attempt + 1) from error
             pause = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.5, 1)
-            logger.debug(f"{where} cannot be {verb} now ({_one_line(error)}); attempt {attempt + 2} in {pause:.1f} s")
+            level = logging.INFO if attempt and _NOTICES.may_log() else logging.DEBUG
+            logger.log(
+                level, f"{where} cannot be {verb} now ({_one_line(error)}); attempt {attempt + 2} in {pause:.1f} s"
+            )
             time.sleep(pause)
     raise AssertionError
+
+
+class NoticeLimit:
+    """Limits the notices of all threads to one in `INTERVAL` seconds."""
+
+    INTERVAL = 10.0
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def may_log(self) -> bool:
+        """Return whether a notice may be logged, and count it."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self.INTERVAL
+        return True
+
+
+_NOTICES = NoticeLimit()
 
 
 def is_transient(error: BaseException) -> bool:
@@ -59,8 +88,10 @@ def is_transient(error: BaseException) -> bool:
         return status in _TRANSIENT_STATUSES
     if isinstance(error, OSError):  # of which connection and timeout errors are subclasses
         return error.errno in _TRANSIENT_ERRNOS
-    modules = {cls.__module__.split(".")[0] for cls in type(error).__mro__}
-    return bool(modules & _NETWORK_LIBRARIES) and "Credential" not in type(error).__name__
+    classes = type(error).__mro__
+    if any(cls.__module__ == "botocore.exceptions" for cls in classes):  # all others are about settings
+        return not _BOTOCORE_TRANSIENT.isdisjoint(cls.__name__ for cls in classes)
+    return not _NETWORK_LIBRARIES.isdisjoint(cls.__module__.split(".")[0] for cls in classes)
 
 
 def status_of(error: Any) -> int | None:
@@ -75,8 +106,10 @@ def status_of(error: Any) -> int | None:
 
 def _store_error(error: Exception, where: str, verb: str, attempts: int) -> DatasetError:
     if isinstance(error, FileNotFoundError):
+        if verb == "written":
+            return DatasetError(f"{where} cannot be written: its bucket does not exist", "create the bucket first")
         return DatasetError(f"{where} does not exist", "check the address")
-    if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
+    if isinstance(error, PermissionError) or _CREDENTIALS.search(type(error).__name__):
         return DatasetError(
             f"{where} cannot be {verb}: permission denied ({_one_line(error)})",
             "set the credentials as its library reads them, such as AWS_ACCESS_KEY_ID or a profile for s3://",

@@ -1,6 +1,7 @@
 """Paths of files in stores: `StorePath` is to `s3://bucket/a.tar` what `pathlib.Path` is to a local file."""
 
 import io
+import logging
 import posixpath
 import re
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from typing import IO, Any
 
 from florence2.data.stores.range_reader import RangeReader
 from florence2.data.stores.retries import retry
-from florence2.errors import DatasetError, MissingPackageError
+from florence2.errors import DatasetError, MissingPackageError, OptionError
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_REMOTE_EXTRA = ("s3", "s3a", "gs", "gcs", "http", "https")
+_ONE_SLASH = re.compile(r"(s3a?|gc?s|hf|https?|abfss?|az|memory|file):/(?!/)")
 _HTTP = ("http://", "https://")
 
 
@@ -98,6 +101,12 @@ class StorePath:
 AnyPath = Path | StorePath
 
 
+def check_slashes(name: str) -> None:
+    """Raise an OptionError for an address with one slash after its scheme, which would be a local path."""
+    if match := _ONE_SLASH.match(name):
+        raise OptionError(f"{name} is not an address", f"write {match[1]}:// with two slashes")
+
+
 def to_path(name: str) -> AnyPath:
     """Return the path of a name: an address, or a local file or folder."""
     return StorePath(name) if is_address(name) else Path(name).expanduser()
@@ -107,14 +116,17 @@ def open_filesystem(address: str) -> tuple[Any, str]:
     """Return the fsspec file system of an address, and the path within it."""
     from fsspec.core import url_to_fs
 
-    scheme = address.split("://")[0]
+    scheme, _, rest = address.partition("://")
+    scheme = scheme.lower()
+    if scheme in ("gs", "gcs"):
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # its tracebacks repeat what is raised
     try:
-        filesystem, path = retry(lambda: url_to_fs(address), address)
+        filesystem, path = retry(lambda: url_to_fs(f"{scheme}://{rest}"), address)
     except DatasetError as error:
         if isinstance(error.__cause__, ImportError):
             raise MissingPackageError(
                 f"{scheme}:// needs a package that is not installed: {error.__cause__}",
-                'run `pip install "florence2[remote]"`, or install the package',
+                'run `pip install "florence2[remote]"`' if scheme in _REMOTE_EXTRA else "install the package",
             ) from None
         if isinstance(error.__cause__, ValueError):
             raise DatasetError(

@@ -14,7 +14,7 @@ from florence2.files import print_json
 from florence2.log import log_lines
 from florence2.recipes.shards.job_output import is_folder_output
 from florence2.results.shards.job_folder import JobState, read_job
-from florence2.results.shards.parquet_rows import read_parquet
+from florence2.results.shards.parquet_rows import check_predictions, read_parquet
 from florence2.results.shards.shard_output import is_parquet
 
 MAX_PROBLEMS = 10  # that are printed
@@ -75,8 +75,11 @@ def run_status(settings: StatusSettings) -> JobStatus:
     if is_folder_output(settings.status):
         return _folder_status(read_job(settings.status))
     path = to_path(settings.status)
+    hint = "pass the `--output_path` of a run; a folder in a store ends in `/`"
+    if not settings.status or path.is_dir():
+        raise DatasetError(f"{settings.status or 'an empty name'} is not the output of a prediction", hint)
     if not path.is_file():
-        raise DatasetError(f"{path} does not exist", "pass the `--output_path` of a run; a folder ends in `/`")
+        raise DatasetError(f"{path} does not exist", hint)
     return _file_status(path)
 
 
@@ -99,6 +102,8 @@ def _folder_status(job: JobState) -> JobStatus:
 def _file_status(path: AnyPath) -> JobStatus:
     lines = errors = 0
     first_errors: dict[str, str] = {}
+    if is_parquet(path):
+        check_predictions(path)
     for row in read_parquet(path) if is_parquet(path) else read_prediction_lines(path):
         lines += 1
         if row.get("error") is not None:

@@ -185,7 +185,11 @@ def read_job(address: str) -> JobState:
     """Read the state of a job from its folder."""
     job = read_job_files(to_path(address.rstrip("/")))
     if not job.job_id:
-        raise DatasetError(f"{address} is not the output of a job in shards", "pass the folder of its `--output_path`")
+        exists = bool(list_names(to_path(address.rstrip("/"))))
+        raise DatasetError(
+            f"{address} {'is not the output of a job in shards' if exists else 'does not exist or is empty'}",
+            "pass the folder of its `--output_path`",
+        )
     return job
 
 
