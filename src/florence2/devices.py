@@ -14,6 +14,7 @@ OUT_OF_MEMORY_MESSAGES = (
     "not enough memory",
     "could not create a memory object",
 )
+NO_CODE_MEMORY_MESSAGE = "could not create a primitive"  # of oneDNN; for what it lacks, it says more
 INT8, FP8 = "int8", "fp8"
 FP8_CAPABILITY = (8, 9)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -130,7 +131,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error of a GPU, of Python, of C or of oneDNN means that memory has run out."""
     message = str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in message for words in OUT_OF_MEMORY_MESSAGES)
+        isinstance(error, RuntimeError)
+        and (message == NO_CODE_MEMORY_MESSAGE or any(words in message for words in OUT_OF_MEMORY_MESSAGES))
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.faults.kills import COMMON, make_images
 from tests.faults.test_odd_files import read_rows, run
@@ -113,3 +114,27 @@ def test_training_on_a_full_disk_resumes_from_its_last_checkpoint(tmp_path: Path
             assert b"resuming from" in second.stderr
         assert (disk / "r" / "adapter_model.safetensors").exists()
         assert not (disk / "r" / ".unfinished").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits address space")
+def test_a_process_without_memory_ends_in_two_lines(tmp_path: Path) -> None:
+    """As on clusters whose jobs have a limit of virtual memory."""
+    code = (
+        "import resource, sys; from florence2.cli.program import run_program; "
+        "resource.setrlimit(resource.RLIMIT_AS, (600 << 20, 600 << 20)); run_program(sys.argv[1:])"
+    )
+    words = [
+        "predict",
+        "--model_path",
+        "demo",
+        "--input_path",
+        str(tmp_path),
+        "--output_path",
+        str(tmp_path / "o.jsonl"),
+    ]
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    error, hint = result.stderr.splitlines()[-2:]
+    assert error.startswith("error: the system gives this process no more memory or threads: ")
+    assert "ulimit -a" in hint

@@ -69,6 +69,14 @@ COMMANDS = {
 }
 
 
+_NO_MEMORY_MESSAGES = (  # of the loader of libraries, of Python, and of C++
+    "failed to map segment",
+    "Cannot allocate memory",
+    "can't start new thread",
+    "Resource temporarily unavailable",
+)
+
+
 def main(
     arguments: Sequence[str] | None = None, *, published: dict[str, Rewrite] | None = None, prog: str | None = None
 ) -> int:
@@ -93,8 +101,21 @@ def main(
         if (hint := _file_hint(error)) is None:
             raise
         return _print_error(UserError(f"{error.strerror}: {error.filename or 'writing failed'}", hint))
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not _has_no_memory(error):
+            raise
+        what = f"the system gives this process no more memory or threads: {str(error) or 'out of memory'}"
+        return _print_error(UserError(what, "end other programs, or raise the limits that `ulimit -a` prints"))
     except KeyboardInterrupt:
         return 130
+
+
+def _has_no_memory(error: Exception) -> bool:
+    """Return whether the system refused memory, or a thread, to whatever part of the command."""
+    devices: Any = sys.modules.get("florence2.devices")
+    if isinstance(error, MemoryError) or (devices is not None and devices.is_out_of_memory(error)):
+        return True
+    return any(words in str(error) for words in _NO_MEMORY_MESSAGES)
 
 
 def _file_hint(error: OSError) -> str | None:

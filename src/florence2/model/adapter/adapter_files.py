@@ -35,26 +35,46 @@ def read_adapter(folder: Path) -> Adapter:
     config = checkpoint.read_json(folder / checkpoint.ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"the adapter in `{folder}` is of type `{config.get('peft_type')}`", "pass a LoRA")
-    _check_patterns(config, folder / checkpoint.ADAPTER_CONFIG)
+    _check_settings(config, folder / checkpoint.ADAPTER_CONFIG)
     state = checkpoint.read_weights(folder, checkpoint.ADAPTER_WEIGHTS)
     renamed, translated = legacy.adapter_to_native(state, config)
     return Adapter(config.get("base_model_name_or_path"), config.get("revision"), translated, renamed)
 
 
-def _check_patterns(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse settings by module that are no mapping from patterns to numbers, or no list of names."""
+def _check_settings(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse an alpha that is no number, and settings by module that are no mapping to numbers, or no list of names."""
+    alpha = config.get("lora_alpha")
+    if alpha is not None and not is_finite_number(alpha):
+        raise _wrong(path, "lora_alpha", alpha, "a number")
     for key in ("rank_pattern", "alpha_pattern"):
         pattern = config.get(key) or {}
         if not isinstance(pattern, dict) or not all(map(is_finite_number, pattern.values())):
             raise _wrong(path, key, pattern, "a mapping of modules to numbers")
         for expression in pattern:
             try:
-                re.compile(expression)
+                is_slow = _has_nested_repeat(re._parser.parse(expression))  # type: ignore[attr-defined]
             except (re.error, OverflowError, RecursionError):
                 raise _wrong(path, key, expression, "a mapping of modules to numbers") from None
+            if is_slow:
+                raise _wrong(path, key, expression, "an expression without repeats inside repeats")
     names = config.get("modules_to_save") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise _wrong(path, "modules_to_save", names, "a list of names")
+
+
+def _has_nested_repeat(parts: Any, *, is_repeated: bool = False) -> bool:
+    """Return whether a parsed regular expression repeats what has repeats or branches: it may take for ever."""
+    for name, value in parts:
+        is_repeat, is_branch = "REPEAT" in str(name), str(name) == "BRANCH"
+        if is_repeated and (is_branch or (is_repeat and value[0] != value[1])):
+            return True
+        inner = (
+            value[1] if is_branch else [each for each in value if hasattr(each, "data")] if type(value) is tuple else []
+        )
+        is_inside = is_repeated or (is_repeat and value[1] > 1)
+        if any(_has_nested_repeat(each, is_repeated=is_inside) for each in inner):
+            return True
+    return False
 
 
 def _wrong(path: Path, key: str, value: Any, expected: str) -> CheckpointError:
