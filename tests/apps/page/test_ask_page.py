@@ -1,6 +1,9 @@
 """The ask view of `florence2 serve` in a real browser, on the bundled model."""
 
+import io
 import json
+
+from PIL import Image
 
 import florence2
 from florence2.apps.page import ask_routes
@@ -58,6 +61,25 @@ def test_regions_are_dragged_and_errors_are_shown(page) -> None:
         page.fill("#input", "nonsense")
         page.click("#run")
         wait_until(page, "document.getElementById('error').textContent.includes('not a region')")
+
+
+def test_files_that_the_browser_cannot_show_are_answered_and_others_named(page) -> None:
+    tiff = io.BytesIO()
+    Image.open(io.BytesIO(png(1))).save(tiff, "TIFF")
+    with live_server(routers=[ask_routes.router]) as server:
+        page.goto(server.url)
+        wait_until(page, "document.querySelectorAll('#task option').length === 15")
+        page.set_input_files("#files", [{"name": "a.pdf", "mimeType": "application/pdf", "buffer": b"%PDF"}])
+        assert page.locator("#error").inner_text() == "a.pdf is not an image."
+        page.select_option("#task", "od")
+        page.set_input_files("#files", [{"name": "a.tif", "mimeType": "image/tiff", "buffer": tiff.getvalue()}])
+        page.wait_for_selector("#answer:not([hidden])")
+        number = len(predict_alone("od", scene=1).answer)
+        assert page.locator("#text").inner_text() == f"{number} object{'s' * (number != 1)}"
+        wait_until(page, "document.getElementById('unshown').textContent === 'This browser cannot show a.tif.'")
+        assert not page.locator("#view .stage").is_visible()
+        page.select_option("#task", "region_to_category")
+        assert page.locator("#status").inner_text() == ""  # the time of the answer before
 
 
 def test_the_page_asks_for_the_key_and_other_clients_get_text(page) -> None:

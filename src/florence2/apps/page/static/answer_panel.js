@@ -1,6 +1,8 @@
 /** The answer beside the image: text, objects with scores above a threshold, and JSON. */
 import { colorOf, drawShapes, formatScore, shapesOf } from "./overlay.js";
 
+const NUMBERS = /\[[-\d.,\s]+\]/g; // lists of numbers
+
 const find = (id) => document.getElementById(id);
 
 export class AnswerPanel {
@@ -20,14 +22,14 @@ export class AnswerPanel {
     find("copy").textContent = "Copy";
     if (row) {
       const { milliseconds: _, ...plain } = row;
-      find("json").textContent = JSON.stringify(plain, null, 2);
+      find("json").textContent = JSON.stringify(plain, null, 2).replace(NUMBERS, oneLine);
     }
     this.draw();
   }
 
   draw() {
     const { naturalWidth: width, naturalHeight: height } = this.stage.image;
-    const shapes = this.row?.answer && width ? shapesOf(this.row.answer, width, height) : [];
+    const shapes = this.row?.answer ? shapesOf(this.row.answer, width || 1, height || 1) : [];
     const hasScores = shapes.some((shape) => shape.score !== null);
     const threshold = hasScores ? Number(find("threshold").value) : 0;
     const shown = shapes.filter((shape) => shape.score === null || shape.score >= threshold);
@@ -56,6 +58,11 @@ export class AnswerPanel {
       find("copy").textContent = "Selected: press Ctrl+C";
     }
   }
+}
+
+/** @param {string} list */
+function oneLine(list) {
+  return list.replace(/\s+/g, " ").replace("[ ", "[").replace(" ]", "]");
 }
 
 /** @param {import("./overlay.js").Shape} shape */

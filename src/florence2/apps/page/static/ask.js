@@ -11,6 +11,7 @@ let server = { tasks: [], models: [] };
 /** @type {Item[]} */
 const items = [];
 let current = -1;
+const TASK_TITLES = { od: "object detection (od)", ocr: "text (ocr)", ocr_with_region: "text with region (ocr)" };
 
 const stage = makeStage("The image with the answer drawn on it");
 const panel = new AnswerPanel(stage);
@@ -21,11 +22,20 @@ async function start() {
   find("task").addEventListener("change", showTask);
   find("run").addEventListener("click", () => run(true));
   find("input").addEventListener("keydown", (event) => event.key === "Enter" && run(true));
+  find("input").addEventListener("input", clearError);
   takeFiles(find("drop"), find("choose"), find("files"), addFiles);
   find("view").append(stage.stage);
   stage.stage.hidden = true;
   stage.image.addEventListener("load", () => panel.draw());
+  stage.image.addEventListener("error", () => {
+    stage.stage.hidden = true;
+    find("unshown").textContent = `This browser cannot show ${items[current].file.name}.`;
+  });
   await loadTasks();
+}
+
+function clearError() {
+  find("error").textContent = "";
 }
 
 /** @returns {Record<string, string>} */
@@ -40,7 +50,7 @@ async function loadTasks() {
   find("error").textContent = response.status === 401 ? "The server needs its API key." : "";
   if (!response.ok) return;
   server = await response.json();
-  find("task").replaceChildren(...server.tasks.map((task) => new Option(task.name.replaceAll("_", " "), task.name)));
+  find("task").replaceChildren(...server.tasks.map((task) => new Option(TASK_TITLES[task.name] ?? task.name.replaceAll("_", " "), task.name)));
   find("model").replaceChildren(...server.models.map((model) => new Option(model.name, model.name)));
   find("model-field").hidden = server.models.length < 2;
   find("model-name").textContent = server.models.length === 1 ? server.models[0].name : "";
@@ -62,9 +72,13 @@ function showTask() {
   if (kind === "nothing") run(false);
 }
 
-/** @param {File[]} files */
-function addFiles(files) {
-  if (!files.length) return;
+/** @param {File[]} files @param {File[]} others which are no images */
+function addFiles(files, others) {
+  clearError();
+  if (!files.length) {
+    if (others.length) find("error").textContent = `${others[0].name} is not an image.`;
+    return;
+  }
   for (const file of files) items.push({ file, url: URL.createObjectURL(file), rows: new Map() });
   find("drop").classList.remove("empty");
   current = items.length - files.length;
@@ -84,6 +98,7 @@ function showStrip() {
       const image = document.createElement("img");
       image.src = item.url;
       image.alt = "";
+      image.addEventListener("error", () => image.replaceWith(item.file.name));
       button.append(image);
       button.addEventListener("click", () => {
         current = index;
@@ -105,14 +120,19 @@ function show() {
   const item = items[current];
   stage.stage.hidden = !item;
   if (!item) return;
-  if (stage.image.src !== item.url) stage.image.src = item.url;
-  panel.show(item.rows.get(requestKey()) ?? null);
+  if (stage.image.src !== item.url) {
+    find("unshown").textContent = "";
+    stage.image.src = item.url;
+  } else stage.stage.hidden = Boolean(find("unshown").textContent);
+  const row = item.rows.get(requestKey()) ?? null;
+  find("status").textContent = row ? `${row.milliseconds} ms, ${row.num_tokens ?? 0} tokens` : "";
+  panel.show(row);
 }
 
 /** Ask the server about the current image, unless it has answered before. @param {boolean} isExplicit */
 async function run(isExplicit) {
   const item = items[current];
-  find("error").textContent = "";
+  clearError();
   if (!item || !task()) {
     if (isExplicit) find("error").textContent = "Drop an image first.";
     return;
@@ -120,7 +140,8 @@ async function run(isExplicit) {
   const key = requestKey();
   if (item.rows.has(key) && !isExplicit) return;
   if (task().input !== "nothing" && !find("input").value.trim()) {
-    if (isExplicit) find("error").textContent = `${task().name} needs an input.`;
+    const need = task().input === "region" ? "a region: drag one on the image" : "words";
+    if (isExplicit) find("error").textContent = `This task needs ${need}.`;
     return;
   }
   find("status").textContent = "running";
@@ -129,9 +150,7 @@ async function run(isExplicit) {
     const row = await predict(item);
     row.milliseconds = Math.round(performance.now() - start);
     item.rows.set(key, row);
-    find("status").textContent = `${row.milliseconds} ms, ${row.num_tokens ?? 0} tokens`;
   } catch (error) {
-    find("status").textContent = "";
     find("error").textContent = error.message;
   }
   if (items[current] === item) show();

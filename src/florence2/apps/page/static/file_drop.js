@@ -1,14 +1,18 @@
 /** Files that the user drops, pastes or chooses. */
 
 /**
- * Call `onFiles` with the images of each drop, paste or choice.
+ * Call `onFiles` with the images of each drop, paste or choice, and with the other files.
  * @param {HTMLElement} area
  * @param {HTMLElement} button
  * @param {HTMLInputElement} input
- * @param {(files: File[]) => void} onFiles
+ * @param {(files: File[], others: File[]) => void} onFiles
  */
 export function takeFiles(area, button, input, onFiles) {
-  const pass = (list) => onFiles([...(list ?? [])].filter((file) => file.type.startsWith("image/") || /\.tiff?$/i.test(file.name)));
+  const isImage = (file) => file.type.startsWith("image/") || /\.(tiff?|avif|heic|heif)$/i.test(file.name);
+  const pass = (list) => {
+    const files = [...(list ?? [])];
+    onFiles(files.filter(isImage), files.filter((file) => !isImage(file)));
+  };
   button.addEventListener("click", () => input.click());
   input.addEventListener("change", () => {
     pass(input.files);

@@ -2,7 +2,7 @@
 import { imageAddress, wordsOf } from "./dataset.js";
 import { drawShapes, formatScore, makeStage } from "./overlay.js";
 
-const WIDTH = 206;
+const MIN_WIDTH = 206;
 const HEIGHT = 220;
 const EXTRA_ROWS = 1;
 const IMAGE_DELAY = 60;
@@ -20,6 +20,7 @@ export class Grid extends EventTarget {
     /** @type {Map<number, HTMLElement>} */
     this.cells = new Map();
     this.columns = 1;
+    this.width = MIN_WIDTH;
     this.imageTimer = 0;
     element.addEventListener("scroll", () => this.requestRender(), { passive: true });
     element.addEventListener("keydown", (event) => this.onKey(event));
@@ -63,9 +64,11 @@ export class Grid extends EventTarget {
     cancelAnimationFrame(this.frame);
     this.frame = 0;
     const { clientWidth, clientHeight, scrollTop } = this.element;
-    const columns = Math.max(1, Math.floor(clientWidth / WIDTH));
-    if (columns !== this.columns) this.clear();
+    const columns = Math.max(1, Math.round((clientWidth - 2) / (MIN_WIDTH + 20)));
+    const width = (clientWidth - 6) / columns;
+    if (columns !== this.columns || width !== this.width) this.clear();
     this.columns = columns;
+    this.width = width;
     this.spacer.style.height = `${Math.ceil(this.rows.length / columns) * HEIGHT}px`;
     const first = Math.max(0, Math.floor(scrollTop / HEIGHT) - EXTRA_ROWS) * columns;
     const last = Math.min(this.rows.length, (Math.ceil((scrollTop + clientHeight) / HEIGHT) + EXTRA_ROWS) * columns);
@@ -96,7 +99,8 @@ export class Grid extends EventTarget {
     cell.id = `cell-${position}`;
     cell.setAttribute("role", "option");
     cell.dataset.position = String(position);
-    cell.style.left = `${(position % this.columns) * WIDTH + 6}px`;
+    cell.style.left = `${(position % this.columns) * this.width + 6}px`;
+    cell.style.width = `${this.width - 6}px`;
     cell.style.top = `${Math.floor(position / this.columns) * HEIGHT + 4}px`;
     const frame = document.createElement("div");
     frame.className = "frame";
@@ -131,6 +135,7 @@ export class Grid extends EventTarget {
         const part = document.createElement("span");
         part.className = name;
         part.textContent = text;
+        part.title = text;
         return part;
       }),
     );
@@ -172,7 +177,8 @@ export class Grid extends EventTarget {
     const cell = /** @type {HTMLElement} */ (event.target).closest(".cell");
     if (!cell) return;
     this.select(Number(cell.dataset.position));
-    if (isDouble) this.dispatchEvent(new Event("open"));
+    const isTouch = /** @type {PointerEvent} */ (event).pointerType === "touch";
+    if (isDouble || isTouch) this.dispatchEvent(new Event("open"));
   }
 }
 

@@ -20,6 +20,7 @@ export class RegionInput {
   /** @param {boolean} isEnabled */
   enable(isEnabled) {
     this.isEnabled = isEnabled;
+    this.stage.stage.classList.toggle("drags", isEnabled);
   }
 
   /** @param {PointerEvent} event @returns {[number, number]} in fractions of the image's sides */
@@ -46,6 +47,7 @@ export class RegionInput {
     const { naturalWidth: width, naturalHeight: height } = this.stage.image;
     const pixels = [left * width, top * height, right * width, bottom * height].map(Math.round);
     this.field.value = pixels.join(",");
+    this.field.dispatchEvent(new Event("input"));
     const ring = [left, top, right, bottom].map((value) => value * 1000);
     drawShapes(this.stage.stage, [{ kind: "bboxes", label: "region", rings: [ring], score: null }]);
   }
