@@ -238,11 +238,15 @@ def test_json_list_of_rows(photos):
         ("a.csv", b"", "a.csv contains no rows"),
         ("a.csv", b"file_name,text\na.jpg,one,two\n", "a.csv line 2 has more fields than the first line"),
         ("a.csv", b"file_name,text\na.jpg,Stra\xdfe\n", "a.csv is not UTF-8 text"),
-        ("a.csv", b"file_name;text\na.jpg;boat\n", "a.csv line 2 names no image"),
+        ("a.csv", b"file;words\na.jpg;boat\n", "a.csv line 2 names no image; its columns are `file`, `words`"),
         ("a.csv", b'file_name,text\na.jpg,"' + b"x" * 200_000 + b'"\n', "a.csv is not CSV after line 1: "),
         ("a.parquet", b"PAR1 no", "a.parquet is not a parquet file that can be read"),
         ("a.json", b"{", "a.json is not JSON"),
-        ("a.json", b'{"file_name": "a.jpg", "text": "x"}', "a.json, `file_name` is not a JSON object"),
+        (
+            "a.json",
+            b'{"file_name": "a.jpg", "text": "x"}',
+            "a.json has `file_name`, `text`, and maps no image to a row",
+        ),
         ("a.json", b"[1]", "a.json item 1 is not a JSON object"),
     ],
 )

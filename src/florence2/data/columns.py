@@ -61,7 +61,7 @@ class ColumnMapping:
             name = name.get("path")
         if not isinstance(name, str):
             columns = ", ".join(f"`{name}`" for name in row) or "none"
-            raise DatasetError(f"{where} names no image", f"add `{names[0]}`; its columns are {columns}")
+            raise DatasetError(f"{where} names no image; its columns are {columns}", f"add `{names[0]}`")
         return name
 
     @property

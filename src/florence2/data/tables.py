@@ -5,9 +5,10 @@ Each row comes with its name for errors. The meaning of the columns is defined i
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from florence2.files import parse_json
 Row = dict[str, Any]
 NamedRow = tuple[str, Row]  # "list.jsonl line 3", {...}
 _MAX_LINE_BYTES = 64 << 20
+_KOHYA_HINT = 'map each image to {"caption": "..."}; rename a file with one object in each line to .jsonl'
 ReadRow = tuple[str, Row | DatasetError]  # a row, or why it cannot be read
 
 
@@ -77,7 +79,7 @@ def _decode_utf8(line: bytes, where: str) -> str:
 
 
 def _parse_object(text: str, where: str) -> Row:
-    row = _parse_json(text, where)
+    row = load_json(text, where, "write one JSON object in each line")
     if not isinstance(row, dict):
         raise DatasetError(
             f"{where} is not a JSON object", 'write for example {"file_name": "a.jpg", "text": "a boat"}'
@@ -85,16 +87,21 @@ def _parse_object(text: str, where: str) -> Row:
     return row
 
 
-def _parse_json(text: str, where: str) -> Any:
+def load_json(text: str, where: str, hint: str) -> Any:
+    """Parse JSON; a syntax error is a DatasetError that names its place."""
     try:
         return parse_json(text)
     except json.JSONDecodeError as error:
-        raise DatasetError(f"{where} is not JSON: {error.msg}", "write one JSON object in each line") from None
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise DatasetError(f"{where} is not JSON: {error.msg} ({line}column {error.colno})", hint) from None
 
 
 def _read_json(path: AnyPath) -> Iterator[ReadRow]:
     """Read a list of rows, or kohya's object that maps images to rows."""
-    content = _parse_json(read_text(path), str(path))
+    content = load_json(read_text(path), str(path), "write a list of rows, or one JSON object in each line of a .jsonl")
+    if isinstance(content, dict) and content and not any(isinstance(row, dict) for row in content.values()):
+        names = ", ".join(f"`{key}`" for key in list(content)[:4])
+        raise DatasetError(f"{path} has {names}, and maps no image to a row", _KOHYA_HINT)
     if isinstance(content, dict):
         for key, row in content.items():
             where = f"{path}, `{key}`"
@@ -110,25 +117,38 @@ def _read_json(path: AnyPath) -> Iterator[ReadRow]:
 
 def _kohya_row(row: Any, where: str) -> Row:
     if not isinstance(row, dict):
-        raise DatasetError(
-            f"{where} is not a JSON object",
-            'map each image to {"caption": "..."}; rename a file with one object in each line to .jsonl',
-        )
+        raise DatasetError(f"{where} is not a JSON object", _KOHYA_HINT)
     parts = (row.get("caption"), row.get("tags"))
     return {"text": ",".join(part for part in parts if part and isinstance(part, str)), **row}
 
 
+def csv_reader(lines: Iterable[str]) -> "csv.DictReader[str]":
+    """Read rows by the names in the first line; fields are separated by commas, else by semicolons, tabs or bars."""
+    first, rest = next(iterator := iter(lines), ""), iterator
+    reader = csv.DictReader(chain([first], rest), delimiter=csv_delimiter(first))
+    if reader.fieldnames is not None:
+        reader.fieldnames = [name.strip() for name in reader.fieldnames]
+    return reader
+
+
+def csv_delimiter(header: str) -> str:
+    """Return what separates the fields of a CSV file, by its first line."""
+    return "," if "," in header else next((mark for mark in ";\t|" if mark in header), ",")
+
+
 def _read_csv(path: AnyPath) -> Iterator[ReadRow]:
+    number = 1
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
         try:
+            reader = csv_reader(lines)
             for row in reader:
-                where = f"{path} line {reader.line_num}"
+                number = reader.line_num
+                where = f"{path} line {number}"
                 is_wide = None in row
                 error = DatasetError(f"{where} has more fields than the first line", "put text with commas in quotes")
                 yield where, error if is_wide else dict(row)
         except csv.Error as csv_error:
-            raise DatasetError(f"{path} is not CSV after line {reader.line_num}: {csv_error}") from None
+            raise DatasetError(f"{path} is not CSV after line {number}: {csv_error}") from None
         except UnicodeDecodeError:
             raise DatasetError(f"{path} is not UTF-8 text", "save the file as UTF-8") from None
 
@@ -210,5 +230,6 @@ _READERS: dict[str, Callable[[AnyPath], Iterator[ReadRow]]] = {
     ".ndjson": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
+    ".tsv": _read_csv,
     ".parquet": _read_parquet,
 }

@@ -187,3 +187,74 @@ def test_a_dataset_without_rows_is_an_error_of_check(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"labels\.csv contains no rows") as caught:
         check(path)
     assert "first line" in caught.value.hint
+
+
+XML = (
+    "<annotation><object><name>cat</name><bndbox><xmin>10</xmin><ymin>10</ymin><xmax>30</xmax><ymax>30</ymax></bndbox>"
+    "</object></annotation>"
+)
+LABELME = {
+    "shapes": [{"label": "cat", "shape_type": "rectangle", "points": [[10, 10], [30, 30]]}],
+    "imagePath": "..\\images\\a.jpg",
+}
+YOLO = {"labels/a.txt": "0 .2 .2 .2 .2\n"}
+
+
+@pytest.mark.parametrize(
+    ("image_name", "files"),
+    [
+        ("images/a.jpg", {"annotations/a.xml": XML}),  # VOC in the folders of Kaggle
+        ("JPEGImages/in/a.jpg", {"Annotations/in/a.xml": XML}),
+        ("images/a.jpg", {"annotations/a.json": LABELME}),
+        ("images/a.jpg", {"annotations/other.json": LABELME}),
+        ("a.jpg", {"a.json": LABELME, "_classes.json": ["cat"]}),
+        ("data/a.jpg", {"labels.json": coco("a.jpg")}),  # FiftyOne
+        ("images/a.jpg", {"train.json": coco("a.jpg"), "val.json": coco("b.jpg")}),
+        ("images/train/a.jpg", {"instances_train.json": coco("a.jpg")}),
+        ("images/a.jpg", {**YOLO, "my.yaml": "train: images\nnames: [cat]\n"}),
+        ("images/a.jpg", {"x.csv": "filename;width;height;class;xmin;ymin;xmax;ymax\na.jpg;100;100;cat;10;10;30;30\n"}),
+    ],
+)
+def test_folders_of_other_layouts(tmp_path: Path, image_name: str, files: dict[str, Any]) -> None:
+    image(tmp_path / image_name, (100, 100))
+    for name, content in files.items():
+        write(tmp_path / name, content)
+    [(name, objects)] = read_objects(tmp_path).items()
+    assert (Path(name).name, objects) == ("a.jpg", CAT)
+    assert check(tmp_path)["ignored_shapes"] == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("a.json", LABELME, "has the annotations of one image"),
+        ("a.xml", XML, "has the annotations of one image"),
+        (
+            "via.json",
+            {"project": {}, "attribute": {}, "file": {"1": {"fname": "a.jpg"}}, "metadata": {}, "view": {}},
+            "VIA 3",
+        ),
+        ("x.json", '{"images": [],\n"annotations": [,]}', r"is not JSON: Expecting value \(line 2, column 17\)"),
+        ("x.json", {"a.jpg": "a cat"}, "maps no image to a row"),
+    ],
+)
+def test_files_that_are_refused_by_name(tmp_path: Path, name: str, content: Any, what: str) -> None:
+    image(tmp_path / "a.jpg", (100, 100))
+    with pytest.raises(DatasetError, match=what) as caught:
+        resolve_dataset(write(tmp_path / name, content), DatasetOptions("od"))
+    assert caught.value.hint
+
+
+def test_a_row_of_an_image_alone_is_an_image_without_objects(tmp_path: Path) -> None:
+    for number, name in enumerate(("a.jpg", "b.jpg")):
+        image(tmp_path / name, (100, 100 + number))
+    path = write(tmp_path / "x.csv", "image,xmin,ymin,xmax,ymax,label\na.jpg,10,10,30,30,cat\nb.jpg,,,,,\n")
+    assert read_objects(path) == {"a.jpg": CAT, "b.jpg": []}
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_fields_that_other_marks_than_commas_separate(tmp_path: Path, mark: str) -> None:
+    image(tmp_path / "a.jpg")
+    path = write(tmp_path / "x.csv", f"file_name{mark} text\na.jpg{mark} a cat, red\n")
+    [sample] = resolve_dataset(path, DatasetOptions("caption")).samples
+    assert sample.target == "a cat, red"

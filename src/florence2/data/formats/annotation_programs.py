@@ -20,6 +20,7 @@ _JSON_FORMATS: tuple[tuple[Callable[[Any], bool], Read], ...] = (
     (createml.is_createml, createml.read_createml),
     (vott.is_vott, vott.read_vott),
     (via.is_via, via.read_via),
+    (via.is_via3, via.refuse_via3),
 )
 _FILE_FORMATS: tuple[tuple[Callable[[Path], bool], Read], ...] = (
     (cvat.is_cvat, cvat.read_cvat),
@@ -29,7 +30,15 @@ _FILE_FORMATS: tuple[tuple[Callable[[Path], bool], Read], ...] = (
     (paddleocr.is_paddleocr, paddleocr.read_paddleocr),
 )
 # Only a JSON file with one of these keys near its beginning is parsed to recognize its format.
-_JSON_KEYS = (b'"annotations"', b'"annotation_id"', b'"completions"', b'"assets"', b'"regions"', b'"_via_img_metadata"')
+_JSON_KEYS = (
+    b'"annotations"',
+    b'"annotation_id"',
+    b'"completions"',
+    b'"assets"',
+    b'"regions"',
+    b'"_via_img_metadata"',
+    b'"fname"',
+)
 _NAMES_TO_FIND = 20  # images whose names are tried in the folders that may contain them
 _EXTENSIONS = (".json", ".xml", ".csv")
 _SPLITS = ("train", *split_aliases("val"), "test")

@@ -6,7 +6,6 @@ A box is [x, y, width, height] in pixels, a segmentation a list of polygons or a
 The label is the category's `name`. Ids are equal where their text is equal, `1` and `"1"`.
 """
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -19,6 +18,7 @@ from urllib.parse import urlparse
 from florence2.data.folders.listing import read_text
 from florence2.data.formats.annotations import AnnotatedImage, Annotation, Box, read_image
 from florence2.data.formats.mask_polygons import mask_to_polygons
+from florence2.data.tables import load_json
 from florence2.errors import DatasetError
 from florence2.files import parse_json, to_json
 from florence2.model.geometry import bounding_box, is_finite_number, polygon_area
@@ -87,10 +87,7 @@ def _parse_image(
 
 
 def _parse_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
-    try:
-        content = parse_json(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"{path} is not JSON: {error.msg}") from None
+    content = load_json(read_text(path), str(path), "export it again")
     keys = ("images", "annotations", "categories")
     lists: dict[str, Any] = {key: content.get(key) or [] if isinstance(content, dict) else None for key in keys}
     is_valid = all(isinstance(rows, list) and all(isinstance(r, dict) for r in rows) for rows in lists.values())

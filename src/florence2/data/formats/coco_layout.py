@@ -3,29 +3,40 @@
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from florence2.data.folders.image_locator import DATASET_DIR_HINT, FileMatcher
-from florence2.data.folders.listing import display_path, find_name, walk
+from florence2.data.folders.listing import Listing, display_path, find_name, walk
 from florence2.data.formats.annotations import split_aliases
 from florence2.data.formats.coco import is_coco
 from florence2.errors import DatasetError
 
 _KINDS = ("instances", "person_keypoints", "stuff", "captions")  # names of files, the preferred kind first
-_KINDS_WITHOUT_OBJECTS = ("image_info", "panoptic", "labels")
+_KINDS_WITHOUT_OBJECTS = ("image_info", "panoptic", "labels_")  # `labels.json` is of FiftyOne
 _SPLITS = ("train", *split_aliases("val"), "test")
 _NAMES_TO_FIND = 100  # file names that are tried in each folder that may contain the images
 
 
 def find_coco(folder: Path, split: str | None) -> Path | None:
-    """Return the COCO file of a split in `annotations/` of a folder; without a split, of the first split that it has.
+    """Return the COCO file of a split in `annotations/` of a folder; without a split, of the first that it has."""
+    inner = folder / "annotations"
+    return _coco_of_split(next(walk(inner, recursive=False)), split) if inner.is_dir() else None
 
-    Of the kinds of files for one split, objects come before captions.
+
+def find_coco_beside(listing: Listing, split: str | None) -> Path | None:
+    """Return the COCO file of a split in a folder itself, such as `train.json`, or `labels.json` of FiftyOne."""
+    stems = {name.rpartition(".")[0] for name in listing.images()}
+    names = tuple(name for name in listing.names if Path(name).stem not in stems)
+    return _coco_of_split(replace(listing, names=names), split)
+
+
+def _coco_of_split(listing: Listing, split: str | None) -> Path | None:
+    """Return the COCO file of a split in a folder; of the kinds of files for one split, objects come before captions.
 
     Raises DatasetError where several files of one kind fit.
     """
-    inner = folder / "annotations"
-    names = next(walk(inner, recursive=False)).names if inner.is_dir() else ()
+    inner, names = listing.path, listing.names
     stems = [Path(name).stem for name in names if name.lower().endswith(".json")]
     stems = [stem for stem in stems if not stem.startswith(_KINDS_WITHOUT_OBJECTS)]
     found: dict[str, list[Path]] = defaultdict(list)
@@ -69,14 +80,15 @@ def coco_image_folder(path: Path, names: Sequence[str]) -> Path:
     split = path.stem.rpartition("_")[2]  # instances_train2017 -> train2017
     parent, root = path.parent, path.parent.parent
     folders = [parent, parent / "images", root / split, root / "images" / split, root / "images", parent / split]
-    folders += [parent / "data", root / "data"]  # FiftyOne
+    folders += [parent / "images" / split, parent / "data", root / "data"]  # `data/` of FiftyOne
     full_names = [name.replace("\\", "/") for name in names[:_NAMES_TO_FIND]]
     last_names = [name.rpartition("/")[2] for name in full_names]
     candidates = [(folder, each) for each in (full_names, last_names) for folder in folders]
     for folder, each in candidates:
         if any(find_name(folder, name) for name in each):
             return folder
-    return _subfolder(root / "images", last_names) or _any_case(candidates) or parent
+    found = _subfolder(root / "images", last_names) or _subfolder(parent / "images", last_names)
+    return found or _any_case(candidates) or parent
 
 
 def _subfolder(images: Path, names: Sequence[str]) -> Path | None:

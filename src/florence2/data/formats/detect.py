@@ -19,7 +19,7 @@ from florence2.data.folders.listing import display_path, walk
 from florence2.data.formats import coco, voc
 from florence2.data.formats.annotation_programs import annotator_file_source, annotator_folder_source
 from florence2.data.formats.annotations import split_aliases
-from florence2.data.formats.coco_layout import coco_image_folder, find_coco
+from florence2.data.formats.coco_layout import coco_image_folder, find_coco, find_coco_beside
 from florence2.data.formats.sources import AnnotationSource, DatasetSource
 from florence2.data.formats.tfrecord.tfrecord_source import find_tfrecords
 from florence2.data.formats.yolo.yolo_layout import NAME_LISTS, find_yolo, open_yolo
@@ -78,6 +78,9 @@ def _file_source(path: Path, split: str | None, root: Path | None) -> DatasetSou
         return _coco_source(path, root)
     if path.suffix.lower() in (".yaml", ".yml") or path.name in NAME_LISTS:
         return _yolo_source(path, split, root)
+    if path.name.endswith("obj.data") and (names := find_yolo(path.parent)):  # darknet
+        return _yolo_source(names, split, root)
+    voc.reject_one_image(path)
     return annotator_file_source(path, root) or find_tfrecords(path) or shards.find_shards(str(path))
 
 
@@ -102,9 +105,10 @@ def _folder_source(path: Path, split: str | None, root: Path | None) -> DatasetS
     if voc_folders := voc.find_voc(path, listing, root):
         xml_folder, images = voc_folders
         return AnnotationSource(display_path(path), images, lambda: voc.read_voc(xml_folder, images, split))
-    if split is None and voc.is_labelme_folder(path, listing):
-        images = root or path
-        return AnnotationSource(display_path(path), images, lambda: voc.read_labelme(path, images))
+    if labelme_folders := voc.find_labelme(path, listing, root) if split is None else None:
+        return AnnotationSource(display_path(path), labelme_folders[1], lambda: voc.read_labelme(*labelme_folders))
+    if coco_file := find_coco_beside(listing, split):
+        return _coco_source(coco_file, root)
     return annotator_folder_source(listing, split, root)
 
 

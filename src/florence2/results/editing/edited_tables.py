@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2.data.columns import TEXT_COLUMNS, is_missing
-from florence2.data.tables import Row
+from florence2.data.tables import Row, csv_delimiter
 from florence2.errors import DatasetError, UserError
 from florence2.files import parse_json, to_json
 from florence2.results.editing.edited_files import EditedFiles, split_lines
@@ -97,6 +97,11 @@ class CsvTable(EditedTable):
             lines = list(io.StringIO(content.decode("utf-8-sig"), newline=""))
         except UnicodeDecodeError:
             raise DatasetError(f"{self.path} is not UTF-8 text", "save the file as UTF-8") from None
+        if lines and csv_delimiter(lines[0]) != ",":
+            raise DatasetError(
+                f"{self.path} has no commas between its fields",
+                "`florence2 data convert` it, and review the new dataset",
+            )
         reader, start, records = csv.reader(lines), 0, list[bytes]()
         try:
             for _ in reader:
@@ -190,7 +195,7 @@ def _fields(line: bytes) -> list[str]:
 
 @lru_cache(maxsize=8)
 def _header(line: bytes) -> tuple[str, ...]:
-    return tuple(_fields(line))
+    return tuple(name.strip() for name in _fields(line))
 
 
 def _end_of(line: bytes) -> bytes:

@@ -1,7 +1,6 @@
 """Checked values of annotation files: JSON and XML documents, CSV rows, finite numbers, and rotated boxes."""
 
 import csv
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from florence2.data.folders.listing import read_text
+from florence2.data.tables import csv_reader, load_json
 from florence2.errors import DatasetError
 from florence2.files import parse_json
 
@@ -19,10 +19,7 @@ HEAD_BYTES = 65_536  # enough of a file to recognize its format
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; a syntax error is a DatasetError that names the file."""
-    try:
-        return parse_json(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"{path} is not JSON: {error.msg}", "export it again") from None
+    return load_json(read_text(path), str(path), "export it again")
 
 
 def read_xml(path: Path) -> ElementTree.Element:
@@ -58,8 +55,8 @@ def peek_json(path: Path) -> Any:
 
 def read_csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Read the rows of a CSV file, each with the words that name it in an error."""
-    reader = csv.DictReader(StringIO(read_text(path), newline=""))
     try:
+        reader = csv_reader(StringIO(read_text(path), newline=""))
         for row in reader:
             yield f"{path} line {reader.line_num}", {key: value or "" for key, value in row.items() if key is not None}
     except csv.Error as error:
@@ -70,7 +67,7 @@ def csv_columns(path: Path) -> list[str]:
     """Read the column names of a CSV file; an empty list where it cannot be read."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            return next(csv.reader(lines), [])
+            return list(csv_reader(lines).fieldnames or [])
     except (OSError, UnicodeDecodeError, csv.Error):
         return []
 

@@ -1,4 +1,4 @@
-"""VIA (VGG Image Annotator) 2 and 3: its JSON and CSV exports.
+"""VIA (VGG Image Annotator) 2: its JSON and CSV exports; projects of VIA 3 are refused.
 
 Rectangles, polygons, circles and ellipses are objects. Points and polylines are not read; each image names them in
 `ignored_shapes`. The label is the first of the attributes `label`, `class`, `name`, `type`, `category`, else the only
@@ -29,6 +29,16 @@ def is_via(document: Any) -> bool:
     """Tell whether a JSON document is a project or an export of VIA."""
     first = next(iter(_images(document).values()), None) if isinstance(document, dict) else None
     return isinstance(first, dict) and "filename" in first and "regions" in first
+
+
+def is_via3(document: Any) -> bool:
+    """Tell whether a JSON document is a project of VIA 3."""
+    return isinstance(document, dict) and {"file", "metadata", "view", "attribute"} <= document.keys()
+
+
+def refuse_via3(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
+    """Raise the DatasetError for a project of VIA 3, whose regions are in other keys."""
+    raise DatasetError(f"{path} is a project of VIA 3, which is not read", "export it as COCO")
 
 
 def read_via(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:

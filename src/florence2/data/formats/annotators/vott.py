@@ -1,6 +1,7 @@
 """VoTT: its CSV export (`image,xmin,ymin,xmax,ymax,label`) and its JSON export (`assets` with `regions`).
 
-Roboflow and the tutorials of TensorFlow write the CSV as `filename,width,height,class,xmin,ymin,xmax,ymax`.
+Roboflow and the tutorials of TensorFlow write the CSV as `filename,width,height,class,xmin,ymin,xmax,ymax`. A row with
+an image alone is an image without objects.
 """
 
 from collections import defaultdict
@@ -42,7 +43,8 @@ def read_vott_csv(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
 
 
 def _parse_rows(name: str, rows: list[tuple[str, dict[str, str]]]) -> AnnotatedImage:
-    boxes = [Annotation(row["label"], finite_numbers([row[side] for side in _SIDES], where)) for where, row in rows]
+    with_box = [(where, row) for where, row in rows if any(row[name].strip() for name in (*_SIDES, "label"))]
+    boxes = [Annotation(row["label"], finite_numbers([row[side] for side in _SIDES], where)) for where, row in with_box]
     size = [rows[0][1].get(side, "") for side in ("width", "height")]
     is_known = all(side.isdecimal() for side in size)
     return AnnotatedImage(name, boxes, (int(size[0]), int(size[1])) if is_known else None)

@@ -41,9 +41,9 @@ class YoloDataset:
 
 
 def find_yolo(folder: Path) -> Path | None:
-    """Return `data.yaml` of a folder, else a list of names if the folder has labels for it."""
+    """Return `data.yaml` or another such file of a folder, else a list of names if the folder has labels for it."""
     config = next((folder / name for name in CONFIG_NAMES if (folder / name).is_file()), None)
-    if config is not None:
+    if config := config or _other_config(folder):
         return config
     names = next((folder / name for name in NAME_LISTS if (folder / name).is_file()), None)
     has_labels = any((folder / name).is_dir() for name in ("labels", "obj_train_data"))
@@ -52,6 +52,21 @@ def find_yolo(folder: Path) -> Path | None:
         beside = (label_path(folder / name) for name in listing.images())
         has_labels = any(path.is_file() and is_yolo_text(read_text(path)) for path in beside)
     return names if has_labels else None
+
+
+def _other_config(folder: Path) -> Path | None:
+    """Return the only YAML file of a folder that has `names` and a split, whatever its name."""
+    names = [name for name in next(walk(folder, recursive=False)).names if name.lower().endswith((".yaml", ".yml"))]
+    found = [folder / name for name in names if _has_names(folder / name)]
+    return found[0] if len(found) == 1 else None
+
+
+def _has_names(path: Path) -> bool:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return False
+    return isinstance(config, dict) and "names" in config and any(split in config for split in _SPLITS)
 
 
 def open_yolo(path: Path, split: str | None, dataset_dir: Path | None = None) -> YoloDataset:
