@@ -48,7 +48,11 @@ def table(tmp_path: Path) -> Path:
     rows = []
     for name in ("caption", "od"):
         for number, row in enumerate(read_table(folder / f"{name}.jsonl")):
-            rows.append({**row, "num_tokens": 9, "score": 0.1 + number / 10, "image_dir": "photos", "run_id": "abc"})
+            score = 0.1 + number / 10
+            if name == "od":  # the text of a detection is improbable, its objects may be certain
+                row["answer"]["scores"] = [score, *[0.99] * (len(row["answer"]["labels"]) - 1)]
+                score /= 100
+            rows.append({**row, "num_tokens": 9, "score": score, "image_dir": "photos", "run_id": "abc"})
     path = tmp_path / "captions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -92,6 +92,16 @@ export function wordsOf(row) {
   return row.objects === null ? row.text : row.objects.map((each) => each.label).filter(Boolean).join(", ");
 }
 
+/**
+ * Return the score by which a row is found: the lowest of its objects, where they have scores, else that of its text. The
+ * text of a detection is improbable even where every object is certain, because it has many positions.
+ * @param {Row} row @returns {number | null}
+ */
+export function scoreOf(row) {
+  const scores = (row.objects ?? []).map((each) => each.score).filter((score) => score !== null);
+  return scores.length ? Math.min(...scores) : row.score;
+}
+
 /** @param {string} method @param {string} path @param {object} [body] */
 async function request(method, path, body) {
   const headers = { "x-florence2-token": token, "content-type": "application/json" };

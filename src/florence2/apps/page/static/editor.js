@@ -1,7 +1,7 @@
 /** The editor of one row: its image, its text or its objects. */
 import { BoxEditor } from "./box_editor.js";
-import { imageAddress } from "./dataset.js";
-import { makeStage } from "./overlay.js";
+import { imageAddress, scoreOf } from "./dataset.js";
+import { formatScore, makeStage } from "./overlay.js";
 import { focusSelected, onKey, showObjects } from "./object_list.js";
 
 const find = (id) => document.getElementById(id);
@@ -62,7 +62,8 @@ export class Editor {
     this.isDirty = false;
     if (!row) return this.close();
     find("title").textContent = row.file_name;
-    find("facts").textContent = [row.task, row.input, row.score === null ? "" : `score ${row.score.toFixed(3)}`].filter(Boolean).join(" · ");
+    const score = scoreOf(row);
+    find("facts").textContent = [row.task, row.input, score === null ? "" : `score ${formatScore(score)}`].filter(Boolean).join(" · ");
     const address = imageAddress(row, true);
     if (this.stage.image.getAttribute("src") !== address) this.stage.image.src = address;
     this.stage.image.hidden = row.error.endsWith("does not exist");

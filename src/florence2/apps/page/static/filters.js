@@ -1,5 +1,5 @@
 /** The filters above the grid: words, task, state, scores, order. */
-import { wordsOf } from "./dataset.js";
+import { scoreOf, wordsOf } from "./dataset.js";
 
 const find = (id) => document.getElementById(id);
 const FIELDS = ["search", "task", "state", "low", "high", "order"];
@@ -45,11 +45,11 @@ export class Filters extends EventTarget {
       (row) =>
         (!task || row.task === task) &&
         (!state || hasState(row, state)) &&
-        (low === null || (row.score !== null && row.score >= low)) &&
-        (high === null || (row.score !== null && row.score <= high)) &&
+        (low === null || (scoreOf(row) !== null && scoreOf(row) >= low)) &&
+        (high === null || (scoreOf(row) !== null && scoreOf(row) <= high)) &&
         (!words || `${wordsOf(row)}\n${row.file_name}`.toLowerCase().includes(words)),
     );
-    if (order === "score") passed.sort((a, b) => (a.score ?? 2) - (b.score ?? 2));
+    if (order === "score") passed.sort((a, b) => (scoreOf(a) ?? 2) - (scoreOf(b) ?? 2));
     if (order === "name") passed.sort((a, b) => (a.file_name < b.file_name ? -1 : a.file_name > b.file_name ? 1 : 0));
     return passed;
   }

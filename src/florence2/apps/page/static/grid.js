@@ -1,5 +1,5 @@
 /** The grid of rows: only the cells in sight exist, whatever the number of rows. */
-import { imageAddress, wordsOf } from "./dataset.js";
+import { imageAddress, scoreOf, wordsOf } from "./dataset.js";
 import { drawShapes, formatScore, makeStage } from "./overlay.js";
 
 const MIN_WIDTH = 206;
@@ -129,7 +129,7 @@ export class Grid extends EventTarget {
     const words = row.error || row.locked || wordsOf(row) || (row.objects === null ? "(no text)" : "(no objects)");
     markWords(cell.querySelector(".words"), words, this.words);
     const state = row.accepted ? "accepted" : row.edited ? "edited" : "";
-    const parts = [["name", row.file_name], ["task", row.task], ["score", formatScore(row.score)], ["state", state]];
+    const parts = [["name", row.file_name], ["task", row.task], ["score", formatScore(scoreOf(row))], ["state", state]];
     cell.querySelector(".meta").replaceChildren(
       ...parts.filter(([, text]) => text).map(([name, text]) => {
         const part = document.createElement("span");
