@@ -19,6 +19,8 @@ _POLITE = r"^(?:(?:please|kindly|can you|could you|would you|i want you to|now|j
 _ANY = r"(?:(?:all|any|every|each|the|of|a|an|visible|main|different|various) )*"
 _GENERIC = r"(?:objects?|things?|items?|everything|entities|it all)"
 _BOXES = r"(?:bounding[ -]?box(?:es)?|bbox(?:es)?|box(?:es)?|regions?|locations?|positions?|coordinates|quads?|where)"
+_NAMED_BOXES = r"\b(?:bounding[ -]?)?box(?:es)? (?:of|for|around|on)|\bbbox(?:es)? (?:of|for|around)"
+_NO_NAME = rf"(?!(?:(?:the|this|that|my|a|an|all) )*(?:image|picture|photo|{_GENERIC})\b)"
 _TEXT = r"(?:text|texts|words|writing|letters|lettering|lines|characters|ocr)"
 _READ = r"(?:read|extract|recogni[sz]e|transcribe|ocr|get|give|return|show|output|what is|what's|spell out)"
 
@@ -48,28 +50,32 @@ ROWS: tuple[FreeWordsRow, ...] = (
     FreeWordsRow("ocr", rf"\bocr\b|\btranscri(?:be|ption)\b|\b{_READ}\b.*\b{_TEXT}\b"),
     FreeWordsRow(
         "ocr",
-        r"\bwhat (?:does|do|did) .*\bsays?\b|\bwhat(?: is|'s)? (?:\w+ )*(?:written|printed)\b|\bread (?:it|this)\b",
+        r"\bwhat (?:does|do|did) .*\bsays?\b|\bwhat(?: is|'s)? (?:\w+ )*(?:written|printed)\b|\bread (?:it|this)\b"
+        rf"|{_POLITE}read (?:out )?(?:the|that|my|a|an) |\bconvert\b.*\bto (?:text|markdown)\b",
     ),
     FreeWordsRow("ocr", rf"\bwhat {_TEXT}\b"),
     FreeWordsRow(
         "referring_expression_segmentation",
         _POLITE
-        + r"(?:segment|mask|outline|cut out|segmentation of|mask of) (?:out )?(?:all |the |a |an )*"
-        + rf"(?!image|picture|photo|everything|all\b|objects?\b)(?P<input>.+?){_OF_IMAGE}$",
+        + r"(?:(?:give|show|make|create|return)(?: me)? )?(?:the |a )?"
+        + r"(?:segment|mask|outline|cut out|segmentation of|(?:segmentation )?mask (?:of|for)) (?:out )?"
+        + rf"{_NO_NAME}(?!all$)(?:all |the |a |an )*(?P<input>.+?){_OF_IMAGE}$",
     ),
     FreeWordsRow(
         "caption_to_phrase_grounding",
         _POLITE + r"(?:ground|locate|find) (?:the )?(?:phrases?|caption)[^:]*: *(?P<input>.+)$",
     ),
+    FreeWordsRow("open_vocabulary_detection", rf"(?:{_NAMED_BOXES}) {_NO_NAME}{_ANY}(?P<input>.+?){_OF_IMAGE}$"),
     FreeWordsRow("od", r"\bobject detection\b|\bbounding[ -]?box(?:es)?\b|\bbbox(?:es)?\b"),
     FreeWordsRow(
         "od", _POLITE + rf"(?:detect|locate|find|list|count|identify|name|show|box)(?: me)? {_ANY}{_GENERIC}\b"
     ),
-    FreeWordsRow("od", rf"\bwhat {_GENERIC} (?:are|can|do|is)\b"),
+    FreeWordsRow("od", rf"\b(?:what|how many) (?:\w+ )?{_GENERIC} (?:are|can|do|is)\b"),
+    FreeWordsRow("open_vocabulary_detection", r"^how many (?P<input>.+?) (?:are|is|can|do|does)\b"),
     FreeWordsRow(
         "open_vocabulary_detection",
         _POLITE
-        + rf"(?:detect|locate|find|point (?:at|to)|where (?:is|are|can i find))(?: me)? {_ANY}"
+        + rf"(?:detect|locate|find|count|point (?:at|to)|where(?:'s| is| are| can i find))(?: me)? {_ANY}"
         + rf"(?P<input>.+?){_OF_IMAGE}$",
     ),
 )
@@ -134,14 +140,14 @@ def _by_prompt(text: str) -> TaskChoice | None:
 
 def _by_row(text: str, trained_task: str | None) -> TaskChoice | None:
     # Quotation marks and a full stop at the end are no part of an input.
-    lowered = text.casefold().rstrip(" .?!\"'")
+    lowered = text.casefold().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").rstrip(" .?!\"'")
     for row, pattern in zip(ROWS, _patterns(), strict=True):
         if found := pattern.search(lowered):
             if row.task == "caption":
                 return _caption(text, trained_task)
             task_input = (found.groupdict().get("input") or "").strip(" \"'`")
             if row.task == "open_vocabulary_detection":
-                task_input = re.sub(r",? and |,? or ", ", ", task_input)
+                task_input = re.sub(r"(?:, ?|,? and |,? or )(?:(?:the|an?) )?", ", ", task_input)
             return TaskChoice(row.task, task_input, rule="words")
     return None
 
