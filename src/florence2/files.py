@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from florence2.distributed import is_main_process
+from florence2.errors import OptionError
 
 _MAX_NAME_BYTES = 255
 _LOCKED_ERRORS = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
@@ -89,6 +90,15 @@ def cache_folder() -> Path | None:
     with contextlib.suppress(RuntimeError):
         folder = folder.expanduser()
     return folder / "florence2" if folder.is_absolute() else None
+
+
+def require_utf8_path(path: Path) -> None:
+    """Raise OptionError for the folder of a checkpoint whose name the libraries of checkpoints cannot open."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        what = f"the name of the folder `{path}` is not UTF-8, which tokenizers and safetensors need"
+        raise OptionError(what, "rename it, or pass another folder") from None
 
 
 def hidden_name(name: str, suffix: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from florence2.errors import OptionError, UserError
-from florence2.files import WriteLock, hidden_name
+from florence2.files import WriteLock, hidden_name, require_utf8_path
 from florence2.log import logger
 
 EXPORT_FILE = "export.json"  # marks a folder that an export wrote, and that another one may replace
@@ -25,6 +25,7 @@ def export_folder(path: Path, *, overwrite: bool, model_path: Path) -> Iterator[
     exists and may not be replaced, or holds the model that is exported.
     """
     path = path.expanduser().resolve()
+    require_utf8_path(path)
     if path in (model_path.resolve(), *model_path.resolve().parents):
         raise OptionError(f"`{path}` holds the model that is exported", "pass another `--output_path`")
     with _readable_errors(path):

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from florence2.errors import CheckpointError
-from florence2.files import parse_json
+from florence2.files import parse_json, require_utf8_path
 from florence2.model.storage.check_settings import check_location_ids, check_max_length
 from florence2.model.tasks import NUM_BINS, SPECIAL_TOKENS
 
@@ -50,6 +50,7 @@ def find_folder(name: str, revision: str | None = None, offline: bool = False) -
     """
     path = _DEMO if name == DEMO else Path(name).expanduser()
     if name and path.is_dir():
+        require_utf8_path(path)
         return _find_checkpoint(path)
     if path.is_file():
         raise CheckpointError(f"`{name}` is a file", f"pass its folder: `{path.parent}`")

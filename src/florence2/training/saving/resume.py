@@ -10,7 +10,7 @@ import torch
 
 from florence2.devices import dtype_warning, training_dtype
 from florence2.errors import CheckpointError, OptionError
-from florence2.files import parse_json
+from florence2.files import parse_json, require_utf8_path
 from florence2.log import count_noun, logger
 from florence2.model.storage.run_metadata import METADATA_FILE, read_run_metadata
 from florence2.settings_io import setting_words
@@ -34,6 +34,7 @@ def resolve_resume(resume: str, output_dir: Path) -> Path | None:
     `auto` takes the last valid checkpoint of the output folder. `never` raises OptionError if the folder holds a run
     already, so that nothing is overwritten. A path names a checkpoint or a folder of checkpoints.
     """
+    require_utf8_path(output_dir)
     if resume == "auto":
         return last_checkpoint(output_dir)
     if resume == "never":
