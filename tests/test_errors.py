@@ -23,6 +23,7 @@ def test_names_with_line_breaks_stay_in_one_line():
     assert error.what == r"`a\nb\x1b[31m\u202e.jpg` is missing"
     assert error.hint == r"remove `a\r\nb`"
     assert UserError("`猫 Å.jpg` is missing").what == "`猫 Å.jpg` is missing"
+    assert UserError("caf\udce9.jpg is missing").what == r"caf\udce9.jpg is missing"
 
 
 def test_kinds_of_user_error():

@@ -5,7 +5,8 @@ with code 2.
 """
 
 _CONTROLS = (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_NOT_IN_A_LINE = frozenset(map(chr, _CONTROLS))
+_SURROGATES = range(0xD800, 0xE000)  # each stands for a byte of a file name that is not UTF-8
+_NOT_IN_A_LINE = frozenset(map(chr, (*_CONTROLS, *_SURROGATES)))
 
 
 class UserError(Exception):

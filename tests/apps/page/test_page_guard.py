@@ -1,9 +1,11 @@
 """What other web sites and other programs cannot do through the review page."""
 
+import sys
 from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from florence2.files import WriteLock
 from tests.apps.page.live_page import TOKEN, serve_review
@@ -56,3 +58,17 @@ def test_a_file_that_predict_writes_and_a_stale_row_are_refused(table: Path) -> 
         empty = client.post("/review/changes", json={"changes": [{"row": 0, "version": 1, "text": " "}]})
         assert (empty.status_code, "empty caption" in empty.json()["error"]) == (400, True)
         assert client.post("/review/changes", json={"changes": [{"row": 0}]}).status_code == 422
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems refuse the name")
+def test_a_row_whose_name_is_not_utf8_is_sent_and_changed(tmp_path: Path) -> None:
+    for name, content in (("caf\udce9.png", b""), ("caf\udce9.txt", b"a \x1b[31mred\x1b[0m boat")):
+        (tmp_path / name).write_bytes(content)
+    Image.new("RGB", (40, 30)).save(tmp_path / "caf\udce9.png", "PNG")
+    with serve_review(tmp_path) as url, httpx.Client(base_url=url, headers={"x-florence2-token": TOKEN}) as client:
+        [row] = client.get("/review/rows").json()["rows"]
+        assert row["text"] == "a \x1b[31mred\x1b[0m boat"
+        assert client.get("/review/images/0").headers["content-type"] == "image/jpeg"
+        change = {"row": 0, "version": row["version"], "text": "<script>alert(1)</script>"}
+        assert client.post("/review/changes", json={"changes": [change]}).status_code == 200
+    assert (tmp_path / "caf\udce9.txt").read_text() == "<script>alert(1)</script>\n"

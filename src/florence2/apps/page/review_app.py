@@ -16,10 +16,19 @@ from florence2.apps.page import static_files
 from florence2.apps.page.page_guard import PageGuard, make_token
 from florence2.apps.page.review_session import ChangesBody, ReplaceBody, ReviewSession
 from florence2.apps.page.thumbnails import Thumbnails
+from florence2.files import to_json
 
 GRID_SIDE = 320
 EDITOR_SIDE = 1600
 AskRow = Callable[[Any], dict[str, Any]]
+
+
+class RowsResponse(JSONResponse):
+    """JSON with names of files that are not UTF-8, as escapes."""
+
+    def render(self, content: Any) -> bytes:
+        """Encode the content."""
+        return to_json(content).encode()
 
 
 def create_review_app(session: ReviewSession, ask_row: AskRow | None = None, token: str | None = None) -> FastAPI:
@@ -32,7 +41,14 @@ def create_review_app(session: ReviewSession, ask_row: AskRow | None = None, tok
         yield
         thumbnails.close()
 
-    app = FastAPI(title="florence2 review", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="florence2 review",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        default_response_class=RowsResponse,
+    )
     app.include_router(static_files.router)
     _add_reading(app, session, thumbnails, token, can_ask=ask_row is not None)
     _add_writing(app, session, ask_row)
@@ -48,8 +64,8 @@ def _add_reading(app: FastAPI, session: ReviewSession, thumbnails: Thumbnails, t
         return static_files.html_page("review.html", token=token, can_ask="yes" if can_ask else "")
 
     @app.get("/review/rows")
-    def send_rows() -> JSONResponse:
-        return JSONResponse(session.rows(), headers={"cache-control": "no-store"})
+    def send_rows() -> RowsResponse:
+        return RowsResponse(session.rows(), headers={"cache-control": "no-store"})
 
     @app.get("/review/images/{index}")
     async def send_image(index: int, large: bool = False) -> Response:
