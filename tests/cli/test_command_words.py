@@ -48,6 +48,11 @@ EXAMPLES: dict[str, list[str]] = {
 }
 
 
+JSON_OR_ROWS = (
+    "error: `--output_path -` prints predictions, and `--json` a summary of a run\nhint: remove one of them\n"
+)
+
+
 def required_words(settings: type) -> list[str]:
     """Return words for the settings without a default, for a command without an example."""
     required = [name for name in setting_names(settings) if name not in setting_defaults(settings)]
@@ -103,6 +108,8 @@ def test_config_that_cannot_be_saved_is_an_error(
 def test_command_without_summary_refuses_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--json"]) == 2
     assert "`--json` is not a flag of this command" in capsys.readouterr().err
+    assert main(["predict", "--model_path", "demo", "--input_path", ".", "--output_path", "-", "--json"]) == 2
+    assert capsys.readouterr() == ("", JSON_OR_ROWS)
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"])))

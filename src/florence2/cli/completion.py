@@ -157,4 +157,5 @@ def _one_line(text: str) -> str:
     """Return the first sentence of a help text without what a shell or argparse would interpret."""
     flat = re.sub(r" \(default.*?\)", "", " ".join(text.split()))
     sentence = re.split(r"[.;:] ", flat, maxsplit=1)[0].rstrip(".")
+    sentence = re.sub(r" \([^)]*$", "", sentence)  # a parenthesis that goes on in the next sentence
     return re.sub(r"[`'\"%$\\\[\]]", "", sentence)

@@ -41,6 +41,8 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # no further file can 
 
 def main(settings: PredictSettings, *, as_json: bool = False) -> int:
     """Run `florence2 predict`; return 0 if all images were predicted, and 1 if some failed."""
+    if as_json and settings.output.output_path == "-":
+        raise OptionError("`--output_path -` prints predictions, and `--json` a summary of a run", "remove one of them")
     tune_allocator()
     summary = run_predict(settings)
     log_lines(summary.lines())
