@@ -11,7 +11,7 @@ CHECKS = {
     "types": ["mypy"],
     "spelling": ["codespell_lib", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "examples"],
     "docs": ["mkdocs", "build", "--strict"],
-    "tests": ["pytest", "-n", "auto", "--dist", "worksteal"],
+    "tests": ["pytest", "-n", "auto", "--dist", "worksteal", "--durations", "20"],
 }
 # Processes of one thread are done sooner than one process of several.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "NO_MKDOCS_2_WARNING": "1"}
