@@ -67,9 +67,15 @@ def test_values_of_python_become_settings() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "hint"),
     [
-        ("rank", "8", "pass a whole number"),
-        ("rank", 8.5, "pass a whole number"),
-        ("epochs", True, "pass a number"),
+        ("seed", "8", "pass a whole number"),
+        ("rank", 8.5, "pass a whole number of at least 0"),
+        ("rank", -1, "pass a whole number of at least 0"),
+        ("batch_size", 0, "pass a whole number of at least 1"),
+        ("epochs", True, "pass a number above 0"),
+        ("epochs", 0, "pass a number above 0"),
+        ("epochs", float("inf"), "pass a number above 0"),
+        ("dropout", 1.5, "pass a number from 0 to 1"),
+        ("dropout", float("nan"), "pass a number from 0 to 1"),
         ("recursive", "yes", "pass True or False"),
         ("output_dir", None, "pass a text"),
         ("dataset", [["a"]], "pass a text"),

@@ -9,10 +9,18 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Annotated, Literal
 
+from florence2.settings_io import Bounds
+
 # What Python may pass in place of a text, or of a tuple of texts.
 PathText = Annotated[str, PathLike]
 Paths = Annotated[tuple[str, ...], PathLike]
 Pairs = Annotated[tuple[str, ...], Mapping]  # `key=value`
+Count = Annotated[int, Bounds(1)]
+CountOrZero = Annotated[int, Bounds(0)]
+Port = Annotated[int, Bounds(0, 65535)]
+Positive = Annotated[float, Bounds(0, includes_low=False)]
+PositiveOrZero = Annotated[float, Bounds(0)]
+Probability = Annotated[float, Bounds(0, 1)]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 InferenceDType = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 DEFAULT_TASK = "more_detailed_caption"  # of a dataset that names none
@@ -104,7 +112,7 @@ class DataSettings:
     task: str = DEFAULT_TASK
     """Task of the samples that name none: a task by name, or a prompt of your own (also `--prompt`)."""
 
-    num_workers: int = 0
+    num_workers: CountOrZero = 0
     """Number of processes that load images; 0 loads them in the main process."""
 
 
@@ -115,10 +123,10 @@ class CaptionSettings:
     shuffle_captions: bool = False
     """Shuffle the comma-separated parts of each caption."""
 
-    frozen_parts: int = 0
+    frozen_parts: CountOrZero = 0
     """Number of parts at the start of a caption that are neither shuffled nor dropped (kohya's `keep_tokens`)."""
 
-    caption_dropout: float = 0.0
+    caption_dropout: Probability = 0.0
     """Probability of dropping each part of a caption (kohya's `caption_tag_dropout_rate`)."""
 
     caption_args: Pairs = ()
@@ -128,10 +136,10 @@ class CaptionSettings:
     """Image augmentation, which transforms boxes, too: `hflip=0.5 crop=0.3 scale=0.8,1.2 order=shuffle`
     (docs/training.md)."""
 
-    max_length: int | None = None
+    max_length: Count | None = None
     """Maximum number of tokens of a target; longer ones are truncated (default: the model's number of positions)."""
 
-    preview: int = 0
+    preview: CountOrZero = 0
     """Print this many samples as three epochs augment them, then exit."""
 
 
@@ -156,13 +164,13 @@ class ModelSettings:
 class LoraSettings:
     """Which weights are trained."""
 
-    rank: int = 4
+    rank: CountOrZero = 4
     """LoRA rank; 0 trains all weights."""
 
-    alpha: float = 4
+    alpha: Positive = 4
     """LoRA scaling: updates are multiplied by alpha / rank."""
 
-    dropout: float = 0.25
+    dropout: Probability = 0.25
     """Dropout before each LoRA layer."""
 
     target_modules: tuple[str, ...] = DEFAULT_TARGET_MODULES
@@ -176,19 +184,19 @@ class LoraSettings:
 class TrainingSettings:
     """How the weights are optimized."""
 
-    epochs: float = 5
+    epochs: Positive = 5
     """Number of passes over the dataset."""
 
-    batch_size: int = 1
+    batch_size: Count = 1
     """Number of samples per batch and device."""
 
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: Count = 1
     """Number of batches whose gradients are summed in one step."""
 
     auto_batch: bool = False
     """Use the largest batches that fit into memory for steps of `--batch_size` x `--gradient_accumulation_steps`."""
 
-    learning_rate: float = 1e-4
+    learning_rate: PositiveOrZero = 1e-4
     """Peak learning rate."""
 
     optim: str = "adamw_torch_fused"
@@ -200,10 +208,10 @@ class TrainingSettings:
     lr_scheduler_type: str = "warmup_stable_decay"
     """Learning rate schedule: a name of transformers, or `onecycle`; the default decays over the last fifth."""
 
-    vision_learning_rate: float | None = None
+    vision_learning_rate: PositiveOrZero | None = None
     """Peak learning rate of the vision component (default: `--learning_rate`)."""
 
-    lora_plus_ratio: float | None = None
+    lora_plus_ratio: Positive | None = None
     """LoRA+: ratio of the learning rates of the B and A matrices, such as 16 (default: 1)."""
 
     gradient_checkpointing: bool = False
@@ -223,26 +231,26 @@ class SavingSettings:
     output_dir: PathText
     """Folder for the adapter, the checkpoints and the logs."""
 
-    save_every_n_epochs: int | None = None
+    save_every_n_epochs: Count | None = None
     """Save a checkpoint every N epochs (default: every epoch, unless `--save_every_n_steps` is set)."""
 
-    save_every_n_steps: int | None = None
+    save_every_n_steps: Count | None = None
     """Save a checkpoint every N steps."""
 
-    sample_every_n_epochs: int | None = None
+    sample_every_n_epochs: Count | None = None
     """Predict the same few images every N epochs, to follow the training."""
 
-    sample_every_n_steps: int | None = None
+    sample_every_n_steps: Count | None = None
     """Predict the same few images every N steps, to follow the training."""
 
     eval_metrics: tuple[str, ...] = ()
     """Metrics to compute beside the loss, as `florence2 evaluate` names them; the first, or `loss`, selects the best
     checkpoint."""
 
-    eval_samples: int = 100
+    eval_samples: Count = 100
     """Maximum number of samples for `--eval_metrics`; the loss is computed on the whole validation set."""
 
-    early_stopping: int | None = None
+    early_stopping: Count | None = None
     """Stop after N evaluations without an improvement (default: never)."""
 
     resume: PathText = "never"
@@ -324,28 +332,28 @@ class OutputSettings:
 class GenerationSettings:
     """How the tokens of a prediction are generated."""
 
-    max_length: int = DEFAULT_MAX_LENGTH
+    max_length: Count = DEFAULT_MAX_LENGTH
     """Maximum number of tokens of a prediction."""
 
-    num_beams: int = 1
+    num_beams: Count = 1
     """Number of beams; 1 is greedy search, or sampling with `--do_sample`."""
 
     do_sample: bool = False
     """Sample each token by its probability instead of taking the most likely one."""
 
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Sampling temperature: below 1 favours likely tokens, above 1 unlikely ones."""
 
-    top_p: float = 1.0
+    top_p: Probability = 1.0
     """Sample from the most likely tokens that make up this much probability."""
 
-    top_k: int = 0
+    top_k: CountOrZero = 0
     """Sample from this many of the most likely tokens; 0 is all of them."""
 
     seed: int = 0
     """Seed of the sampling; each sample has a random stream of its own."""
 
-    min_score: float = 0.0
+    min_score: Probability = 0.0
     """Remove objects whose score is below this from the text, the answer and all that is made of them."""
 
     generation_args: Pairs = ()
@@ -371,7 +379,7 @@ class SpeedSettings:
     devices: str | None = None
     """Predict on several devices at once, one process each: `0,1` are GPUs; `cpu,cpu` works, too."""
 
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Number of samples predicted at a time (default: chosen for the device); predictions do not depend on it."""
 
     engine: Literal["continuous", "generate"] = "continuous"
@@ -380,7 +388,7 @@ class SpeedSettings:
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the vision tower in the background: always, never, or on a GPU with enough images to repay it."""
 
-    num_workers: int = DEFAULT_NUM_WORKERS
+    num_workers: CountOrZero = DEFAULT_NUM_WORKERS
     """Number of images that are loaded at a time, each by a worker."""
 
     image_workers: ImageWorkers = DEFAULT_IMAGE_WORKERS
@@ -398,7 +406,7 @@ class ClusterSettings:
     cluster: str | None = None
     """Predict on a Ray cluster: its address, or `auto` for the one of this machine, which is started if absent."""
 
-    max_in_flight: int | None = None
+    max_in_flight: Count | None = None
     """Largest number of images that an engine of the cluster has at a time (default: 1024 with a GPU, else 64)."""
 
 
@@ -434,7 +442,7 @@ class DemoSettings:
     make_dataset: PathText | None = None
     """Only write images to this folder, with a caption beside each and a JSONL file for every task."""
 
-    num_samples: int = 64
+    num_samples: Count = 64
     """Number of images that `--make_dataset` writes."""
 
     style: str = "caption"
@@ -469,7 +477,7 @@ class MetricSettings:
     meteor: bool = False
     """Compute METEOR for captions, too, which needs Java, 2 GB of memory and some seconds."""
 
-    bootstrap_samples: int = 1000
+    bootstrap_samples: CountOrZero = 1000
     """Number of bootstrap resamples for the 95% confidence intervals; 0 computes no intervals."""
 
     output_path: PathText = "-"
@@ -478,7 +486,7 @@ class MetricSettings:
     html: PathText | None = None
     """Write an HTML page with the scores and the worst predictions to this file, too."""
 
-    num_worst: int = 12
+    num_worst: CountOrZero = 12
     """Number of the worst predictions to show for each task."""
 
 
@@ -551,7 +559,7 @@ class PreviewSettings:
     output: PathText = "data.html"
     """HTML page to write."""
 
-    num_samples: int = 32
+    num_samples: Count = 32
     """Number of samples on the page, chosen at random."""
 
     seed: int = 0
@@ -575,7 +583,7 @@ class ConvertSettings:
     link_mode: Literal["link", "copy"] = "link"
     """How to add the images: as hard links, or as copies; an image that cannot be linked is copied."""
 
-    min_score: float = 0.0
+    min_score: Probability = 0.0
     """Leave out predicted objects whose score is below this; for predictions of `florence2 predict`."""
 
 
@@ -663,7 +671,7 @@ class AddressSettings:
     host: str = "127.0.0.1"
     """Address to listen on; one that other machines reach is refused without a key."""
 
-    port: int = 8000
+    port: Port = 8000
     """Port to listen on; 0 chooses a free one."""
 
     allowed_hosts: tuple[str, ...] = ()
@@ -682,34 +690,34 @@ class AddressSettings:
 class RequestLimitSettings:
     """What one request may cost, and how many are in work."""
 
-    max_request_mb: int = 32
+    max_request_mb: Count = 32
     """Maximum size of a request in MiB."""
 
-    max_image_pixels: int = 100_000_000
+    max_image_pixels: Count = 100_000_000
     """Maximum number of pixels of an image."""
 
-    max_images: int = 16
+    max_images: Count = 16
     """Maximum number of images in a request."""
 
-    max_predictions: int = 256
+    max_predictions: Count = 256
     """Maximum number of predictions of a request, with those of its cascades."""
 
-    max_queue: int = 256
+    max_queue: Count = 256
     """Number of requests in work; further ones get status 503."""
 
-    image_timeout: float = 10.0
+    image_timeout: Positive = 10.0
     """Seconds of processor time in which an image must be decoded."""
 
-    request_timeout: float = 120.0
+    request_timeout: Positive = 120.0
     """Seconds in which a request must arrive, and then be answered."""
 
-    max_length: int = 256
+    max_length: Count = 256
     """Maximum number of tokens of a prediction."""
 
-    num_beams: int = 1
+    num_beams: Count = 1
     """Number of beams of requests that name none; no request may have more."""
 
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Number of samples predicted at a time by each model (default: chosen for the device)."""
 
 
@@ -732,7 +740,7 @@ class ReviewSettings:
     """Folder of images with caption files or a table, or a JSONL or CSV such as `captions.jsonl`; it is changed in
     place."""
 
-    port: int = 8001
+    port: Port = 8001
     """Port of this machine's loopback to listen on; 0 chooses a free one."""
 
     task: str = DEFAULT_TASK
@@ -760,10 +768,10 @@ class McpSettings:
     root: Paths = (".",)
     """Folders that the client may read images from; nothing outside of them is opened."""
 
-    max_length: int = 256
+    max_length: Count = 256
     """Maximum number of tokens of an answer."""
 
-    num_beams: int = 1
+    num_beams: Count = 1
     """Number of beams; 1 is greedy search."""
 
     hub: HubSettings = field(default_factory=HubSettings)

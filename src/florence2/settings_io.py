@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import math
 import os
 import typing
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,24 @@ _CONVERTIBLE: dict[type, tuple[type, ...]] = {str: (os.PathLike, Real), int: (In
 
 
 @dataclasses.dataclass(frozen=True)
+class Bounds:
+    """The lowest and highest value of a number; `includes_low` tells whether it may be the lowest."""
+
+    low: float
+    high: float = math.inf
+    includes_low: bool = True
+
+    def __contains__(self, number: float) -> bool:
+        is_above = number >= self.low if self.includes_low else number > self.low
+        return is_above and number <= self.high and math.isfinite(number)
+
+    def __str__(self) -> str:
+        if self.high < math.inf:
+            return f"from {self.low} to {self.high}"
+        return f"of at least {self.low}" if self.includes_low else f"above {self.low}"
+
+
+@dataclasses.dataclass(frozen=True)
 class SettingType:
     """The type of a setting: texts, numbers, a switch, or one of `choices`.
 
@@ -38,6 +57,7 @@ class SettingType:
     is_tuple: bool = False
     is_path: bool = False
     is_mapping: bool = False
+    bounds: Bounds | None = None
 
     @classmethod
     def of(cls, hint: Any) -> "SettingType":
@@ -46,7 +66,12 @@ class SettingType:
         match typing.get_origin(hint):
             case typing.Annotated:
                 kind, extra = parts
-                return dataclasses.replace(cls.of(kind), is_path=extra is os.PathLike, is_mapping=extra is Mapping)
+                return dataclasses.replace(
+                    cls.of(kind),
+                    is_path=extra is os.PathLike,
+                    is_mapping=extra is Mapping,
+                    bounds=extra if isinstance(extra, Bounds) else None,
+                )
             case typing.Literal:
                 return cls(str, choices=parts)
             case builtins.tuple:
@@ -59,7 +84,7 @@ class SettingType:
     @property
     def noun(self) -> str:
         """Return what a value is, for a message."""
-        return _NOUNS[self.kind]
+        return _NOUNS[self.kind] + (f" {self.bounds}" if self.bounds else "")
 
     def convert(self, name: str, value: Any) -> Any:
         """Return what Python passes as the value of a setting; raises OptionError for a value of another type."""
@@ -78,10 +103,12 @@ class SettingType:
                 raise OptionError(f"`{name}` is {value!r}", closest_name_hint(str(value), list(self.choices)))
             return value
         if type(value) is not self.kind and isinstance(value, _CONVERTIBLE[self.kind]) and not isinstance(value, bool):
-            return value if isinstance(value, int) and self.kind is float else self.kind(value)
-        if isinstance(value, self.kind):
-            return value
-        raise OptionError(f"`{name}` is {value!r}", f"pass {self.noun}")
+            value = value if isinstance(value, int) and self.kind is float else self.kind(value)
+        elif not isinstance(value, self.kind):
+            raise OptionError(f"`{name}` is {value!r}", f"pass {self.noun}")
+        if self.bounds and value not in self.bounds:
+            raise OptionError(f"`{name}` is {value!r}", f"pass {self.noun}")
+        return value
 
 
 def settings_from_dict(cls: type[Settings], values: Mapping[str, Any]) -> Settings:

@@ -22,9 +22,12 @@ PREDICT = ["predict", "--model_path", "demo", "--input_path", "photos"]
         ([*PREDICT, "--output_path"], "`--output_path` has no value"),
         ([*PREDICT, "--task"], "`--task` has no value"),
         ([*PREDICT, "--engine", "fast"], "`--engine fast` is not one of its values"),
-        ([*PREDICT, "--num_beams", "three"], "`--num_beams three` is not a whole number"),
-        ([*PREDICT, "--batch_size", "1.5"], "`--batch_size 1.5` is not a whole number"),
-        ([*PREDICT, "--temperature", "hot"], "`--temperature hot` is not a number"),
+        ([*PREDICT, "--num_beams", "three"], "`--num_beams three` is not a whole number of at least 1"),
+        ([*PREDICT, "--batch_size", "1.5"], "`--batch_size 1.5` is not a whole number of at least 1"),
+        ([*PREDICT, "--seed", "x"], "`--seed x` is not a whole number"),
+        ([*PREDICT, "--num_beams", "0"], "`--num_beams 0` is not a whole number of at least 1"),
+        ([*PREDICT, "--temperature", "hot"], "`--temperature hot` is not a number above 0"),
+        ([*PREDICT, "--temperature", "-0.5"], "`--temperature -0.5` is not a number above 0"),
     ],
 )
 def test_wrong_values_are_two_lines(words: list[str], what: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,7 +40,7 @@ def test_error_of_a_config_file_names_it(tmp_path: Path, capsys: pytest.CaptureF
     path = tmp_path / "a.yaml"
     path.write_text("epochs: many\n", encoding="utf-8")
     assert main(["train", "--config", str(path)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: `--epochs many` in {path} is not a number\n")
+    assert capsys.readouterr().err.startswith(f"error: `--epochs many` in {path} is not a number above 0\n")
 
 
 def test_values_of_a_repeated_flag_are_joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

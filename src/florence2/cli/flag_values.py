@@ -73,9 +73,12 @@ def _check_value(name: str, value: str, kind: SettingType, settings: type, sourc
     if kind.choices and value not in kind.choices:
         raise OptionError(f"{flag} is not one of its values", closest_name_hint(value, list(kind.choices)))
     try:
-        kind.kind(value)
+        number = kind.kind(value)
+        is_valid = kind.bounds is None or number in kind.bounds
     except ValueError:
-        raise OptionError(f"{flag} is not {kind.noun}", f"pass {kind.noun}; {_explain(name, settings)}") from None
+        is_valid = False
+    if not is_valid:
+        raise OptionError(f"{flag} is not {kind.noun}", f"pass {kind.noun}; {_explain(name, settings)}")
 
 
 def _unexpected_word(word: str) -> OptionError | None:

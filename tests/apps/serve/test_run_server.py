@@ -139,12 +139,12 @@ def test_adapters_use_the_memory_of_the_base(adapters: dict[str, Path]) -> None:
     ("flags", "reason"),
     [
         (["--host", "0.0.0.0"], "lets other machines use the server, and there is no API key"),
-        (["--port", "99999"], "`--port` is 99999"),
+        (["--port", "99999"], "`--port 99999` is not a whole number from 0 to 65535"),
         (["--port", "0", "--adapter", "demo=demo"], "has a name that cannot be used"),
         (["--port", "0", "--adapter", "a:b=demo"], "has a name that cannot be used"),
         (["--port", "0", "--adapter", "demo"], "is not of the form key=value"),
         (["--port", "0", "--model_path", "/no/such/folder"], "/no/such/folder"),
-        (["--port", "0", "--max_queue", "0"], "`max_queue` is 0"),
+        (["--port", "0", "--max_queue", "0"], "`--max_queue 0` is not a whole number of at least 1"),
     ],
     ids=lambda value: str(value)[-40:],
 )

@@ -80,8 +80,6 @@ def load_model(settings: ReviewSettings) -> Callable[[Any], dict[str, Any]]:
 
 def _bind(port: int) -> socket.socket:
     """Bind the port before anything is read, so that a port in use is an error at once."""
-    if not 0 <= port < 2**16:
-        raise OptionError(f"`--port` is {port}", "pass a number from 0 to 65535")
     try:
         return socket.create_server((_HOST, port))
     except OSError as error:

@@ -166,8 +166,6 @@ def _is_loopback(host: str) -> bool:
 
 def _bind(host: str, port: int) -> socket.socket:
     """Bind the address before the models are loaded, so that a port in use is an error at once."""
-    if not 0 <= port < 2**16:
-        raise OptionError(f"`--port` is {port}", "pass a number from 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
