@@ -52,7 +52,7 @@ def _groups(settings: type) -> Iterator[tuple[str, type]]:
 
 def _rows(settings: type) -> Iterator[str]:
     """Write the flags of a class itself, without those of its groups."""
-    hints, docs = typing.get_type_hints(settings), setting_docs(settings)
+    hints, docs = typing.get_type_hints(settings, include_extras=True), setting_docs(settings)
     for field in dataclasses.fields(settings):
         if not dataclasses.is_dataclass(hints[field.name]):
             text = re.sub(r" \(default: None\)", "", " ".join(docs.get(field.name, "").split()))
@@ -62,7 +62,9 @@ def _rows(settings: type) -> Iterator[str]:
 
 def _value(kind: SettingType) -> str:
     """Describe the values of a type."""
-    return ", ".join(f"`{choice}`" for choice in kind.choices) or ("texts" if kind.is_tuple else _TYPES[kind.kind])
+    if kind.choices:
+        return ", ".join(f"`{choice}`" for choice in kind.choices)
+    return "texts" if kind.is_tuple else _TYPES[kind.kind] + (f" {kind.bounds}" if kind.bounds else "")
 
 
 def _default(field: "dataclasses.Field[Any]") -> str:
