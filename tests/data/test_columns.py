@@ -346,8 +346,12 @@ def test_backslashes_in_names(photos):
 
 def test_impossible_file_names(photos):
     assert "is not a file name" in read_error(jsonl(photos / "1.jsonl", [{"file_name": "a\0.jpg", "text": "x"}])).what
-    path = jsonl(photos / "2.jsonl", [{"file_name": "a" * 5000 + ".jpg", "text": "x"}])
+    path = jsonl(photos / "2.jsonl", [{"file_name": "a" * 3000 + ".jpg", "text": "x"}])
     assert "does not exist" in read_error(path).what
+    for name in ("data:image/png;base64,iVBORw0KGgo=", "/9j/4AAQ" * 1000):
+        error = read_error(jsonl(photos / "3.jsonl", [{"image": name, "text": "x"}]))
+        assert "has the image itself, " in error.what
+        assert len(error.what) < 300
 
 
 def test_dataset_dir_is_the_folder_of_the_images(tmp_path, photos):

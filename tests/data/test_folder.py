@@ -260,3 +260,27 @@ def test_hint_to_pass_the_table_itself(tmp_path, name):
     image(tmp_path / "a.jpg")
     (tmp_path / name).write_text("{}")
     assert read_error(tmp_path).hint == f"pass {tmp_path / name} itself as the dataset"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"a.jpg.txt": "named after the file"}, "named after the file"),  # as some taggers write it
+        ({"A.TXT": "another case"}, "another case"),
+        ({"a.jpg.txt": "second", "a.txt": "first"}, "first"),
+        ({"A.txt": "one", "A.caption": "two"}, "one"),
+    ],
+)
+def test_names_of_caption_files(tmp_path, files, expected):
+    image(tmp_path / "a.jpg")
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert [sample.target for sample in resolve_dataset(tmp_path, DatasetOptions("caption")).samples] == [expected]
+
+
+def test_a_caption_file_that_two_images_may_mean_is_not_guessed(tmp_path):
+    for name in ("IMG.jpg", "Img.jpg"):
+        image(tmp_path / name)
+    (tmp_path / "img.txt").write_text("one of them")
+    with pytest.raises(DatasetError, match="have no caption"):
+        resolve_dataset(tmp_path, DatasetOptions("caption"))

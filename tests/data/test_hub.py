@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 
 from florence2.api import check_dataset, convert_dataset
+from florence2.data.columns import ColumnMapping
 from florence2.data.hub import is_hub_id
 from florence2.data.resolve import DatasetOptions, resolve_dataset, resolve_images
 from florence2.data.sample import ImageError, ResolvedDataset, SkipReason
+from florence2.data.streams.open_source import find_sharded_source as find_streamed_source
 from florence2.errors import UserError
 from tests.data.images import image
 
@@ -159,6 +161,55 @@ def test_parquet_with_its_images(tmp_path):
     assert [s.target for s in result.samples] == ["a", "b", "c"]
     assert result.samples[1].open().image.getpixel((0, 0)) == (1, 0, 0)
     assert [s.target for s in resolve_images(path, task="ocr").samples] == [None] * 3
+
+
+def write_parquet(path, **columns):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_a_list_of_one_image_is_that_image(tmp_path):
+    """TRL's and other rows have their images in a list."""
+    encoded = {"bytes": image(tmp_path / "a.png").read_bytes(), "path": None}
+    chat = [{"role": "user", "content": "Describe"}, {"role": "assistant", "content": "a red square"}]
+    path = write_parquet(tmp_path / "x.parquet", images=[[encoded], [encoded] * 2], messages=[chat, chat])
+    datasets.Dataset.from_parquet(str(path)).save_to_disk(tmp_path / "saved")
+    for spec in (path, tmp_path / "saved"):
+        dataset = resolve(spec)
+        assert [(sample.task, sample.target) for sample in dataset.samples] == [("Describe", "a red square")] * 2
+        assert dataset.samples[0].size() == (20, 10)
+        with pytest.raises(ImageError, match="has 2 images"):
+            dataset.samples[1].size()
+        source = find_streamed_source(str(spec), ColumnMapping("caption"))
+        first, second = (sample for index in range(source.num_shards) for sample in source.read(index))
+        assert first.size() == (20, 10)
+        with pytest.raises(ImageError, match="has 2 images"):
+            second.size()
+
+
+def test_the_column_named_as_an_image_comes_before_masks(tmp_path):
+    encoded = [image(tmp_path / name, size).read_bytes() for name, size in (("a.png", (20, 10)), ("b.png", (9, 9)))]
+    path = write_parquet(tmp_path / "x.parquet", mask=encoded[1:], image=encoded[:1], text=["a"])
+    dataset = resolve(path)
+    assert dataset.samples[0].size() == (20, 10)
+    assert dataset.unread_columns == {"mask": 1}
+
+
+def test_a_downloaded_dataset_of_the_hub(tmp_path):
+    encoded = image(tmp_path / "a.png").read_bytes()
+    for split in ("train", "test"):
+        for number in range(2):
+            name = f"{split}-0000{number}-of-00002.parquet"
+            write_parquet(tmp_path / "ds" / "data" / name, image=[encoded], text=[f"{split} {number}"])
+    (tmp_path / "ds" / "README.md").write_text("# a dataset\n")
+    assert [sample.target for sample in resolve(tmp_path / "ds").samples] == ["train 0", "train 1"]
+    assert [sample.target for sample in resolve(f"{tmp_path}/ds:test").samples] == ["test 0", "test 1"]
+    assert check_dataset(dataset=str(tmp_path / "ds")).num_samples == 2
+    assert len(resolve_images(tmp_path / "ds", task="caption").samples) == 2
 
 
 def test_dataset_in_the_cache(tmp_path, monkeypatch):

@@ -19,11 +19,16 @@ from florence2.data.columns import (
     partition_samples,
     samples_from_rows,
 )
-from florence2.data.folders.class_names import name_classes
+from florence2.data.folders.dataset_features import (
+    cast_encoded_images,
+    find_image_column,
+    name_classes,
+    without_decoding,
+)
 from florence2.data.folders.foreign_jsonl import FOREIGN_COLUMNS, FOREIGN_TARGETS, translate_rows, unread_columns
 from florence2.data.image import ImageError, ImageSource
 from florence2.data.sample import ResolvedDataset, Sample
-from florence2.data.tables import Row, check_arrow_files, dataset_errors, one_line
+from florence2.data.tables import Row, check_arrow_files, dataset_errors, find_parquet_images, one_line
 from florence2.errors import DatasetError, OptionError
 
 _SAVED_SHARDS = 64  # shards of a saved dataset that is streamed
@@ -42,6 +47,15 @@ def is_saved_dataset(folder: Path) -> bool:
     )
 
 
+def is_dataset_folder(folder: Path) -> bool:
+    """Return whether a folder was written by `save_to_disk`, or has parquet files with images as on the hub."""
+    if is_saved_dataset(folder):
+        return True
+    files = (next(iter(sorted(each.glob("*.parquet"))), None) for each in (folder, folder / "data"))
+    first = next((file for file in files if file is not None), None)
+    return first is not None and find_parquet_images(first) is not None
+
+
 @dataclass(frozen=True, eq=False)
 class DatasetImage:
     """An image within a dataset; a call returns its bytes or its file."""
@@ -55,6 +69,10 @@ class DatasetImage:
         """Read the encoded image."""
         with dataset_errors(self.name):
             stored = self.dataset[self.index][self.column]
+        if isinstance(stored, list):
+            if len(stored) > 1:
+                raise ImageError(f"{self.name} has {len(stored)} images", "write one image in each row")
+            stored = stored[0] if stored else None
         if stored and stored.get("bytes"):
             return bytes(stored["bytes"])
         if stored and stored.get("path"):
@@ -63,7 +81,7 @@ class DatasetImage:
 
 
 def saved_samples(folder: Path, columns: ColumnMapping, split: str | None) -> ResolvedDataset:
-    """Read a folder that `save_to_disk` wrote."""
+    """Read a folder that `save_to_disk` wrote, or a downloaded dataset of the hub."""
     return _read_samples(_load_saved(folder), str(folder), columns, split)
 
 
@@ -71,6 +89,8 @@ def _load_saved(folder: Path) -> Any:
     import datasets
 
     with dataset_errors(str(folder)):
+        if not is_saved_dataset(folder):
+            return datasets.load_dataset(str(folder.resolve()))
         check_arrow_files(folder)
         return datasets.load_from_disk(str(folder))
 
@@ -93,7 +113,7 @@ def stream_hub_dataset(name: str, split: str | None, *, offline: bool) -> Any:
             return saved.to_iterable_dataset(num_shards=max(min(len(saved), _SAVED_SHARDS), 1))
     if path.is_file():
         return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-    return _load(str(path) if path.is_dir() else name, split, None, offline, streaming=True)
+    return _load(str(path.resolve()) if path.is_dir() else name, split, None, offline, streaming=True)
 
 
 def _load(name: str, split: str | None, revision: str | None, offline: bool, streaming: bool = False) -> Any:
@@ -161,15 +181,6 @@ def dataset_rows(
     yield from translate_rows(_read_rows(part, name, columns, _check_columns(part, name, columns)), columns)
 
 
-def cast_encoded_images(dataset: Any) -> Any:
-    """Make columns of encoded images that are plain bytes, or structs with `bytes`, columns of images."""
-    image, binary = import_module("datasets").Image(decode=False), ("binary", "large_binary")
-    for column, feature in (dataset.features or {}).items():
-        if getattr(feature, "dtype", "") in binary or (isinstance(feature, dict) and "bytes" in feature):
-            dataset = dataset.cast_column(column, image)
-    return dataset
-
-
 def _read_samples(dataset: Any, name: str, columns: ColumnMapping, split: str | None) -> ResolvedDataset:
     part = cast_encoded_images(select_split(dataset, name, split))
     column = _check_columns(part, name, columns)
@@ -181,7 +192,7 @@ def _read_samples(dataset: Any, name: str, columns: ColumnMapping, split: str | 
 
 def _check_columns(part: Any, name: str, columns: ColumnMapping) -> str:
     """Return the column of images; raise a DatasetError if there is none, or none of targets."""
-    column = find_image_column(part, name, columns.image)
+    column = find_image_column(part, name, columns.image, has_lists=True)
     if columns.with_targets:
         require_text(part, name, columns)
     return column
@@ -202,13 +213,6 @@ def _read_rows(part: Any, name: str, columns: ColumnMapping, column: str) -> Ite
         yield DatasetRow(where, row, image, unread_columns=unread)
 
 
-def without_decoding(part: Any, column: str) -> Any:
-    """Return the dataset with the images of a column left encoded."""
-    import datasets
-
-    return part.cast_column(column, datasets.Image(decode=False))
-
-
 def select_split(dataset: Any, name: str, split: str | None) -> Any:
     """Select a split: the given one, else `train`, else the only one."""
     if not isinstance(dataset, dict):
@@ -221,18 +225,6 @@ def select_split(dataset: Any, name: str, split: str | None) -> Any:
             f"dataset `{name}` has {problem}; it has {splits}", f"pass one, as in {name}:{next(iter(dataset))}"
         )
     return dataset[selected]
-
-
-def find_image_column(part: Any, name: str, image_column: str | None) -> str:
-    """Return the given column if it contains images, else the first that does."""
-    types = {column: type(feature).__name__ for column, feature in part.features.items()}
-    candidates = [column for column, type_name in types.items() if type_name == "Image"]
-    column = image_column or next(iter(candidates), "")
-    if column in candidates:
-        return column
-    missing = f"column `{image_column}` of images" if image_column else "column of images"
-    listed = ", ".join(f"`{column}` ({type_name})" for column, type_name in types.items())
-    raise DatasetError(f"dataset `{name}` has no {missing}; it has {listed}", "pass its name as --image_column")
 
 
 def require_text(part: Any, name: str, columns: ColumnMapping) -> None:

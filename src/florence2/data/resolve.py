@@ -12,9 +12,9 @@ from florence2.data import hub
 from florence2.data.columns import METADATA_NAMES, ColumnMapping, count_columns, partition_samples, samples_from_rows
 from florence2.data.folders.image_locator import DATASET_DIR_HINT
 from florence2.data.folders.image_names import is_image_name
-from florence2.data.folders.listing import Listing, display_path, no_images_error, walk
+from florence2.data.folders.listing import display_path, no_images_error, walk
 from florence2.data.folders.sidecars import Sidecars, captioned_images
-from florence2.data.folders.table_rows import metadata_rows, table_rows
+from florence2.data.folders.table_rows import metadata_rows, table_rows, unread_table_hint
 from florence2.data.formats.annotations import split_aliases
 from florence2.data.formats.detect import find_source, resolve_source
 from florence2.data.listed.listed_images import ListedImages
@@ -63,7 +63,7 @@ def resolve_dataset(spec: str | Path, options: DatasetOptions) -> ResolvedDatase
     columns = ColumnMapping(
         options.task, image=options.image_column, text=options.text_column, keep_answers=options.keep_answers
     )
-    if path.is_dir() and hub.is_saved_dataset(path):
+    if path.is_dir() and hub.is_dataset_folder(path):
         dataset = hub.saved_samples(path, columns, split)
     elif source := find_source(name, split, options.dataset_dir):
         dataset = resolve_source(source, columns)
@@ -94,7 +94,7 @@ def resolve_images(
     parsed_task, prompt_input = split_prompt(task)
     columns = ColumnMapping(parsed_task.token, prompt_input or input, with_targets=False)
     path = Path(spec).expanduser()
-    if path.is_dir() and hub.is_saved_dataset(path):
+    if path.is_dir() and hub.is_dataset_folder(path):
         return hub.saved_samples(path, columns, None)
     if path.is_dir():
         return _folder_images(path, columns, recursive)
@@ -182,24 +182,11 @@ def _read_folder(folder: Path, columns: ColumnMapping, sidecars: Sidecars, recur
     if not known and not any(listing.images() for listing in listings):
         raise no_images_error(folder, recursive)
     captioned, uncaptioned = captioned_images(listings, task=columns.task, sidecars=sidecars, known=known)
-    hint = _unread_table_hint(listings[0])
+    hint = unread_table_hint(listings[0])
     uncaptioned = [replace(image, hint=hint or image.hint) for image in uncaptioned]
     ignored = [file for listing in listings for file in listing.ignored_files()]
     found = samples + captioned, skipped + uncaptioned
     return ResolvedDataset(display_path(folder), folder, *found, ignored_files=ignored, unread_columns=unread)
-
-
-def _unread_table_hint(listing: Listing) -> str:
-    """Return a hint about a table in the folder whose name is not one of the metadata names."""
-    for name in listing.names:
-        path = listing.path / name
-        if name.lower().startswith("metadata.j") and name not in METADATA_NAMES and name != "metadata.json":
-            return f"rename {path} to metadata.jsonl"
-        if name.lower().startswith("panoptic") and name.lower().endswith(".json"):
-            return f"{path} has panoptic segmentations, which are not read: pass a COCO file of instances"
-        if is_table_name(name) and name not in METADATA_NAMES:
-            return f"pass {path} itself as the dataset"
-    return ""
 
 
 def _read_table(path: Path, columns: ColumnMapping, dataset_dir: str | Path | None) -> ResolvedDataset:
@@ -220,8 +207,10 @@ def _read_table(path: Path, columns: ColumnMapping, dataset_dir: str | Path | No
 def _not_a_table_error(path: Path, columns: ColumnMapping) -> DatasetError:
     if columns.with_targets and is_image_name(path.name):
         return DatasetError(f"{path} is one image, not a dataset", f"pass its folder, {display_path(path.parent)}")
+    if path.suffix.lower() in (".zip", ".rar", ".7z"):
+        return DatasetError(f"{path} is an archive, which is not read", "unpack it, and pass its folder")
     expected = "a dataset" if columns.with_targets else "an image or a table of images"
-    return DatasetError(f"{path} is not {expected}", "pass a table that ends in .jsonl, .csv, .parquet or .json")
+    return DatasetError(f"{path} is not {expected}", "pass a table that ends in .jsonl, .csv, .tsv, .parquet or .json")
 
 
 def _with_common_root(samples: list[Sample], table_folder: Path) -> tuple[Path, list[Sample]]:

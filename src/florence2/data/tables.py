@@ -20,6 +20,7 @@ from florence2.files import parse_json
 Row = dict[str, Any]
 NamedRow = tuple[str, Row]  # "list.jsonl line 3", {...}
 _MAX_LINE_BYTES = 64 << 20
+_IMAGE_NAMES = "image images img jpg jpeg png webp picture photo pixel_values".split()
 _KOHYA_HINT = 'map each image to {"caption": "..."}; rename a file with one object in each line to .jsonl'
 ReadRow = tuple[str, Row | DatasetError]  # a row, or why it cannot be read
 
@@ -181,7 +182,7 @@ def open_parquet(path: AnyPath) -> Iterator[Any]:
 def find_parquet_images(path: AnyPath, image_column: str | None = None) -> str | None:
     """Return the column of a parquet file that contains encoded images; None where its rows only name images.
 
-    Images are binary, or `bytes` of a struct as `datasets` writes them.
+    Images are binary, or `bytes` of a struct as `datasets` writes them, or one of these in a list.
     """
     types = import_module("pyarrow").types
     try:
@@ -190,14 +191,22 @@ def find_parquet_images(path: AnyPath, image_column: str | None = None) -> str |
     except DatasetError:  # a damaged file raises again, when its rows are read
         return None
 
-    def contains_images(field: Any) -> bool:
-        is_binary = types.is_binary(field.type) or types.is_large_binary(field.type)
-        return bool(is_binary or (types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0))
+    def contains_images(kind: Any) -> bool:
+        is_binary = types.is_binary(kind) or types.is_large_binary(kind)
+        return bool(is_binary or (types.is_struct(kind) and kind.get_field_index("bytes") >= 0))
 
-    candidates = [field.name for field in schema if contains_images(field)]
+    is_list = {field.name: types.is_list(field.type) or types.is_large_list(field.type) for field in schema}
+    single = prefer_images(field.name for field in schema if contains_images(field.type))
+    listed = [field.name for field in schema if is_list[field.name] and contains_images(field.type.value_type)]
+    candidates = single + prefer_images(listed)
     if image_column is None:
         return next(iter(candidates), None)
     return image_column if image_column in candidates else None
+
+
+def prefer_images(columns: Iterable[str]) -> list[str]:
+    """Sort columns that contain images: those with the name of an image before masks, embeddings and others."""
+    return sorted(columns, key=lambda name: name.lower() not in _IMAGE_NAMES)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ The text of the file is the caption; line breaks become spaces unless `keep_line
 
 import re
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +30,28 @@ class Sidecars:
         suffix, _, last = extension.rpartition(".")
         return cls(tuple(dict.fromkeys([f".{last.lower()}", ".caption"])), suffix, keep_lines)
 
-    def name_by_stem(self, listing: Listing) -> dict[str, str]:
+    def name_by_image(self, listing: Listing) -> dict[str, str]:
+        """Map each image of a folder that has a sidecar to the sidecar's name.
+
+        `a.jpg` has `a.txt`, else `a.jpg.txt`, else `A.txt` where one file alone differs in the case of letters.
+        """
+        by_stem, images = self._name_by_stem(listing), listing.images()
+        found: dict[str, str] = {}
+        for name in images:
+            stem = unicodedata.normalize("NFC", name.rpartition(".")[0])
+            if sidecar := by_stem.get(stem) or by_stem.get(unicodedata.normalize("NFC", name)):
+                found[name] = sidecar
+        if len(found) < len(images):
+            others = _group_by_folded(by_stem, except_for=set(found.values()))
+            without = _group_by_folded({name.rpartition(".")[0]: name for name in images if name not in found}, set())
+            found |= {
+                names[0]: others[stem][0]
+                for stem, names in without.items()
+                if len(names) == 1 and len(others.get(stem, ())) == 1
+            }
+        return found
+
+    def _name_by_stem(self, listing: Listing) -> dict[str, str]:
         """Map the image stem of each sidecar in a folder, in normalization form NFC, to the sidecar's name."""
         found: dict[str, str] = {}
         for preferred in self.extensions:
@@ -45,6 +66,15 @@ class Sidecars:
         """Read a caption."""
         lines = [line.strip() for line in read_lines(path)]
         return ("\n" if self.keep_lines else " ").join(line for line in lines if line)
+
+
+def _group_by_folded(names: Mapping[str, str], except_for: Collection[str]) -> dict[str, list[str]]:
+    """Group names by their keys without the case of letters."""
+    groups: dict[str, list[str]] = {}
+    for key, name in names.items():
+        if name not in except_for:
+            groups.setdefault(unicodedata.normalize("NFC", key).casefold(), []).append(name)
+    return groups
 
 
 def is_yolo_text(text: str) -> bool:
@@ -73,22 +103,22 @@ def captioned_images(
     samples: list[Sample] = []
     skipped: list[Skipped] = []
     for listing in listings:
-        sidecar_names = sidecars.name_by_stem(listing)
+        sidecar_names = sidecars.name_by_image(listing)
         for name in (name for name in listing.images() if listing.id(name) not in known):
-            stem = unicodedata.normalize("NFC", name.rpartition(".")[0])
             try:
-                caption = sidecars.read(listing.path / sidecar_names[stem]) if stem in sidecar_names else ""
+                caption = sidecars.read(listing.path / sidecar_names[name]) if name in sidecar_names else ""
             except DatasetError as error:
                 skipped.append(Skipped(listing.id(name), SkipReason.UNREADABLE_CAPTION, error.what, error.hint))
                 continue
             if is_yolo_text(caption):
-                what = f"{listing.path / sidecar_names[stem]} has labels of YOLO, not a caption"
+                what = f"{listing.path / sidecar_names[name]} has labels of YOLO, not a caption"
                 raise DatasetError(what, "list the names of classes in data.yaml")
             if caption:
                 sample = Sample(listing.id(name), listing.path / name, parsed_task.token, task_input, caption)
                 samples.append(replace(sample, doubts=text_doubts(parsed_task, [caption])))
             else:
-                sidecar = listing.path / sidecar_names.get(stem, stem + sidecars.suffix + sidecars.extensions[0])
+                default = name.rpartition(".")[0] + sidecars.suffix + sidecars.extensions[0]
+                sidecar = listing.path / sidecar_names.get(name, default)
                 skipped.append(
                     Skipped(listing.id(name), SkipReason.NO_CAPTION, str(listing.path / name), f"write {sidecar}")
                 )

@@ -17,8 +17,10 @@ from florence2.data.folders.listing import Listing, display_path
 from florence2.data.sample import Sample
 from florence2.data.stores.remote_image import RemoteImage
 from florence2.data.stores.store_path import is_address
-from florence2.data.tables import ReadRow, Row, read_rows_or_errors
+from florence2.data.tables import ReadRow, Row, is_table_name, read_rows_or_errors
 from florence2.errors import DatasetError
+
+_LONGEST_NAME = 4096  # characters of a path, which base64 exceeds
 
 
 def table_rows(path: Path, columns: ColumnMapping, dataset_dir: str | Path | None) -> Iterator[DatasetRow]:
@@ -53,6 +55,9 @@ def locate_rows(rows: Iterable[ReadRow], columns: ColumnMapping, locate: ImageLo
             if isinstance(row, DatasetError):
                 raise row
             name = columns.image_name(row, where)
+            if name.startswith("data:") or len(name) > _LONGEST_NAME:
+                what = f"{where} has the image itself, `{name[:30]}…`, where a file name belongs"
+                raise DatasetError(what, "write the image to a file, and its name into the row")
             if is_address(name):  # the image in a store, and its own id
                 yield DatasetRow(where, row, Sample(name, RemoteImage(name), ""))
                 continue
@@ -70,3 +75,17 @@ def _locate_image(name: str, where: str, row: Row, locate: ImageLocator) -> Loca
     # kohya's metadata has file names without their extension
     candidates = (locate(row, name + extension, where) for extension in sorted(IMAGE_EXTENSIONS))
     return next((candidate for candidate in candidates if candidate.exists), located)
+
+
+def unread_table_hint(listing: Listing) -> str:
+    """Return a hint about a table in the folder whose name is not one of the metadata names."""
+    stems = {name.rpartition(".")[0] for name in listing.images()}
+    for name in (name for name in listing.names if name.rpartition(".")[0] not in stems):
+        path = listing.path / name
+        if name.lower().startswith("metadata.j") and name not in METADATA_NAMES and name != "metadata.json":
+            return f"rename {path} to metadata.jsonl"
+        if name.lower().startswith("panoptic") and name.lower().endswith(".json"):
+            return f"{path} has panoptic segmentations, which are not read: pass a COCO file of instances"
+        if is_table_name(name) and name not in METADATA_NAMES:
+            return f"pass {path} itself as the dataset"
+    return ""

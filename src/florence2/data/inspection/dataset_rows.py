@@ -33,7 +33,7 @@ def dataset_rows(
     With `offline` a hub dataset is read from the cache alone.
     """
     path = Path(spec).expanduser()
-    is_saved = path.is_dir() and hub.is_saved_dataset(path)
+    is_saved = path.is_dir() and hub.is_dataset_folder(path)
     if is_saved:
         yield from _without_failed(hub.dataset_rows(spec, columns, split))
     elif source := find_source(spec, split, dataset_dir):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from florence2.data import hub
 from florence2.data.columns import ColumnMapping
+from florence2.data.folders.dataset_features import cast_encoded_images, find_image_column, without_decoding
 from florence2.data.folders.image_names import is_image_name
 from florence2.data.folders.listing import display_path, file_names, walk
 from florence2.data.resolve import split_spec
@@ -48,11 +49,11 @@ def find_sharded_source(spec: str, columns: ColumnMapping, *, offline: bool = Fa
 
 def _stream_dataset(name: str, split: str | None, columns: ColumnMapping, offline: bool = False) -> DatasetShards:
     dataset = hub.select_split(hub.stream_hub_dataset(name, split, offline=offline), name, split)
-    dataset = hub.cast_encoded_images(dataset if dataset.features else dataset._resolve_features())
-    column = hub.find_image_column(dataset, name, columns.image)
+    dataset = cast_encoded_images(dataset if dataset.features else dataset._resolve_features())
+    column = find_image_column(dataset, name, columns.image, has_lists=True)
     if columns.with_targets:
         hub.require_text(dataset, name, columns)
-    return DatasetShards(name, hub.without_decoding(dataset, column), columns, column)
+    return DatasetShards(name, without_decoding(dataset, column), columns, column)
 
 
 def find_image_shards(spec: str, columns: ColumnMapping, *, recursive: bool = False) -> ShardedSource:

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from typing import Any, Protocol
 
 from florence2.data.columns import ColumnMapping, DatasetRow, samples_from_rows
-from florence2.data.folders.class_names import name_classes
+from florence2.data.folders.dataset_features import name_classes
 from florence2.data.folders.foreign_jsonl import translate_rows
 from florence2.data.sample import Sample, Skipped
 from florence2.data.stores.store_path import AnyPath

@@ -18,7 +18,7 @@ from florence2.data.columns import (
     DatasetRow,
     samples_from_rows,
 )
-from florence2.data.folders.class_names import name_classes
+from florence2.data.folders.dataset_features import name_classes
 from florence2.data.folders.foreign_jsonl import FOREIGN_COLUMNS, translate_rows, unread_columns
 from florence2.data.folders.table_rows import table_rows
 from florence2.data.image import ImageError, ImageSource
@@ -103,17 +103,24 @@ def _read_parquet_images(path: AnyPath, name: str, column: str, columns: ColumnM
 
 @dataclass(frozen=True)
 class AbsentImage:
-    """The image of a row without one; a call raises an ImageError that names the row."""
+    """The image of a row without one, or with several; a call raises an ImageError that names the row."""
 
     name: str
+    number: int = 0
 
     def __call__(self) -> ImageSource:
         """Raise the error."""
+        if self.number:
+            raise ImageError(f"{self.name} has {self.number} images", "write one image in each row")
         raise ImageError(f"{self.name} has no image", "write the image into its row")
 
 
 def stored_image(stored: Any, name: str) -> ImageSource | Callable[[], ImageSource]:
     """Return the image of a column of the row `name`: bytes, a path, an address, or `datasets`' {bytes, path}."""
+    if isinstance(stored, list):
+        if len(stored) > 1:
+            return AbsentImage(name, len(stored))
+        stored = stored[0] if stored else None
     if isinstance(stored, bytes | bytearray):
         return bytes(stored)
     if isinstance(stored, dict) and stored.get("bytes"):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from florence2.config import HubSettings
-from florence2.data import hub
+from florence2.data.folders.dataset_features import find_image_column, without_decoding
 from florence2.data.sample import Prediction, Sample
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
@@ -38,11 +38,11 @@ def map_dataset(
     model = ModelSource.resolve(model_path, HubSettings(revision, offline), dtype)
     config = EngineConfig(generation=GenerationConfig(**(generation or {})), batch_size=batch_size)
     predictor = DatasetPredictor(model, device, config, rows)
-    hub.find_image_column(dataset, "of the call", image_column)
+    find_image_column(dataset, "of the call", image_column)
     if isinstance(dataset, datasets.IterableDataset):
         features = datasets.Features({**dataset.features, **_features(datasets)})
         return dataset.map(predictor.add_columns, batched=True, batch_size=_STREAM_BATCH, features=features)
-    columns = to_columns(predictor.predict(hub.without_decoding(dataset, image_column)))
+    columns = to_columns(predictor.predict(without_decoding(dataset, image_column)))
     added = datasets.Dataset.from_dict(columns, features=_features(datasets))
     return datasets.concatenate_datasets([dataset, added], axis=1)
 

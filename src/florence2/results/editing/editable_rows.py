@@ -125,11 +125,11 @@ class CaptionRows:
         if not any(listing.images() for listing in listings):
             raise no_images_error(self._folder, self._recursive)
         for listing in listings:
-            captions = self._sidecars.name_by_stem(listing)
+            captions = self._sidecars.name_by_image(listing)
             for name in listing.images():
                 stem = name.rpartition(".")[0]
                 default = stem + self._sidecars.suffix + self._sidecars.extensions[0]
-                caption = listing.path / captions.get(stem, default)
+                caption = listing.path / captions.get(name, default)
                 row = EditableRow(index, listing.id(name), listing.path / name, self._task, caption_file=caption)
                 yield self.read(row)
                 index += 1
