@@ -11,6 +11,7 @@ from http.client import HTTPConnection
 import ollama
 import openai
 import pytest
+from pydantic import BaseModel
 
 from tests.apps.serve.live_server import data_uri, png, predict_alone
 
@@ -27,6 +28,16 @@ SCHEMA = {
     "required": ["title", "caption", "alt_text", "keywords", "rating"],
     "additionalProperties": False,
 }
+
+
+class FoundObject(BaseModel):
+    label: str
+    bbox: list[float]
+
+
+class Photo(BaseModel):
+    title: str
+    objects: list[FoundObject]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +99,24 @@ def test_openai_json_schema(client) -> None:
         "keywords": labels(),
         "rating": None,
     }
+
+
+def test_openai_responses(client) -> None:
+    parts = [{"type": "input_text", "text": "Describe"}, {"type": "input_image", "image_url": data_uri()}]
+    request = {"model": "demo", "input": [{"role": "user", "content": parts}]}
+    answer = client.responses.create(**request, instructions="Be kind.")
+    assert (answer.output_text, answer.status) == (text("detailed_caption"), "completed")
+    assert answer.usage.output_tokens > 3
+    short = client.responses.create(**request, max_output_tokens=2)
+    assert (short.status, short.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    parsed = client.responses.parse(**request, text_format=Photo).output_parsed
+    assert (parsed.title, [each.label for each in parsed.objects]) == (text("caption"), labels())
+    with client.responses.stream(**request) as stream:
+        pieces = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        assert "".join(pieces) == stream.get_final_response().output_text == text("detailed_caption")
+    assert len(pieces) > 5
+    with pytest.raises(openai.BadRequestError, match="hold no image"):
+        client.responses.create(model="demo", input="hello")
 
 
 def test_openai_errors(client) -> None:

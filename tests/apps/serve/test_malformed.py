@@ -35,6 +35,12 @@ VALID = {
         "temperature": 0.5,
         "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}},
     },
+    "/v1/responses": {
+        "input": [{"role": "user", "content": [{"type": "input_image", "image_url": data_uri()}]}],
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}},
+        "max_output_tokens": 8,
+        "stream": False,
+    },
     "/v1/predict": {"image": data_uri(), "task": ["caption"], "task_input": "", "max_length": 8, "seed": 1},
     "/api/generate": {"prompt": "od", "images": [data_uri()], "format": SCHEMA, "options": {"num_predict": 8}},
     "/api/chat": {"messages": [{"role": "user", "content": "x", "images": [data_uri()]}], "stream": False},

@@ -17,13 +17,14 @@ from florence2.apps.serve.images.image_reader import ImageReader
 from florence2.apps.serve.model_service import ModelService
 from florence2.apps.serve.request_guard import RequestGuard, error_body
 from florence2.apps.serve.request_limits import RequestError
-from florence2.apps.serve.routes import ollama_routes, openai_routes, predict_routes, status_routes
+from florence2.apps.serve.routes import ollama_routes, openai_routes, predict_routes, responses_routes, status_routes
 from florence2.apps.serve.routes.server_state import ServerState
 from florence2.apps.serve.site_check import SiteCheck
 
 ROUTERS = (
     status_routes.router,
     openai_routes.router,
+    responses_routes.router,
     ollama_routes.router,
     predict_routes.router,
     static_files.router,
