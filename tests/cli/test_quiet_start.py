@@ -36,6 +36,6 @@ def test_no_line_of_a_library_comes_before_ours_nor_after(tmp_path: Path) -> Non
     assert train[0] == "2 samples from 2 images in photos/"
     assert [line.split()[0] for line in train[1:5]] == ["2", "LoRA", "about", "curves,"]
     assert train[-1].startswith("saved mine (steps 1, ")
-    assert [line.split()[0] for line in predict] == ["time:", "2"]
+    assert [line.split()[0] for line in predict] == ["time:", "2", "the"]
     assert quiet == [[], [], []]
     assert (tmp_path / "quiet.jsonl").read_bytes().count(b"\n") == 2

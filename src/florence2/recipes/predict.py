@@ -45,9 +45,10 @@ def main(settings: PredictSettings, *, as_json: bool = False) -> int:
         raise OptionError("`--output_path -` prints predictions, and `--json` a summary of a run", "remove one of them")
     tune_allocator()
     summary = run_predict(settings)
-    log_lines(summary.lines())
+    output_path = settings.output.output_path
+    log_lines([*summary.lines(), *([f"the predictions are in {output_path}"] if output_path != "-" else [])])
     if as_json:
-        print_json({"output_path": settings.output.output_path, **summary.to_json()})
+        print_json({"output_path": output_path, **summary.to_json()})
     return summary.exit_code
 
 
