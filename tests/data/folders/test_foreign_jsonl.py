@@ -70,3 +70,38 @@ def test_ocr_lines(read_row):
     assert (task, text) == ("<OCR_WITH_REGION>", f"EXIT{exit_}5{five}")
     with pytest.raises(DatasetError, match="has 6 numbers"):
         read_row({"file_name": "a.png", "lines": [{"text": "x", "points": [1, 2, 3, 4, 5, 6]}]})
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "image": "a.png"},  # TRL, Qwen
+        {"type": "image_url", "image_url": {"url": "a.png"}},  # OpenAI
+        {"type": "image_url", "image_url": {"url": "file:///home/me/in/a.png"}},
+    ],
+)
+def test_an_image_in_a_message_is_that_of_the_row(read_row, part):
+    content = [part, {"type": "text", "text": "Describe"}]
+    row = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "a cat"}]}
+    assert read_row(row) == [("Describe", "", "a cat")]
+    with pytest.raises(DatasetError, match="has 2 images"):
+        read_row({"messages": [{"role": "user", "content": [part, *content]}, row["messages"][1]]})
+
+
+@pytest.mark.parametrize(
+    ("row", "target"),
+    [
+        ({"question": "Total?", "answers": {"text": ["12"], "answer_start": [0]}}, "12"),  # SQuAD
+        ({"question": "Total?", "answers": [{"answer": "12", "answer_id": 1}]}, "12"),  # VQA
+        ({"images": ["a.png"], "texts": [{"user": "Total?", "assistant": "12", "source": "x"}]}, "12"),  # the Cauldron
+    ],
+)
+def test_answers_of_other_datasets(read_row, row, target):
+    [sample] = read_row({"image": "a.png", **row})
+    assert sample in (("<DocVQA>", "Total?", target), ("Total?", "", target))
+
+
+@pytest.mark.parametrize("answer", [1, "1"])
+def test_the_number_of_a_choice_is_no_answer(read_row, answer):
+    with pytest.raises(DatasetError, match="has the number of a choice, `1`, as its answer"):
+        read_row({"image": "a.png", "question": "Colour?", "choices": ["red", "blue"], "answer": answer})

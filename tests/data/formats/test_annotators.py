@@ -206,7 +206,8 @@ def test_via_csv(tmp_path: Path) -> None:
     ("line", "expected"),
     [
         ('10,10,30,10,30,30,10,30,"EXIT"', ("EXIT", [10, 10, 30, 30], 1)),  # eight numbers, quoted text
-        ("10,10,30,10,30,30,10,30,one, two", ("one,two", [10, 10, 30, 30], 1)),  # a comma in the text
+        ("10,10,30,10,30,30,10,30,one, two", ("one, two", [10, 10, 30, 30], 1)),  # a comma in the text
+        ('10,10,30,10,30,30,10,30,8" pipe', ('8" pipe', [10, 10, 30, 30], 1)),  # a quote in the text
         ('10 10 30 30 "EXIT"', ("EXIT", [10, 10, 30, 30], 0)),  # four numbers, spaces
         ("10,10,30,30,EXIT", ("EXIT", [10, 10, 30, 30], 0)),  # four numbers, commas
     ],
@@ -220,9 +221,10 @@ def test_icdar(tmp_path: Path, line: str, expected: tuple) -> None:
     assert (image.file_name, summary(image)) == ("img_1.png", [expected])
 
 
-def test_illegible_text_is_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [",###", "", ","])
+def test_illegible_text_is_counted(tmp_path: Path, text: str) -> None:
     (tmp_path / "img_1.png").write_bytes(b"")
-    (tmp_path / "gt_img_1.txt").write_text("10,10,30,10,30,30,10,30,###\n")
+    (tmp_path / "gt_img_1.txt").write_text(f"10,10,30,10,30,30,10,30{text}\n")
     image = only(icdar.read_icdar(next(walk(tmp_path, recursive=False)), tmp_path))
     assert (list(image.annotations), tuple(image.ignored_shapes)) == ([], ("illegible text",))
 

@@ -1,4 +1,4 @@
-"""Rows that are conversations about an image: ms-swift, TRL, OpenAI and LLaVA. Each turn becomes a row.
+"""Rows that are conversations about an image: ms-swift, TRL, OpenAI, LLaVA, the Cauldron. Each turn becomes a row.
 
 ms-swift writes the places of labels and boxes as `<ref-object>` and `<bbox>`, and their values in `objects`.
 """
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from urllib.parse import unquote
 
 from florence2.data.columns import ColumnMapping, DatasetRow, is_missing
 from florence2.data.image import ImageError, Size
@@ -19,6 +20,7 @@ from florence2.model.locations import encode_region
 from florence2.model.tasks import OutputType, split_prompt
 
 CONVERSATION_COLUMNS = ("messages", "conversations")
+TURNS_COLUMN = "texts"
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 _REF = "<ref-object>"
 _BBOX = "<bbox>"
@@ -32,6 +34,8 @@ def find_messages(row: Row) -> list[Any]:
     for name in CONVERSATION_COLUMNS:
         if isinstance(row.get(name), list) and row[name]:
             return list(row[name])
+    if isinstance(turns := row.get(TURNS_COLUMN), list) and all(isinstance(turn, dict) for turn in turns):
+        return [{"role": role, "content": turn.get(role)} for turn in turns for role in ("user", "assistant")]
     if isinstance(row.get("prompt"), list):
         completion = row.get("completion")
         return [*row["prompt"], *(completion if isinstance(completion, list) else [])]
@@ -39,6 +43,20 @@ def find_messages(row: Row) -> list[Any]:
         return []
     response = row.get("response")
     return [{"role": "user", "content": row["query"]}, {"role": "assistant", "content": response or ""}]
+
+
+def find_message_images(row: Row) -> list[str]:
+    """Return the names or addresses of the images in the parts of a row's messages."""
+    parts = [
+        part
+        for message in find_messages(row)
+        if isinstance(message, dict) and isinstance(message.get("content"), list)
+        for part in message["content"]
+        if isinstance(part, dict)
+    ]
+    values = (part.get(key) for part in parts for key in ("image", "image_url", "path", "url") if part.get(key))
+    names = (value.get("url") if isinstance(value, dict) else value for value in values)
+    return [unquote(name[7:]) if name.startswith("file://") else name for name in names if isinstance(name, str)]
 
 
 def translate_conversation(messages: list[Any], dataset_row: DatasetRow, columns: ColumnMapping) -> Iterator[Row]:

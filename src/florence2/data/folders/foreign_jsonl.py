@@ -4,7 +4,8 @@ maestro      image, prefix, suffix           columns that are known; its roundin
 ms-swift     messages | query, response; images; objects {ref, bbox, bbox_type}
 TRL, OpenAI  messages | prompt, completion   content is text, or a list of parts of type `text` and `image`
 LLaVA        image, conversations            {from, value}
-DocVQA       image, question, answers        prompted with `<DocVQA>question`, as the known fine-tunes are
+the Cauldron image, texts                    {user, assistant}
+DocVQA, VQA  image, question, answers        prompted with `<DocVQA>question`, as the known fine-tunes are
 detection    objects {bbox, category}        boxes as x, y, width, height, as in datasets on the Hugging Face hub
 OCR lines    image, lines [{text, points}]   four corners, or a box, for each line of text
 
@@ -24,7 +25,12 @@ from florence2.data.columns import (
     DatasetRow,
     is_missing,
 )
-from florence2.data.folders.conversations import CONVERSATION_COLUMNS, find_messages, translate_conversation
+from florence2.data.folders.conversations import (
+    CONVERSATION_COLUMNS,
+    TURNS_COLUMN,
+    find_messages,
+    translate_conversation,
+)
 from florence2.data.tables import Row
 from florence2.errors import DatasetError
 from florence2.model.geometry import is_finite_number
@@ -33,10 +39,11 @@ from florence2.model.tasks import NUM_BINS, TASKS, OutputType, find_task
 # Columns of our own predictions and reviews, of sizes, and of ids, which need no mention.
 _SILENT_COLUMNS = "images image_dir num_tokens score run_id alternatives accepted width height id image_id tags".split()
 QUESTION_PROMPT = "<DocVQA>"
-FOREIGN_TARGETS = (*CONVERSATION_COLUMNS, "query", "completion", "answers", "objects", "lines")
+FOREIGN_TARGETS = (*CONVERSATION_COLUMNS, TURNS_COLUMN, "query", "completion", "answers", "objects", "lines")
 FOREIGN_COLUMNS = (*FOREIGN_TARGETS, "response", "question")
 _NAMED_COLUMNS = frozenset(FOREIGN_COLUMNS) - {"answers", "completion", "response"}  # each makes a row a foreign one
 _ANSWER_COLUMNS = ("answers", "answer", "text", "caption", "suffix")
+_CHOICE_COLUMNS = ("choices", "options")
 _LABEL_COLUMNS = ("category", "categories", "label", "labels", "category_name", "class", "name", "category_id")
 _OVERFLOW_BIN = f"<loc_{NUM_BINS}>"
 _LAST_BIN = f"<loc_{NUM_BINS - 1}>"
@@ -78,7 +85,7 @@ def _translate(dataset_row: DatasetRow, columns: ColumnMapping) -> list[Row]:
         if not has_text and (messages := find_messages(row)):
             return [_clamp_bins(turn, columns) for turn in translate_conversation(messages, dataset_row, columns)]
         if not is_missing(row.get("question")) and not columns.has_prompt(row):
-            return [_translate_question(row, columns)]
+            return [_translate_question(row, where, columns)]
         has_target = has_text or not is_missing(row.get("answer"))
         if not has_target and isinstance(row.get("objects"), dict | list):
             return [_translate_objects(row, where, columns)]
@@ -97,18 +104,30 @@ def _clamp_bins(row: Row, columns: ColumnMapping) -> Row:
     return {**row, **texts} if texts else row
 
 
-def _translate_question(row: Row, columns: ColumnMapping) -> Row:
+def _translate_question(row: Row, where: str, columns: ColumnMapping) -> Row:
     names = (columns.text,) if columns.text else _ANSWER_COLUMNS
     answers = next((row[name] for name in names if not is_missing(row.get(name))), None)
-    texts = [_number_as_text(answer) for answer in (answers if isinstance(answers, list) else [answers])]
+    is_number = isinstance(answers, int) or (isinstance(answers, str) and answers.isdecimal())
+    if is_number and any(isinstance(row.get(name), list) for name in _CHOICE_COLUMNS):
+        raise DatasetError(
+            f"{where} has the number of a choice, `{answers}`, as its answer", "write the text of the answer"
+        )
+    texts = [text for answer in (answers if isinstance(answers, list) else [answers]) for text in _answer_texts(answer)]
     rest = {key: value for key, value in row.items() if key not in ("question", *_ANSWER_COLUMNS)}
     question = {"prompt": QUESTION_PROMPT, "input": str(row["question"])}
-    return {**rest, **question, columns.text_columns[0]: texts if isinstance(answers, list) else texts[0]}
+    return {**rest, **question, columns.text_columns[0]: texts[0] if len(texts) == 1 else texts}
 
 
-def _number_as_text(answer: Any) -> Any:
-    """Write an integer as text: as the answer to a question it is no class number."""
-    return str(answer) if isinstance(answer, int) and not isinstance(answer, bool) else answer
+def _answer_texts(answer: Any) -> list[Any]:
+    """Return the texts of an answer: of VQA, `{"answer": ...}`, of SQuAD, `{"text": [...]}`, else itself.
+
+    An integer becomes text: as the answer to a question it is no class number.
+    """
+    if isinstance(answer, dict):
+        answer = answer.get("answer", answer.get("text", answer))
+    if isinstance(answer, list):
+        return answer
+    return [str(answer) if isinstance(answer, int) and not isinstance(answer, bool) else answer]
 
 
 def _translate_objects(row: Row, where: str, columns: ColumnMapping) -> Row:

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from florence2.data.columns import METADATA_NAMES, ColumnMapping, DatasetRow
+from florence2.data.columns import IMAGE_COLUMNS, METADATA_NAMES, ColumnMapping, DatasetRow
+from florence2.data.folders.conversations import find_message_images
 from florence2.data.folders.foreign_jsonl import translate_rows
 from florence2.data.folders.image_locator import (
     DATASET_DIR_HINT,
@@ -54,6 +55,8 @@ def locate_rows(rows: Iterable[ReadRow], columns: ColumnMapping, locate: ImageLo
         try:
             if isinstance(row, DatasetError):
                 raise row
+            if columns.image is None and not any(row.get(each) for each in (*IMAGE_COLUMNS, "images")):
+                row = {**row, "images": names} if (names := find_message_images(row)) else row
             name = columns.image_name(row, where)
             if name.startswith("data:") or len(name) > _LONGEST_NAME:
                 what = f"{where} has the image itself, `{name[:30]}…`, where a file name belongs"

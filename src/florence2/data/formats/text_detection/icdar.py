@@ -1,6 +1,5 @@
 """ICDAR: a file `gt_NAME.txt` for each image, with lines `x1,y1,...,x4,y4,text` or `x1,y1,x2,y2,text`."""
 
-import csv
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,17 +44,20 @@ def _parse_file(name: str, path: Path) -> AnnotatedImage:
 
 
 def _icdar_line(line: str, where: str) -> TextLine:
-    """Read eight or four coordinates and a text, separated by commas or by spaces."""
-    comma = "," in line.split('"')[0]
-    try:
-        fields = next(csv.reader([line], delimiter="," if comma else " ", skipinitialspace=True))
-    except csv.Error as error:
-        raise DatasetError(f"{where} is not a row of text: {error}", "correct or remove it") from None
-    count = 8 if len(fields) >= 9 and _are_numbers(fields[:8]) else 4
-    if len(fields) < count or not _are_numbers(fields[:count]):
-        raise DatasetError(f"{where} has no four or eight coordinates", "write `x1,y1,x2,y2,x3,y3,x4,y4,text`")
-    text = ("," if comma else " ").join(fields[count:])
-    return finite_numbers(fields[:count], where), text.strip().strip('"')
+    """Read eight or four coordinates and a text, separated by commas or by spaces; the text is kept as it is."""
+    mark = "," if "," in line.split('"')[0] else None
+    for count in (8, 4):
+        fields = line.strip().split(mark, count)
+        text = fields[count] if len(fields) > count else ""
+        has_all = len(fields) > count or (len(fields) == count and count == 8)  # lines of eight may have no text
+        if has_all and _are_numbers(fields[:count]):
+            return finite_numbers(fields[:count], where), _unquoted(text.strip())
+    raise DatasetError(f"{where} has no four or eight coordinates and a text", "write `x1,y1,x2,y2,x3,y3,x4,y4,text`")
+
+
+def _unquoted(text: str) -> str:
+    is_quoted = len(text) >= 2 and text[0] == text[-1] == '"'
+    return text[1:-1].replace('""', '"') if is_quoted else text
 
 
 def _are_numbers(fields: Sequence[str]) -> bool:
