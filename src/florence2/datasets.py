@@ -20,6 +20,7 @@ def map(  # noqa: A001
     task_input: str = "",
     image_column: str = "image",
     input_column: str | None = None,
+    column_prefix: str = "",
     generation: Mapping[str, Any] | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -29,7 +30,8 @@ def map(  # noqa: A001
 ) -> Any:
     """Add the predictions of a task to a `Dataset` at once, or to an `IterableDataset` as it is read.
 
-    The columns are those of `florence2.ray.predict`. The images of a whole `Dataset` run in one continuous batch; an
+    The columns are those of `florence2.ray.predict`, and so is what `image_column` holds, but for pixels. Each split of
+    a `DatasetDict` is mapped. The images of a whole `Dataset` run in one continuous batch; an
     `IterableDataset` is predicted in batches of 256 rows; it ends at an image that `datasets` cannot decode, unless the
     column is cast to `Image(decode=False)`. `batch_size` is the number of images that are predicted at a time.
     """

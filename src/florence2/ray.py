@@ -20,6 +20,7 @@ def predict(
     task_input: str = "",
     image_column: str = "image",
     input_column: str | None = None,
+    column_prefix: str = "",
     generation: Mapping[str, Any] | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -33,8 +34,8 @@ def predict(
     `image_column` holds encoded bytes, `{bytes, path}`, a path, an address, or pixels (height, width, 3) as
     `ray.data.read_images` reads them; `input_column` the task's input, where each row has its own. `generation` are
     fields of `GenerationConfig`. New columns: `text`, `answer` (JSON of the boxes, quads or polygons, else null),
-    `num_tokens`, `score`, `error`. Each of `num_engines` actors (default: one for each GPU or group of cores) has at
-    most `max_in_flight` images.
+    `num_tokens`, `score`, `error`, each after `column_prefix`; a column that exists already is refused. Each of
+    `num_engines` actors (default: one for each GPU or group of cores) has at most `max_in_flight` images.
     """
     from florence2.recipes.cluster.row_actor import predict_rows
 

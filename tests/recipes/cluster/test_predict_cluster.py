@@ -147,10 +147,13 @@ import ray
 import florence2
 ray.init(sys.argv[1], log_to_driver=False)
 paths = sorted(Path(sys.argv[2]).glob("*.png"))
-encoded = [{"image": path.read_bytes(), "path": str(path)} for path in paths] + [{"image": b"damaged", "path": "bad"}]
+encoded = [{"image": path.read_bytes(), "path": str(path), "id": 1, "tags": ["a"]} for path in paths]
+encoded += [{"image": b"damaged", "path": "bad", "id": None, "tags": []}]
 options = {"model_path": "demo", "task": "od", "dtype": "float32", "num_engines": 1}
 for dataset in (ray.data.from_items(encoded), ray.data.read_images([str(path) for path in paths], include_paths=True)):
     rows = florence2.ray.predict(dataset, **options).take_all()
+    others = [(row.get("id", 1), row.get("tags", ["a"]), row["path"] == "bad") for row in rows]
+    assert {str(other) for other in others} <= {"(1, ['a'], False)", "(None, [], True)"}, others
     print(json.dumps({Path(row["path"]).name: [row["text"], row["answer"], row["error"]] for row in rows}))
 """
 

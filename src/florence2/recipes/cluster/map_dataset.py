@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from florence2.config import HubSettings
-from florence2.data.folders.dataset_features import find_image_column, without_decoding
+from florence2.data.folders.dataset_features import without_decoding
 from florence2.data.sample import Prediction, Sample
 from florence2.engine.engine import Engine
 from florence2.engine.engine_config import EngineConfig
-from florence2.engine.generation_config import GenerationConfig
+from florence2.errors import OptionError
 from florence2.pipeline.class_splitter import ClassSplitter
-from florence2.recipes.cluster.row_actor import RowOptions, to_columns
+from florence2.recipes.cluster.row_actor import RowOptions, parse_generation, to_columns
 from florence2.recipes.create_engine import ModelSource
 
 _STREAM_BATCH = 256
@@ -35,22 +35,41 @@ def map_dataset(
     import datasets
 
     rows = RowOptions(image_column=image_column, **options)
+    if isinstance(dataset, dict):  # of splits
+        splits = dataset.values()
+    elif isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
+        splits = [dataset]
+    else:
+        raise OptionError(f"the dataset is a {type(dataset).__name__}", "pass a dataset of `datasets`")
+    splits = [each if each.features else each._resolve_features() for each in splits]
+    for split in splits:
+        rows.check_columns(list(split.features))
     model = ModelSource.resolve(model_path, HubSettings(revision, offline), dtype)
-    config = EngineConfig(generation=GenerationConfig(**(generation or {})), batch_size=batch_size)
+    config = EngineConfig(generation=parse_generation(generation), batch_size=batch_size)
     predictor = DatasetPredictor(model, device, config, rows)
-    find_image_column(dataset, "of the call", image_column)
-    if isinstance(dataset, datasets.IterableDataset):
-        features = datasets.Features({**dataset.features, **_features(datasets)})
-        return dataset.map(predictor.add_columns, batched=True, batch_size=_STREAM_BATCH, features=features)
-    columns = to_columns(predictor.predict(without_decoding(dataset, image_column)))
-    added = datasets.Dataset.from_dict(columns, features=_features(datasets))
-    return datasets.concatenate_datasets([dataset, added], axis=1)
+    mapped = [_map_split(datasets, split, predictor, rows) for split in splits]
+    return type(dataset)(dict(zip(dataset, mapped, strict=True))) if isinstance(dataset, dict) else mapped[0]
 
 
-def _features(datasets: Any) -> Any:
+def _map_split(datasets: Any, split: Any, predictor: DatasetPredictor, rows: RowOptions) -> Any:
+    added = _features(datasets, rows)
+    if isinstance(split, datasets.IterableDataset):
+        features = datasets.Features({**split.features, **added})
+        return split.map(predictor.add_columns, batched=True, batch_size=_STREAM_BATCH, features=features)
+    encoded = split.with_format(None)
+    if isinstance(split.features[rows.image_column], datasets.Image):
+        encoded = without_decoding(encoded, rows.image_column)
+    columns = datasets.Dataset.from_dict(to_columns(predictor.predict(encoded), rows), features=added)
+    if not len(split):  # which `concatenate_datasets` leaves out
+        features = datasets.Features({**split.features, **added})
+        return datasets.Dataset.from_dict({name: [] for name in features}, features=features)
+    return datasets.concatenate_datasets([split, columns], axis=1)
+
+
+def _features(datasets: Any, rows: RowOptions) -> Any:
     text, number = datasets.Value("string"), datasets.Value("float64")
-    types = {"text": text, "answer": text, "num_tokens": datasets.Value("int32"), "score": number, "error": text}
-    return datasets.Features(types)
+    types = (text, text, datasets.Value("int32"), number, text)
+    return datasets.Features(dict(zip(rows.columns, types, strict=True)))
 
 
 class DatasetPredictor:
@@ -64,7 +83,8 @@ class DatasetPredictor:
         """Return the new columns of a batch."""
         names = list(batch)
         return to_columns(
-            self.predict([dict(zip(names, row, strict=True)) for row in zip(*batch.values(), strict=True)])
+            self.predict([dict(zip(names, row, strict=True)) for row in zip(*batch.values(), strict=True)]),
+            self._options,
         )
 
     def predict(self, rows: Any) -> list[Prediction]:
