@@ -123,6 +123,20 @@ def test_missing_target_raises_or_is_skipped(photos: Path, tmp_path: Path) -> No
     assert [sample.target for sample in SampleStream(source, on_missing="skip").epoch(0)] == ["a"]
 
 
+def test_a_bad_tar_raises_or_is_skipped(tars: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("000000.tar", "000001.tar", "000002.tar"):
+        (tmp_path / name).write_bytes((tars / name).read_bytes())
+    (tmp_path / "000001.tar").write_bytes(b"damaged" * 200)
+    source = find_sharded_source(str(tmp_path), COLUMNS)
+    with pytest.raises(DatasetError, match=r"000001.tar is not a tar") as caught:
+        list(SampleStream(source).epoch(0))
+    assert "--on_missing skip" in caught.value.hint
+    left = Counter(texts(SampleStream(source, on_missing="skip"), 0, Shard(0, 1)))
+    assert left == {f"image {number}": 1 for number in (0, 1, 4, 5)}
+    assert "skipped 1 sample, the first:" in caplog.text
+    assert "000001.tar is not a tar" in caplog.text
+
+
 def test_too_few_samples_for_the_workers_is_an_error(tars: Path) -> None:
     stream = SampleStream(find_sharded_source(str(tars), COLUMNS))
     with pytest.raises(DatasetError, match="too few samples for 8 workers"):

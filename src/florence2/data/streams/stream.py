@@ -13,7 +13,7 @@ from itertools import count, islice
 from typing import NamedTuple, TypeVar
 
 from florence2.data.columns import DatasetRow, samples_from_rows
-from florence2.data.sample import SENTENCE_REASONS, Sample, Skipped
+from florence2.data.sample import SENTENCE_REASONS, Sample, Skipped, SkipReason
 from florence2.data.streams.shard_readers import ShardedSource
 from florence2.data.validate import ALWAYS_SKIPPED, OnMissing, skip_hint
 from florence2.errors import DatasetError
@@ -95,7 +95,7 @@ class SampleStream:
         unread = unread or UnreadCounter(self.source.name, is_logged=is_counted)
         for index in indices:
             rows = unread.count(self.source.reader(index)())
-            for item in samples_from_rows(rows, self.source.columns, ""):
+            for item in self._shard_items(rows):
                 if isinstance(item, Sample):
                     unread.count_doubts(item)
                     yield item
@@ -110,6 +110,16 @@ class SampleStream:
             self._log_skipped(num_skipped, first, "")
         if is_counted:
             unread.log("")
+
+    def _shard_items(self, rows: Iterable[DatasetRow]) -> Iterator[Sample | Skipped]:
+        """Read a shard; one that cannot be read to its end is skipped from there, unless missing samples are errors."""
+        try:
+            yield from samples_from_rows(rows, self.source.columns, "")
+        except DatasetError as error:
+            if self.on_missing == "error":
+                hint = "pass `--on_missing skip` to leave the shard out"
+                raise DatasetError(error.what, f"{error.hint}, or {hint}" if error.hint else hint) from None
+            yield Skipped("", SkipReason.MALFORMED, error.what, error.hint)
 
     def _log_skipped(self, number: int, first: Skipped, when: str) -> None:
         name = first.where if first.reason in SENTENCE_REASONS else f"{first.where}, of those that {first.reason}"
