@@ -36,7 +36,7 @@ def map_dataset(
 
     rows = RowOptions(image_column=image_column, **options)
     if isinstance(dataset, dict):  # of splits
-        splits = dataset.values()
+        splits = list(dataset.values())
     elif isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
         splits = [dataset]
     else:
