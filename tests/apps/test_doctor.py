@@ -142,6 +142,8 @@ def test_path_that_holds_nothing_is_a_problem(capsys: pytest.CaptureFixture[str]
     assert doctor(capsys, str(tmp_path / "nothing"))[0] == 1
     code, report = doctor(capsys, "nobody/nothing")  # never downloaded
     assert (code, report["checked"]["kind"]) == (1, "checkpoint")
+    hint = doctor(capsys, "nothing_of_this_name")[1]["problems"][0]["hint"]
+    assert "run `florence2 data check nothing_of_this_name`, which downloads it" in hint
 
 
 def test_missing_packages_are_named_with_their_command(

@@ -8,7 +8,7 @@ from PIL import Image
 import florence2
 from florence2.apps.page import ask_routes
 from tests.apps.page.live_page import wait_until
-from tests.apps.serve.live_server import live_server, png, predict_alone
+from tests.apps.serve.live_server import demo_model, live_server, png, predict_alone
 
 FILES = [{"name": f"{scene}.png", "mimeType": "image/png", "buffer": png(scene)} for scene in (1, 2)]
 
@@ -80,6 +80,21 @@ def test_files_that_the_browser_cannot_show_are_answered_and_others_named(page) 
         assert not page.locator("#view .stage").is_visible()
         page.select_option("#task", "region_to_category")
         assert page.locator("#status").inner_text() == ""  # the time of the answer before
+
+
+def test_a_model_answers_its_own_prompt_and_another_model_again(page) -> None:
+    prompt = "What is shown, in a word?"
+    models = {"own": demo_model(), "copy": demo_model()}
+    with live_server(routers=[ask_routes.router], models=models, trained_task=prompt) as server:
+        page.goto(server.url)
+        wait_until(page, "document.querySelectorAll('#task option').length === 16")
+        page.set_input_files("#files", FILES[:1])
+        page.wait_for_selector("#answer:not([hidden])")
+        assert json.loads(page.locator("#json").inner_text())["task"] == prompt
+        page.select_option("#task", "caption")
+        wait_until(page, "document.getElementById('json').textContent.includes('<CAPTION>')")
+        page.select_option("#model", "copy")
+        wait_until(page, f"document.getElementById('json').textContent.includes({prompt!r})")
 
 
 def test_the_page_asks_for_the_key_and_other_clients_get_text(page) -> None:

@@ -60,6 +60,7 @@ def check_path(path: str, dtype: Any, revision: str | None = None, base_model: s
         report = check_dataset(dataset=path, offline=True)
     except UserError as error:
         hint = error.hint.replace("pass --recursive", f"run `florence2 data check {path} --recursive`")
+        hint = hint.replace("run once without --offline", f"run `florence2 data check {path}`, which downloads it")
         return PathReport(path, "dataset", {}, (Problem(error.what, hint),))
     first = {issue.kind: f"{issue.where}: {issue.what}" for issue in reversed(report.issues)}
     hint = f"`florence2 data check {path}` lists all"

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from florence2 import TASKS
+from florence2 import TASKS, find_task
 from florence2.apps.page import static_files
+from florence2.apps.serve.model_service import ServedModel
 from florence2.apps.serve.routes.server_state import ServerState, get_state
 from florence2.apps.serve.routes.status_routes import describe_server
 
@@ -26,10 +27,16 @@ async def send_start_page(request: Request, state: State) -> Response:
 
 @router.get("/page/tasks")
 async def list_tasks(state: State) -> dict[str, Any]:
-    """Return the tasks with what they take and answer, and the models."""
+    """Return the tasks with what they take and answer, and the models, each with its own task or prompt."""
     tasks = [
         {"name": task.name, "input": task.input_type.value, "output": task.output_type.value, "prompt": task.prompt}
         for task in TASKS
     ]
-    models = [{"name": model.name, "task": model.default_task} for model in state.service.models.values()]
+    models = [{"name": model.name, "task": _task_name(model)} for model in state.service.models.values()]
     return {"tasks": tasks, "models": models}
+
+
+def _task_name(model: ServedModel) -> str:
+    """Return the name of the task that a model was trained on, or its prompt."""
+    task = find_task(model.default_task)
+    return task.prompt if task.is_custom else task.name

@@ -19,6 +19,7 @@ const region = new RegionInput(stage, find("input"));
 
 async function start() {
   find("key").addEventListener("change", loadTasks);
+  find("model").addEventListener("change", showModel);
   find("task").addEventListener("change", showTask);
   find("run").addEventListener("click", () => run(true));
   find("input").addEventListener("keydown", (event) => event.key === "Enter" && run(true));
@@ -50,15 +51,26 @@ async function loadTasks() {
   find("error").textContent = response.status === 401 ? "The server needs its API key." : "";
   if (!response.ok) return;
   server = await response.json();
-  find("task").replaceChildren(...server.tasks.map((task) => new Option(TASK_TITLES[task.name] ?? task.name.replaceAll("_", " "), task.name)));
   find("model").replaceChildren(...server.models.map((model) => new Option(model.name, model.name)));
   find("model-field").hidden = server.models.length < 2;
   find("model-name").textContent = server.models.length === 1 ? server.models[0].name : "";
+  showModel();
+}
+
+/** List the tasks, and choose the one that the model was trained on, which may be a prompt of its own. */
+function showModel() {
+  const own = server.models.find((model) => model.name === find("model").value)?.task ?? "";
+  const options = server.tasks.map((each) => new Option(TASK_TITLES[each.name] ?? each.name.replaceAll("_", " "), each.name));
+  const isPrompt = own && !server.tasks.some((each) => each.name === own);
+  find("task").replaceChildren(...(isPrompt ? [new Option(own, own)] : []), ...options);
+  if (own) find("task").value = own;
   showTask();
 }
 
 function task() {
-  return server.tasks.find((each) => each.name === find("task").value) ?? server.tasks[0];
+  const name = find("task").value;
+  if (!name) return server.tasks[0];
+  return server.tasks.find((each) => each.name === name) ?? { name, input: "nothing", output: "text" };
 }
 
 function showTask() {
