@@ -24,6 +24,9 @@ def test_names_with_line_breaks_stay_in_one_line():
     assert error.hint == r"remove `a\r\nb`"
     assert UserError("`猫 Å.jpg` is missing").what == "`猫 Å.jpg` is missing"
     assert UserError("caf\udce9.jpg is missing").what == r"caf\udce9.jpg is missing"
+    long = UserError(f"`{'x' * 10**7}` is missing").what
+    assert len(long) < 4000
+    assert long.endswith("x` is missing (10,000,013 characters)")
 
 
 def test_kinds_of_user_error():

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from florence2.distributed import is_main_process
-from florence2.errors import escape_controls
+from florence2.errors import to_line
 
 if TYPE_CHECKING:  # its import takes as long as the rest of `--help`
     from rich.console import Console, RenderableType
@@ -57,7 +57,7 @@ class _StderrHandler(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"{escape_controls(self.format(record))}\n")
+        sys.stderr.write(f"{to_line(self.format(record))}\n")
 
 
 def log_lines(lines: Iterable[str]) -> None:
@@ -68,7 +68,7 @@ def log_lines(lines: Iterable[str]) -> None:
 
 def print_lines(lines: Iterable[str]) -> None:
     """Print lines of a report to stdout; what controls a terminal is escaped."""
-    sys.stdout.writelines(f"{escape_controls(line)}\n" for line in lines)
+    sys.stdout.writelines(f"{to_line(line)}\n" for line in lines)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -246,3 +247,21 @@ def test_half_of_a_surrogate_pair_is_an_error_of_its_row(
     assert r"caf\udce9.png" in page.read_text(encoding="utf-8")
     assert main(["data", "convert", str(dataset), str(folder), "--to", "folder"]) == 0
     assert [path.name for path in folder.glob("*.txt")] == [os.fsdecode(b"caf\xe9.txt")]
+
+
+def test_rows_name_no_address_of_this_machine_and_none_is_read_offline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "outside.png").write_bytes(image_bytes())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        names = [f"file://{tmp_path}/outside.png", f"http://127.0.0.1:{server.getsockname()[1]}/a.png"]
+        table = tmp_path / "d.jsonl"
+        table.write_text("".join(json.dumps({"file_name": name, "text": "a boat"}) + "\n" for name in names))
+        assert main(["data", "check", str(table), "--offline"]) == 1
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    output = capsys.readouterr().out
+    assert f"line 1: `{names[0]}` is no address of a store" in output
+    assert f"{names[1]} is not on this machine" in output
+    assert "FLORENCE2_OFFLINE" not in os.environ

@@ -20,6 +20,7 @@ from florence2.data.inspection.issues import LengthLimit, check_row, min_token_c
 from florence2.data.inspection.low_scores import remove_low_scores
 from florence2.data.resolve import split_spec
 from florence2.data.sample import Sample
+from florence2.data.stores.offline import respects_offline
 from florence2.errors import DatasetError
 from florence2.files import print_json
 from florence2.log import print_lines
@@ -50,12 +51,14 @@ def main_convert(settings: ConvertSettings) -> int:
     return 0
 
 
+@respects_offline
 def run_check(settings: CheckSettings) -> DatasetReport:
     """Count the samples of a dataset and list its errors."""
     rows, columns = _rows(settings.data, settings.source), _columns(settings.data, settings.source)
     return report_dataset(settings.data.dataset, rows, columns, _length_limit(settings))
 
 
+@respects_offline
 def run_preview(settings: PreviewSettings) -> Path:
     """Write an HTML page with images and their targets, and return its path."""
     page = Path(settings.output).expanduser()
@@ -65,6 +68,7 @@ def run_preview(settings: PreviewSettings) -> Path:
     return page
 
 
+@respects_offline
 def run_convert(settings: ConvertSettings) -> ConversionResult:
     """Write a dataset in another format."""
     rows, columns = _rows(settings.data, settings.source), _columns(settings.data, settings.source)

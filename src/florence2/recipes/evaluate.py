@@ -13,6 +13,7 @@ from typing import Any
 from florence2.config import EvaluateSettings, InputSettings, OutputSettings, PredictSettings, WeightsSettings
 from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.data.sample import ResolvedDataset
+from florence2.data.stores.offline import respects_offline
 from florence2.distributed import is_main_process
 from florence2.errors import OptionError
 from florence2.files import to_json
@@ -40,6 +41,7 @@ def main(settings: EvaluateSettings, *, as_json: bool = False) -> int:
     return 0
 
 
+@respects_offline
 def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     """Score predictions, write the scores and the HTML page, and return the scores as the JSON file holds them.
 

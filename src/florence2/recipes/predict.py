@@ -16,6 +16,7 @@ from florence2.config import PredictSettings
 from florence2.data.listed.listed_samples import ListedSamples, select_samples
 from florence2.data.resolve import resolve_images
 from florence2.data.sample import Prediction, ResolvedDataset, Sample, relative_image_dir
+from florence2.data.stores.offline import respects_offline
 from florence2.data.stores.store_path import check_slashes
 from florence2.distributed import is_main_process, launcher_rank
 from florence2.engine.stats import Stats
@@ -52,6 +53,7 @@ def main(settings: PredictSettings, *, as_json: bool = False) -> int:
     return summary.exit_code
 
 
+@respects_offline
 def run_predict(settings: PredictSettings) -> RunSummary:
     """Run tasks on images and write the predictions down.
 

@@ -18,6 +18,7 @@ from transformers import Seq2SeqTrainingArguments, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from florence2.config import TrainSettings
+from florence2.data.stores.offline import respects_offline
 from florence2.devices import dtype_warning
 from florence2.distributed import is_main_process
 from florence2.errors import OptionError
@@ -81,6 +82,7 @@ def main(settings: TrainSettings, *, as_json: bool = False) -> int:
     return 0
 
 
+@respects_offline
 def run_train(settings: TrainSettings) -> Path:
     """Fine-tune on images with annotations, and return the folder with the result.
 
@@ -109,11 +111,10 @@ def run_train(settings: TrainSettings) -> Path:
     if spec.gradient_checkpointing:
         memory.checkpoint_activations(model)
     if spec.auto_batch:
-        batch = auto_batch_size(spec.run.batch, model, builder.train_dataset(), spec.dtype, spec.checkpoint)
-        spec = spec.with_batch(batch)
-    metadata = build_metadata(
-        spec.settings, spec.dtype, base_model, data.train, data.eval, spec.run.batch.samples_per_step
-    )
+        dataset = builder.train_dataset()
+        spec = spec.with_batch(auto_batch_size(spec.run.batch, model, dataset, spec.dtype, spec.checkpoint))
+    num_samples = spec.run.batch.samples_per_step
+    metadata = build_metadata(spec.settings, spec.dtype, base_model, data.train, data.eval, num_samples)
     check_resume_data(spec.checkpoint, metadata.data)
     saver = ModelSaver(processor, metadata)
     _train(spec, model, builder, eval_set, saver)

@@ -17,7 +17,7 @@ from typing import Any, Self
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from florence2.data.sample import Prediction
-from florence2.errors import escape_controls
+from florence2.errors import to_line
 from florence2.log import count_noun, line_interval, logger, progress_console
 
 LINE_INTERVAL = 10.0  # seconds, in the first minute
@@ -99,7 +99,7 @@ class RunSummary:
         return lines
 
     def __str__(self) -> str:
-        return "\n".join(map(escape_controls, self.lines()))
+        return "\n".join(map(to_line, self.lines()))
 
 
 class PredictProgressBar:

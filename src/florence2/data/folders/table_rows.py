@@ -62,7 +62,7 @@ def locate_rows(rows: Iterable[ReadRow], columns: ColumnMapping, locate: ImageLo
                 what = f"{where} has the image itself, `{name[:30]}…`, where a file name belongs"
                 raise DatasetError(what, "write the image to a file, and its name into the row")
             if is_address(name):  # the image in a store, and its own id
-                yield DatasetRow(where, row, Sample(name, RemoteImage(name), ""))
+                yield DatasetRow(where, row, Sample(name, RemoteImage.of_row(name, where), ""))
                 continue
             located = _locate_image(name, where, row, locate)
         except DatasetError as error:

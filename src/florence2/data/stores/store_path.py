@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from florence2.data.stores.offline import refuse_offline
 from florence2.data.stores.range_reader import RangeReader
 from florence2.data.stores.retries import retry
 from florence2.errors import DatasetError, MissingPackageError, OptionError
@@ -118,6 +119,7 @@ def open_filesystem(address: str) -> tuple[Any, str]:
 
     scheme, _, rest = address.partition("://")
     scheme = scheme.lower()
+    refuse_offline(address, scheme)
     if scheme in ("gs", "gcs"):
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # its tracebacks repeat what is raised
     try:

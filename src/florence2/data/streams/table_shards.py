@@ -144,7 +144,7 @@ def remote_rows(path: StorePath, columns: ColumnMapping) -> Iterator[DatasetRow]
 
 def _remote_sample(path: StorePath, name: str, row: Row, where: str, stored: StoredImages) -> Sample:
     if is_address(name):
-        return Sample(name, RemoteImage(name), "")
+        return Sample(name, RemoteImage.of_row(name, where, path.address.partition("://")[0]), "")
     plain = posixpath.normpath(name.replace("\\", "/"))
     if plain.startswith(("/", "..")):
         hint = "write the name relative to the table's folder"
