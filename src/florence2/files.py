@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from florence2.distributed import is_main_process
-from florence2.errors import OptionError
+from florence2.errors import DatasetError, OptionError
 
 _MAX_NAME_BYTES = 255
 _LOCKED_ERRORS = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
@@ -90,6 +90,17 @@ def cache_folder() -> Path | None:
     with contextlib.suppress(RuntimeError):
         folder = folder.expanduser()
     return folder / "florence2" if folder.is_absolute() else None
+
+
+def path_inside(folder: Path, name: str) -> Path:
+    """Return the path of a file to be written below a folder; `name` may come from a file that anybody made.
+
+    Raises DatasetError for a name that leads out of the folder.
+    """
+    path = Path(name)
+    if path.drive or path.root or ".." in path.parts:
+        raise DatasetError(f"the name `{name}` leads out of the folder {folder}", "rename the image in its dataset")
+    return folder / name
 
 
 def require_utf8_path(path: Path) -> None:

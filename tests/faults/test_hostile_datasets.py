@@ -23,10 +23,13 @@ from florence2.cli.program import main
 from florence2.config import DEFAULT_TASK
 from florence2.data.columns import ColumnMapping
 from florence2.data.resolve import DatasetOptions, resolve_dataset
+from florence2.data.sample import Prediction, Sample
 from florence2.data.streams.open_source import find_sharded_source
 from florence2.data.streams.stream import SampleStream
 from florence2.data.tables import read_rows_or_errors
 from florence2.errors import DatasetError
+from florence2.results.annotated_images import AnnotatedImageWriter
+from florence2.results.sidecar import SidecarWriter
 
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT / "tests" / "corpus"
@@ -265,3 +268,28 @@ def test_rows_name_no_address_of_this_machine_and_none_is_read_offline(
     assert f"line 1: `{names[0]}` is no address of a store" in output
     assert f"{names[1]} is not on this machine" in output
     assert "FLORENCE2_OFFLINE" not in os.environ
+
+
+def test_names_that_lead_out_of_their_tar_are_counted_and_write_nothing_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside = tmp_path / "a" / "b"
+    inside.mkdir(parents=True)
+    with tarfile.open(inside / "s.tar", "w") as tar:
+        for name in ("../../evil", "x/../../../evil", f"{tmp_path}/evil", "good"):
+            for suffix, content in ((".png", image_bytes()), (".txt", b"a boat")):
+                member = tarfile.TarInfo(name + suffix)
+                member.size = len(content)
+                tar.addfile(member, BytesIO(content))
+    assert main(["data", "convert", str(inside / "s.tar"), str(inside / "out"), "--to", "folder"]) == 0
+    assert "skipped: 6 file whose name leads out of the tar (not read)" in capsys.readouterr().out
+    assert sorted(path.name for path in (inside / "out").iterdir()) == ["good.png", "good.txt"]
+    for name in ("../evil.png", f"{tmp_path}/evil.png", "https://host/x/../../../../evil.png"):
+        prediction = Prediction(name, "<CAPTION>", text="a boat")
+        for writer in (
+            SidecarWriter(inside, ".txt", "overwrite"),
+            AnnotatedImageWriter(str(inside), [Sample(name, image_bytes(), "caption")]),
+        ):
+            with pytest.raises(DatasetError, match="leads out of the folder"):
+                writer.write(prediction)
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]

@@ -13,6 +13,7 @@ from florence2.data.listed.digest_set import DigestSet, digest_key
 from florence2.data.listed.listed_images import ListedImages
 from florence2.data.listed.listed_samples import ListedSamples
 from florence2.data.sample import Prediction, Sample
+from florence2.files import path_inside
 from florence2.model.answer import Answer
 from florence2.model.locations import decode
 from florence2.model.tasks import InputType, OutputType, find_task
@@ -42,7 +43,7 @@ class AnnotatedImageWriter:
         if prediction.error is not None:
             return None
         opened = self._sample(prediction.file_name).open(min_size=_REDUCED_SIZE)
-        path = self.folder / self._name(prediction)
+        path = path_inside(self.folder, self._name(prediction).as_posix())
         path.parent.mkdir(parents=True, exist_ok=True)
         answer = answer_with_input(prediction, opened.size)
         draw_answer(opened.image, answer, size=opened.size).save(path, quality=90)

@@ -12,7 +12,7 @@ from florence2.data.listed.digest_set import DigestSet, digest_key
 from florence2.data.listed.listed_samples import sample_keys
 from florence2.data.sample import Prediction, Sample, SampleKey
 from florence2.errors import DatasetError, OptionError
-from florence2.files import atomic_write
+from florence2.files import atomic_write, path_inside
 
 LacksLine = Callable[[SampleKey, Path], bool]
 IfExists = Literal["skip", "overwrite", "append", "prepend"]
@@ -76,8 +76,8 @@ class SidecarWriter:
 
     def _path(self, file_name: str) -> Path:
         extension = self.extension if self.extension.startswith((".", "_")) else f".{self.extension}"
-        folder, _, name = file_name.rpartition("/")
-        return self.image_dir / folder / (PurePosixPath(name).stem + extension)
+        folder, slash, name = file_name.rpartition("/")
+        return path_inside(self.image_dir, f"{folder}{slash}{PurePosixPath(name).stem}{extension}")
 
 
 def _read_caption(path: Path) -> str:

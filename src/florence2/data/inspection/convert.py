@@ -31,7 +31,7 @@ from florence2.data.sample import Sample
 from florence2.data.streams.tars.tar_writer import write_shards
 from florence2.data.tables import Row
 from florence2.errors import DatasetError, OptionError, UserError
-from florence2.files import has_case_sensitive_names, reserved_part, to_json
+from florence2.files import has_case_sensitive_names, path_inside, reserved_part, to_json
 from florence2.model.tasks import InputType, OutputType, split_prompt
 
 OutputFormat = Literal["jsonl", "coco", "yolo", "folder", "shards"]
@@ -100,6 +100,7 @@ def _collect_records(rows: Iterable[DatasetRow], columns: ColumnMapping, skipped
                 raise row.error
             size = row.image.size()
             record = records.get(row.image.id) or ImageRecord(row.image, _file_name(row.image))
+            path_inside(Path(), record.name)
             records[row.image.id] = _with_row(record, row, columns, size)
         except UserError:
             skipped[_ISSUES] += 1

@@ -144,6 +144,9 @@ def _is_read(member: tarfile.TarInfo, extension: str, has_targets: bool, ignored
     if not member.isfile():
         ignored.append("link" if member.issym() or member.islnk() else "special file")
         return False
+    if name.is_absolute() or ".." in name.parts:
+        ignored.append("file whose name leads out of the tar")
+        return False
     if is_image or last == _ROW_EXTENSION or (last in _CAPTION_EXTENSIONS and has_targets):
         return bool(extension)
     if last not in _CAPTION_EXTENSIONS:
