@@ -224,6 +224,7 @@ def test_what_cannot_be_edited_is_named(folder: Path, tmp_path: Path) -> None:
     (coco / "_annotations.coco.json").write_text(json.dumps(content))
     refused = (
         (tmp_path / "rows.json", "neither a JSONL nor a CSV"),
+        (folder / "0000.png", "one image"),
         (tmp_path / "absent", "does not exist"),
         (coco, "in another format"),
     )

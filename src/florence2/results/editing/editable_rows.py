@@ -35,6 +35,8 @@ def find_table(path: Path) -> Path | None:
         return find_table(path / names[0]) if names else None
     if not path.is_file():
         raise DatasetError(f"{path} does not exist", "pass a folder of images, or a `captions.jsonl`")
+    if is_image_name(path.name):
+        raise DatasetError(f"{path} is one image, not a dataset", f"pass its folder, {display_path(path.parent)}")
     hint = _CONVERT_HINT.format(path)
     if path.suffix.lower() == ".parquet":
         raise DatasetError(f"{path} is a Parquet file, whose rows cannot be changed one by one", hint)
