@@ -78,6 +78,7 @@ def test_names(name: str, source: str | None) -> None:
         ),
         ({"properties": {"boxes": {"type": "array", "items": SIDES}}}, {"boxes": [[0, 0, 1, 1]] * 3}),
         ({"properties": {"people": array(label={})}}, {"people": []}),
+        ({"properties": {"object_count": {"type": "integer"}}}, {"object_count": 3}),
         (array(caption={}, tags={"type": "array"}), [{"caption": "a long text", "tags": ["cat", "dog"]}]),
     ],
     ids=lambda value: json.dumps(value)[:50],
@@ -91,7 +92,6 @@ def test_filled(schema: dict, value: object) -> None:
     [
         {"properties": {"stars": {"type": "integer"}}, "required": ["stars"]},
         {"properties": {"title": {"enum": ["a", "b"]}}, "required": ["title"]},
-        {"properties": {"tags": {"type": "array", "minItems": 9}}, "required": ["tags"]},
         {"type": "array", "items": {"type": "integer"}, "minItems": 1},
     ],
     ids=lambda value: json.dumps(value)[:50],
@@ -99,6 +99,16 @@ def test_filled(schema: dict, value: object) -> None:
 def test_what_cannot_be_filled_is_an_error(schema: dict) -> None:
     with pytest.raises(RequestError, match="no task answers"):
         fill(schema)
+
+
+def test_too_few_items_are_an_error() -> None:
+    with pytest.raises(RequestError, match="fewer items than `tags` needs"):
+        fill({"properties": {"tags": {"type": "array", "minItems": 9}}, "required": ["tags"]})
+
+
+def test_any_object_names_its_text() -> None:
+    assert json.loads(JsonFormat().fill({"0": ANSWERS[OCR]})) == {"text": "STOP"}
+    assert json.loads(JsonFormat().fill({"0": ANSWERS[TITLE]})) == {"caption": "short"}
 
 
 def test_references_in_a_circle_end() -> None:

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from florence2 import Answer, Prediction
+from florence2 import Answer, Prediction, find_task
+from florence2.apps.serve.chat.free_words import is_caption_task
 from florence2.apps.serve.chat.object_rows import (
     DetectedObject,
     ObjectFiller,
@@ -112,7 +113,9 @@ def _any_object(predictions: Sequence[Prediction]) -> dict[str, Any]:
     if len(predictions) != 1:
         return {"predictions": [each.to_json() for each in predictions]}
     [prediction] = predictions
-    return {"caption": prediction.text} if prediction.answer is None else dict(prediction.answer.to_dict())
+    if prediction.answer is not None:
+        return dict(prediction.answer.to_dict())
+    return {"caption" if is_caption_task(find_task(prediction.task)) else "text": prediction.text}
 
 
 class _SchemaReader:
@@ -199,6 +202,8 @@ class _SchemaReader:
         if is_nullable:
             return None
         if is_required:
+            if kind == "array" and name and source and resolved.get("minItems"):
+                raise RequestError(f"the answer has fewer items than `{name[:60]}` needs", "lower its `minItems`")
             raise unanswered(name, kind)
         return _OMITTED
 
@@ -207,6 +212,8 @@ class _SchemaReader:
         prediction = answers.get(source) if source else None
         if kind == "array":
             return self._array(source, schema, prediction)
+        if kind in ("integer", "number") and source == LABELS:
+            return len(objects_of(prediction))
         if kind not in _EMPTY or not isinstance(kind, str):
             return _OMITTED
         text = ", ".join(labels_of(prediction)) if source == LABELS else prediction.text if prediction else ""

@@ -18,6 +18,8 @@ _NAMES = {
         "content",
         "answer",
         "response",
+        "result",
+        "output",
     ),
     TITLE: ("title", "headline", "name", "subject", "heading"),
     LABELS: (
