@@ -61,6 +61,8 @@ def test_regions_are_dragged_and_errors_are_shown(page) -> None:
         page.fill("#input", "nonsense")
         page.click("#run")
         wait_until(page, "document.getElementById('error').textContent.includes('not a region')")
+    page.click("#run")
+    wait_until(page, "document.getElementById('error').textContent === 'The server does not answer.'")
 
 
 def test_files_that_the_browser_cannot_show_are_answered_and_others_named(page) -> None:

@@ -11,6 +11,7 @@ let server = { tasks: [], models: [] };
 /** @type {Item[]} */
 const items = [];
 let current = -1;
+const NO_ANSWER = "The server does not answer.";
 const TASK_TITLES = { od: "object detection (od)", ocr: "text (ocr)", ocr_with_region: "text with region (ocr)" };
 
 const stage = makeStage("The image with the answer drawn on it");
@@ -45,8 +46,21 @@ function headers() {
   return key ? { authorization: `Bearer ${key}` } : {};
 }
 
+/** Send a request with the key. @param {string} path @param {RequestInit} options */
+async function request(path, options) {
+  try {
+    return await fetch(path, { ...options, headers: headers() });
+  } catch {
+    throw new Error(NO_ANSWER);
+  }
+}
+
 async function loadTasks() {
-  const response = await fetch("/page/tasks", { headers: headers() });
+  const response = await request("/page/tasks", {}).catch(() => null);
+  if (!response) {
+    find("error").textContent = NO_ANSWER;
+    return;
+  }
   find("key-field").hidden = response.status !== 401 && !find("key").value;
   find("error").textContent = response.status === 401 ? "The server needs its API key." : "";
   if (!response.ok) return;
@@ -175,8 +189,8 @@ async function predict(item) {
   form.append("task", find("task").value);
   if (find("model").value) form.append("model", find("model").value);
   if (task().input !== "nothing") form.append("task_input", find("input").value);
-  const response = await fetch("/v1/predict", { method: "POST", body: form, headers: headers() });
-  const body = await response.json();
+  const response = await request("/v1/predict", { method: "POST", body: form });
+  const body = await response.json().catch(() => ({})); // a proxy may answer in its own words
   if (!response.ok) throw new Error(body.error?.message ?? `The server answered with status ${response.status}.`);
   const [row] = body.predictions;
   if (row.error) throw new Error(row.error);
