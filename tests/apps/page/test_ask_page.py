@@ -125,7 +125,7 @@ def test_the_api_page_shows_each_route_and_sends_requests_without_other_servers(
         with server.client() as client:
             paths = client.get("/openapi.json").json()["paths"]
         assert page.locator("details").count() == sum(map(len, paths.values()))
-        for path in ("/v1/chat/completions", "/v1/predict", "/api/generate", "/api/chat"):
+        for path in ("/v1/chat/completions", "/v1/responses", "/v1/predict", "/api/generate", "/api/chat"):
             operation = page.locator("details", has=page.locator(f"summary code:text-is('{path}')"))
             operation.locator("summary").click()
             page.fill("#key", "")

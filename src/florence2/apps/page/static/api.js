@@ -9,6 +9,7 @@ const MESSAGE = { role: "user", content: [{ type: "text", text: "Describe this i
 /** Bodies that the server answers, for the operations that take one. */
 const EXAMPLES = {
   "/v1/chat/completions": { messages: [MESSAGE] },
+  "/v1/responses": { input: [{ role: "user", content: [{ type: "input_image", image_url: PIXEL }] }] },
   "/v1/predict": { image: PIXEL, task: ["caption", "od"] },
   "/api/generate": { prompt: "Describe this image", images: [PIXEL.split(",")[1]], stream: false },
   "/api/chat": { messages: [{ role: "user", content: "Describe this image", images: [PIXEL.split(",")[1]] }], stream: false },
