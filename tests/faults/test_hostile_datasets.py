@@ -193,9 +193,10 @@ def test_rows_name_no_file_outside_the_folder(tmp_path: Path, seed_row: dict[str
     assert "\n" not in caught.value.what
 
 
-def test_entities_of_xml_are_not_expanded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", ['SYSTEM "file:///etc/hostname"', '"&lt;loc_1&gt;"'])
+def test_entities_of_xml_are_not_expanded(tmp_path: Path, value: str) -> None:
     (tmp_path / "a.png").write_bytes(image_bytes())
-    entity = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]>'
+    entity = f"<!DOCTYPE a [<!ENTITY x {value}>]>"
     box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
     (tmp_path / "a.xml").write_text(
         f"{entity}<annotation><filename>a.png</filename><object><name>&x;</name>{box}</object></annotation>"
@@ -212,6 +213,21 @@ def test_yaml_tags_build_no_objects(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="not YAML"):
         resolve_dataset(tmp_path / "data.yaml", DatasetOptions("od"))
     assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("names: [[x, y]]\ntrain: .\n", "a class 0 in `names`"),
+        ("path: /etc\ntrain: hostname\nnames: [x]\n", "nor a list"),
+    ],
+)
+def test_lists_as_names_and_other_files_as_lists_are_refused(tmp_path: Path, config: str, message: str) -> None:
+    (tmp_path / "a.png").write_bytes(image_bytes())
+    (tmp_path / "a.txt").write_text("0 .5 .5 .2 .2\n")
+    (tmp_path / "data.yaml").write_text(config)
+    with pytest.raises(DatasetError, match=message):
+        resolve_dataset(tmp_path / "data.yaml", DatasetOptions("od"))
 
 
 def test_members_of_tars_are_not_written_to_disk(tmp_path: Path) -> None:

@@ -37,7 +37,10 @@ def read_xml(path: Path) -> ElementTree.Element:
     elif encoding.lower() in ("gb2312", "gbk"):
         encoding = "gb18030"  # programs that declare these write the characters of their superset, too
     try:
-        return ElementTree.fromstring(content.decode(encoding))
+        text = content.decode(encoding)
+        if "<!ENTITY" in text:  # expat would expand those that it declares itself
+            raise DatasetError(f"{path} declares entities, which are not expanded", "export it again")
+        return ElementTree.fromstring(text)
     except (UnicodeDecodeError, LookupError):
         what = f"{path} is not text in the encoding `{encoding.removesuffix('-sig')}`"
         raise DatasetError(what, "save it as UTF-8, and declare `encoding`") from None

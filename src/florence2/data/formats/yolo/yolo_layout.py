@@ -22,6 +22,7 @@ from florence2.errors import DatasetError
 CONFIG_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 NAME_LISTS = ("obj.names", "classes.txt", "labels/classes.txt", "_darknet.labels")
 _LABEL_FOLDERS = ("labels", "labeltxt")  # in lower case
+_LIST_EXTENSIONS = (".txt", ".lst", ".list")
 _NAMES_HINT = "list them, as in `names: [cat, dog]`"
 _SPLITS = ("train", *split_aliases("val"), "test")
 
@@ -131,6 +132,8 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path} has `names` with `{invalid[0]}` where the number of a class belongs",
             "write the number first, as in `0: cat`",
         )
+    if invalid := [key for key, name in texts.items() if not isinstance(name, str)]:
+        raise DatasetError(f"{path} has a class {invalid[0]} in `names` that is not a name", _NAMES_HINT)
     return {**config, "names": {int(key): texts[str(key)] for key, name in values.items() if name not in (None, "")}}
 
 
@@ -191,6 +194,8 @@ def _list_images(source: Path, folder: Path) -> list[Path]:
     """List the images of a folder, or those in a list; a list of another machine is matched to files of `folder`."""
     if is_folder(source):
         return [listing.path / name for listing in walk(source, recursive=True) for name in listing.images()]
+    if source.suffix.lower() not in _LIST_EXTENSIONS:
+        raise DatasetError(f"{source} is neither a folder nor a list of images", f"name it {source.name}.txt")
     matcher = FileMatcher(str(folder))
 
     def find(name: str) -> Path:
