@@ -248,3 +248,17 @@ def test_what_cannot_be_edited_is_named(folder: Path, tmp_path: Path) -> None:
     assert "outside" in rows[1].locked
     assert rows[1].image is None
     assert (rows[2].locked, rows[2].error) == ("", "gone.png does not exist")
+
+
+def test_a_write_that_fails_leaves_every_file_as_it_was(folder: Path) -> None:
+    blocker = folder / ".0001.txt.unfinished"  # where the new content of the second file is written
+    files = {path: path.read_bytes() for path in folder.iterdir()}
+    dataset = EditableDataset(folder)
+    changes = [RowChange(row.index, row.version, text="new") for row in dataset.rows]
+    blocker.mkdir()
+    with pytest.raises(UserError, match="Is a directory") as caught:
+        dataset.change(changes, "edit")
+    assert "nothing was written" in caught.value.hint
+    blocker.rmdir()
+    assert {path: path.read_bytes() for path in folder.iterdir()} == files
+    assert {row.text for row in dataset.change(changes, "edit")} == {"new"}

@@ -59,15 +59,27 @@ class EditedFiles:
         """Write an edit, and return the edit that reverts it, byte for byte.
 
         Raises FileChangedError where a file was changed since it was read, and UserError where another process writes
-        the table; then nothing is written. Each file is replaced atomically, the table last.
+        the table or a file cannot be written; then nothing is written, and files written before are restored. Each
+        file is replaced atomically, the table last.
         """
         inverse = FileEdit(
             {index: self._lines[index] for index in edit.lines}, {path: self.file(path) for path in edit.files}
         )
+        try:
+            self._write(edit)
+        except OSError as error:
+            is_restored = self._restore(inverse.files)
+            hint = "nothing was written" if is_restored else "reload the page, which shows what was written"
+            raise UserError(
+                f"{error.strerror}: {error.filename or self.table}", f"free space or change permissions; {hint}"
+            ) from error
+        return inverse
+
+    def _write(self, edit: FileEdit) -> None:
         if not edit.lines or self.table is None:
             self._check_files(edit.files)
             self._write_files(edit.files)
-            return inverse
+            return
         lock = WriteLock(self.table)
         if lock.is_acquired is False:
             raise UserError(
@@ -81,7 +93,15 @@ class EditedFiles:
             self._write_table(self.table, edit.lines)
         finally:
             lock.release()
-        return inverse
+
+    def _restore(self, files: Mapping[Path, bytes | None]) -> bool:
+        """Write back what files contained before an edit that failed; return whether all of them contain it again."""
+        changed = {path: content for path, content in files.items() if self._files[path] != content}
+        try:
+            self._write_files(changed)
+        except OSError:
+            return False
+        return True
 
     def _check_table(self, table: Path) -> None:
         """Compare the content only where size or time differ, because a copy tool may have touched it."""
