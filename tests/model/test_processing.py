@@ -148,6 +148,8 @@ def test_too_long_prompt_is_refused(preprocessor):
     with pytest.raises(UserError, match=r"the prompt has \d+ tokens, the model takes \d+") as error:
         preprocessor.prompt_ids(task, "boat " * 10, max_length=len(ids) - 1)
     assert "Locate boat" in error.value.hint
+    with pytest.raises(UserError, match="the prompt has 50,"):
+        preprocessor.prompt_ids(task, "boat " * 10_000, max_length=100)
 
 
 def test_half_of_a_surrogate_pair_in_a_prompt_is_refused(preprocessor):
@@ -180,6 +182,9 @@ def test_too_long_target_is_truncated_before_the_end_token(preprocessor):
     assert is_truncated
     assert shorter == [*ids[:9], 2]
     assert preprocessor.target_ids("xyz" * 20, 10) == shorter
+    for text in ("xyz é " * 50_000, "x" * 50_000):  # of which the end is not read
+        every = preprocessor.target_ids(text)
+        assert preprocessor.encode_target(text, 10) == ([*every[:9], 2], True)
 
 
 def test_layout_tokens_in_a_caption_are_removed(preprocessor):

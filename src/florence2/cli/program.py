@@ -189,6 +189,8 @@ def _run(name: str, words: list[str], prog: str) -> int:
     command = COMMANDS[name]
     parsed = split_words(words, command.settings, command.positional, can_json=command.can_json)
     check_required(parsed.words, command.settings, prog)
+    if word := next((each for each in parsed.words if "\0" in each), None):  # from a `--config` file
+        raise OptionError(f"`{word}` has a null character", "remove it")
     settings: Any = tyro.cli(
         command.settings,
         args=parsed.words,

@@ -21,6 +21,7 @@ from florence2.model.tasks import NUM_BINS, InputType, Task
 
 _TAG = re.compile(r"(?<=<)(?=\w)|(?<=</)(?=\w)")  # within a special token or what looks like one
 IGNORED_LABEL = -100  # the label of padding
+_MAX_TOKEN_LENGTH = 256  # characters; the longest of Florence-2's vocabulary has 128
 
 
 @lru_cache
@@ -78,9 +79,8 @@ class Preprocessor:
         text = f"<loc_0><loc_{NUM_BINS - 1}>"
         first, *rest = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if rest != [first + NUM_BINS - 1]:
-            raise CheckpointError(
-                "the tokenizer does not have the 1,000 location tokens in a row", "load the tokenizer of a Florence-2"
-            )
+            what = "the tokenizer does not have the 1,000 location tokens in a row"
+            raise CheckpointError(what, "load the tokenizer of a Florence-2")
         return range(first, first + NUM_BINS)
 
     @property
@@ -109,7 +109,7 @@ class Preprocessor:
         Raises UserError where there are more than `max_length` ids, because a truncated prompt is another prompt.
         """
         prompt = task.format_prompt(input)
-        self._refuse_unusable_prompt(prompt)
+        self._refuse_unusable_prompt(prompt, max_length)
         is_words = task.input_type is InputType.WORDS
         ids = [self.image_token_id] * self.num_image_tokens + self._tokenize(prompt, literal=is_words)
         if max_length is not None and len(ids) > max_length:
@@ -128,7 +128,9 @@ class Preprocessor:
         self, text: str, max_length: int | None = None, *, literal: bool = False
     ) -> tuple[list[int], bool]:
         """Return `target_ids`, and whether it is truncated; `literal` makes `<loc_5>` and `</s>` letters."""
-        ids = self._tokenize(text.strip() if literal else self._without_layout_tokens(text), literal=literal)
+        text = text.strip() if literal else self._without_layout_tokens(text)
+        end = None if max_length is None else max_length * _MAX_TOKEN_LENGTH  # a token takes memory, used or not
+        ids = self._tokenize(text[:end], literal=literal)
         if max_length is None or len(ids) <= max_length:
             return ids, False
         return [*ids[: max_length - 1], ids[-1]], True
@@ -177,14 +179,15 @@ class Preprocessor:
         ids = [*self._layout_ids(), self.image_token_id]
         return cast("list[str]", self.tokenizer.convert_ids_to_tokens(ids))
 
-    def _refuse_unusable_prompt(self, prompt: str) -> None:
+    def _refuse_unusable_prompt(self, prompt: str, max_length: int | None) -> None:
+        if max_length is not None and len(prompt) > max_length * _MAX_TOKEN_LENGTH:
+            raise UserError(f"the prompt has {len(prompt):,} characters", "shorten it")
         try:
             prompt.encode()
         except UnicodeEncodeError:
             raise UserError("the prompt holds half of a surrogate pair, which is no character", "remove it") from None
-        for token in self._layout_tokens():
-            if token in prompt:
-                raise UserError(f"the prompt holds the layout token `{token}`", "remove it")
+        if token := next((each for each in self._layout_tokens() if each in prompt), None):
+            raise UserError(f"the prompt holds the layout token `{token}`", "remove it")
 
     def _without_layout_tokens(self, text: str) -> str:
         # Captions copied from the raw output of a model often end in </s><pad><pad>.
@@ -240,10 +243,8 @@ def _as_triple(values: Any) -> tuple[float, float, float]:
     try:
         one, two, three = (float(value) for value in values)
     except (TypeError, ValueError):
-        raise CheckpointError(
-            f"the processor's mean or deviation of the pixels is `{str(values)[:60]}`, not three numbers",
-            "copy `preprocessor_config.json` from the base model",
-        ) from None
+        what = f"the processor's mean or deviation of the pixels is `{str(values)[:60]}`, not three numbers"
+        raise CheckpointError(what, "copy `preprocessor_config.json` from the base model") from None
     return one, two, three
 
 
@@ -255,6 +256,5 @@ def _resampling(resample: Any) -> Image.Resampling:
     try:
         return Image.Resampling(value)
     except ValueError:
-        raise UserError(
-            f"the processor's `resample: {resample}` is not a filter of Pillow", "set it to 3 (bicubic)"
-        ) from None
+        what = f"the processor's `resample: {resample}` is not a filter of Pillow"
+        raise UserError(what, "set it to 3 (bicubic)") from None
