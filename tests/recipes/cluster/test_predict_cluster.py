@@ -238,7 +238,7 @@ def test_nodes_are_divided_among_engines(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert EnginePool.of_nodes([node(1), node(1)], None) == EnginePool(2, 1, 0)
     assert EnginePool.of_nodes([node(16), node(8), node(64, alive=False)], None) == EnginePool(6, 4, 0)
-    assert EnginePool.of_nodes([node(128, 8), node(64)], None) == EnginePool(8, 16, 1)
+    assert EnginePool.of_nodes([node(128, 8), node(64)], None) == EnginePool(8, 16, 1, is_growing=True)
     assert EnginePool.of_nodes([node(128, 8)], "cpu") == EnginePool(32, 4, 0)
     assert EnginePool.of_nodes([node(1)], None).reserved_cpus == 0.5
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
@@ -254,8 +254,11 @@ def test_flags_that_a_cluster_cannot_have_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(OptionError, match="`--max_in_flight` is for a cluster"):
         run(max_in_flight=3)
-    with pytest.raises(OptionError, match="`--max_in_flight` is 0"):
+    with pytest.raises(OptionError, match="max_in_flight` is 0"):
         run(cluster="auto", max_in_flight=0)
+    make_dataset(tmp_path, num_samples=1, seed=1)
+    with pytest.raises(OptionError, match=r"the Ray cluster `127\.0\.0\.1:1` cannot be reached: .*refused"):
+        run(cluster="127.0.0.1:1")
     with pytest.raises(OptionError, match="Ray chooses the devices"):
         run(cluster="auto", devices="cpu,cpu")
     with pytest.raises(OptionError, match="runs in one process"):

@@ -29,7 +29,7 @@ _IN_FLIGHT = {"gpu": 1024, "cpu": 64}  # images at one engine where `--max_in_fl
 
 def run_predict_cluster(spec: PredictSpec, address: str, max_in_flight: int | None) -> RunSummary:
     """Predict all shards that are not done on a cluster."""
-    _check_spec(spec, max_in_flight)
+    _check_spec(spec)
     images = ShardedImages.find(spec.input.input_path, spec.pipeline, recursive=spec.input.recursive)
     with open_job_output(spec, images) as job, PredictProgressBar() as progress:
         with ShardRun(job, images) as run:
@@ -51,15 +51,13 @@ def default_in_flight(pool: EnginePool) -> int:
     return _IN_FLIGHT["gpu" if pool.num_gpus else "cpu"]
 
 
-def _check_spec(spec: PredictSpec, max_in_flight: int | None) -> None:
+def _check_spec(spec: PredictSpec) -> None:
     if spec.engine.rank is not None:
         raise OptionError("`--cluster` starts the engines itself", "start the command without a launcher")
     if spec.engine.kind != "continuous":
         raise OptionError("`--engine generate` runs in one process", "remove `--engine` or `--cluster`")
     if len(spec.engine.devices) > 1:
         raise OptionError("Ray chooses the devices of a cluster", "remove `--devices`")
-    if max_in_flight is not None and max_in_flight < 1:
-        raise OptionError(f"`--max_in_flight` is {max_in_flight}", "pass 1 or more")
 
 
 @dataclass(eq=False)
@@ -147,11 +145,12 @@ def _predicted_rows(ray: Any, config: ActorConfig, readers: list[PackReader]) ->
 def actor_pool(ray: Any, pool: EnginePool) -> Any:
     """Return the strategy of a pool: all engines at once, down to one where nodes are lost.
 
-    Ray would start more engines than fit on the nodes, because each leaves CPUs to read tasks; so the number is fixed.
+    An engine on a CPU leaves a part of its cores to read tasks, so that Ray, left free, would start more engines than
+    fit: their number is fixed. An engine on a GPU has all of it, so that Ray starts one for each GPU that joins.
     """
     return ray.data.ActorPoolStrategy(
         min_size=1,
-        max_size=pool.size,
+        max_size=None if pool.is_growing else pool.size,
         initial_size=pool.size,
         max_tasks_in_flight_per_actor=PACKS_IN_FLIGHT,
         max_concurrent_calls_per_actor=CONCURRENT_PACKS,

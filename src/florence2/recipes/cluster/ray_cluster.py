@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,17 +17,23 @@ from florence2.system import switch_off_telemetry
 
 READ_CPUS = 0.25  # of one read task, which mostly waits for the store
 NODE_WAIT = 60  # seconds
+CONNECT_WAIT = 10  # seconds
+_HOST_AND_PORT = re.compile(r"(?:ray://)?([^:/]+):(\d+)")
 CORES_PER_ENGINE = 4  # of an engine on a CPU, unless OMP_NUM_THREADS is set
 _INSTALL = 'run `pip install "florence2[cluster]"`'
 
 
 @dataclass(frozen=True)
 class EnginePool:
-    """Engines on the nodes of a cluster: their number, and the cores and GPUs of each."""
+    """Engines on the nodes of a cluster: their number at the start, and the cores and GPUs of each.
+
+    With `is_growing`, GPUs of nodes that join later get engines, too.
+    """
 
     size: int
     num_cores: int
     num_gpus: int
+    is_growing: bool = False
 
     @property
     def reserved_cpus(self) -> float:
@@ -46,7 +54,7 @@ class EnginePool:
         gpus = [int(each.get("GPU", 0)) for each in resources]
         if device != "cpu" and any(gpus):
             cores = [int(each["CPU"]) // number for each, number in zip(resources, gpus, strict=True) if number]
-            return cls(sum(gpus), max(1, min(cores)), 1)
+            return cls(sum(gpus), max(1, min(cores)), 1, is_growing=True)
         if device not in (None, "cpu"):
             raise OptionError(f"the Ray cluster has no GPU for `--device {device}`", "pass `--device cpu`")
         chosen = int(os.environ.get("OMP_NUM_THREADS", CORES_PER_ENGINE))
@@ -74,24 +82,42 @@ def connect(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    _check_port(address)
     try:
         ray.init(None if address == "auto" else address, logging_level="warning", log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        message = " ".join(str(error).split())
-        raise OptionError(
-            f"the Ray cluster `{address}` cannot be reached: {message}", "check the address, or pass `--cluster auto`"
-        ) from None
+        raise _unreachable(address, error) from None
     try:
         yield ray
     finally:
         ray.shutdown()
 
 
+def _check_port(address: str) -> None:
+    """Refuse the address of a host and port at which nothing answers, for which Ray waits for minutes."""
+    if match := _HOST_AND_PORT.fullmatch(address):
+        try:
+            socket.create_connection((match[1], int(match[2])), timeout=CONNECT_WAIT).close()
+        except (OSError, OverflowError) as error:
+            raise _unreachable(address, error) from None
+
+
+def _unreachable(address: str, error: Exception) -> OptionError:
+    message = " ".join(str(error).split())
+    return OptionError(
+        f"the Ray cluster `{address}` cannot be reached: {message}", "check the address, or pass `--cluster auto`"
+    )
+
+
 def find_pool(ray: Any, device: str | None) -> EnginePool:
-    """Divide the nodes of the cluster among engines; where no node has a CPU yet, wait a minute for one."""
+    """Divide the nodes of the cluster among engines.
+
+    Where no node has a CPU yet, or, with `--device cuda`, no GPU, wait a minute for one.
+    """
+    kind = "CPU" if device in (None, "cpu") else "GPU"
     for _ in range(NODE_WAIT):
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        if any(node["Resources"].get("CPU") for node in nodes):
+        if any(node["Resources"].get(kind) for node in nodes):
             break
         time.sleep(1)
     pool = EnginePool.of_nodes(nodes, device)

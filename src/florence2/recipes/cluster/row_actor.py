@@ -137,7 +137,8 @@ def predict_rows(
         if number is not None and number < 1:
             raise OptionError(f"`{name}` is {number}", "pass 1 or more")
     pool = find_pool(ray, device)
-    pool = replace(pool, size=num_engines or pool.size)
+    if num_engines is not None:
+        pool = replace(pool, size=num_engines, is_growing=False)
     config = ActorConfig(
         ModelSource.resolve(model_path, HubSettings(revision, offline), dtype),
         EngineConfig(generation=parse_generation(generation)),
