@@ -5,6 +5,7 @@ import pytest
 from florence2.data.resolve import DatasetOptions, resolve_dataset, resolve_images
 from florence2.data.sample import ImageError, ResolvedDataset
 from florence2.errors import DatasetError
+from tests.data.formats.annotation_files import coco
 from tests.data.images import captioned, image, jsonl
 
 
@@ -213,3 +214,11 @@ def test_home_folder(tmp_path, monkeypatch):
     captioned(tmp_path / "photos" / "a.jpg", "a boat")
     assert [s.target for s in resolve_dataset("~/photos", DatasetOptions("caption")).samples] == ["a boat"]
     assert ids("~/photos") == ["a.jpg"]
+
+
+def test_annotations_are_no_list_of_images_to_predict(tmp_path):
+    image(tmp_path / "0.png", (200, 100))
+    path = coco(tmp_path / "x.json", [{"bbox": [10, 10, 20, 20]}])
+    with pytest.raises(DatasetError, match="has annotations, and is no list of images") as caught:
+        resolve_images(path, task="od")
+    assert caught.value.hint == "pass the folder of the images"

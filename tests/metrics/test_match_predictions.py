@@ -7,6 +7,7 @@ from PIL import Image
 from florence2.data.resolve import DatasetOptions, resolve_dataset
 from florence2.errors import UserError
 from florence2.metrics.match_predictions import match_predictions, most_common_task, read_predictions, remove_missing
+from florence2.metrics.report import reference_notes
 
 OD, OVD = "<OD>", "<OPEN_VOCABULARY_DETECTION>"
 
@@ -139,6 +140,26 @@ def test_answer_with_wrong_number_of_labels_is_refused(photos):
     )
     with pytest.raises(UserError, match=r"line 1 has an invalid `answer`: 2 labels for 1 `bboxes`"):
         match(predictions, references).examples[0].items()
+
+
+def test_predictions_in_fractions_are_refused(photos):
+    answer = {"bboxes": [[0.1, 0.1, 0.5, 0.5]], "labels": ["cat"], "scores": [0.9]}
+    rows = [row(f"{name}.png", "", OD, answer=answer) for name in "abc"]
+    with pytest.raises(UserError, match="are fractions of the image's sides, where pixels belong"):
+        read_predictions(write(photos / "predictions.jsonl", *rows))
+    pixels = row("c.png", "", OD, answer={**answer, "bboxes": [[0, 0, 50, 50]]})
+    assert len(read_predictions(write(photos / "predictions.jsonl", *rows, pixels))) == 4
+
+
+def test_what_is_not_read_of_references_is_noted(photos):
+    for name, kind in (("a", "rectangle"), ("b", "point")):
+        shape = {"label": "cat", "shape_type": kind, "points": [[10, 10], [330, 30]][: 1 if kind == "point" else 2]}
+        (photos / f"{name}.json").write_text(json.dumps({"shapes": [shape], "imagePath": f"{name}.png"}))
+    references = resolve_dataset(photos, DatasetOptions("od", keep_answers=True))
+    assert [sample.id for sample in references.samples] == ["a.png"]
+    unread, doubtful = reference_notes(references)
+    assert unread.startswith("not read: 1 point, 1 image without an annotation file, 1 image of which no object")
+    assert doubtful == f"doubtful: 1 object outside its image, the first in {photos}/a.png"
 
 
 def test_remove_missing_keeps_examples_predicted_on_both_sides(photos):

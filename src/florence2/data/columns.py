@@ -146,6 +146,7 @@ class DatasetRow(NamedTuple):
     annotations: Sequence[Any] | None = None
     ignored_files: Sequence[tuple[str, str]] = ()
     unread_columns: frozenset[str] = frozenset()
+    ignored_elsewhere: Sequence[tuple[str, str]] = ()  # places and kinds, of images without a row
 
     @classmethod
     def unreadable(cls, where: str, error: UserError) -> "DatasetRow":

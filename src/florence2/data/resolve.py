@@ -102,6 +102,8 @@ def resolve_images(
         return ResolvedDataset(str(path), path.parent, [Sample(path.name, path, columns.task, columns.input)])
     if tars := find_shards(str(path)):
         return _tar_images(tars, columns)
+    if path.suffix.lower() in (".json", ".xml", ".yaml", ".yml") and path.is_file() and find_source(str(path)):
+        raise DatasetError(f"{path} has annotations, and is no list of images", "pass the folder of the images")
     if path.is_file():
         return _without_duplicates(_read_table(path, columns, dataset_dir))
     if glob.has_magic(str(path)):

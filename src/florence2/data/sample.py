@@ -234,17 +234,21 @@ class ResolvedDataset:
             line += f"; {self.ignored_files_note()}"
         return line + self._doubts_note()
 
-    def _doubts_note(self) -> str:
-        """Count the targets that are empty, that differ from another of the same request, and that are doubtful."""
-        num_empty = sum(sample.target == "" for sample in self.samples)
-        note = f"; {count_noun(num_empty, 'empty target')}" if num_empty else ""
-        doubts = [(sample.name, doubt) for sample in self.samples for doubt in sample.doubts]
+    def doubts(self) -> list[tuple[str, str]]:
+        """Return image and kind of what is probably wrong, and of each target that differs from that of its request."""
+        found = [(sample.name, doubt) for sample in self.samples for doubt in sample.doubts]
         targets: dict[SampleKey, str | None] = {}
         for sample in self.samples:
             is_located = split_prompt(sample.task)[0].output_type is not OutputType.TEXT
             if is_located and targets.setdefault(sample.key, sample.target) != sample.target:
-                doubts.append((sample.name, "further answer to the same request"))
-        if doubts:
+                found.append((sample.name, "further answer to the same request"))
+        return found
+
+    def _doubts_note(self) -> str:
+        """Count the targets that are empty, and those that are doubtful."""
+        num_empty = sum(sample.target == "" for sample in self.samples)
+        note = f"; {count_noun(num_empty, 'empty target')}" if num_empty else ""
+        if doubts := self.doubts():
             note += f"; doubtful: {count_kinds(kind for _, kind in doubts)}, the first in {doubts[0][0]}"
             note += " (`florence2 data check` lists them)"
         return note

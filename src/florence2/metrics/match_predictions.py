@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from florence2.data.inspection.target_doubts import reject_fractions
 from florence2.data.sample import Prediction, ResolvedDataset, Sample, SampleKey
 from florence2.data.stores.store_path import AnyPath
 from florence2.data.streams.outputs.job_outputs import find_job_outputs
@@ -19,7 +20,7 @@ from florence2.errors import DatasetError, UserError
 from florence2.metrics.geometry.matching import ItemsPair
 from florence2.model.answer import Answer, AnswerItem
 from florence2.model.locations import clean_text, decode
-from florence2.model.tasks import OutputType, Task, find_task, split_prompt
+from florence2.model.tasks import NUM_BINS, OutputType, Task, find_task, split_prompt
 
 DEFAULT_TASK = find_task("caption").token
 _PREDICTIONS_HINT = "pass the file or folder that `florence2 predict` wrote"
@@ -36,6 +37,9 @@ class PredictionRow:
     def task(self) -> Task:
         """The task of the prediction."""
         return split_prompt(self.prediction.task)[0]
+
+
+_FEW = 3  # answers that may all be in the first two pixels
 
 
 def read_predictions(path: str, task: str | None = None) -> list[PredictionRow]:
@@ -57,6 +61,10 @@ def read_predictions(path: str, task: str | None = None) -> list[PredictionRow]:
         found.append(PredictionRow(prediction, image_dir / prediction.file_name))
     if not found:
         raise DatasetError(f"{path} holds no predictions", _PREDICTIONS_HINT)
+    answers = [row.prediction.answer for row in found if row.prediction.answer]
+    if len(answers) >= _FEW:  # one model may answer a single box in the corner
+        rings = (ring for answer in answers for item in answer for ring in item.rings)
+        reject_fractions(rings, (NUM_BINS, NUM_BINS), path)
     return found
 
 

@@ -7,7 +7,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from florence2.log import count_noun
+from florence2.data.sample import ResolvedDataset
+from florence2.log import count_kinds, count_noun
 from florence2.metrics.bootstrap import ConfidenceInterval
 from florence2.metrics.by_task import ScoreDifference, TaskScores
 from florence2.metrics.match_predictions import EvalExample, MatchResult
@@ -28,6 +29,15 @@ def match_notes(matched: MatchResult, *, skipped: bool = False) -> list[str]:
         (matched.unlabeled, "image", "without a reference, ignored"),
     ]
     return [f"{count_noun(len(names), noun)} {rest}; the first: {names[0]}" for names, noun, rest in notes if names]
+
+
+def reference_notes(references: ResolvedDataset) -> list[str]:
+    """Describe what is not read of the references and what is doubtful in them, one line each; crowds are read."""
+    unread = [(where, kind) for where, kind in references.ignored_shapes if kind != "crowd"]
+    notes = (("not read", unread), ("doubtful", references.doubts()))
+    return [
+        f"{name}: {count_kinds(kind for _, kind in each)}, the first in {each[0][0]}" for name, each in notes if each
+    ]
 
 
 def table_header(tasks: Sequence[TaskScores | ScoreDifference]) -> TableRow:

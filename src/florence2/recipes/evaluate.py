@@ -27,7 +27,7 @@ from florence2.metrics.match_predictions import (
     read_predictions,
     remove_missing,
 )
-from florence2.metrics.report import match_notes, score_tables, scores_to_json
+from florence2.metrics.report import match_notes, reference_notes, score_tables, scores_to_json
 from florence2.results.html.html_report import html_report
 
 DEFAULT_PREDICTIONS = "predictions.jsonl"
@@ -64,6 +64,7 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         for match, file in zip(matches, files, strict=True)
         for note in match_notes(match, skipped=is_skipped)
     ]
+    notes += [f"{settings.reference.references}: {note}" for note in reference_notes(references)]
     _write(settings, tasks, notes, scores)
     log_lines([*render_lines(*score_tables(tasks)), *notes])
     return scores

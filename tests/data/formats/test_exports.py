@@ -258,3 +258,12 @@ def test_fields_that_other_marks_than_commas_separate(tmp_path: Path, mark: str)
     path = write(tmp_path / "x.csv", f"file_name{mark} text\na.jpg{mark} a cat, red\n")
     [sample] = resolve_dataset(path, DatasetOptions("caption")).samples
     assert sample.target == "a cat, red"
+
+
+def test_the_place_of_what_is_not_read_is_that_of_its_image(tmp_path: Path) -> None:
+    for name, kind, points in (("a", "rectangle", [[10, 10], [30, 30]]), ("b", "point", [[1, 1]])):
+        image(tmp_path / f"{name}.jpg", (100, 100))
+        shape = {"label": "cat", "shape_type": kind, "points": points}
+        write(tmp_path / f"{name}.json", {"shapes": [shape], "imagePath": f"{name}.jpg"})
+    summary = resolve_dataset(tmp_path, DatasetOptions("od")).summary()
+    assert f"; not read: 1 point, 1 image of which no object is read, the first in {tmp_path}/b.json" in summary

@@ -41,6 +41,7 @@ def resolve_source(source: DatasetSource, columns: ColumnMapping) -> ResolvedDat
     def rows() -> Iterator[DatasetRow]:
         for row in source.rows(columns):
             ignored.extend((row.where, kind) for kind in row.ignored_shapes)
+            ignored.extend(row.ignored_elsewhere)
             ignored.extend((where, "annotation of an image that is not listed") for where in row.unlisted_annotations)
             yield row
 

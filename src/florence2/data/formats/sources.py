@@ -46,7 +46,7 @@ class AnnotationSource:
         locate = confine_to(self.root, DATASET_DIR_HINT)
         origins: dict[str, str] = {}
         pending: DatasetRow | None = None
-        ignored: list[str] = []
+        elsewhere: list[tuple[str, str]] = []  # what is not read of images without a row
         unlisted: list[str] = []
         for where, annotated in self.read():
             if annotated.error is not None and not annotated.file_name:
@@ -58,17 +58,17 @@ class AnnotationSource:
                 yield DatasetRow.unreadable(where, error)
                 continue
             image = Sample(located.id, located.path, "")
-            ignored += [*annotated.ignored_shapes, *_objects_without_polygons(annotated, task)]
+            ignored = (*annotated.ignored_shapes, *_objects_without_polygons(annotated, task))
             unlisted += annotated.unlisted_annotations
             if annotated.error is not None:
                 row = {"file_name": located.id}
-                yield DatasetRow(where, row, image, located.exists, tuple(ignored), tuple(unlisted), annotated.error)
-                ignored, unlisted = [], []
-                continue
-            if has_only_unread_objects(annotated) and not columns.keep_answers:
-                ignored.append("image of which no object is read")
+                yield DatasetRow(where, row, image, located.exists, ignored, tuple(unlisted), annotated.error)
+                unlisted = []
                 continue
             crowds = annotated.crowds if columns.keep_answers else ()
+            if has_only_unread_objects(annotated) and not crowds:
+                elsewhere += [(where, kind) for kind in (*ignored, "image of which no object is read")]
+                continue
             for row in rows_from_annotations(replace(annotated, crowds=crowds), task):
                 if pending is not None:
                     yield pending
@@ -78,17 +78,19 @@ class AnnotationSource:
                     named_row,
                     image,
                     located.exists,
-                    tuple(ignored),
+                    ignored,
                     tuple(unlisted),
                     annotations=None if annotated.captions is not None else annotated.annotations,
                 )
-                ignored, unlisted = [], []
-        if pending is None and "image of which no object is read" in ignored:
-            what = f"{self.name} has no object that can be read, only {count_kinds(ignored)}"
+                ignored, unlisted = (), []
+            elsewhere += [(where, kind) for kind in ignored]
+        kinds = [kind for _, kind in elsewhere]
+        if pending is None and "image of which no object is read" in kinds:
+            what = f"{self.name} has no object that can be read, only {count_kinds(kinds)}"
             raise DatasetError(what, "pass a dataset with boxes, polygons or captions")
-        if pending is not None:  # what is not read of the last images, which have no rows, is counted with the last row
-            counts = (*pending.ignored_shapes, *ignored), (*pending.unlisted_annotations, *unlisted)
-            yield pending._replace(ignored_shapes=counts[0], unlisted_annotations=counts[1])
+        if pending is not None:  # what images without rows have is counted with the last row
+            unlisted = [*pending.unlisted_annotations, *unlisted]
+            yield pending._replace(ignored_elsewhere=elsewhere, unlisted_annotations=unlisted)
 
 
 def _other_origin(

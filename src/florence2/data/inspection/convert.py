@@ -91,7 +91,8 @@ def convert(
 def _collect_records(rows: Iterable[DatasetRow], columns: ColumnMapping, skipped: Counter[str]) -> list[ImageRecord]:
     records: dict[str, ImageRecord] = {}
     for row in rows:
-        skipped.update(f"{kind} (not read)" for kind in row.ignored_shapes)
+        for kind in (*row.ignored_shapes, *(kind for _, kind in row.ignored_elsewhere)):
+            skipped[f"{kind} (not read)"] += 1
         skipped.update(f"values of the column `{name}`" for name in row.unread_columns)
         try:
             if not row.exists:
@@ -231,7 +232,9 @@ def _check_file_names(to: OutputFormat, names: list[str], folder: Path) -> None:
         raise DatasetError(f"{name}: `{part}` is no file name on Windows", "rename it, or convert to shards")
     by_folded: dict[str, str] = {}
     for name in names:
-        before = by_folded.setdefault((_stem(name) if to in _FORMATS_WITH_TEXT_FILES else name).casefold(), name)
+        before = by_folded.setdefault(
+            (str(Path(name).with_suffix("")) if to in _FORMATS_WITH_TEXT_FILES else name).casefold(), name
+        )
         if before != name and not has_case_sensitive_names(folder):
             what = f"{before} and {name} differ by case alone, which the file system of {folder} ignores"
             raise DatasetError(what, "rename one of them, or convert to shards")
@@ -241,13 +244,9 @@ def check_distinct_stems(to: OutputFormat, names: Iterable[str]) -> None:
     """Raise a DatasetError for images with the same stem, in the formats that have a text file beside each image."""
     stems: dict[str, str] = {}
     for name in names if to in _FORMATS_WITH_TEXT_FILES else ():
-        before = stems.setdefault(_stem(name), name)
+        before = stems.setdefault(str(Path(name).with_suffix("")), name)
         if before != name:
             raise DatasetError(f"{before} and {name} would have the same text file", "rename one of them")
-
-
-def _stem(name: str) -> str:
-    return str(Path(name).with_suffix(""))
 
 
 _FORMATS_WITH_TEXT_FILES = ("yolo", "folder")

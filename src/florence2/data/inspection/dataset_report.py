@@ -146,7 +146,7 @@ class _ReportBuilder:
             self.issues.append(Issue(IssueKind.UNLISTED, where, "its image is not listed"))
         self._ignored_files += row.ignored_files
         self._unread_columns.update(row.unread_columns)
-        self._ignored_shapes += [(row.where, kind) for kind in row.ignored_shapes]
+        self._ignored_shapes += [*((row.where, kind) for kind in row.ignored_shapes), *row.ignored_elsewhere]
         for sample in report.samples:
             task, target = find_task(sample.task), sample.target or ""
             self._tasks[task.name] += 1
