@@ -29,6 +29,7 @@ from florence2.data.streams.stream import SampleStream
 from florence2.data.tables import read_rows_or_errors
 from florence2.errors import DatasetError
 from florence2.results.annotated_images import AnnotatedImageWriter
+from florence2.results.shards.job_folder import read_job
 from florence2.results.sidecar import SidecarWriter
 
 ROOT = Path(__file__).parents[2]
@@ -309,3 +310,13 @@ def test_names_that_lead_out_of_their_tar_are_counted_and_write_nothing_elsewher
             with pytest.raises(DatasetError, match="leads out of the folder"):
                 writer.write(prediction)
     assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"shards": 5}', '{"shards": [["../.."]]}'])
+def test_a_damaged_file_of_a_job_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "_run").mkdir()
+    (tmp_path / "_run" / "job.json").write_text(content)
+    with pytest.raises(DatasetError, match=r"job\.json is damaged"):
+        resolve_dataset(tmp_path, DatasetOptions(DEFAULT_TASK))
+    with pytest.raises(DatasetError, match="is not the output of a job"):
+        read_job(f"{tmp_path}/")

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from florence2.data.stores.store_path import AnyPath, StorePath, to_path
 from florence2.data.stores.write_store import read_files, write_text
-from florence2.data.streams.outputs.job_outputs import RUN_FOLDER, list_names, output_suffix
+from florence2.data.streams.outputs.job_outputs import RUN_FOLDER, list_names, output_suffix, parse_shard_names
 from florence2.errors import DatasetError
 from florence2.files import atomic_write, parse_json, to_json
 from florence2.log import count_noun, logger
@@ -209,7 +209,7 @@ def read_job_files(folder: AnyPath) -> JobState:
     outputs = frozenset(
         name.removesuffix(suffix) for name in files if name.endswith(suffix) and not name.startswith(f"{RUN_FOLDER}/")
     )
-    shards = tuple(job.get("shards", ()))
+    shards = tuple((has_job and parse_shard_names(contents[0])) or ())
     return JobState(job.get("job_id", ""), shards, by_name, outputs, _count_open_lines(folder, files))
 
 
@@ -220,7 +220,9 @@ def _parse_values(content: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     names = {"shards", *(each.name for each in fields(ShardState))}
-    return {name: value for name, value in values.items() if name in names} if isinstance(values, dict) else {}
+    if not isinstance(values, dict) or not all(isinstance(values.get(name, 0), int) for name in ("lines", "errors")):
+        return {}
+    return {name: value for name, value in values.items() if name in names}
 
 
 def _read_all(folder: AnyPath, names: Sequence[str]) -> list[bytes]:

@@ -52,7 +52,9 @@ def find_job_outputs(spec: str) -> JobOutputs | None:
     job_file = path / f"{RUN_FOLDER}/job.json"
     if (isinstance(path, StorePath) and path.suffix.lower() == ".tar") or not job_file.is_file():
         return None
-    shards, suffix = parse_json(job_file.read_bytes())["shards"], output_suffix(path)
+    shards, suffix = parse_shard_names(job_file.read_bytes()), output_suffix(path)
+    if shards is None:
+        raise DatasetError(f"{job_file} is damaged", "run `florence2 predict` again, which writes it")
     in_place = set(list_names(path))
     names = [f"{name}{suffix}" for name in shards if f"{name}{suffix}" in in_place]
     if not names:
@@ -60,6 +62,15 @@ def find_job_outputs(spec: str) -> JobOutputs | None:
     if len(names) < len(shards):
         logger.warning(f"{path}: {len(names):,} of {len(shards):,} shards are done, and only these are read")
     return JobOutputs(spec, tuple(path / name for name in names))
+
+
+def parse_shard_names(content: bytes) -> list[str] | None:
+    """Return the names of the shards in the file about a job; None where it is damaged."""
+    try:
+        names = parse_json(content)["shards"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def output_suffix(folder: AnyPath) -> str:
