@@ -83,10 +83,12 @@ def test_saved_config_holds_the_same_settings(
     assert settings_of(monkeypatch, [*name.split(), *words, f"--config={path}"]) == expected
 
 
-def test_saved_config_is_not_run_and_may_be_made_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saved_config_is_not_run_and_may_be_made_of_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     output = tmp_path / "captions.jsonl"
     words = ["--model_path", "demo", "--input_path", str(tmp_path), "--output_path", str(output)]
+    assert main(["predict", *words, "--save-config", str(tmp_path / "a b.yaml"), "--json"]) == 0
+    assert f"--config '{tmp_path / 'a b.yaml'}' --json`" in capsys.readouterr().err
     assert main(["predict", *words, "--save-config", str(first)]) == 0
     assert main(["predict", "--config", str(first), "--num_beams", "3", f"--save_config={second}"]) == 0
     assert not output.exists()

@@ -1,5 +1,6 @@
 """Files of settings: `--config FILE` reads one as words of the command line, `--save_config FILE` writes one."""
 
+import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,5 +44,5 @@ def write_config(path: Path, settings: Any, command: str) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        file.write(f"# florence2 {command} --config {path}\n")
+        file.write(f"# florence2 {command} --config {shlex.quote(str(path))}\n")
         yaml.safe_dump(values, file, sort_keys=False, allow_unicode=True)

@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import select
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -203,7 +204,8 @@ def _run(name: str, words: list[str], prog: str) -> int:
     with log_to_stderr(logging.WARNING if parsed.is_quiet else logging.INFO):
         if parsed.save_config is not None:
             write_config(parsed.save_config, settings, name)
-            logger.info(f"wrote {parsed.save_config}; run it by `{prog} --config {parsed.save_config}`")
+            line = f"{prog} --config {shlex.quote(str(parsed.save_config))}{' --json' * parsed.has_json}"
+            logger.info(f"wrote {parsed.save_config}; run it by `{line}`")
             return 0
         return command.run(settings, as_json=parsed.has_json)
 
