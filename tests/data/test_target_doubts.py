@@ -68,6 +68,8 @@ def test_a_small_object_in_the_corner_is_no_fraction(tmp_path: Path) -> None:
         ({"task": "od", "answer": {**CAT, "bboxes": [[150, 50, 290, 60]]}}, "outside", "1 object outside its image"),
         ({"task": "od", "answer": CAT, "width": 100, "height": 50}, "size", "1 image of another size"),
         ({"task": "od", "answer": {**CAT, "labels": ["nan"]}}, "missing", "1 word for a missing value"),
+        ({"task": "od", "answer": {**CAT, "labels": [" "]}}, "label", "1 object without a label"),
+        ({"task": "od", "text": "a cat on a sofa"}, "text", "1 text without an object where the task needs objects"),
         ({"text": "NaN"}, "missing", "1 word for a missing value"),
         ({"caption": "#N/A"}, "missing", "1 word for a missing value"),
         ({"text": "a \x00cat"}, "characters", "1 text with damaged characters"),
@@ -126,3 +128,13 @@ def test_class_numbers_as_labels_are_refused(tmp_path: Path) -> None:
     path = table(tmp_path, {"task": "od", "answer": {**CAT, "labels": [3]}})
     with pytest.raises(DatasetError, match="class numbers in the labels of its `answer`"):
         resolve_dataset(path, DatasetOptions("od"))
+
+
+def test_positions_as_json_in_a_csv_are_read(tmp_path: Path) -> None:
+    answer = json.dumps(CAT).replace('"', '""')
+    path = csv_file(tmp_path, f'file_name,task,answer\n0.png,od,"{answer}"\n')
+    assert (
+        resolve_dataset(path, DatasetOptions("caption")).samples[0].target == "cat<loc_50><loc_100><loc_150><loc_300>"
+    )
+    path = csv_file(tmp_path, 'file_name,prompt,text\n0.png,Extract,"{""total"": 5}"\n')
+    assert resolve_dataset(path, DatasetOptions("caption")).samples[0].target == '{"total": 5}'

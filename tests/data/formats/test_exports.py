@@ -245,6 +245,14 @@ def test_files_that_are_refused_by_name(tmp_path: Path, name: str, content: Any,
     assert caught.value.hint
 
 
+def test_captions_beside_images_are_read_before_a_stray_coco_file(tmp_path: Path) -> None:
+    image(tmp_path / "a.jpg", (100, 100))
+    write(tmp_path / "a.txt", "a cat")
+    write(tmp_path / "labels.json", coco("a.jpg"))
+    [sample] = resolve_dataset(tmp_path, DatasetOptions("caption")).samples
+    assert sample.target == "a cat"
+
+
 def test_a_row_of_an_image_alone_is_an_image_without_objects(tmp_path: Path) -> None:
     for number, name in enumerate(("a.jpg", "b.jpg")):
         image(tmp_path / name, (100, 100 + number))

@@ -33,7 +33,8 @@ from florence2.data.folders.conversations import (
 )
 from florence2.data.tables import Row
 from florence2.errors import DatasetError
-from florence2.model.geometry import is_finite_number
+from florence2.files import parse_json
+from florence2.model.geometry import GeometryKind, is_finite_number
 from florence2.model.tasks import NUM_BINS, TASKS, OutputType, find_task
 
 # Columns of our own predictions and reviews, of sizes, and of ids, which need no mention.
@@ -80,6 +81,8 @@ def unread_columns(columns: ColumnMapping) -> Callable[[tuple[str, ...]], frozen
 
 def _translate(dataset_row: DatasetRow, columns: ColumnMapping) -> list[Row]:
     row, where = dataset_row.row, dataset_row.where
+    if isinstance(answer := row.get("answer"), str) and answer.lstrip().startswith("{"):
+        row = {**row, "answer": _structured(answer)}
     if not _NAMED_COLUMNS.isdisjoint(row) or isinstance(row.get("prompt"), list):
         has_text = columns.has_text(row) and columns.text not in CONVERSATION_COLUMNS
         if not has_text and (messages := find_messages(row)):
@@ -92,6 +95,15 @@ def _translate(dataset_row: DatasetRow, columns: ColumnMapping) -> list[Row]:
         if isinstance(row.get("lines"), list) and not row.get("answer"):
             return [_translate_ocr_lines(row, where)]
     return [_clamp_bins(row, columns)]
+
+
+def _structured(answer: str) -> Any:
+    """Parse the JSON of positions in a table of texts; another text, which may be JSON too, is a target."""
+    try:
+        value = parse_json(answer)
+    except ValueError:
+        return answer
+    return value if isinstance(value, dict) and any(kind in value for kind in GeometryKind) else answer
 
 
 def _clamp_bins(row: Row, columns: ColumnMapping) -> Row:

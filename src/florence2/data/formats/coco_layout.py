@@ -25,8 +25,13 @@ def find_coco(folder: Path, split: str | None) -> Path | None:
 
 
 def find_coco_beside(listing: Listing, split: str | None) -> Path | None:
-    """Return the COCO file of a split in a folder itself, such as `train.json`, or `labels.json` of FiftyOne."""
+    """Return the COCO file of a split in a folder itself, such as `train.json`, or `labels.json` of FiftyOne.
+
+    A folder with a caption beside an image is none.
+    """
     stems = {name.rpartition(".")[0] for name in listing.images()}
+    if any(name.lower().endswith((".txt", ".caption")) and name.rpartition(".")[0] in stems for name in listing.names):
+        return None
     names = tuple(name for name in listing.names if Path(name).stem not in stems)
     return _coco_of_split(replace(listing, names=names), split)
 

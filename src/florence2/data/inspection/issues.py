@@ -14,12 +14,17 @@ from typing import Any
 from florence2.data.answer_column import has_other_size
 from florence2.data.columns import ColumnMapping, DatasetRow, samples_from_row
 from florence2.data.image import ImageError, Size
-from florence2.data.inspection.target_doubts import Doubt, label_doubt, ring_doubt, text_doubt, unknown_location
+from florence2.data.inspection.target_doubts import (
+    Doubt,
+    label_doubt,
+    ring_doubt,
+    text_doubt,
+    unknown_location,
+)
 from florence2.data.sample import Sample
 from florence2.errors import UserError
 from florence2.model.answer import Answer
 from florence2.model.geometry import Ring
-from florence2.model.location_grammar import decode_objects
 from florence2.model.locations import encode, to_bin
 from florence2.model.tasks import END, PAD, SPECIAL_TOKENS, START, InputType, OutputType, Task, split_prompt
 
@@ -149,19 +154,15 @@ def _input_issues(task: Task, task_input: Any) -> Iterator[str]:
 def _text_issues(task: Task, samples: list[Sample]) -> Iterator[tuple[IssueKind, str]]:
     for sample in samples:
         text = sample.target or ""
-        if doubt := text_doubt(task, text):
+        doubt = text_doubt(task, text)
+        if doubt is Doubt.TEXT:
+            yield IssueKind.TEXT, f"`{text[:60]}` has no object, and `{task.name}` needs objects"
+        elif doubt is not None:
             damage = unknown_location(text) if doubt is Doubt.TOKENS else ascii(text[:60])[1:-1]
             yield IssueKind[doubt.name], f"its target contains `{damage}`"
-    if task.output_type is OutputType.TEXT:
-        for sample in samples if not task.is_custom else ():
-            text = sample.target or ""
-            if found := _SPECIAL_TOKEN.search(text) if "<" in text else None:
-                yield IssueKind.TOKENS, f"`{task.name}` answers text, and its target contains `{found[0].strip()}`"
-        return
-    for sample in samples:
-        text = sample.target or ""
-        if text and next(decode_objects(task.output_type, text), None) is None:
-            yield IssueKind.TEXT, f"`{text[:60]}` has no object, and `{task.name}` needs objects"
+        has_letters = task.output_type is OutputType.TEXT and not task.is_custom
+        if found := _SPECIAL_TOKEN.search(text) if has_letters and "<" in text else None:
+            yield IssueKind.TOKENS, f"`{task.name}` answers text, and its target contains `{found[0].strip()}`"
 
 
 def _answer_issues(answer: Answer, task: Task, size: Size) -> Iterator[tuple[IssueKind, str]]:

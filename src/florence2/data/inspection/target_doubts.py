@@ -11,8 +11,10 @@ from enum import StrEnum
 from florence2.errors import DatasetError
 from florence2.model.answer import Answer
 from florence2.model.geometry import Ring, bounding_box
-from florence2.model.tasks import NUM_BINS, Task
+from florence2.model.location_grammar import decode_objects
+from florence2.model.tasks import NUM_BINS, OutputType, Task
 
+UNLABELED = (OutputType.REGIONS, OutputType.POLYGONS)  # outputs whose objects have no label
 TOLERANCE = 1.0  # pixels that a box may extend beyond the image
 _FRACTIONS_END = 2.0  # x + width of a box that is given in fractions
 _SMALLEST_SIDE = 8  # of an image in which nobody marks objects of two pixels
@@ -30,6 +32,8 @@ class Doubt(StrEnum):
     OUTSIDE = "object outside its image"
     SWAPPED = "box with swapped corners"
     ZERO = "object without area"
+    LABEL = "object without a label"
+    TEXT = "text without an object where the task needs objects"
     MISSING = "word for a missing value, such as `nan`"
     CHARACTERS = "text with damaged characters"
     TOKENS = "text with location tokens that do not exist"
@@ -39,7 +43,7 @@ def object_doubts(answer: Answer, size: tuple[int, int]) -> Iterator[Doubt]:
     """Yield the first doubt about each object of an answer."""
     for item in answer:
         doubt = next((doubt for ring in item.rings if (doubt := ring_doubt(ring, size))), None)
-        doubt = doubt or (label_doubt(item.label) if item.label else None)
+        doubt = doubt or (label_doubt(item.label) if answer.output_type not in UNLABELED else None)
         if doubt is not None:
             yield doubt
 
@@ -59,6 +63,8 @@ def ring_doubt(ring: Ring, size: tuple[int, int]) -> Doubt | None:
 
 def label_doubt(label: str) -> Doubt | None:
     """Return the doubt about the label of an object."""
+    if not label.strip():
+        return Doubt.LABEL
     if label in _MISSING:
         return Doubt.MISSING
     return Doubt.CHARACTERS if _DAMAGED.search(label) else None
@@ -75,7 +81,10 @@ def text_doubt(task: Task, text: str) -> Doubt | None:
         return Doubt.MISSING
     if _DAMAGED.search(text):
         return Doubt.CHARACTERS
-    return Doubt.TOKENS if "<loc" in text and unknown_location(text) else None
+    if "<loc" in text and unknown_location(text):
+        return Doubt.TOKENS
+    has_objects = task.output_type is OutputType.TEXT or next(decode_objects(task.output_type, text), None) is not None
+    return None if has_objects or not text else Doubt.TEXT
 
 
 def unknown_location(text: str) -> str:

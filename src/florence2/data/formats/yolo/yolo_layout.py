@@ -67,7 +67,8 @@ def _has_names(path: Path) -> bool:
         config = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return False
-    return isinstance(config, dict) and "names" in config and any(split in config for split in _SPLITS)
+    has_split = isinstance(config, dict) and any(isinstance(config.get(split), str | list) for split in _SPLITS)
+    return has_split and "names" in config
 
 
 def open_yolo(path: Path, split: str | None, dataset_dir: Path | None = None) -> YoloDataset:
