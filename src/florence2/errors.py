@@ -20,6 +20,11 @@ class UserError(Exception):
         self.what, self.hint = to_line(what), to_line(hint)
         super().__init__(self.what if not hint else f"{self.what}\nhint: {self.hint}")
 
+    @property
+    def line(self) -> str:
+        """Return what is wrong and how to fix it in one line."""
+        return f"{self.what}; {self.hint}" if self.hint else self.what
+
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str]]:
         return type(self), (self.what, self.hint)  # so that it travels between worker processes
 

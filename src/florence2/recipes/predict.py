@@ -91,6 +91,8 @@ def _predict_images(spec: PredictSpec) -> RunSummary:
     spec.check_min_score(tasks)
     exports = [DatasetExport.parse(each, output.output_path, tasks) for each in output.export]
     affixes = Affixes(output.prefix, output.suffix)
+    if output.sidecar:
+        _check_folder_images(images)
     sidecars = _sidecar_writer(spec, pipeline, root)
     if sidecars:
         sidecars.check_samples(images.samples)
@@ -200,6 +202,20 @@ def _sidecar_writer(spec: PredictSpec, pipeline: TaskPipeline, root: Path) -> Si
     if output.sidecar and pipeline.is_multi_task:
         raise OptionError("`--sidecar` holds one prediction per image", "pass one task, or remove `--sidecar`")
     return SidecarWriter(root, output.sidecar, output.if_exists) if output.sidecar else None
+
+
+def _check_folder_images(images: ResolvedDataset) -> None:
+    """Refuse to write beside images that are no files of a folder: in tars, tables and datasets, and at addresses."""
+    others = (
+        ()
+        if isinstance(images.samples, ListedSamples)
+        else (s for s in images.samples if not isinstance(s.image, Path))
+    )
+    if first := next(iter(others), None):
+        raise OptionError(
+            f"`--sidecar` writes a file beside each image, and {first.id} is no file in a folder",
+            "remove `--sidecar`, and run `florence2 data convert OUTPUT FOLDER --to folder` afterwards",
+        )
 
 
 def _annotated_image_writer(

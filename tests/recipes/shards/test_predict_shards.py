@@ -441,6 +441,8 @@ def test_what_shards_cannot_do_is_refused(tiny: str, scenes: Path, tmp_path: Pat
     ):
         with pytest.raises(DatasetError, match=reason):
             predict_status(status=name)
+    with pytest.raises(OptionError, match=r"beside each image, and 000000\.tar/00000000\.png is no file in a folder"):
+        run(tiny, scenes / "tars", tmp_path / "captions.jsonl", sidecar=".txt")
     with pytest.raises(OptionError, match="is not an address"):
         run(tiny, scenes / "tars", "s3:/bucket/out/")
     with pytest.raises(OptionError, match="is empty"):

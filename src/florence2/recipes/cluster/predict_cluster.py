@@ -115,7 +115,7 @@ def _readers(shards: Sequence[int], config: ActorConfig, run: ShardRun, images: 
             if run.job.has_journal(index) and not images.pipeline.has_follow_ups:
                 predicted = run.predicted_keys(index)
         except DatasetError as error:
-            run.close_shard(index, error.what)
+            run.close_shard(index, error.line)
             continue
         yield PackReader(index, images.reader(index), config.pack_size, predicted)
 

@@ -37,7 +37,7 @@ class PackReader:
             try:
                 following = next(packs, None)
             except DatasetError as problem:
-                following, error = None, problem.what
+                following, error = None, problem.line
             if following is None:
                 yield self._table(number, pending, ignored, is_last=True, error=error)
                 return

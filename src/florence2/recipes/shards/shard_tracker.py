@@ -53,7 +53,7 @@ class ShardTracker:
                     self._register(shard, sample)
                     yield sample
             except DatasetError as error:
-                shard.error = error.what
+                shard.error = error.line
             shard.is_read = True
 
     def assign(self, predictions: Iterable[Prediction]) -> Iterator[tuple[ShardInWork, Prediction]]:
