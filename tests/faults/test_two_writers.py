@@ -54,6 +54,20 @@ def test_journal_that_is_refused_or_closed_holds_no_lock(tmp_path: Path) -> None
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs links")
+def test_a_link_to_the_output_stays_and_has_one_lock_with_it(tmp_path: Path) -> None:
+    target, link = tmp_path / "disk" / "o.jsonl", tmp_path / "o.jsonl"
+    target.parent.mkdir()
+    target.write_text('{"file_name": "cut')
+    link.symlink_to(target)
+    with Journal(str(link), run_id="r") as journal:
+        journal.write(Prediction("a.jpg", "<CAPTION>"))
+        with pytest.raises(OptionError, match="another process writes"):
+            Journal(str(target), run_id="r")
+    assert link.is_symlink()
+    assert [row["file_name"] for row in read_rows(target)] == ["a.jpg"]
+
+
 @pytest.mark.parametrize("old", [b"it\x92s red\n", b"\xff\xfea\0", b"a\0b\0"])
 def test_old_caption_file_that_is_not_utf8_is_an_error_of_its_image(tmp_path: Path, old: bytes) -> None:
     folder = save_images(tmp_path / "photos", "a.jpg", "b.jpg")

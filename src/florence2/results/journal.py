@@ -58,6 +58,8 @@ class Journal:
         self._file: TextIO | None = sys.stdout if self._to_stdout else None
         self._predicted, self._other_runs = DigestSet(), DigestSet()
         self._is_regular_file = not self._to_stdout and (not self.path.exists() or self.path.is_file())  # not a pipe
+        if self._is_regular_file and self.path.is_symlink() and self.path.exists():
+            self.path = self.path.resolve()  # a rewrite replaces the file, not the link, and both have one lock
         self._lock: WriteLock | None = None
         if not self._to_stdout:
             self._open()
