@@ -344,7 +344,7 @@ class GenerationSettings:
     temperature: Positive = 1.0
     """Sampling temperature: below 1 favours likely tokens, above 1 unlikely ones."""
 
-    top_p: Probability = 1.0
+    top_p: Annotated[float, Bounds(0, 1, includes_low=False)] = 1.0
     """Sample from the most likely tokens that make up this much probability."""
 
     top_k: CountOrZero = 0

@@ -39,9 +39,9 @@ class Bounds:
         return is_above and number <= self.high and math.isfinite(number)
 
     def __str__(self) -> str:
-        if self.high < math.inf:
-            return f"from {self.low} to {self.high}"
-        return f"of at least {self.low}" if self.includes_low else f"above {self.low}"
+        if self.includes_low:
+            return f"from {self.low} to {self.high}" if self.high < math.inf else f"of at least {self.low}"
+        return f"above {self.low}" + (f" and at most {self.high}" if self.high < math.inf else "")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ PREDICT = ["predict", "--model_path", "demo", "--input_path", "photos"]
         ([*PREDICT, "--batch_size", "1.5"], "`--batch_size 1.5` is not a whole number of at least 1"),
         ([*PREDICT, "--seed", "x"], "`--seed x` is not a whole number"),
         ([*PREDICT, "--num_beams", "0"], "`--num_beams 0` is not a whole number of at least 1"),
+        ([*PREDICT, "--top_p", "0"], "`--top_p 0` is not a number above 0 and at most 1"),
         ([*PREDICT, "--temperature", "hot"], "`--temperature hot` is not a number above 0"),
         ([*PREDICT, "--temperature", "-0.5"], "`--temperature -0.5` is not a number above 0"),
     ],
