@@ -82,6 +82,11 @@ def test_files_that_the_browser_cannot_show_are_answered_and_others_named(page) 
         assert not page.locator("#view .stage").is_visible()
         page.select_option("#task", "region_to_category")
         assert page.locator("#status").inner_text() == ""  # the time of the answer before
+        Image.new("RGB", (90, 400)).save(tall := io.BytesIO(), "PNG")
+        page.set_input_files("#files", [{"name": "tall.png", "mimeType": "image/png", "buffer": tall.getvalue()}])
+        wait_until(page, "document.querySelector('#view img').naturalHeight === 400")
+        shown = page.locator("#view img").bounding_box()
+        assert abs(shown["width"] / shown["height"] - 90 / 400) < 0.01
 
 
 def test_a_model_answers_its_own_prompt_and_another_model_again(page) -> None:

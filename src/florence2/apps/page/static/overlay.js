@@ -36,6 +36,7 @@ export function makeStage(alt) {
   image.alt = alt;
   image.decoding = "async";
   image.draggable = false;
+  image.addEventListener("load", () => image.style.setProperty("--ratio", String(image.naturalWidth / image.naturalHeight)));
   const layer = document.createElementNS(SVG, "svg");
   layer.setAttribute("viewBox", "0 0 1000 1000");
   layer.setAttribute("preserveAspectRatio", "none");
