@@ -77,6 +77,8 @@ def test_tools_answer_a_client_as_the_engine_does(photos: Path) -> None:
     results: dict[str, Any] = {}
     requests: dict[str, tuple[str, dict[str, Any]]] = {
         "caption": ("caption", {"path": name, "detail": "short"}),
+        "uri": ("caption", {"path": (photos / name).as_uri(), "detail": "short"}),
+        "outside uri": ("caption", {"path": (photos.parent / "secret.png").as_uri()}),
         "absolute": ("caption", {"path": str(photos / name), "detail": "short"}),
         "detect": ("detect", {"path": name}),
         "ground": ("ground", {"path": name, "text": "a cat and a dog"}),
@@ -108,7 +110,7 @@ def test_tools_answer_a_client_as_the_engine_does(photos: Path) -> None:
     assert "serving demo to the MCP client" in log
     assert "Traceback" not in log
     caption = expected(photos, name, "caption").text
-    for key in ("caption", "absolute", "a", "b", "c"):
+    for key in ("caption", "absolute", "uri", "a", "b", "c"):
         assert results[key].structured_content["text"] == results[key].content[0].text == caption
     for key, task, task_input in (("detect", "od", ""), ("ground", "caption_to_phrase_grounding", "a cat and a dog")):
         answer = expected(photos, name, task, task_input).answer
@@ -124,9 +126,9 @@ def test_tools_answer_a_client_as_the_engine_does(photos: Path) -> None:
         (item.label, list(item.bounding_box)) for part in parts for item in part
     ]
     failures = {key: results[key].content[0].text for key in requests if results[key].is_error}
-    assert set(failures) == {"broken", "outside", "link", "system", "missing", "wrong", "blank"}
+    assert set(failures) == {"broken", "outside", "link", "system", "missing", "wrong", "blank", "outside uri"}
     assert "as the input: `text`" in failures["blank"]
-    for key in ("outside", "link", "system"):
+    for key in ("outside", "outside uri", "link", "system"):
         assert "is not inside the folders that may be read" in failures[key]
     assert "there is no image `none.png`" in failures["missing"]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from florence2.errors import OptionError, UserError
 
@@ -25,12 +27,13 @@ class AllowedRoots:
         return cls(folders)
 
     def find(self, name: str) -> Path:
-        """Return the file that a client names, relative to a root or absolute.
+        """Return the file that a client names, relative to a root, absolute, or as a `file:` URI.
 
         Raises UserError for a path outside of the roots, alike whether it exists there or not.
         """
-        candidates = [Path(name)] if Path(name).is_absolute() else [folder / name for folder in self.folders]
         try:
+            local = url2pathname(urlsplit(name).path) if name.lower().startswith("file://") else name
+            candidates = [Path(local)] if Path(local).is_absolute() else [folder / local for folder in self.folders]
             inside = [path for each in candidates if self._contains(path := each.resolve())]
             files = [path for path in inside if path.is_file()]
         except (OSError, ValueError, RuntimeError):  # a name that is too long, has a null byte or is a loop of links
