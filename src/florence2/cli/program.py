@@ -101,7 +101,8 @@ def main(
     except OSError as error:
         if (hint := _file_hint(error)) is None:
             raise
-        return _print_error(UserError(f"{error.strerror}: {error.filename or 'writing failed'}", hint))
+        where = "writing failed" if error.filename is None else error.filename or "``"
+        return _print_error(UserError(f"{error.strerror}: {where}", hint))
     except (MemoryError, RuntimeError, ImportError) as error:
         if not _has_no_memory(error):
             raise
@@ -130,7 +131,7 @@ def _file_hint(error: OSError) -> str | None:
     if error.errno in {errno.ENOTDIR, errno.EEXIST}:
         return "pass a path in a folder; a part of this one is a file"
     is_of_path = error.errno in {errno.ENOENT, errno.EISDIR, errno.ELOOP, errno.EPERM}
-    return "pass another path, or correct this one" if is_of_path and error.filename else None
+    return "pass another path, or correct this one" if is_of_path and error.filename is not None else None
 
 
 def run_program(
