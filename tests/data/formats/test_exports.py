@@ -211,6 +211,8 @@ YOLO = {"labels/a.txt": "0 .2 .2 .2 .2\n"}
         ("data/a.jpg", {"labels.json": coco("a.jpg")}),  # FiftyOne
         ("images/a.jpg", {"train.json": coco("a.jpg"), "val.json": coco("b.jpg")}),
         ("images/train/a.jpg", {"instances_train.json": coco("a.jpg")}),
+        ("images/a.jpg", {"labelTxt/a.txt": "gsd:1\n10 10 30 10 30 30 10 30 cat 0\n"}),  # DOTA
+        ("train/images/a.jpg", {"train/labelTxt/a.txt": "10 10 30 10 30 30 10 30 cat 0\n"}),
         ("images/a.jpg", {**YOLO, "my.yaml": "train: images\nnames: [cat]\n"}),
         ("images/a.jpg", {"x.csv": "filename;width;height;class;xmin;ymin;xmax;ymax\na.jpg;100;100;cat;10;10;30;30\n"}),
     ],
@@ -236,6 +238,7 @@ def test_folders_of_other_layouts(tmp_path: Path, image_name: str, files: dict[s
         ),
         ("x.json", '{"images": [],\n"annotations": [,]}', r"is not JSON: Expecting value \(line 2, column 17\)"),
         ("x.json", {"a.jpg": "a cat"}, "maps no image to a row"),
+        ("x.json", {"info": {}, "categories": {}, "items": [{"annotations": []}]}, "is the JSON of Datumaro"),
     ],
 )
 def test_files_that_are_refused_by_name(tmp_path: Path, name: str, content: Any, what: str) -> None:
@@ -275,3 +278,23 @@ def test_the_place_of_what_is_not_read_is_that_of_its_image(tmp_path: Path) -> N
         write(tmp_path / f"{name}.json", {"shapes": [shape], "imagePath": f"{name}.jpg"})
     summary = resolve_dataset(tmp_path, DatasetOptions("od")).summary()
     assert f"; not read: 1 point, 1 image of which no object is read, the first in {tmp_path}/b.json" in summary
+
+
+def test_captions_of_objects_are_no_captions_of_the_image(tmp_path: Path) -> None:
+    image(tmp_path / "a.jpg", (100, 100))
+    path = write(tmp_path / "x.json", coco("a.jpg", caption="a cat that sleeps"))
+    assert read_objects(path) == {"a.jpg": CAT}
+    assert check(path)["ignored_shapes"] == {"caption of an object": 1}
+
+
+def test_attributes_and_descriptions_are_counted(tmp_path: Path) -> None:
+    image(tmp_path / "a.jpg", (100, 100))
+    box = '<box label="cat" xtl="10" ytl="10" xbr="30" ybr="30"><attribute name="text">EXIT</attribute></box>'
+    xml = f'<annotations><version>1.1</version><image name="a.jpg">{box}</image></annotations>'
+    path = write(tmp_path / "x.xml", xml)
+    assert read_objects(path) == {"a.jpg": CAT}
+    assert check(path)["ignored_shapes"] == {"attribute": 1}
+    path.unlink()
+    write(tmp_path / "a.json", {**LABELME, "shapes": [{**LABELME["shapes"][0], "description": "EXIT"}]})
+    assert read_objects(tmp_path) == {"a.jpg": CAT}
+    assert check(tmp_path)["ignored_shapes"] == {"description": 1}

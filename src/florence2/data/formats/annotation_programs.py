@@ -12,15 +12,27 @@ from florence2.data.formats.annotators.values import HEAD_BYTES, peek_json
 from florence2.data.formats.coco_layout import coco_image_folder
 from florence2.data.formats.sources import AnnotationSource
 from florence2.data.formats.text_detection import funsd, icdar, paddleocr
+from florence2.errors import DatasetError
 from florence2.model.tasks import OutputType
 
 Read = Callable[[Path], Iterator[tuple[str, AnnotatedImage]]]
+
+
+def _is_datumaro(document: Any) -> bool:
+    return isinstance(document, dict) and {"categories", "items"} <= document.keys()
+
+
+def _refuse_datumaro(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
+    raise DatasetError(f"{path} is the JSON of Datumaro, which is not read", "export it as COCO or VOC")
+
+
 _JSON_FORMATS: tuple[tuple[Callable[[Any], bool], Read], ...] = (
     (label_studio.is_label_studio, label_studio.read_label_studio),
     (createml.is_createml, createml.read_createml),
     (vott.is_vott, vott.read_vott),
     (via.is_via, via.read_via),
     (via.is_via3, via.refuse_via3),
+    (_is_datumaro, _refuse_datumaro),
 )
 _FILE_FORMATS: tuple[tuple[Callable[[Path], bool], Read], ...] = (
     (cvat.is_cvat, cvat.read_cvat),
@@ -32,6 +44,7 @@ _FILE_FORMATS: tuple[tuple[Callable[[Path], bool], Read], ...] = (
 # Only a JSON file with one of these keys near its beginning is parsed to recognize its format.
 _JSON_KEYS = (
     b'"annotations"',
+    b'"items"',
     b'"annotation_id"',
     b'"completions"',
     b'"assets"',

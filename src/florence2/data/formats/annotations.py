@@ -27,7 +27,16 @@ _VALIDATION_ALIASES = ("val", "valid", "validation")
 _NO_OBJECTS = frozenset(
     [
         *("image without an annotation file", "name of another image", "task without an annotation"),
-        *("further annotation of a task", "cancelled annotation", "tag", "choices", "taxonomy", "number", "rating"),
+        *(
+            "further annotation of a task",
+            "cancelled annotation",
+            "tag",
+            "attribute",
+            "choices",
+            "taxonomy",
+            "number",
+            "rating",
+        ),
     ]
 )
 

@@ -26,6 +26,7 @@ from florence2.model.geometry import bounding_box, is_finite_number, polygon_are
 ANNOTATIONS_NAME = "_annotations.coco.json"
 _FIRST_KEY = re.compile(r'\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:\s*[\[{"]')
 _ANY_KEY = re.compile(r'"(?:images|annotations|categories)"\s*:\s*\[|"info"\s*:\s*null')
+_DATUMARO = re.compile(r'"categories"\s*:\s*\{')  # which begins with `info`, too
 _HEAD = 65_536  # characters in which a key of COCO must be
 
 
@@ -36,7 +37,7 @@ def is_coco(path: Path) -> bool:
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as text:
             head = text.read(_HEAD)
-        if _FIRST_KEY.match(head):
+        if _FIRST_KEY.match(head) and not _DATUMARO.search(head):
             return True
         content = parse_json(path.read_text(encoding="utf-8-sig")) if _ANY_KEY.search(head) else None
     except (OSError, ValueError):
@@ -51,7 +52,7 @@ def read_coco(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     content = _parse_coco(path)
     labels = _category_names(content["categories"], path)
     rows_by_image, unlisted = _rows_by_image(content, path)
-    has_captions = any("caption" in row for row in content["annotations"])
+    has_captions = any(map(_is_caption, content["annotations"]))
     for image in content["images"]:
         where, name = f"{path} image {image.get('id')}", _image_name(image)
         rows = rows_by_image[_id_text(image.get("id"))]
@@ -76,14 +77,19 @@ def _parse_image(
     size = (image["width"], image["height"]) if image.get("width") and image.get("height") else None
     ignored: list[str] = []
     if has_captions:
-        ignored += ["object in a list of captions" for row in rows if "caption" not in row]
-        captions = [str(row["caption"]).strip() for row in rows if row.get("caption")]
+        ignored += ["object in a list of captions" for row in rows if not _is_caption(row)]
+        captions = [str(row["caption"]).strip() for row in rows if _is_caption(row) and row["caption"]]
         return AnnotatedImage(name, [], size, captions, ignored)
     objects = [row for row in rows if not _is_crowd(row)]
     crowds = [each for row in rows if _is_crowd(row) and (each := _parse_crowd(row, labels, where))]
     ignored += ["crowd"] * (len(rows) - len(objects))
     annotations = [_parse_annotation(row, labels, size, where, ignored) for row in objects]
     return AnnotatedImage(name, annotations, size, None, ignored, crowds=crowds)
+
+
+def _is_caption(row: dict[str, Any]) -> bool:
+    """Return whether an annotation is a caption of the image; one with a box is of an object."""
+    return "caption" in row and not row.get("bbox")
 
 
 def _parse_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -175,6 +181,7 @@ def _parse_annotation(
     label = labels.get(_id_text(row.get("category_id")))
     if label is None:
         raise DatasetError(f"{where} has the category {row.get('category_id')}, which is not in `categories`")
+    ignored += ["caption of an object"] * bool(row.get("caption"))
     if isinstance(row.get("keypoints"), list) and any(row["keypoints"]):
         ignored.append("keypoints")
     polygons = _parse_polygons(row.get("segmentation"), size, where, ignored)

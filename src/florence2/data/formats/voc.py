@@ -210,6 +210,7 @@ def _parse_labelme(path: Path, images: Path, same_stem: str) -> AnnotatedImage:
     parts: dict[Any, list[Annotation]] = {}
     for number, shape in enumerate(shapes):
         if (part := _parse_shape(shape, f"{path} shape {number + 1}")) is not None:
+            ignored += ["description"] * bool(shape.get("description"))
             group = shape.get("group_id")
             parts.setdefault((part.label, number if group is None else f"group {group}"), []).append(part)
         else:

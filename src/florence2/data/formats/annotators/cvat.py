@@ -1,8 +1,8 @@
 """CVAT for images 1.1: one XML file with an `<image>` element for each image.
 
-Boxes, rotated boxes, polygons, ellipses and run-length masks are objects. Points, polylines, cuboids, skeletons and
-tags are not read; each image names them in `ignored_shapes`. Source: CVAT's documentation of the format "CVAT for
-images 1.1".
+Boxes, rotated boxes, polygons, ellipses and run-length masks are objects. Points, polylines, cuboids, skeletons, tags
+and the attributes of objects are not read; each image names them in `ignored_shapes`. Source: CVAT's documentation of
+the format "CVAT for images 1.1".
 """
 
 from collections.abc import Iterator
@@ -47,6 +47,7 @@ def _parse_image(image: ElementTree.Element, where: str) -> AnnotatedImage:
         annotation = _annotation(shape, f"{where}, {shape.tag} `{shape.get('label')}`")
         if annotation is not None:
             annotations.append(annotation)
+            ignored += ["attribute" for attribute in shape.iter("attribute") if attribute.text]
         else:
             ignored.append(shape.tag)
     size = finite_numbers([image.get("width") or 0, image.get("height") or 0], where)

@@ -42,7 +42,7 @@ class YoloDataset:
 
 
 def find_yolo(folder: Path) -> Path | None:
-    """Return `data.yaml` or another such file of a folder, else a list of names if the folder has labels for it."""
+    """Return `data.yaml` or another such file of a folder, a list of names that has labels, or DOTA's `labelTxt/`."""
     config = next((folder / name for name in CONFIG_NAMES if (folder / name).is_file()), None)
     if config := config or _other_config(folder):
         return config
@@ -52,7 +52,8 @@ def find_yolo(folder: Path) -> Path | None:
         listing = next(walk(folder, recursive=False))
         beside = (label_path(folder / name) for name in listing.images())
         has_labels = any(path.is_file() and is_yolo_text(read_text(path)) for path in beside)
-    return names if has_labels else None
+    dota = next((path for path in _label_folders(folder) if path.name.lower() == "labeltxt"), None)
+    return names if has_labels else dota
 
 
 def _other_config(folder: Path) -> Path | None:
@@ -74,7 +75,8 @@ def _has_names(path: Path) -> bool:
 def open_yolo(path: Path, split: str | None, dataset_dir: Path | None = None) -> YoloDataset:
     """List the images of a split with their labels: of the given one, else of `train`, else of the first that exists.
 
-    `path` is `data.yaml` or a list of names; `dataset_dir` replaces its folder as the place of the images.
+    `path` is `data.yaml`, a list of names, or a folder of labels that name their classes; `dataset_dir` replaces its
+    folder as the place of the images.
     """
     if path.suffix.lower() in (".yaml", ".yml"):
         config = _read_config(path)
@@ -83,6 +85,9 @@ def open_yolo(path: Path, split: str | None, dataset_dir: Path | None = None) ->
             sources = [_resolve_path(path, config, each, dataset_dir) for each in _split_paths(path, config, split)]
         else:  # supervision writes no paths
             sources = [_split_folder(dataset_dir or path.parent, split)]
+    elif path.is_dir():
+        config, names = {}, {}
+        sources = [_split_folder(dataset_dir or path.parent, split)]
     else:
         config = {}
         names = {number: name.strip() for number, name in enumerate(read_lines(path)) if name.strip()}
