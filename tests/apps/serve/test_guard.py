@@ -112,6 +112,11 @@ def test_reasons(client, options: dict, reason: str) -> None:
     assert len(response.text) < 500
 
 
+def test_keys_in_the_address_are_refused(client) -> None:
+    response = client.post("/v1/predict?task=od", files={"image": ("a.png", png())})
+    assert (response.status_code, "`task` is in the address" in response.text) == (400, True)
+
+
 def test_regions_in_pixels_equal_location_tokens(client) -> None:
     width, height = Image.open(io.BytesIO(png())).size
     region = f"0,0,{width // 2},{height // 2}"

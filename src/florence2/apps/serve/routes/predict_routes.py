@@ -74,6 +74,8 @@ _SCHEMA = {
 @router.post("/v1/predict", summary="Run tasks on images", openapi_extra=_SCHEMA)
 async def predict_images(request: Request, state: State) -> JSONResponse:
     """Run every task on every image, and return one row for each prediction."""
+    if name := next(iter(request.query_params), None):
+        raise RequestError(f"`{name[:60]}` is in the address", "send it as a field of the form or of the JSON")
     body, uploads = await _read_request(request, state.service.limits.max_images)
     sources: list[tuple[str, str | bytes]] = [*uploads, *_named(body)]
     if not sources:
