@@ -29,6 +29,8 @@ def find_coco_beside(listing: Listing, split: str | None) -> Path | None:
 
     A folder with a caption beside an image is none.
     """
+    if not any(name.lower().endswith(".json") for name in listing.names):
+        return None
     stems = {name.rpartition(".")[0] for name in listing.images()}
     if any(name.lower().endswith((".txt", ".caption")) and name.rpartition(".")[0] in stems for name in listing.names):
         return None

@@ -47,8 +47,8 @@ def find_voc(folder: Path, listing: Listing, dataset_dir: Path | None = None) ->
 
 def find_labelme(folder: Path, listing: Listing, dataset_dir: Path | None = None) -> tuple[Path, Path] | None:
     """Return the folders of (LabelMe's JSON files, images), which may be one; None if there are none."""
-    stems = {_stem(name) for name in listing.images()}
     names = [name for name in listing.names if name.lower().endswith(".json")]
+    stems = {_stem(name) for name in listing.images()} if names else set()
     first = next((name for name in names if _stem(name) in stems), next(iter(names), None))
     if first is not None and is_labelme(folder / first):
         return folder, dataset_dir or folder
