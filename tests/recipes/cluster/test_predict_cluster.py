@@ -16,7 +16,7 @@ from florence2.api import predict, predict_status
 from florence2.data.streams.tars.tar_writer import write_shards
 from florence2.demo.dataset import make_dataset
 from florence2.errors import OptionError
-from florence2.recipes.cluster.ray_cluster import EnginePool
+from florence2.recipes.cluster.ray_cluster import EnginePool, find_address
 from tests.ray_memory import record_memory
 from tests.ray_nodes import RayNodes, kill_all, ray_environment, ray_nodes, wait_until
 from tests.s3 import s3_server, upload, use_server
@@ -245,6 +245,17 @@ def test_nodes_are_divided_among_engines(monkeypatch: pytest.MonkeyPatch) -> Non
     assert EnginePool.of_nodes([node(16)], None) == EnginePool(8, 2, 0)
     with pytest.raises(OptionError, match="has no GPU"):
         EnginePool.of_nodes([node(8)], "cuda")
+
+
+def test_a_cluster_that_has_ended_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert find_address() is None
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+    assert find_address() == "local"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert find_address() == "10.0.0.1:6379"
 
 
 def test_flags_that_a_cluster_cannot_have_are_refused(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class PackCount:
 def _run(ray: Any, config: ActorConfig, run: ShardRun, images: ShardedImages, progress: PredictProgressBar) -> None:
     """Predict the shards without earlier predictions at once, and the others in groups: all theirs are in memory."""
     earlier = [index for index in run.job.todo if run.job.has_journal(index)]
-    others = [index for index in run.job.todo if index not in set(earlier)]
+    others = sorted(set(run.job.todo).difference(earlier))
     groups = [others, *(earlier[start : start + _GROUP_SHARDS] for start in range(0, len(earlier), _GROUP_SHARDS))]
     for group in filter(None, groups):
         readers = list(_readers(group, config, run, images))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from florence2.errors import MissingPackageError, OptionError
@@ -82,15 +84,33 @@ def connect(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    _check_port(address)
+    target = find_address() if address == "auto" else address
+    if target is not None:
+        _check_port(target)
     try:
-        ray.init(None if address == "auto" else address, logging_level="warning", log_to_driver=False)
+        ray.init(target, logging_level="warning", log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _unreachable(address, error) from None
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def find_address() -> str | None:
+    """Return RAY_ADDRESS, or `local` where the cluster that Ray remembers on this machine has ended without a trace."""
+    if address := os.environ.get("RAY_ADDRESS"):
+        return address
+    path = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
+    try:
+        remembered = path.read_text(encoding="utf-8").strip()
+        _check_port(remembered)
+    except (OSError, ValueError):
+        return None
+    except OptionError:
+        logger.warning(f"the Ray cluster at {remembered} has ended; a new one is started")
+        return "local"
+    return None
 
 
 def _check_port(address: str) -> None:
