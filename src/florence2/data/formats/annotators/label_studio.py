@@ -57,7 +57,7 @@ def refuse_csv(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
 def read_label_studio(path: Path) -> Iterator[tuple[str, AnnotatedImage]]:
     """Read the images of an export, each with the words that name it."""
     tasks = read_json(path)
-    is_annotated = [not isinstance(task, dict) or "data" not in task or bool(_valid_entries(task)) for task in tasks]
+    is_annotated = [not isinstance(task, dict) or "data" not in task or _may_be_annotated(task) for task in tasks]
     has_regions = any(_is_region(shape) for task in tasks if isinstance(task, dict) for shape in _results(task))
     num_unread = is_annotated.count(False)
     if tasks and not any(is_annotated):
@@ -81,6 +81,10 @@ def _parse_task(task: Any, has_regions: bool, where: str) -> AnnotatedImage:
     key = _image_key(values)
     if key is None:
         raise DatasetError(f"{where} names no image", "export tasks that label images")
+    if not all(
+        isinstance(each, list) for each in (_entries(task), *(e.get("result", []) for e in _valid_entries(task)))
+    ):
+        raise DatasetError(f"{where} has `annotations` or a `result` that is not a list", "export it again")
     results = _results(task)
     ignored = _unread_of_task(task)
     names = _file_names(values[key])
@@ -90,16 +94,26 @@ def _parse_task(task: Any, has_regions: bool, where: str) -> AnnotatedImage:
     return AnnotatedImage(names[0], annotations, size, ignored_shapes=tuple(ignored), other_names=names[1:])
 
 
+def _entries(task: Mapping[str, Any]) -> Any:
+    return task.get("annotations") or task.get("completions") or []
+
+
+def _may_be_annotated(task: Mapping[str, Any]) -> bool:
+    """Return whether a task has an annotation that was not cancelled, or none that can be read, which is an error."""
+    return not isinstance(_entries(task), list) or bool(_valid_entries(task))
+
+
 def _valid_entries(task: Mapping[str, Any]) -> list[dict[str, Any]]:
-    entries = task.get("annotations") or task.get("completions") or []
+    entries = _entries(task)
+    entries = entries if isinstance(entries, list) else []
     return [entry for entry in entries if isinstance(entry, dict) and not entry.get("was_cancelled")]
 
 
 def _results(task: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the results of the first annotation of a task, or those in the columns of a row of JSON-MIN."""
     if "data" in task:
-        shapes = [shape for entry in _valid_entries(task)[:1] for shape in entry.get("result", [])]
-        return [shape for shape in shapes if isinstance(shape, dict)]
+        results = next((entry.get("result") for entry in _valid_entries(task)), None)
+        return [shape for shape in results if isinstance(shape, dict)] if isinstance(results, list) else []
     values = [shape for value in task.values() if isinstance(value, list) for shape in value if isinstance(shape, dict)]
     sizes = {"original_width", "original_height"}
     return [{"value": shape, **{name: shape[name] for name in sizes & shape.keys()}} for shape in values]
@@ -111,8 +125,7 @@ def _is_region(result: Mapping[str, Any]) -> bool:
 
 
 def _unread_of_task(task: Mapping[str, Any]) -> list[str]:
-    entries = task.get("annotations") or task.get("completions") or []
-    num_valid = len(_valid_entries(task))
+    entries, num_valid = _entries(task), len(_valid_entries(task))
     return ["further annotation of a task"] * (num_valid - 1) + ["cancelled annotation"] * (len(entries) - num_valid)
 
 

@@ -10,6 +10,7 @@ from florence2.data.formats.annotators.values import finite_numbers
 from florence2.data.formats.text_detection.text_lines import TextLine, image_with_text
 from florence2.errors import DatasetError
 
+_LONGEST_LINE = 131_072
 _ICDAR_NAME = re.compile(r"^(?:gt_|res_)(.+)\.txt$", re.IGNORECASE)
 
 
@@ -45,6 +46,9 @@ def _parse_file(name: str, path: Path) -> AnnotatedImage:
 
 def _icdar_line(line: str, where: str) -> TextLine:
     """Read eight or four coordinates and a text, separated by commas or by spaces; the text is kept as it is."""
+    if len(line) > _LONGEST_LINE:
+        what = f"{where} is not a row of text: field larger than {_LONGEST_LINE:,} characters"
+        raise DatasetError(what, "correct or remove it")
     mark = "," if "," in line.split('"')[0] else None
     for count in (8, 4):
         fields = line.strip().split(mark, count)
