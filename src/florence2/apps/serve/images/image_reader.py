@@ -44,12 +44,21 @@ class ImageReader:
         blame, and of 503 where it waited too long for other images.
         """
         limit = 2 * self._limits.image_timeout
-        work = asyncio.get_running_loop().run_in_executor(self._threads, self._read, engine, source, name)
+        loop, has_started = asyncio.get_running_loop(), asyncio.Event()
+
+        def read() -> OpenedImage:
+            loop.call_soon_threadsafe(has_started.set)
+            return self._read(engine, source, name)
+
+        work = loop.run_in_executor(self._threads, read)
         try:
             async with asyncio.timeout(limit):  # `wait_for` of Python 3.11 may swallow the end of the request
-                return NamedImage(name, await work)
+                await has_started.wait()
+            return NamedImage(name, await work)  # whose decoder has time limits of its own
         except TimeoutError:
             raise busy(f"{name} was not decoded within {limit:g} seconds") from None
+        finally:
+            work.cancel()  # without effect once it has started
 
     def _read(self, engine: AsyncEngine, source: str | bytes, name: str) -> OpenedImage:
         data = self._bytes(source, name) if isinstance(source, str) else source
