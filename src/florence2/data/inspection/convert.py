@@ -32,6 +32,7 @@ from florence2.data.streams.tars.tar_writer import write_shards
 from florence2.data.tables import Row
 from florence2.errors import DatasetError, OptionError, UserError
 from florence2.files import has_case_sensitive_names, path_inside, reserved_part, to_json
+from florence2.log import count_noun
 from florence2.model.tasks import InputType, OutputType, split_prompt
 
 OutputFormat = Literal["jsonl", "coco", "yolo", "folder", "shards"]
@@ -61,7 +62,7 @@ class ConversionResult:
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of a summary."""
-        yield f"wrote {self.num_images:,} images with {self.num_rows:,} targets"
+        yield f"wrote {count_noun(self.num_images, 'image')} with {count_noun(self.num_rows, 'target')}"
         yield from (f"skipped: {number:,} {reason}" for reason, number in self.skipped.items())
 
 

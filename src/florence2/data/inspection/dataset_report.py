@@ -13,7 +13,7 @@ from florence2.data.formats.annotations import NO_LABEL
 from florence2.data.inspection.issues import Issue, IssueKind, LengthLimit, RowReport, check_row
 from florence2.data.sample import Sample, SampleKey
 from florence2.errors import DatasetError, UserError
-from florence2.log import count_kinds, name_columns, note_files
+from florence2.log import count_kinds, count_noun, name_columns, note_files
 from florence2.model.location_grammar import decode_objects
 from florence2.model.tasks import InputType, OutputType, find_task
 
@@ -71,7 +71,7 @@ class DatasetReport:
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of the text: the counts, then the issues."""
-        yield f"{self.source}: {self.num_images:,} images, {self.num_samples:,} samples"
+        yield f"{self.source}: {count_noun(self.num_images, 'image')}, {count_noun(self.num_samples, 'sample')}"
         for task, number in sorted(self.tasks.items(), key=lambda item: -item[1]):
             yield f"  {number:8,}  {task}"
         if self.objects:
@@ -95,7 +95,7 @@ class DatasetReport:
         for kind, number in self.issue_counts().items():
             yield f"issue: {number:,} {kind}"
             yield from (f"  {issue.where}: {issue.what}" for issue in examples[kind][:_EXAMPLES])
-        yield f"{len(self.issues):,} issues" if self.issues else "no issues"
+        yield count_noun(len(self.issues), "issue") if self.issues else "no issues"
 
 
 def report_dataset(
