@@ -119,6 +119,40 @@ def test_predictions_file_in_another_folder_is_a_dataset(tiny: Path, tmp_path: P
     assert all(sample.open().size == (80, 60) for sample in found.samples)
 
 
+def test_tasks_of_a_table_take_the_place_of_the_flag_with_a_warning(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_images(tmp_path / "photos", "a.jpg", "b.jpg")
+    run_predict(tiny, folder, tmp_path / "first.jsonl", task="caption")
+    caplog.clear()
+    run_predict(tiny, tmp_path / "first.jsonl", tmp_path / "same.jsonl", task="caption")
+    assert not caplog.messages[:-1]  # but for the time
+    run_predict(tiny, tmp_path / "first.jsonl", tmp_path / "other.jsonl", task="od")
+    assert "a task of the table itself takes the place of `--task od` in 2 rows; the first is `caption`" in caplog.text
+    assert [row["task"] for row in read_rows(tmp_path / "other.jsonl")] == ["<CAPTION>", "<CAPTION>"]
+
+
+def test_tables_as_shards_name_images_below_one_folder(tiny: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        save_images(tmp_path / "in" / name, "1.jpg")
+        row = {"file_name": "1.jpg", "image_dir": name}
+        (tmp_path / "in" / f"{name}.jsonl").write_text(f"{json.dumps(row)}\n", encoding="utf-8")
+    words = {"model_path": tiny, "max_length": 6, "task": "caption"}
+    predict(input_path=tmp_path / "in" / "{a,b}.jsonl", output_path=f"{tmp_path}/first/", **words)
+    predict(input_path=f"{tmp_path}/first/*.jsonl", output_path=f"{tmp_path}/second/", **words)
+    for output in ("first", "second"):
+        rows = [row for name in "ab" for row in read_rows(tmp_path / output / f"{name}.jsonl")]
+        assert [(row["file_name"], row["image_dir"], row.get("error")) for row in rows] == [
+            ("a/1.jpg", "../in", None),
+            ("b/1.jpg", "../in", None),
+        ]
+    save_images(tmp_path / "elsewhere", "1.jpg")
+    with (tmp_path / "in" / "b.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"file_name": "1.jpg", "image_dir": "../elsewhere"}) + "\n")
+    summary = predict(input_path=tmp_path / "in" / "{a,b}.jsonl", output_path=f"{tmp_path}/third/", **words)
+    assert "is not below" in str(summary)
+
+
 def test_killed_run_resumes_and_predicts_each_image_once(tiny: Path, tmp_path: Path) -> None:
     folder = save_images(tmp_path / "photos", *(f"{n:03}.png" for n in range(40)))
     output = tmp_path / "captions.jsonl"

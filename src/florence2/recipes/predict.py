@@ -22,7 +22,7 @@ from florence2.distributed import is_main_process, launcher_rank
 from florence2.engine.stats import Stats
 from florence2.errors import OptionError, UserError
 from florence2.files import print_json
-from florence2.log import log_lines, logger
+from florence2.log import count_noun, log_lines, logger
 from florence2.model.tasks import Task, find_task
 from florence2.pipeline.class_splitter import ClassSplitter
 from florence2.pipeline.task_pipeline import TaskPipeline
@@ -88,6 +88,7 @@ def _predict_images(spec: PredictSpec) -> RunSummary:
     pipeline, images = spec.pipeline.apply_to(partial(_find_images, spec))
     root = images.root or Path()
     tasks = _tasks(pipeline, images)
+    _report_row_tasks(spec, images)
     spec.check_min_score(tasks)
     exports = [DatasetExport.parse(each, output.output_path, tasks) for each in output.export]
     affixes = Affixes(output.prefix, output.suffix)
@@ -195,6 +196,18 @@ def _tasks(pipeline: TaskPipeline, images: ResolvedDataset) -> list[Task]:
         return pipeline.tasks
     named = {sample.task for sample in images.samples} - {task.token for task in pipeline.tasks}
     return pipeline.tasks + [find_task(name) for name in sorted(named)]
+
+
+def _report_row_tasks(spec: PredictSpec, images: ResolvedDataset) -> None:
+    """Warn of rows of a table that name a task, which takes the place of `--task`."""
+    if not spec.input.task or isinstance(images.samples, ListedSamples):
+        return
+    tokens = {step.task.token for step in spec.pipeline.steps}
+    others = [sample for sample in images.samples if sample.task not in tokens]
+    if others:
+        number, flag = count_noun(len(others), "row"), f"`--task {' '.join(spec.input.task)}`"
+        first = f"the first is `{find_task(others[0].task).name}` for {others[0].name}"
+        logger.warning(f"a task of the table itself takes the place of {flag} in {number}; {first}")
 
 
 def _sidecar_writer(spec: PredictSpec, pipeline: TaskPipeline, root: Path) -> SidecarWriter | None:

@@ -3,9 +3,11 @@
 A row names an image by an address, or by its path relative to the table's folder.
 """
 
+import os
 import posixpath
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
@@ -43,8 +45,11 @@ class TableShards:
 
     @cached_property
     def root(self) -> str:
-        """Return the folder that ids are relative to, unless a row has its own `image_dir`."""
-        return str(common_folder(self.paths))
+        """Return the folder that ids are relative to: of the tables, or of the images where those lie elsewhere."""
+        folder = common_folder(self.paths)
+        if isinstance(folder, Path) and (images := _image_folder(self.paths[0], self.columns)):
+            return str(folder if _is_below(images, folder) else images)
+        return str(folder)
 
     @cached_property
     def _names(self) -> list[str]:
@@ -62,27 +67,52 @@ class TableShards:
     def reader(self, index: int) -> Callable[[], Iterator[DatasetRow]]:
         """Return a function that reads the rows of a table."""
         name = self.shard_name(index)
-        return partial(_read_table, self.paths[index], name if self.num_shards > 1 else "", self.columns)
+        return partial(_read_table, self.paths[index], name if self.num_shards > 1 else "", self.columns, self.root)
 
     def read(self, index: int) -> Iterator[Sample | Skipped]:
         """Read the samples of a table lazily."""
         return samples_from_rows(self.reader(index)(), self.columns, "")
 
 
-def _read_table(path: AnyPath, name: str, columns: ColumnMapping) -> Iterator[DatasetRow]:
+def _read_table(path: AnyPath, name: str, columns: ColumnMapping, root: str) -> Iterator[DatasetRow]:
     if not path.is_file():
         raise DatasetError(f"{path} does not exist", "check the path, and put a pattern in quotes")
     column = find_parquet_images(path, columns.image) if path.suffix.lower() == ".parquet" else None
     if column is not None:
         yield from translate_rows(_read_parquet_images(path, name or "train", column, columns), columns)
-        return
-    folder = posixpath.dirname(name)
-    rows = remote_rows(path, columns) if isinstance(path, StorePath) else table_rows(path, columns, None)
-    for row in rows:
-        image = row.image
-        if folder and not is_address(image.id):
-            image = Sample(f"{folder}/{image.id}", image.image, "")
-        yield row._replace(image=image)
+    elif isinstance(path, StorePath):
+        folder = posixpath.dirname(name)
+        for row in remote_rows(path, columns):
+            image = row.image
+            if folder and not is_address(image.id):
+                image = Sample(f"{folder}/{image.id}", image.image, "")
+            yield row._replace(image=image)
+    else:
+        yield from (_below_root(row, Path(root)) for row in table_rows(path, columns, None))
+
+
+def _below_root(row: DatasetRow, root: Path) -> DatasetRow:
+    """Name the image of a local row by its path below the folder of all images."""
+    path = row.image.image
+    if not isinstance(path, Path) or not row.image.id:
+        return row
+    if not _is_below(path, root):
+        hint = "predict the tables of other folders of images by another command"
+        return DatasetRow.unreadable(row.where, DatasetError(f"{row.where}: {path} is not below {root}", hint))
+    return row._replace(image=replace(row.image, id=Path(os.path.relpath(path, root)).as_posix()))
+
+
+def _image_folder(path: AnyPath, columns: ColumnMapping) -> Path | None:
+    """Return the folder that the first image of a local table is named in."""
+    with suppress(DatasetError):
+        for row in table_rows(Path(str(path)), columns, None):
+            if isinstance(row.image.image, Path) and row.image.id:
+                return row.image.image.parents[len(Path(row.image.id).parts) - 1]
+    return None
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return not os.path.relpath(path, folder).startswith("..")
 
 
 def _read_parquet_images(path: AnyPath, name: str, column: str, columns: ColumnMapping) -> Iterator[DatasetRow]:
