@@ -198,7 +198,7 @@ def test_files_become_rows_or_are_refused(
     [row] = [json.loads(line) for line in Path("out/metadata.jsonl").read_text().splitlines()]
     assert {key: value for key, value in row.items() if key != "file_name"} == expected
     assert main(["data", "check", dataset]) in (0, 1)
-    assert " samples" in capsys.readouterr().out
+    assert " sample" in capsys.readouterr().out
 
 
 def write(path: Path, content: Any) -> None:
