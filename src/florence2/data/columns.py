@@ -14,6 +14,7 @@ of "" is an image without text; for other tasks an empty target is a missing one
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,11 +98,7 @@ class ColumnMapping:
 
 
 def _first_value(row: Row, names: Sequence[str]) -> Any:
-    for name in names:
-        value = row.get(name)
-        if not is_missing(value):
-            return value
-    return None
+    return next((row[name] for name in names if not is_missing(row.get(name))), None)
 
 
 def is_missing(value: Any) -> bool:
@@ -226,19 +223,19 @@ def samples_from_row(row: Row, where: str, columns: ColumnMapping, image: Sample
     input_text = task_input if isinstance(task_input, str) else _region_tokens(task_input, where, image.size)
     _check_input(task, input_text, where)
     reject_surrogates(task.token + input_text, where)
-    sample = replace(image, task=task.token, input=input_text)
+    make = partial(replace, image, task=task.token, input=input_text)
     if not columns.with_targets:
-        return [sample]
+        return [make()]
     texts = columns.texts(row, where)
-    doubts = text_doubts(task, texts)
+    doubts, reference = text_doubts(task, texts), image.reference
     if not texts and not is_missing(row.get("answer")):
         if columns.keep_answers and isinstance(row["answer"], dict):
-            sample = replace(sample, reference=parse_answer(task, row["answer"], where))
+            reference = parse_answer(task, row["answer"], where)
         text, doubts = encode_answer(task, row, where, image.size)
         texts = [text]
     elif not texts and row.get("answer") == "" and "ocr" in task.name:
         texts = [""]
-    return [replace(sample, target=text, doubts=() if at else doubts) for at, text in enumerate(texts)]
+    return [make(target=text, reference=reference, doubts=() if at else doubts) for at, text in enumerate(texts)]
 
 
 def _check_input(task: Task, input_text: str, where: str) -> None:

@@ -6,7 +6,7 @@ The text of the file is the caption; line breaks become spaces unless `keep_line
 import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from florence2.data.folders.listing import Listing, read_lines
@@ -114,8 +114,10 @@ def captioned_images(
                 what = f"{listing.path / sidecar_names[name]} has labels of YOLO, not a caption"
                 raise DatasetError(what, "list the names of classes in data.yaml")
             if caption:
-                sample = Sample(listing.id(name), listing.path / name, parsed_task.token, task_input, caption)
-                samples.append(replace(sample, doubts=text_doubts(parsed_task, [caption])))
+                doubts, image = text_doubts(parsed_task, [caption]), listing.path / name
+                samples.append(
+                    Sample(listing.id(name), image, parsed_task.token, task_input, target=caption, doubts=doubts)
+                )
             else:
                 default = name.rpartition(".")[0] + sidecars.suffix + sidecars.extensions[0]
                 sidecar = listing.path / sidecar_names.get(name, default)
