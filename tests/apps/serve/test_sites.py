@@ -96,6 +96,20 @@ def test_a_question_of_another_page_is_refused_with_the_reason(server, caplog) -
     assert "--allowed_origins http://evil.example" in caplog.text
 
 
+def test_a_refusal_waits_for_the_body_so_that_it_is_not_lost_in_a_reset(server) -> None:
+    address, port = host_header(server.url).split(":")
+    head = "POST /v1/predict HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 200000\r\n\r\n"
+    with socket.create_connection((address, int(port)), timeout=0.3) as connection:
+        connection.sendall(head.encode())
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.settimeout(10)
+        connection.sendall(b" " * 200_000)
+        received = b"".join(iter(lambda: connection.recv(2**16), b""))
+    assert received.startswith(b"HTTP/1.1 403")
+    assert b"--allowed_hosts" in received
+
+
 def test_allowed_hosts_and_origins() -> None:
     sites = SiteCheck(("Florence.example",), ("http://localhost:3000", "app://obsidian.md"))
     with live_server(sites=sites) as live, live.client() as client:

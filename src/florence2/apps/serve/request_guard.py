@@ -29,6 +29,7 @@ CLIENT_LEFT = 499
 MAX_BUFFERED_REQUESTS = 16  # of the maximum size: what all bodies together may take of memory
 OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json")  # answered without a key, as load balancers and readers ask
 OPEN_FILES = "/page/static/"  # the page that asks for the key
+_DISCARD_SECONDS = 1.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
@@ -52,6 +53,8 @@ class RequestGuard:
         try:
             await self._answer(exchange, receive)
         except RequestError as error:
+            if not exchange.is_read and error.status != 408 and not exchange.header("expect"):
+                await _discard_body(receive)
             await exchange.send_error(error)
             if error.status == 403:  # a browser hides the reason from a page of another origin
                 exchange.note = f", {error.message}"
@@ -79,6 +82,7 @@ class RequestGuard:
         try:
             async with asyncio.timeout(limits.request_timeout):
                 body = await self._read_body(exchange, receive)
+                exchange.is_read = True
         except TimeoutError:
             raise RequestError("the request was not received in time", status=408) from None
         if is_work:
@@ -152,6 +156,7 @@ class _Exchange:
         self.line = f"{scope['method']} {json.dumps(scope['path'])[1:-1][:100]}"  # without what follows the path
         self.start = time.perf_counter()
         self.status = 0
+        self.is_read = False
         self.is_complete = False
         self.num_bytes = 0  # of the body, as far as it was read
         self.note = ""  # which model ran which task
@@ -184,7 +189,7 @@ class _Exchange:
             return
         body = json.dumps(error_body(self.scope["path"], error)).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
-        if error.status in (403, 408, 413, 415, 503):  # the rest of the body is not read
+        if not self.is_read:  # the rest of the body is not read
             headers["connection"] = "close"
         pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": error.status, "headers": pairs})
@@ -225,6 +230,17 @@ def assume_json(scope: Scope) -> None:
     headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-type"]
     if not header_of(scope["headers"], "content-type").lower().startswith("multipart/"):
         scope["headers"] = [*headers, (b"content-type", b"application/json")]
+
+
+async def _discard_body(receive: Receive) -> None:
+    """Read what the client of a refused request still sends, for a short time.
+
+    A connection that is closed with unread bytes is reset, and the client may lose the answer.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            while (await receive()).get("more_body", False):
+                pass
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
