@@ -12,6 +12,7 @@ from PIL import Image
 
 from florence2 import api
 from florence2.config import DEFAULT_TASK, HubSettings, InferenceDType
+from florence2.data.array_image import image_from_array
 from florence2.data.sample import ImageError, Sample
 from florence2.data.stores.remote_image import RemoteImage
 from florence2.devices import is_8_bit
@@ -185,11 +186,7 @@ def _image_source(image: ImageInput, name: str) -> Any:
     if isinstance(image, str | Path):
         return RemoteImage.or_path(str(image))
     if isinstance(image, np.ndarray):
-        has_pixels = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in {3, 4})
-        if image.dtype != np.uint8 or not has_pixels:
-            what = f"{name} is an array of shape {image.shape} and type {image.dtype}"
-            raise OptionError(what, "pass pixels as uint8, from 0 to 255, in the shape (height, width, 3)")
-        return Image.fromarray(image)
+        return image_from_array(image, name)
     if isinstance(image, ImageInput):
         return image
     raise OptionError(f"{name} is a {type(image).__name__}", "pass a path, bytes, a PIL image, or an RGB array")

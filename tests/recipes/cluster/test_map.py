@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import florence2
+from florence2.data.image import ImageError
 from florence2.demo.dataset import make_dataset
 from florence2.errors import OptionError
+from florence2.recipes.cluster.row_actor import RowOptions
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +82,11 @@ def test_columns_of_any_kind_and_splits_are_mapped(
 def test_the_modules_import_nothing_before_a_call() -> None:
     code = "import florence2.ray, florence2.datasets, sys; assert not {'ray', 'datasets', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_row_with_pixels_that_are_no_bytes_has_an_error_of_its_own() -> None:
+    options = RowOptions("caption", "", "image", None, "")
+    good, bad = (options.sample(0, {"image": np.zeros((4, 5, 3), dtype)}) for dtype in (np.uint8, np.float32))
+    assert good.size() == (5, 4)
+    with pytest.raises(ImageError, match=r"row 0: its image is an array of shape \(4, 5, 3\) and type float32"):
+        bad.open()

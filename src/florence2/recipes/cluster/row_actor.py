@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from florence2.config import HubSettings
+from florence2.data.array_image import image_from_array
 from florence2.data.columns import is_missing
 from florence2.data.sample import Prediction, Sample
 from florence2.data.streams.table_shards import stored_image
@@ -78,10 +79,10 @@ class RowOptions:
             )
 
     def sample(self, index: int, row: Mapping[str, Any]) -> Sample:
-        """Make the sample of a row; a row without a valid input gets an image with this error."""
+        """Make the sample of a row; a row without a valid image or input gets an image with this error."""
         name, pipeline = f"row {index}", self.pipeline
-        image = to_image(row[self.image_column], name)
         try:
+            image = to_image(row[self.image_column], name)
             if self.input_column:
                 task_input = row[self.input_column]
                 pipeline = TaskPipeline.parse((self.task,), "" if is_missing(task_input) else str(task_input))
@@ -94,7 +95,7 @@ def to_image(value: Any, name: str) -> Any:
     """Return the image of a column: pixels become an image in memory, everything else is opened later."""
     if isinstance(value, Image.Image):
         return value
-    return Image.fromarray(value) if isinstance(value, np.ndarray) else stored_image(value, name)
+    return image_from_array(value, "its image") if isinstance(value, np.ndarray) else stored_image(value, name)
 
 
 def parse_generation(options: Mapping[str, Any] | None) -> GenerationConfig:
