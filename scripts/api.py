@@ -148,13 +148,13 @@ def _parameters(settings: type) -> list[str]:
     return parameters
 
 
-def _annotation(kind: SettingType) -> str:
+def _annotation(setting: SettingType) -> str:
     """Write a type; a tuple of texts is a sequence of texts, or one text."""
-    if kind.choices:
-        return f"Literal[{', '.join(map(_literal, kind.choices))}]"
-    one = "str | PathLike[str]" if kind.is_path else kind.kind.__name__
-    many = f"{one} | Sequence[{one}]" + " | Mapping[str, object]" * kind.is_mapping
-    return (many if kind.is_tuple else one) + " | None" * kind.is_optional
+    if setting.choices:
+        return f"Literal[{', '.join(map(_literal, setting.choices))}]"
+    one = "str | PathLike[str]" if setting.is_path else setting.kind.__name__
+    many = f"{one} | Sequence[{one}]" + " | Mapping[str, object]" * setting.is_mapping
+    return (many if setting.is_tuple else one) + " | None" * setting.is_optional
 
 
 def _literal(value: Any) -> str:

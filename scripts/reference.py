@@ -60,11 +60,11 @@ def _rows(settings: type) -> Iterator[str]:
             yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _value(kind: SettingType) -> str:
+def _value(setting: SettingType) -> str:
     """Describe the values of a type."""
-    if kind.choices:
-        return ", ".join(f"`{choice}`" for choice in kind.choices)
-    return "texts" if kind.is_tuple else _TYPES[kind.kind] + (f" {kind.bounds}" if kind.bounds else "")
+    if setting.choices:
+        return ", ".join(f"`{choice}`" for choice in setting.choices)
+    return "texts" if setting.is_tuple else _TYPES[setting.kind] + (f" {setting.bounds}" if setting.bounds else "")
 
 
 def _default(field: "dataclasses.Field[Any]") -> str:

@@ -6,7 +6,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from florence2.cli.config_file import ALIASES, CONFIG_HINT, read_config
-from florence2.cli.flag_values import check_values
+from florence2.cli.flag_values import normalize_words
 from florence2.errors import OptionError
 from florence2.settings_io import closest_name_hint, setting_names
 
@@ -42,7 +42,7 @@ def split_words(words: Sequence[str], settings: type, positional: Sequence[str],
             if not path:
                 raise OptionError(f"`--{name}` has no value", _file_hint(name))
             if name == "config":
-                from_file = check_values(list(read_config(Path(path), settings)), settings, f" in {path}")
+                from_file = normalize_words(list(read_config(Path(path), settings)), settings, f" in {path}")
             else:
                 found = replace(found, save_config=Path(path).expanduser())
         elif name == "quiet":
@@ -55,7 +55,7 @@ def split_words(words: Sequence[str], settings: type, positional: Sequence[str],
                 hint = closest_name_hint(f"--{name}", [f"--{flag}" for flag in [*known, *options]])
                 raise OptionError(f"`{flag}` is not a flag of this command", hint)
             rest.append(f"--{name}{equals}{value}")
-    return replace(found, words=(*from_file, *check_values(rest, settings)))
+    return replace(found, words=(*from_file, *normalize_words(rest, settings)))
 
 
 def common_options(*, can_json: bool) -> str:

@@ -139,15 +139,15 @@ def _add_flags(parser: argparse.ArgumentParser, command: CompletedCommand) -> No
     for flag in command.positional:
         files.append(parser.add_argument(flag[2:] + "_value", nargs="?", help=flag))
     docs = setting_docs(command.settings)
-    for name, kind in setting_types(command.settings).items():
+    for name, setting in setting_types(command.settings).items():
         text = _one_line(docs.get(name, ""))
-        if kind.kind is bool:
+        if setting.kind is bool:
             parser.add_argument(f"--{name}", action="store_true", help=text)
             continue
-        many: dict[str, Any] = {"nargs": "*"} if kind.is_tuple else {}
-        choices = [task.name for task in TASKS] if name == "task" else kind.choices or None
+        many: dict[str, Any] = {"nargs": "*"} if setting.is_tuple else {}
+        choices = [task.name for task in TASKS] if name == "task" else setting.choices or None
         argument = parser.add_argument(f"--{name}", choices=choices, help=text, **many)
-        if kind.is_path:
+        if setting.is_path:
             files.append(argument)
     for argument in files:
         argument.complete = shtab.FILE

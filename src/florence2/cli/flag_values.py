@@ -8,7 +8,7 @@ from florence2.settings_io import SettingType, closest_name_hint, setting_defaul
 _HELP = {"-h", "--help"}
 
 
-def check_values(words: Sequence[str], settings: type, source: str = "") -> list[str]:
+def normalize_words(words: Sequence[str], settings: type, source: str = "") -> list[str]:
     """Return the words with the values of repeated flags joined; refuse values that are absent, wrong or too many.
 
     Of a repeated flag that takes one value, the last one counts. `source` is added to a flag in an error.
@@ -48,37 +48,37 @@ def _split_flags(words: Sequence[str], types: dict[str, SettingType]) -> dict[st
     return flags
 
 
-def _check_flag(name: str, values: list[str], kind: SettingType, settings: type, source: str) -> None:
+def _check_flag(name: str, values: list[str], setting: SettingType, settings: type, source: str) -> None:
     flag = f"`--{name}`{source}"
-    if kind.kind is bool:
+    if setting.kind is bool:
         if values:
             raise _unexpected_word(values[0]) or OptionError(
                 f"{flag} takes no value, and `{values[0]}` follows it", f"remove `{values[0]}`"
             )
         return
-    if not values and not (source and kind.is_tuple):  # a file may contain an empty list
+    if not values and not (source and setting.is_tuple):  # a file may contain an empty list
         raise OptionError(f"{flag} has no value", _explain(name, settings))
-    if len(values) > 1 and not kind.is_tuple:
+    if len(values) > 1 and not setting.is_tuple:
         listed = ", ".join(f"`{value}`" for value in values[:3]) + ", ..." * (len(values) > 3)
         raise _unexpected_word(values[1]) or OptionError(
             f"{flag} takes one value and got {len(values)}: {listed}",
             "pass one, with quotes around a pattern or a value with spaces",
         )
     for value in values:
-        _check_value(name, value, kind, settings, source)
+        _check_value(name, value, setting, settings, source)
 
 
-def _check_value(name: str, value: str, kind: SettingType, settings: type, source: str) -> None:
+def _check_value(name: str, value: str, setting: SettingType, settings: type, source: str) -> None:
     flag = f"`--{name} {value}`{source}"
-    if kind.choices and value not in kind.choices:
-        raise OptionError(f"{flag} is not one of its values", closest_name_hint(value, list(kind.choices)))
+    if setting.choices and value not in setting.choices:
+        raise OptionError(f"{flag} is not one of its values", closest_name_hint(value, list(setting.choices)))
     try:
-        number = kind.kind(value)
-        is_valid = kind.bounds is None or number in kind.bounds
+        number = setting.kind(value)
+        is_valid = setting.bounds is None or number in setting.bounds
     except ValueError:
         is_valid = False
     if not is_valid:
-        raise OptionError(f"{flag} is not {kind.noun}", f"pass {kind.noun}; {_explain(name, settings)}")
+        raise OptionError(f"{flag} is not {setting.noun}", f"pass {setting.noun}; {_explain(name, settings)}")
 
 
 def _unexpected_word(word: str) -> OptionError | None:
