@@ -219,12 +219,9 @@ def _sidecar_writer(spec: PredictSpec, pipeline: TaskPipeline, root: Path) -> Si
 
 def _check_folder_images(images: ResolvedDataset) -> None:
     """Refuse to write beside images that are no files of a folder: in tars, tables and datasets, and at addresses."""
-    others = (
-        ()
-        if isinstance(images.samples, ListedSamples)
-        else (s for s in images.samples if not isinstance(s.image, Path))
-    )
-    if first := next(iter(others), None):
+    if isinstance(images.samples, ListedSamples):
+        return
+    if first := next((sample for sample in images.samples if not isinstance(sample.image, Path)), None):
         raise OptionError(
             f"`--sidecar` writes a file beside each image, and {first.id} is no file in a folder",
             "remove `--sidecar`, and run `florence2 data convert OUTPUT FOLDER --to folder` afterwards",

@@ -24,21 +24,19 @@ Polygon = list[float]  # [x, y, x, y, ...] in pixels
 NO_LABEL = "object"
 _VALIDATION_ALIASES = ("val", "valid", "validation")
 # Kinds of `ignored_shapes` that are no objects of the image: an image with none but these has no object to miss.
-_NO_OBJECTS = frozenset(
-    [
-        *("image without an annotation file", "name of another image", "task without an annotation"),
-        *(
-            "further annotation of a task",
-            "cancelled annotation",
-            "tag",
-            "attribute",
-            "choices",
-            "taxonomy",
-            "number",
-            "rating",
-        ),
-    ]
-)
+_NO_OBJECTS = {
+    "image without an annotation file",
+    "name of another image",
+    "task without an annotation",
+    "further annotation of a task",
+    "cancelled annotation",
+    "tag",
+    "attribute",
+    "choices",
+    "taxonomy",
+    "number",
+    "rating",
+}
 
 
 @dataclass(frozen=True)

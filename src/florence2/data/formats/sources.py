@@ -19,6 +19,8 @@ from florence2.errors import DatasetError
 from florence2.log import count_kinds
 from florence2.model.tasks import OutputType, Task, find_task
 
+_UNREAD_IMAGE = "image of which no object is read"
+
 
 class DatasetSource(Protocol):
     """A dataset in some format, read as rows with their images."""
@@ -67,7 +69,7 @@ class AnnotationSource:
                 continue
             crowds = annotated.crowds if columns.keep_answers else ()
             if has_only_unread_objects(annotated) and not crowds:
-                elsewhere += [(where, kind) for kind in (*ignored, "image of which no object is read")]
+                elsewhere += [(where, kind) for kind in (*ignored, _UNREAD_IMAGE)]
                 continue
             for row in rows_from_annotations(replace(annotated, crowds=crowds), task):
                 if pending is not None:
@@ -85,7 +87,7 @@ class AnnotationSource:
                 ignored, unlisted = (), []
             elsewhere += [(where, kind) for kind in ignored]
         kinds = [kind for _, kind in elsewhere]
-        if pending is None and "image of which no object is read" in kinds:
+        if pending is None and _UNREAD_IMAGE in kinds:
             what = f"{self.name} has no object that can be read, only {count_kinds(kinds)}"
             raise DatasetError(what, "pass a dataset with boxes, polygons or captions")
         if pending is not None:  # what images without rows have is counted with the last row
@@ -97,7 +99,7 @@ def _other_origin(
     located: LocatedImage, image: AnnotatedImage, origins: dict[str, str], where: str
 ) -> DatasetError | None:
     """Return the error for a file that another name matched before: `x/a.jpg` and `y/a.jpg` are not one `a.jpg`."""
-    name = next(iter((*image.other_names, image.file_name))).replace("\\", "/").removeprefix("./")
+    name = (*image.other_names, image.file_name)[0].replace("\\", "/").removeprefix("./")
     origin = origins.setdefault(located.id, name) if located.exists else name
     if origin == name:
         return None
