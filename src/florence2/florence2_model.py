@@ -12,7 +12,7 @@ from PIL import Image
 
 from florence2 import api
 from florence2.config import DEFAULT_TASK, HubSettings, InferenceDType
-from florence2.data.array_image import image_from_array
+from florence2.data.decoding.array_image import image_from_array
 from florence2.data.sample import ImageError, Sample
 from florence2.data.stores.remote_image import RemoteImage
 from florence2.devices import is_8_bit

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from florence2.config import HubSettings
-from florence2.data.array_image import image_from_array
 from florence2.data.columns import is_missing
+from florence2.data.decoding.array_image import image_from_array
 from florence2.data.sample import Prediction, Sample
 from florence2.data.streams.table_shards import stored_image
 from florence2.data.streams.tars.tar_source import UnreadableRow
