@@ -1,3 +1,4 @@
+import importlib
 import io
 import json
 import os
@@ -206,6 +207,9 @@ def test_wandb_without_a_login_writes_an_offline_run_at_once(
     monkeypatch.setattr("sys.stdin", io.StringIO())
     output = run(folder, "wandb", log_with="wandb")
     assert any("no login of Weights & Biases" in line for line in caplog.messages)
+    importlib.import_module(
+        "wandb"
+    ).teardown()  # at the end of a process: waits until the service of wandb has written the file
     run_files = list((output / "wandb").glob("offline-run-*/*.wandb"))
     assert len(run_files) == 1
     assert run_files[0].stat().st_size > 1000
